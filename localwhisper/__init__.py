@@ -1,0 +1,1 @@
+"""The OpenAI SDK that tries the house first."""
