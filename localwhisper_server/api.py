@@ -1,0 +1,288 @@
+"""The HTTP surface: routes, uploads, answers, OpenAI's error envelope. The only importer of the web framework."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, Protocol
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+
+from localwhisper_server import form, formats, observe
+from localwhisper_server.errors import (
+    EngineFailed,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    ServerError,
+    UnknownModel,
+    UnreadableAudio,
+)
+from localwhisper_server.guard import App, Guard, Message, Receive, Scope, Send, WrongKey
+from localwhisper_server.openapi import SPEECH_FORM
+from localwhisper_server.options import Options
+from localwhisper_server.transcript import Segment, Task, Transcript
+
+logger = logging.getLogger(__name__)
+
+MAX_FIELDS = 200
+CLIENT_CLOSED_REQUEST = 499  # nginx's number, for the log alone: nobody is there to read the answer
+
+
+class Backend(Protocol):
+    """What the routes need to know of the model behind them."""
+
+    names: tuple[str, ...]
+    created: int
+    languages: frozenset[str]
+
+    def transcribe(self, source: Any, options: Options) -> AsyncGenerator[Segment | Transcript]:
+        """Yield segments, then the transcript."""
+        ...
+
+    def health(self) -> dict[str, Any]:
+        """Describe the state, with a boolean `ready`."""
+        ...
+
+    def require_ready(self) -> None:
+        """Raise Busy while the model is being loaded."""
+        ...
+
+
+def create_app(
+    backend: Backend,
+    *,
+    api_key: str | None = None,
+    max_upload: int,
+    clock: Callable[[], float] = time.monotonic,
+    lifespan: Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]] | None = None,
+) -> App:
+    """Return the ASGI application around a backend."""
+    app = FastAPI(title="localwhisper", docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan)
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(ServerError, _server_error)
+    for prefix in ("/v1", ""):  # people forget the /v1
+        _add_routes(app, prefix, backend)
+    guarded = Guard(app, api_key=api_key, max_upload=max_upload)
+    return _Outermost(guarded, clock)
+
+
+def _add_routes(app: FastAPI, prefix: str, backend: Backend) -> None:
+    speech = {"requestBody": SPEECH_FORM}
+
+    @app.post(f"{prefix}/audio/transcriptions", openapi_extra=speech, response_class=Response)
+    async def transcriptions(request: Request) -> Response:
+        return await _speech(request, "transcribe", backend)
+
+    @app.post(f"{prefix}/audio/translations", openapi_extra=speech, response_class=Response)
+    async def translations(request: Request) -> Response:
+        return await _speech(request, "translate", backend)
+
+    @app.get(f"{prefix}/models", response_class=Response)
+    async def models() -> Response:
+        return _json({"object": "list", "data": [_model(name, backend) for name in backend.names]})
+
+    @app.get(f"{prefix}/models/{{name:path}}", response_class=Response)
+    async def model(name: str) -> Response:
+        if name not in backend.names:
+            raise UnknownModel(name[:128], backend.names)
+        return _json(_model(name, backend))
+
+    @app.get(f"{prefix}/health", response_class=Response)
+    async def health() -> Response:
+        return _json(backend.health())
+
+
+def _model(name: str, backend: Backend) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": backend.created,
+        "owned_by": "localwhisper",
+        "shutdown_date": None,
+    }
+
+
+async def _speech(request: Request, task: Task, backend: Backend) -> Response:
+    backend.require_ready()
+    async with request.form(max_files=8, max_fields=MAX_FIELDS) as data:
+        fields = _fields(data)
+        model = form.requested_model(fields)
+        if model not in backend.names:
+            raise UnknownModel(model[:128], backend.names)
+        asked = form.parse(fields, task, known_languages=backend.languages, model=model)
+        upload = next((value for value in data.getlist("file") if isinstance(value, UploadFile)), None)
+        if upload is None:
+            raise form.missing_file()
+        items = backend.transcribe(upload.file, asked.options)
+        try:
+            if asked.stream:
+                # The first item before the headers: a file that cannot be decoded is a 400, not a broken stream.
+                first = await _unless_gone(request, anext(items))
+                return StreamingResponse(_events(first, items, asked), media_type=formats.SSE_TYPE)
+            transcript = await _unless_gone(request, _last(items))
+        except UnreadableAudio as failure:
+            raise form.unreadable(upload.filename) or failure from failure
+        except _Gone:
+            await items.aclose()
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+    return _rendered(transcript, asked)
+
+
+def _fields(data: FormData) -> dict[str, list[str]]:
+    fields: dict[str, list[str]] = {}
+    for name, value in data.multi_items():
+        if isinstance(value, str):
+            fields.setdefault(name, []).append(value)
+    return fields
+
+
+async def _last(items: AsyncGenerator[Segment | Transcript]) -> Transcript:
+    async with contextlib.aclosing(items):
+        async for item in items:
+            if isinstance(item, Transcript):
+                return item
+    raise EngineFailed  # a service that ends without a transcript is a fault of ours
+
+
+def _rendered(transcript: Transcript, asked: form.SpeechRequest) -> Response:
+    if asked.response_format in formats.PLAIN:
+        media_type, render = formats.PLAIN[asked.response_format]
+        return Response(render(transcript), media_type=media_type)
+    if asked.response_format == "verbose_json":
+        body = formats.render_verbose_json(transcript, segments=asked.segments, words=asked.words)
+    else:
+        body = formats.render_json(transcript, logprobs=asked.logprobs, list_languages=asked.lists_languages)
+    return Response(body, media_type=formats.JSON_TYPE)
+
+
+async def _events(
+    first: Segment | Transcript, items: AsyncGenerator[Segment | Transcript], asked: form.SpeechRequest
+) -> AsyncIterator[bytes]:
+    """Render items as server-sent events; the deltas add up to the text of `done`."""
+    item: Segment | Transcript = first
+    begun = False
+    try:
+        async with contextlib.aclosing(items):
+            while isinstance(item, Segment):
+                text = item.text if begun else item.text.lstrip()
+                if text:
+                    begun = True
+                    yield formats.delta_event(text, item, logprobs=asked.logprobs)
+                item = await anext(items)
+        yield formats.done_event(item, logprobs=asked.logprobs, list_languages=asked.lists_languages)
+    except ServerError as failure:
+        # The headers are out: the SDKs raise APIError on an event with an `error`.
+        yield formats.event({"type": "error"} | failure.body())
+
+
+class _Gone(Exception):
+    """The caller hung up."""
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, Any] | Awaitable[Any]) -> Any:
+    """Await `work`, but stop it as soon as the caller hangs up.
+
+    Raises:
+        _Gone: they did.
+
+    """
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_hung_up(request.receive))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise _Gone
+        return working.result()
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _hung_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(formats.to_json(value), status, headers, media_type=formats.JSON_TYPE)
+
+
+def _error_response(error: ServerError) -> Response:
+    response = _json(error.body(), error.status, error.headers)
+    if isinstance(error, WrongKey):
+        # As OpenAI sends this one; the SDKs parse it whatever it is called.
+        response.headers["content-type"] = formats.TEXT_TYPE
+    return response
+
+
+async def _server_error(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, ServerError)  # noqa: S101 - registered for this class alone
+    return _error_response(exc)
+
+
+async def _http_exception(request: Request, exc: Exception) -> Response:
+    """Translate the framework's own refusals into OpenAI's envelope."""
+    assert isinstance(exc, HTTPException)  # noqa: S101 - registered for this class alone
+    if exc.status_code == 404:  # noqa: PLR2004 - the number is the name
+        return _error_response(NotFound(request.method, request.url.path))
+    if exc.status_code == 405:  # noqa: PLR2004 - as above
+        allowed = (exc.headers or {}).get("Allow", "")
+        return _error_response(MethodNotAllowed(request.method, request.url.path, allowed))
+    return _error_response(InvalidRequest(f"We could not parse the body of your request: {exc.detail}"))
+
+
+class _Outermost:
+    """Gives every answer its id and timing, every request its log line, and every error its envelope."""
+
+    def __init__(self, app: App, clock: Callable[[], float]) -> None:
+        self._app = app
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        identity = observe.new_request_id(given)
+        token = observe.request_id.set(identity)
+        started, status = self._clock(), 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                elapsed = round((self._clock() - started) * 1000)
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", identity.encode()),
+                    (b"openai-processing-ms", str(elapsed).encode()),
+                    (b"openai-version", b"2020-10-01"),
+                ]
+            await send(message)
+
+        try:
+            await self._answer(scope, receive, send_with_headers, lambda: bool(status))
+        finally:
+            took = self._clock() - started
+            logger.info("%s %s %d %.3fs", scope["method"], scope["path"], status, took)
+            observe.request_id.reset(token)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, begun: Callable[[], bool]) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except ServerError as failure:
+            error = failure
+        except Exception:
+            logger.exception("a request failed")
+            error = EngineFailed()
+        else:
+            return
+        if not begun():
+            await _error_response(error)(scope, receive, send)

@@ -1,0 +1,134 @@
+"""Every error a request can end in, each with the status and the words OpenAI would use.
+
+    ServerError
+    ├── InvalidRequest      400  the caller's field is wrong: `param` names it, `code` says how
+    │   └── UnreadableAudio 400  the bytes are not audio that can be decoded
+    ├── UnknownModel        404  a name that is neither served nor an alias
+    ├── NotFound            404  no such route
+    ├── MethodNotAllowed    405  the route exists, the method does not
+    ├── TooLarge            413  the body is over the limit
+    ├── Busy                503  the queue is full or the model is not ready; `retry_after` says when to come back
+    └── EngineFailed        500  the model failed; the cause is in the log under the request's id, never in the answer
+
+The envelope is `{"error": {"message", "type", "param", "code"}}`, all four keys always present.
+"""
+
+import math
+from typing import Any, ClassVar
+
+INVALID_REQUEST = "invalid_request_error"
+
+
+class ServerError(Exception):
+    """An error that knows how it is answered.
+
+    `status` is the HTTP status; `type`, `param` and `code` are the envelope's fields of those names.
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers that belong to this answer, `Retry-After` for one."""
+        return {}
+
+    def body(self) -> dict[str, Any]:
+        """Return the JSON body in OpenAI's envelope."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class InvalidRequest(ServerError):
+    """A field that is missing, malformed or cannot be honoured."""
+
+    status = 400
+    type = INVALID_REQUEST
+
+
+class UnreadableAudio(InvalidRequest):
+    """An upload that no decoder makes sense of."""
+
+    def __init__(self, message: str = "Audio file might be corrupted or unsupported") -> None:
+        super().__init__(message, param="file", code="invalid_value")
+
+
+class UnknownModel(ServerError):
+    """A model that this server does not serve; the message lists what it does."""
+
+    status = 404
+    type = INVALID_REQUEST
+
+    def __init__(self, name: str, served: tuple[str, ...]) -> None:
+        super().__init__(
+            f"The model '{name}' does not exist on this server. It serves: {', '.join(served)}.",
+            param="model",
+            code="model_not_found",
+        )
+
+
+class NotFound(ServerError):
+    """A path without a route."""
+
+    status = 404
+    type = INVALID_REQUEST
+
+    def __init__(self, method: str, path: str) -> None:
+        super().__init__(f"Invalid URL ({method} {path})")
+
+
+class MethodNotAllowed(ServerError):
+    """A route that does not take this method."""
+
+    status = 405
+    type = INVALID_REQUEST
+
+    def __init__(self, method: str, path: str, allowed: str) -> None:
+        super().__init__(f"Not allowed to {method} on {path}. Allowed: {allowed}.", code="method_not_allowed")
+        self.allowed = allowed
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """RFC 9110 §15.5.6 asks for `Allow`."""
+        return {"Allow": self.allowed}
+
+
+class TooLarge(ServerError):
+    """A body over the limit. OpenAI types this one `server_error` and adds an empty usage."""
+
+    status = 413
+
+    def __init__(self, limit: int, read: int) -> None:
+        super().__init__(f"413: Maximum content size limit ({limit}) exceeded ({read} bytes read)")
+
+    def body(self) -> dict[str, Any]:
+        """Return the envelope with the `usage` that OpenAI's 413 carries."""
+        return super().body() | {"usage": {"type": "duration", "seconds": 0}}
+
+
+class Busy(ServerError):
+    """The server is alive but cannot take this request now. `retry_after` is in seconds."""
+
+    status = 503
+    type = "service_unavailable_error"
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message, code="server_is_overloaded")
+        self.retry_after = max(1, math.ceil(retry_after))
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Whole seconds, as OpenAI sends them."""
+        return {"Retry-After": str(self.retry_after)}
+
+
+class EngineFailed(ServerError):
+    """The model failed on this request."""
+
+    def __init__(self, message: str = "The server had an error while processing your request.") -> None:
+        super().__init__(message)

@@ -1,0 +1,34 @@
+"""The multipart form of the speech routes, for the OpenAPI document."""
+
+from typing import Any
+
+from localwhisper_server.form import FORMATS, GRANULARITIES
+
+SPEECH_FORM: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file", "model"],
+                "properties": {
+                    "file": {"type": "string", "format": "binary", "description": "The recording, in any container."},
+                    "model": {"type": "string", "description": "A served model, or an OpenAI name such as whisper-1."},
+                    "language": {"type": "string", "description": "ISO 639-1; detected where it is not given."},
+                    "languages[]": {"type": "array", "items": {"type": "string"}},
+                    "keywords[]": {"type": "array", "items": {"type": "string"}, "description": "Spellings to prefer."},
+                    "prompt": {"type": "string", "description": "Text taken as having been said before."},
+                    "response_format": {"type": "string", "enum": list(FORMATS), "default": "json"},
+                    "temperature": {"type": "number", "minimum": 0, "maximum": 1, "default": 0},
+                    "timestamp_granularities[]": {
+                        "type": "array",
+                        "items": {"type": "string", "enum": list(GRANULARITIES)},
+                    },
+                    "include[]": {"type": "array", "items": {"type": "string", "enum": ["logprobs"]}},
+                    "stream": {"type": "boolean", "default": False},
+                    "chunking_strategy": {"type": "string", "description": "auto, or an object as JSON."},
+                },
+            }
+        }
+    },
+}

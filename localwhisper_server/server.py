@@ -1,0 +1,179 @@
+"""The parts put together: a model found and loaded beside a server that already answers `/health`."""
+
+import contextlib
+import logging
+import socket
+import threading
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from pathlib import Path
+from typing import IO, Any
+
+import uvicorn
+
+from localwhisper_client._version import __version__
+from localwhisper_server import api, engine, models
+from localwhisper_server.config import Settings
+from localwhisper_server.engine import Chunk, ChunkResult, Engine
+from localwhisper_server.errors import Busy, EngineFailed
+from localwhisper_server.options import Options
+from localwhisper_server.scheduler import Scheduler
+from localwhisper_server.service import Service
+from localwhisper_server.transcript import Segment, Transcript
+
+logger = logging.getLogger(__name__)
+
+# A guess for the callers who come while the model is loaded; a local one takes seconds.
+LOADING_RETRY_SECONDS = 2.0
+BATCH = {"cpu": 2, "cuda": 8}
+# How long a stop waits for the batch in flight.
+STOP_SECONDS = 5.0
+
+Load = Callable[[Path, engine.Device], Engine]
+
+
+class Backend:
+    """What the routes talk to: the model while it loads, while it serves, and when it failed.
+
+    `load` builds the engine; a test gives its own.
+    """
+
+    def __init__(self, settings: Settings, *, load: Load | None = None, cuda_devices: int | None = None) -> None:
+        self._settings = settings
+        self._load = load or (lambda folder, device: Engine(folder, device, threads=settings.threads))
+        count = engine.cuda_devices() if cuda_devices is None else cuda_devices
+        self.device = engine.choose_device(settings.device, settings.compute_type, cuda_devices=count)
+        self.model = settings.model if settings.model != "auto" else models.default_model(self.device.name)
+        self.names = models.served_names(self.model)
+        self.created = 0
+        self.languages: frozenset[str] = frozenset()
+        self.failure: Exception | None = None
+        self._service: Service | None = None
+        self._scheduler: Scheduler[Chunk, ChunkResult] | None = None
+
+    def start(self) -> None:
+        """Find and load the model; returns when it is warm.
+
+        Raises:
+            ModelError: it cannot be had.
+            RuntimeError, ValueError: CTranslate2 cannot load it on this device.
+
+        """
+        folder = models.find(self.model, cache_dir=self._settings.cache_dir)
+        started = time.monotonic()
+        loaded = self._load(folder, self.device)
+        loaded.warm_up()
+        self.created = int((folder / "model.bin").stat().st_mtime)
+        self.languages = loaded.languages
+        self._scheduler = Scheduler(
+            loaded.run,
+            capacity=self._settings.queue,
+            batch=self._settings.batch or BATCH[self.device.name],
+            clock=time.monotonic,
+        )
+        self._service = Service(self._scheduler, max_seconds=self._settings.max_seconds)
+        logger.info(
+            "ready: %s on %s, %s (%s), loaded and warmed in %.1f s",
+            self.model,
+            self.device.name,
+            self.device.compute_type,
+            self.device.reason,
+            time.monotonic() - started,
+        )
+
+    def stop(self) -> bool:
+        """Stop the engine after the batch in flight; False if that batch takes too long to wait for."""
+        return self._scheduler is None or self._scheduler.close(timeout=STOP_SECONDS)
+
+    def require_ready(self) -> None:
+        """Raise Busy while the model is being loaded, EngineFailed if it could not be."""
+        if self.failure is not None:
+            raise EngineFailed("The model could not be loaded; the server's log says why.")
+        if self._service is None:
+            raise Busy("The model is still being loaded. Try again shortly.", retry_after=LOADING_RETRY_SECONDS)
+
+    def transcribe(self, source: IO[bytes], options: Options) -> AsyncGenerator[Segment | Transcript]:
+        """Yield segments, then the transcript; see `Service.transcribe`."""
+        self.require_ready()
+        assert self._service is not None  # noqa: S101 - ready means it is there
+        return self._service.transcribe(source, options)
+
+    def health(self) -> dict[str, Any]:
+        """Describe the state; answers at once whatever the model is doing."""
+        ready = self._service is not None
+        scheduler = self._scheduler
+        return {
+            "status": "ok" if ready else "failed" if self.failure else "loading",
+            "ready": ready,
+            "model": self.model,
+            "device": self.device.name,
+            "compute_type": self.device.compute_type,
+            "version": __version__,
+            "requests": scheduler.requests if scheduler else 0,
+            "queue_seconds": round(scheduler.queue_seconds, 3) if scheduler else 0.0,
+        }
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Bind the listening socket before anything slow happens, so that a busy port is known at once.
+
+    Raises:
+        OSError: the address is in use or not this machine's.
+
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listening = socket.socket(family, kind, protocol)
+    try:
+        # A server that restarts must not wait for the connections of its former self to time out.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+def url(listening: socket.socket) -> str:
+    """Return the base address of a bound socket."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def run(settings: Settings, listening: socket.socket) -> None:
+    """Serve on a bound socket until a signal stops it.
+
+    Raises:
+        ModelError, RuntimeError, ValueError: the model could not be found or loaded; nothing is served any more.
+
+    """
+    backend = Backend(settings)
+
+    def load() -> None:
+        try:
+            backend.start()
+        except Exception as failure:  # noqa: BLE001 - raised again below, in the main thread
+            backend.failure = failure
+            server.should_exit = True
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: object) -> AsyncIterator[None]:
+        # Not awaited: the server answers while the model loads.
+        threading.Thread(target=load, name="localwhisper-load", daemon=True).start()
+        logger.info("listening on %s", url(listening))
+        yield
+
+    app = api.create_app(
+        backend,
+        api_key=settings.api_key.get_secret_value() if settings.api_key else None,
+        max_upload=settings.max_upload,
+        lifespan=lifespan,
+    )
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=int(STOP_SECONDS)
+    )
+    server = uvicorn.Server(config)
+    server.run(sockets=[listening])
+    if backend.failure is not None:
+        raise backend.failure
+    if not backend.stop():
+        logger.warning("stopped without waiting for the batch in flight")
