@@ -221,7 +221,7 @@ def _error_response(error: ServerError) -> Response:
     return response
 
 
-async def _server_error(request: Request, exc: Exception) -> Response:
+async def _server_error(_request: Request, exc: Exception) -> Response:
     assert isinstance(exc, ServerError)  # noqa: S101 - registered for this class alone
     return _error_response(exc)
 

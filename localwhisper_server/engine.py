@@ -255,7 +255,7 @@ class Engine:
         aligned, position = [], 0
         for segment, tokens in zip(segments, text_tokens, strict=True):
             last = position + len(tokens)
-            words = _words(tokenizer, tokens, starts[position : last + 1], segment, chunk)
+            words = _words(tokenizer, tokens, starts[position : last + 1], chunk)
             logprobs = [
                 TokenLogprob(_token_bytes(tokenizer, token), math.log(max(probability, 1e-10)))
                 for token, probability in zip(tokens, alignment.text_token_probs[position:last], strict=True)
@@ -398,9 +398,7 @@ def _token_starts(path: Sequence[tuple[int, int]], count: int) -> list[float]:
     return starts
 
 
-def _words(
-    tokenizer: Tokenizer, tokens: list[int], starts: Sequence[float], segment: Segment, chunk: Chunk
-) -> list[Word]:
+def _words(tokenizer: Tokenizer, tokens: list[int], starts: Sequence[float], chunk: Chunk) -> list[Word]:
     """Join tokens to words; a word lies within its chunk and ends where the next one begins."""
     words: list[Word] = []
     position = 0
@@ -421,7 +419,7 @@ def _words(
 
 @lru_cache(maxsize=1)
 def _byte_of_letter() -> dict[str, int]:
-    """Return GPT-2's printable stand-ins for bytes: printable ones stand for themselves, the rest follow from U+0100."""
+    """Return GPT-2's letters for bytes: printable ones stand for themselves, the rest follow from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [byte for byte in range(256) if byte not in set(printable)]
     table = {chr(byte): byte for byte in printable}

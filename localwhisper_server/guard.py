@@ -40,7 +40,8 @@ class WrongKey(ServerError):
 
     def __init__(self, key: str) -> None:
         super().__init__(
-            f"Incorrect API key provided: {_masked(key)}. This server's key is the one it was started with (--api-key).",
+            f"Incorrect API key provided: {_masked(key)}. "
+            "This server's key is the one it was started with (--api-key).",
             code="invalid_api_key",
         )
 

@@ -33,5 +33,5 @@ def configure_logging(level: str, stream: TextIO | None = None) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    for chatty in ("httpx", "httpx2", "filelock", "faster_whisper", "uvicorn.access", "python_multipart"):
+    for chatty in ("httpx", "httpx2", "filelock", "faster_whisper", "uvicorn", "python_multipart"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
