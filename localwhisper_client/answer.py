@@ -50,7 +50,7 @@ def read(response: Any, expected: Expected) -> None:
     """Read and check a response.
 
     Raises:
-        HouseAnsweredWrongly: it is not an answer to this call. The response is closed then, as it is when reading fails.
+        HouseAnsweredWrongly: it is no answer to this call. The response is closed then, as when reading fails.
 
     """
     try:
