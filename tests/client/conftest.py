@@ -23,21 +23,21 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=FLAVOURS)
 def drive(request: pytest.FixtureRequest) -> Iterator[Driver]:
-    """The sync client, then the async one."""
+    """Drive the sync client, then the async one."""
     with driver(request.param) as made:
         yield made
 
 
 @pytest.fixture
 def house() -> Iterator[FaultServer]:
-    """A server in the house that answers."""
+    """Run a server in the house that answers."""
     with serving() as server:
         yield server
 
 
 @pytest.fixture
 def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultServer]:
-    """A stand-in for OpenAI, which the environment points at, with a key."""
+    """Run a stand-in for OpenAI, which the environment points at, with a key."""
     with serving() as server:
         monkeypatch.setenv("LOCALWHISPER_CLOUD_BASE_URL", server.url)
         monkeypatch.setenv("OPENAI_API_KEY", "sk-cloud")

@@ -45,6 +45,7 @@ class Driver:
         return str(self.run(_CALLS[self.flavour, shape], client.audio.transcriptions, fields))
 
     def close(self) -> None:
+        """Close every client that was made."""
         for client in self._clients:
             self.run(client.close)
 
@@ -65,6 +66,7 @@ def _finish(result: Any) -> Any:
 
 @contextlib.contextmanager
 def driver(flavour: str) -> Iterator[Driver]:
+    """Yield a driver with an event loop in the background."""
     with anyio.from_thread.start_blocking_portal() as portal:
         driver = Driver(flavour, portal)
         try:

@@ -32,6 +32,7 @@ class Request:
 
     @property
     def wants_events(self) -> bool:
+        """Whether the call said `stream=True`."""
         return b'name="stream"\r\n\r\ntrue' in self.body
 
 
@@ -40,7 +41,7 @@ class FaultServer:
     """Answers each request as `behaviour` says; remembers calls and probes apart."""
 
     behaviour: Callable[[socket.socket, Request], None]
-    healthy: bool = True
+    answers_probe: Callable[[socket.socket, Request], None] | None = None
     calls: list[Request] = field(default_factory=list)
     probes: list[Request] = field(default_factory=list)
     reads_body: bool = True
@@ -55,6 +56,7 @@ class FaultServer:
         self.thread.start()
 
     def stop(self) -> None:
+        """Refuse from now on, and drop whoever is connected."""
         self.stopped.set()
         with contextlib.suppress(OSError):
             self.listener.shutdown(socket.SHUT_RDWR)
@@ -78,8 +80,7 @@ class FaultServer:
             while (request := self._receive(conn)) is not None:
                 if request.method == "GET":
                     self.probes.append(request)
-                    kind = b"application/json"
-                    conn.sendall(response(200 if self.healthy else 503, kind, b"{}"))
+                    (self.answers_probe or says(200, b"application/json", b"{}"))(conn, request)
                 else:
                     self.calls.append(request)
                     self.behaviour(conn, request)
@@ -108,6 +109,7 @@ class FaultServer:
 
 
 def response(status: int, kind: bytes, body: bytes, *headers: bytes) -> bytes:
+    """Return a response as it goes over the wire."""
     lines = [b"HTTP/1.1 %d Whatever" % status, b"content-type: " + kind, b"content-length: %d" % len(body), *headers]
     return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
@@ -139,6 +141,7 @@ def reset(conn: socket.socket) -> None:
 
 @contextlib.contextmanager
 def serving(behaviour: Callable[[socket.socket, Request], None] = answers) -> Iterator[FaultServer]:
+    """Run a server."""
     server = FaultServer(behaviour)
     try:
         yield server
@@ -163,7 +166,7 @@ def blackhole() -> Iterator[int]:
         listener.listen(0)
         for _ in range(4):
             filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
+            filler.setblocking(False)  # noqa: FBT003 - the standard library's signature
             with contextlib.suppress(BlockingIOError):
                 filler.connect(listener.getsockname())
         yield listener.getsockname()[1]
