@@ -1,1 +1,79 @@
-"""The OpenAI SDK that tries the house first."""
+"""The OpenAI SDK that tries the house first: `import localwhisper as openai` is the whole change to a program.
+
+Speech-to-text goes through `LocalWhisper`; every other name is the `openai` module's own.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, cast
+
+import openai
+
+from localwhisper_client._version import __version__
+from localwhisper_client.client import AsyncLocalWhisper, LocalWhisper
+
+if TYPE_CHECKING:
+    from openai.resources.audio import Audio
+
+__all__ = ["AsyncLocalWhisper", "AsyncOpenAI", "LocalWhisper", "OpenAI", "__version__", "audio"]
+
+OpenAI = Client = LocalWhisper
+AsyncOpenAI = AsyncClient = AsyncLocalWhisper
+
+# What programs set on the `openai` module to configure its own client, and what ours therefore takes from there.
+_SETTINGS = (
+    "api_key", "organization", "project", "base_url", "timeout", "max_retries", "default_headers", "default_query",
+    "http_client",
+)  # fmt: skip
+
+_lock = threading.Lock()
+_current: tuple[dict[str, Any], LocalWhisper] | None = None
+
+
+def _client() -> LocalWhisper:
+    """Return the module's client, made when first needed and made anew when the module's settings changed."""
+    global _current  # noqa: PLW0603 - the SDK's module client is as global
+    settings = {name: getattr(openai, name) for name in _SETTINGS}
+    with _lock:
+        if _current is None:
+            _current = settings, LocalWhisper(**settings)
+        elif _current[0] != settings:
+            # The house and what is known of its health stay; only the cloud's part is new.
+            _current = settings, LocalWhisper(_route=_current[1]._route, **settings)  # noqa: SLF001 - our own
+        return _current[1]
+
+
+class _Lazy:
+    """A part of the module's client, which is not made before something of that part is used."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(getattr(_client(), self._name), attribute)
+
+
+audio = cast("Audio", _Lazy("audio"))
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(openai, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *dir(openai)})
+
+
+class _Module(ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        # `openai.api_key = …` must reach the SDK, whatever name the program knows it by.
+        if name in _SETTINGS or (hasattr(openai, name) and name not in self.__dict__):
+            setattr(openai, name, value)
+        else:
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Module

@@ -1,0 +1,246 @@
+"""`LocalWhisper` and `AsyncLocalWhisper`: the SDK's clients, whose speech-to-text tries the house first.
+
+Both override `request`, through which every method of the SDK passes, and carry out there what `routing` decides.
+Copying and closing are overridden only so that the routing goes along.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+import anyio
+import anyio.to_thread
+import openai
+
+from localwhisper_client import answer
+from localwhisper_client.errors import CloudKeyMissing
+from localwhisper_client.route import Route, is_speech_to_text
+from localwhisper_client.routing import Outcome, Probe, Try, Verdict, Wait
+from localwhisper_client.upload import Upload, needs_copy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from concurrent.futures import Future
+
+    from localwhisper_client.events import Event
+    from localwhisper_client.policy import Policy
+    from localwhisper_client.route import Routed
+    from localwhisper_client.routing import Reply
+
+
+class LocalWhisper(openai.OpenAI):
+    """`openai.OpenAI`, whose `audio.transcriptions` and `audio.translations` are answered in the house first.
+
+    Every argument of `openai.OpenAI` keeps its meaning: they describe the cloud, and everything that is not
+    speech-to-text. No `api_key` is needed unless `policy` is `cloud`.
+
+    Args:
+        lan_url: base URL of the server in the house, `http://pc:5000/v1`; several separated by commas.
+            Default: `LOCALWHISPER_BASE_URL`, else `OPENAI_BASE_URL` where it points away from OpenAI, else
+            `http://localhost:5000/v1`.
+        lan_key: the key that server wants. Default: `LOCALWHISPER_API_KEY`.
+        policy: `local_only` (the default), `wait` or `cloud`; the stricter of this and `LOCALWHISPER_POLICY` wins.
+        connect_timeout: seconds the server has to accept a connection; default 1.
+        on_event: called with each `localwhisper_client.Event`, in the thread or task where it happens.
+        sdk: the arguments of `openai.OpenAI`.
+
+    Raises:
+        ConfigurationError: a setting cannot be used.
+
+    """
+
+    def __init__(
+        self,
+        *,
+        lan_url: str | None = None,
+        lan_key: str | None = None,
+        policy: Policy | str | None = None,
+        connect_timeout: float | None = None,
+        on_event: Callable[[Event], None] | None = None,
+        _route: Route[openai.OpenAI] | None = None,
+        **sdk: Any,
+    ) -> None:
+        self._route = _route or Route.load(
+            openai.OpenAI,
+            os.environ,
+            lan_url=lan_url,
+            lan_key=lan_key,
+            policy=policy,
+            connect_timeout=connect_timeout,
+            on_event=on_event,
+        )
+        super().__init__(**self._route.cloud_arguments(sdk, os.environ, _no_key))
+
+    def request(self, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
+        """Send one request: speech-to-text where the routing says, everything else where it always went."""
+        if not is_speech_to_text(options):
+            return super().request(cast_to, options, stream=stream, stream_cls=stream_cls)
+        with Upload(options.files) as upload:
+            routed = self._route.call(self, options, upload.files, stream=stream)
+            plan = routed.start().plan()
+            reply: Reply = None
+            while True:
+                try:
+                    step = plan.send(reply)
+                except StopIteration as end:
+                    return routed.result(end.value)
+                match step:
+                    case Wait():
+                        time.sleep(step.seconds)
+                        reply = None
+                    case Probe():
+                        probe = self._route.house.server(step.backend).prober.ask(self._route.announce)
+                        reply = probe.result() if step.wait else None
+                    case Try() if step.backend.cloud:
+                        try:
+                            value = super().request(
+                                cast_to, routed.cloud_options(step.seconds), stream=stream, stream_cls=stream_cls
+                            )
+                            reply = Outcome(Verdict.ANSWERED, value=value)
+                        except openai.OpenAIError as error:
+                            reply = routed.cloud_fault(error)
+                    case Try():
+                        reply = self._ask_house(routed, step, cast_to, stream=stream, stream_cls=stream_cls)
+
+    def _ask_house(self, routed: Routed[openai.OpenAI], step: Try, cast_to: Any, **streaming: Any) -> Outcome:
+        server = self._route.house.server(step.backend)
+        try:
+            raw: Any = server.client.request(cast_to, routed.house_options(server, step.seconds), **streaming)
+            answer.read(raw.http_response, routed.expected)
+            return routed.answer(raw)
+        except Exception as error:  # noqa: BLE001 - raised again unless it is the network's or the server's
+            return routed.house_fault(error)
+
+    def copy(
+        self,
+        *,
+        lan_url: str | None = None,
+        lan_key: str | None = None,
+        policy: Policy | str | None = None,
+        connect_timeout: float | None = None,
+        on_event: Callable[[Event], None] | None = None,
+        _extra_kwargs: Mapping[str, Any] | None = None,
+        **sdk: Any,
+    ) -> Self:
+        """Return a client with some options changed; it shares house and breakers, and its policy is never looser."""
+        route = self._route.narrowed(
+            openai.OpenAI, policy, on_event, lan_url=lan_url, lan_key=lan_key, connect_timeout=connect_timeout
+        )
+        return super().copy(_extra_kwargs={**(_extra_kwargs or {}), "_route": route}, **sdk)
+
+    with_options = copy
+
+    def close(self) -> None:
+        """Close the connections to the cloud and to the house; as with the SDK, those of its copies too."""
+        super().close()
+        for server in self._route.house.servers:
+            server.client.close()
+
+
+class AsyncLocalWhisper(openai.AsyncOpenAI):
+    """`openai.AsyncOpenAI`, with `LocalWhisper`'s arguments and routing."""
+
+    def __init__(
+        self,
+        *,
+        lan_url: str | None = None,
+        lan_key: str | None = None,
+        policy: Policy | str | None = None,
+        connect_timeout: float | None = None,
+        on_event: Callable[[Event], None] | None = None,
+        _route: Route[openai.AsyncOpenAI] | None = None,
+        **sdk: Any,
+    ) -> None:
+        self._route = _route or Route.load(
+            openai.AsyncOpenAI,
+            os.environ,
+            lan_url=lan_url,
+            lan_key=lan_key,
+            policy=policy,
+            connect_timeout=connect_timeout,
+            on_event=on_event,
+        )
+        super().__init__(**self._route.cloud_arguments(sdk, os.environ, _no_async_key))
+
+    async def request(self, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
+        """Send one request: speech-to-text where the routing says, everything else where it always went."""
+        if not is_speech_to_text(options):
+            return await super().request(cast_to, options, stream=stream, stream_cls=stream_cls)
+        # Only a stream that must be copied can block.
+        copied = needs_copy(options.files)
+        with await anyio.to_thread.run_sync(Upload, options.files) if copied else Upload(options.files) as upload:
+            routed = self._route.call(self, options, upload.files, stream=stream)
+            plan = routed.start().plan()
+            reply: Reply = None
+            while True:
+                try:
+                    step = plan.send(reply)
+                except StopIteration as end:
+                    return routed.result(end.value)
+                match step:
+                    case Wait():
+                        await anyio.sleep(step.seconds)
+                        reply = None
+                    case Probe():
+                        probe = self._route.house.server(step.backend).prober.ask(self._route.announce)
+                        reply = await _result_of(probe) if step.wait else None
+                    case Try() if step.backend.cloud:
+                        try:
+                            value = await super().request(
+                                cast_to, routed.cloud_options(step.seconds), stream=stream, stream_cls=stream_cls
+                            )
+                            reply = Outcome(Verdict.ANSWERED, value=value)
+                        except openai.OpenAIError as error:
+                            reply = routed.cloud_fault(error)
+                    case Try():
+                        reply = await self._ask_house(routed, step, cast_to, stream=stream, stream_cls=stream_cls)
+
+    async def _ask_house(
+        self, routed: Routed[openai.AsyncOpenAI], step: Try, cast_to: Any, **streaming: Any
+    ) -> Outcome:
+        server = self._route.house.server(step.backend)
+        try:
+            raw: Any = await server.client.request(cast_to, routed.house_options(server, step.seconds), **streaming)
+            await answer.aread(raw.http_response, routed.expected)
+            return routed.answer(raw)
+        except Exception as error:  # noqa: BLE001 - as above
+            return routed.house_fault(error)
+
+    def copy(
+        self,
+        *,
+        lan_url: str | None = None,
+        lan_key: str | None = None,
+        policy: Policy | str | None = None,
+        connect_timeout: float | None = None,
+        on_event: Callable[[Event], None] | None = None,
+        _extra_kwargs: Mapping[str, Any] | None = None,
+        **sdk: Any,
+    ) -> Self:
+        """Return a client with some options changed; it shares house and breakers, and its policy is never looser."""
+        route = self._route.narrowed(
+            openai.AsyncOpenAI, policy, on_event, lan_url=lan_url, lan_key=lan_key, connect_timeout=connect_timeout
+        )
+        return super().copy(_extra_kwargs={**(_extra_kwargs or {}), "_route": route}, **sdk)
+
+    with_options = copy
+
+    async def close(self) -> None:
+        """Close the connections to the cloud and to the house; as with the SDK, those of its copies too."""
+        await super().close()
+        for server in self._route.house.servers:
+            await server.client.close()
+
+
+async def _result_of(probe: Future[bool]) -> bool:
+    return await anyio.to_thread.run_sync(probe.result, abandon_on_cancel=True)
+
+
+def _no_key() -> str:
+    raise CloudKeyMissing
+
+
+async def _no_async_key() -> str:
+    raise CloudKeyMissing

@@ -1,0 +1,120 @@
+"""The client's exceptions, and the words in which a call that failed says why and what to do.
+
+    openai.OpenAIError
+    ├── LocalWhisperError                 all of ours
+    │   ├── ConfigurationError            a setting cannot be used; raised before anything is sent
+    │   ├── CloudKeyMissing               something of the cloud's was called, and there is no key for it
+    │   ├── HouseUnavailable              nobody in the house could be reached, or the connection broke
+    │   │   └── HouseTimedOut             …because the time was up
+    │   └── HouseAnsweredWrongly          an answer, but not one of a speech-to-text server
+    └── openai.APIError
+        ├── openai.APIConnectionError     HouseUnavailable is one of these too
+        │   └── openai.APITimeoutError    …and HouseTimedOut one of these
+        ├── openai.APIResponseValidationError    …and HouseAnsweredWrongly one of these
+        └── openai.APIStatusError         BadRequestError, AuthenticationError, RateLimitError …: raised as the SDK
+                                          has them, with the backends tried and the way out added to the message
+
+So code written for the SDK's exceptions goes on working.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import openai
+
+from localwhisper_client.policy import Policy
+from localwhisper_client.routing import Verdict
+
+if TYPE_CHECKING:
+    from localwhisper_client.routing import Ending
+
+
+class LocalWhisperError(openai.OpenAIError):
+    """Anything this library raises that the SDK does not."""
+
+
+class ConfigurationError(LocalWhisperError):
+    """A setting cannot be used."""
+
+
+class CloudKeyMissing(LocalWhisperError):  # noqa: N818 - it names what is missing
+    """Something other than speech-to-text was called without a key for it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This call goes to OpenAI, and there is no key for it: set OPENAI_API_KEY or pass api_key=. "
+            "Only speech-to-text (audio.transcriptions, audio.translations) is answered in the house."
+        )
+
+
+class HouseUnavailable(LocalWhisperError, openai.APIConnectionError):  # noqa: N818 - it says what is the matter
+    """Nobody in the house could be reached, or the connection broke."""
+
+    def __init__(self, message: str, *, request: Any) -> None:
+        # Straight to the root of the SDK's tree: its own constructors in between take no message.
+        openai.APIError.__init__(self, message, request, body=None)
+
+
+class HouseTimedOut(HouseUnavailable, openai.APITimeoutError):
+    """Nobody in the house answered in time."""
+
+
+class HouseAnsweredWrongly(LocalWhisperError, openai.APIResponseValidationError):  # noqa: N818 - as above
+    """Somebody answered, but not as a speech-to-text server does: a login page, half a transcript, a redirect."""
+
+    def __init__(self, message: str, *, response: Any) -> None:
+        openai.APIResponseValidationError.__init__(self, response, None, message=message)
+
+
+def explained(ending: Ending, request: Any) -> Exception:
+    """Return the exception for a call that failed: the backends tried, why each failed, and what to do.
+
+    `request` stands in where no request was sent at all.
+    """
+    error = ending.outcome.error
+    words = _words(ending)
+    if isinstance(error, (openai.APIStatusError, HouseAnsweredWrongly)):
+        error.message = f"{error.message} {words}" if isinstance(error, openai.APIStatusError) else words
+        error.args = (error.message,)
+        return error
+    timed_out = ending.timed_out or isinstance(error, openai.APITimeoutError)
+    if isinstance(error, openai.APIError):
+        request = error.request
+    elif error is not None:
+        return error
+    ours = (HouseTimedOut if timed_out else HouseUnavailable)(words, request=request)
+    ours.__cause__ = error
+    return ours
+
+
+def _words(ending: Ending) -> str:
+    tried = "; ".join(f"{line.backend} ({line.verdict}: {line.reason})" for line in ending.tried)
+    opening = "The call's time is up. " if ending.timed_out else ""
+    return f"{opening}Tried: {tried}. {_advice(ending)}".rstrip()
+
+
+def _advice(ending: Ending) -> str:
+    outcome = ending.outcome
+    status = outcome.error.status_code if isinstance(outcome.error, openai.APIStatusError) else None
+    if outcome.verdict is Verdict.CALLER:
+        return ""
+    if outcome.verdict is Verdict.MISCONFIGURED:
+        if status in (401, 403):
+            return "Set LOCALWHISPER_API_KEY (or lan_key=) to the key that this server was started with."
+        return (
+            "Check that LOCALWHISPER_BASE_URL (or lan_url=) is the address of a speech-to-text server, with /v1 at its "
+            "end, and that the server has the model that was asked for."
+        )
+    if ending.policy.leaves_house:
+        return "Start the server in the house (localwhisper-server), or see what the cloud says above."
+    if outcome.verdict is Verdict.BUSY:
+        advice = "The server is well but has too much to do: try again later, or raise timeout= to wait for it."
+    else:
+        advice = (
+            "Start the server (localwhisper-server) on that machine, or set LOCALWHISPER_BASE_URL to where it runs."
+        )
+    way_out = "LOCALWHISPER_POLICY=cloud would let calls go to OpenAI meanwhile"
+    if ending.policy is Policy.LOCAL_ONLY:
+        way_out += ", and LOCALWHISPER_POLICY=wait would wait for the house"
+    return f"{advice} Nothing left the house; {way_out}."

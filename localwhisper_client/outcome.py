@@ -1,0 +1,193 @@
+"""What a server in the house did, and which verdict of the routing table that is."""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import math
+import ssl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import openai
+
+from localwhisper_client._http import http
+from localwhisper_client.errors import HouseAnsweredWrongly
+from localwhisper_client.routing import Outcome, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_JSON_FORMATS = frozenset({"json", "verbose_json", "diarized_json"})
+_TEXT_FORMATS = frozenset({"text", "srt", "vtt"})
+
+_MISCONFIGURED = frozenset({401, 403, 404, 405})
+_BUSY = frozenset({429, 503})
+# Time-outs and "too early" are the server's trouble, whatever their class says.
+_FAILURES_BELOW_500 = frozenset({408, 425})
+
+
+class WrongAnswer(Exception):  # noqa: N818 - never leaves this package; the outcome carries the user's error
+    """A success by its status, but not the answer of a speech-to-text server; says what was seen instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the answer to a call must look like."""
+
+    response_format: str
+    stream: bool
+
+    @classmethod
+    def of(cls, fields: object, *, stream: bool) -> Expected:
+        """Read the expectation off a request's form fields."""
+        asked = fields.get("response_format") if isinstance(fields, dict) else None
+        return cls(asked if isinstance(asked, str) else "json", stream)
+
+    def check_head(self, headers: Mapping[str, str]) -> None:
+        """Raise `WrongAnswer` unless the content type is one that this answer may have."""
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if self.stream:
+            right = kind == "text/event-stream"
+        elif self.response_format in _JSON_FORMATS:
+            right = kind == "application/json" or kind.endswith("+json")
+        elif self.response_format in _TEXT_FORMATS:
+            right = kind in ("", "application/x-subrip") or (kind.startswith("text/") and kind != "text/html")
+        else:
+            # A format this version does not know: only what can never be a transcript is wrong.
+            right = kind != "text/html"
+        if not right:
+            raise WrongAnswer(f"a 200 of content type {kind or 'unknown'!r}, which is not a transcript")
+
+    def check_body(self, body: bytes) -> None:
+        """Raise `WrongAnswer` unless a body that was read to its end is a whole transcript."""
+        if self.response_format not in _JSON_FORMATS:
+            return
+        try:
+            answer = json.loads(body)
+        except ValueError:
+            raise WrongAnswer(f"a 200 whose {len(body)} bytes are not whole JSON") from None
+        if not isinstance(answer, dict) or "text" not in answer:
+            raise WrongAnswer("a 200 whose JSON has no text")
+
+
+class FirstEvent:
+    """Watches the bytes of an event stream until its first event is whole."""
+
+    def __init__(self) -> None:
+        self.chunks: list[bytes] = []
+        """Every byte seen so far, to be given out again."""
+
+    def feed(self, chunk: bytes) -> bool:
+        """Take in bytes; return whether the first event has been seen.
+
+        Raises:
+            WrongAnswer: the first event is an error.
+
+        """
+        self.chunks.append(chunk)
+        text = b"".join(self.chunks).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        *blocks, _ = text.split(b"\n\n")
+        for block in blocks:
+            lines = [line[5:].strip() for line in block.split(b"\n") if line.startswith(b"data:")]
+            if lines:
+                self._check(b"\n".join(lines))
+                return True
+        return False
+
+    @staticmethod
+    def ended() -> NoReturn:
+        """Say that the stream was over before its first event."""
+        raise WrongAnswer("an event stream that ended before its first event")
+
+    @staticmethod
+    def _check(data: bytes) -> None:
+        if data.startswith(b"[DONE]"):
+            return
+        try:
+            event = json.loads(data)
+        except ValueError:
+            raise WrongAnswer("an event stream whose first event is not JSON") from None
+        if isinstance(event, dict) and (event.get("error") or event.get("type") == "error"):
+            raise WrongAnswer("an event stream that begins with an error")
+
+
+def failed(error: Exception, now: float) -> Outcome | None:
+    """Return what an attempt's exception means; `None` when it is neither the network's nor a server's.
+
+    `now` is wall-clock time in seconds since the epoch, for a `Retry-After` that is a date.
+    """
+    if isinstance(error, openai.APIStatusError):
+        return _status(error, now)
+    if isinstance(error, HouseAnsweredWrongly):
+        return Outcome(Verdict.FAILURE, error.message, error=error)
+    cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else error
+    verdict = _transport(cause)
+    if verdict is None:
+        return None
+    if not isinstance(error, openai.APIConnectionError):
+        # The connection broke while the answer was being read, where the SDK lets the HTTP library's errors through.
+        ours = openai.APITimeoutError if isinstance(error, http.TimeoutException) else openai.APIConnectionError
+        request: Any = getattr(error, "_request", None)  # the public property raises where there is none
+        wrapped = ours(request=request)
+        wrapped.__cause__, error = error, wrapped
+    return Outcome(verdict, _reason(cause), error=error)
+
+
+def _status(error: openai.APIStatusError, now: float) -> Outcome:
+    status = error.status_code
+    reason = f"status {status}"
+    if status in _BUSY:
+        return Outcome(Verdict.BUSY, reason, retry_after=retry_after(error.response.headers, now), error=error)
+    if status in _MISCONFIGURED:
+        return Outcome(Verdict.MISCONFIGURED, reason, error=error)
+    if 300 <= status < 400:  # noqa: PLR2004 - the statuses that mean "elsewhere"
+        # A router's login page, or a server that moved. Following it could carry audio out of the house.
+        reason = f"status {status}, a redirect to {error.response.headers.get('location', 'nowhere')}"
+        return Outcome(Verdict.FAILURE, reason, error=error)
+    if status >= 500 or status in _FAILURES_BELOW_500:  # noqa: PLR2004 - the statuses that are the server's fault
+        return Outcome(Verdict.FAILURE, reason, error=error)
+    return Outcome(Verdict.CALLER, reason, error=error)
+
+
+def _transport(cause: BaseException | None) -> Verdict | None:
+    # The SSL and anyio errors are those that the HTTP library forgets to wrap when TLS cannot be set up.
+    unreachable = (http.ConnectError, http.ConnectTimeout, http.ProxyError, ssl.SSLError)
+    if isinstance(cause, unreachable) or type(cause).__name__ == "EndOfStream":
+        return Verdict.OUTAGE
+    if isinstance(cause, http.PoolTimeout):
+        return Verdict.BUSY
+    if isinstance(cause, (http.UnsupportedProtocol, http.LocalProtocolError)):
+        return None
+    if isinstance(cause, (http.TransportError, http.DecodingError)):
+        return Verdict.FAILURE
+    return None
+
+
+def _reason(cause: BaseException | None) -> str:
+    name = type(cause).__name__
+    said = str(cause)
+    return f"{name}: {said}" if said else name
+
+
+def retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """Return the seconds after which a server wants to be asked again, or `None` where it does not say so.
+
+    Reads `retry-after-ms`, then `retry-after` in seconds (whole or not) or as an HTTP date. A date is read against the
+    answer's own `date`, where it has one: the two clocks need not agree. `now` is seconds since the epoch.
+    """
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers[name]) * unit
+        except (KeyError, ValueError):
+            continue
+        return seconds if math.isfinite(seconds) and seconds >= 0 else None
+    when = _date(headers.get("retry-after"))
+    return None if when is None else max(0.0, when - (_date(headers.get("date")) or now))
+
+
+def _date(value: str | None) -> float | None:
+    try:
+        return email.utils.parsedate_to_datetime(value or "").timestamp()
+    except ValueError:
+        return None

@@ -1,0 +1,91 @@
+"""Makes any file argument one that can be sent again, whole.
+
+The SDK has turned paths into bytes before this sees them, and rewinds whatever can be rewound each time it sends it.
+What is left are streams that cannot be rewound: pipes, sockets, generators behind an `io.RawIOBase`. Those are copied,
+once, into a file that can: in memory while small, on disk when not.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+IN_MEMORY = 4 * 1024 * 1024
+_CHUNK = 64 * 1024
+
+
+def needs_copy(files: Any) -> bool:
+    """Whether any of a request's files could be sent only once."""
+    return any(_read_once(_content(value)) for _, value in _items(files))
+
+
+class Upload:
+    """A request's files, such that every attempt sends all of them from their beginning.
+
+    `files` is what the SDK's request options hold: a list of pairs or a mapping, of field name and bytes, open file, or
+    tuple of file name, content, and so on. Reading a stream may block; `Upload` is made where that does no harm.
+    """
+
+    def __init__(self, files: Any) -> None:
+        self._copies = ExitStack()
+        self.files = files
+        if needs_copy(files):
+            try:
+                self.files = [(name, self._replayable(value)) for name, value in _items(files)]
+            except BaseException:
+                self._copies.close()
+                raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._copies.close()
+
+    def _replayable(self, value: Any) -> Any:
+        content = _content(value)
+        if not _read_once(content):
+            return value
+        copy = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 - closed with the upload
+        self._copies.callback(copy.close)
+        for chunk in _chunks(content):
+            copy.write(chunk)
+        copy.seek(0)
+        if isinstance(value, tuple):
+            return (value[0], copy, *value[2:])
+        # The name that the HTTP library would have sent for the original.
+        return (PurePath(str(getattr(content, "name", "upload"))).name, copy)
+
+
+def _items(files: Any) -> list[tuple[str, Any]]:
+    return list(files.items() if hasattr(files, "items") else files or ())
+
+
+def _content(value: Any) -> Any:
+    return value[1] if isinstance(value, tuple) else value
+
+
+def _read_once(content: Any) -> bool:
+    if isinstance(content, (bytes, bytearray, memoryview, str)):
+        return False
+    seekable = getattr(content, "seekable", None)
+    if seekable is not None:
+        return not seekable()
+    # A file-like object that does not say: one that has no seek has only its one reading.
+    return not hasattr(content, "seek")
+
+
+def _chunks(content: Any) -> Iterator[bytes]:
+    if not hasattr(content, "read"):
+        yield from content
+        return
+    while chunk := content.read(_CHUNK):
+        yield chunk

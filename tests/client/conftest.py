@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.client.driving import FLAVOURS, Driver, driver
+from tests.client.fault_server import FaultServer, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the settings of the machine it runs on."""
+    import os
+
+    for name in list(os.environ):
+        if name.startswith(("OPENAI_", "AZURE_OPENAI_", "LOCALWHISPER_")) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(params=FLAVOURS)
+def drive(request: pytest.FixtureRequest) -> Iterator[Driver]:
+    """Drive the sync client, then the async one."""
+    with driver(request.param) as made:
+        yield made
+
+
+@pytest.fixture
+def house() -> Iterator[FaultServer]:
+    """Run a server in the house that answers."""
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultServer]:
+    """Run a stand-in for OpenAI, which the environment points at, with a key."""
+    with serving() as server:
+        monkeypatch.setenv("LOCALWHISPER_CLOUD_BASE_URL", server.url)
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-cloud")
+        yield server

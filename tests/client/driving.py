@@ -1,0 +1,145 @@
+"""Drives the sync and the async client through one interface, so that each scenario is written once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.from_thread
+import openai
+
+from localwhisper_client import AsyncLocalWhisper, LocalWhisper
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SHAPES = ("plain", "raw", "streaming", "events", "raw_events")
+FLAVOURS = ("sync", "async")
+
+
+class Driver:
+    """Makes clients of one flavour and calls them in any shape."""
+
+    def __init__(self, flavour: str, portal: anyio.from_thread.BlockingPortal) -> None:
+        self.flavour = flavour
+        self._portal = portal
+        self._clients: list[Any] = []
+        self.events: list[Any] = []
+
+    def client(self, **options: Any) -> Any:
+        """Return a client that is closed with the driver; its events are kept."""
+        options.setdefault("on_event", self.events.append)
+        client = self.run(_make, LocalWhisper if self.flavour == "sync" else AsyncLocalWhisper, options)
+        self._clients.append(client)
+        return client
+
+    def run(self, function: Any, *args: Any) -> Any:
+        """Run a coroutine function in the client's event loop, or a plain one at once."""
+        return self._portal.call(function, *args) if self.flavour == "async" else _finish(function(*args))
+
+    def call(self, client: Any, shape: str = "plain", **fields: Any) -> str:
+        """Transcribe; return the text, read out of whatever this shape gives."""
+        fields = {"model": "whisper-1", "file": ("a.ogg", b"audio"), **fields}
+        return str(self.run(_CALLS[self.flavour, shape], client.audio.transcriptions, fields))
+
+    def close(self) -> None:
+        """Close every client that was made."""
+        for client in self._clients:
+            self.run(client.close)
+
+
+async def _make(kind: Any, options: Any) -> Any:
+    return kind(**options)
+
+
+def _finish(result: Any) -> Any:
+    if not hasattr(result, "send"):
+        return result
+    try:
+        result.send(None)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("not a plain function")
+
+
+@contextlib.contextmanager
+def driver(flavour: str) -> Iterator[Driver]:
+    """Yield a driver with an event loop in the background."""
+    with anyio.from_thread.start_blocking_portal() as portal:
+        driver = Driver(flavour, portal)
+        try:
+            yield driver
+        finally:
+            driver.close()
+
+
+def _plain(api: Any, fields: Any) -> str:
+    answer = api.create(**fields)
+    return answer if isinstance(answer, str) else answer.text
+
+
+def _raw(api: Any, fields: Any) -> str:
+    answer = api.with_raw_response.create(**fields).parse()
+    return answer if isinstance(answer, str) else answer.text
+
+
+def _streaming(api: Any, fields: Any) -> str:
+    with api.with_streaming_response.create(**fields) as response:
+        return json.loads(b"".join(response.iter_bytes()))["text"]
+
+
+def _events(api: Any, fields: Any) -> str:
+    stream = api.create(stream=True, **fields)
+    assert isinstance(stream, openai.Stream)
+    with stream:
+        return list(stream)[-1].text
+
+
+def _raw_events(api: Any, fields: Any) -> str:
+    stream = api.with_raw_response.create(stream=True, **fields).parse()
+    assert isinstance(stream, openai.Stream)
+    return list(stream)[-1].text
+
+
+async def _async_plain(api: Any, fields: Any) -> str:
+    answer = await api.create(**fields)
+    return answer if isinstance(answer, str) else answer.text
+
+
+async def _async_raw(api: Any, fields: Any) -> str:
+    answer = (await api.with_raw_response.create(**fields)).parse()
+    return answer if isinstance(answer, str) else answer.text
+
+
+async def _async_streaming(api: Any, fields: Any) -> str:
+    async with api.with_streaming_response.create(**fields) as response:
+        return json.loads(b"".join([chunk async for chunk in response.iter_bytes()]))["text"]
+
+
+async def _async_events(api: Any, fields: Any) -> str:
+    stream = await api.create(stream=True, **fields)
+    assert isinstance(stream, openai.AsyncStream)
+    async with stream:
+        return [event async for event in stream][-1].text
+
+
+async def _async_raw_events(api: Any, fields: Any) -> str:
+    stream = (await api.with_raw_response.create(stream=True, **fields)).parse()
+    assert isinstance(stream, openai.AsyncStream)
+    return [event async for event in stream][-1].text
+
+
+_CALLS = {
+    ("sync", "plain"): _plain,
+    ("sync", "raw"): _raw,
+    ("sync", "streaming"): _streaming,
+    ("sync", "events"): _events,
+    ("sync", "raw_events"): _raw_events,
+    ("async", "plain"): _async_plain,
+    ("async", "raw"): _async_raw,
+    ("async", "streaming"): _async_streaming,
+    ("async", "events"): _async_events,
+    ("async", "raw_events"): _async_raw_events,
+}

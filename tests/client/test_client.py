@@ -1,0 +1,401 @@
+"""What `LocalWhisper` keeps of the SDK, what it adds, and what it never does; both flavours."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import io
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import openai
+import pytest
+import respx
+
+import localwhisper_client
+from localwhisper_client import Attempt, CloudKeyMissing, ConfigurationError, LocalWhisper, Policy, probe
+from localwhisper_client._http import http
+from localwhisper_client.circuit import Circuit
+from localwhisper_client.probe import Prober
+from localwhisper_client.routing import Backend
+from tests.client.driving import SHAPES
+from tests.client.fault_server import TEXT, error, refusing, reset, says, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.client.driving import Driver
+    from tests.client.fault_server import FaultServer
+
+HOUSE, CLOUD = "http://pc:5000/v1", "https://api.openai.com/v1"
+SPEECH = "/audio/transcriptions"
+ANSWER = {"text": TEXT}
+
+
+@pytest.fixture
+def wire() -> Iterator[respx.Router]:
+    """Whatever HTTP library the SDK uses, answered without a socket."""
+    using = "httpcore2" if http.__name__ == "httpx2" else "httpcore"
+    with respx.mock(using=using, assert_all_called=False) as router:
+        router.post(HOUSE + SPEECH).respond(json=ANSWER)
+        router.post(CLOUD + SPEECH).respond(json={"text": "from the cloud"})
+        router.get(CLOUD + "/models/gpt").respond(json={"object": "model", "id": "gpt"})
+        yield router
+
+
+def sent(wire: respx.Router, index: int = 0) -> Any:
+    """Return one of the requests that went out."""
+    return wire.calls[index].request
+
+
+CLOUDS_OWN = {
+    "OPENAI_API_KEY": "sk-secret-key",
+    "OPENAI_ADMIN_KEY": "secret-admin",
+    "OPENAI_ORG_ID": "secret-org",
+    "OPENAI_PROJECT_ID": "secret-project",
+    "OPENAI_WEBHOOK_SECRET": "secret-webhook",
+    "OPENAI_CUSTOM_HEADERS": "X-Gateway: secret-gateway\nAuthorization: Bearer secret-header",
+    "AZURE_OPENAI_API_KEY": "secret-azure",
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES[:3])
+@pytest.mark.parametrize("lan_key", [None, "house-key"])
+def test_nothing_of_the_clouds_travels_to_the_house(
+    shape: str, lan_key: str | None, drive: Driver, wire: respx.Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No key, header or query of it, from environment, constructor or call; the house's own key does travel."""
+    for name, value in CLOUDS_OWN.items():
+        monkeypatch.setenv(name, value)
+    client = drive.client(
+        lan_url=HOUSE,
+        lan_key=lan_key,
+        api_key="sk-secret-argument",
+        organization="secret-org-argument",
+        project="secret-project-argument",
+        default_headers={"X-Default": "secret-default"},
+        default_query={"default": "secret-query"},
+    )
+    extra_headers = {
+        "Authorization": "Bearer secret-call",
+        "cf-aig-authorization": "secret",
+        "traceparent": "00-1-2-03",
+    }
+    assert drive.call(client, shape, extra_headers=extra_headers, extra_query={"q": "secret"}) == TEXT
+    request = sent(wire)
+    assert "secret" not in repr(request.headers.raw) + str(request.url)
+    assert request.headers.get("authorization") == (None if lan_key is None else "Bearer house-key")
+    assert request.headers["traceparent"] == "00-1-2-03"
+    assert request.headers["accept-encoding"] == "identity"
+
+
+def test_the_cloud_gets_what_it_always_got(drive: Driver, wire: respx.Router, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Key, organisation, headers and query of the constructor, the call and the environment."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-cloud")
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
+    wire.post(HOUSE + SPEECH).respond(500)
+    client = drive.client(lan_url=HOUSE, policy="cloud", default_headers={"X-Mine": "1"}, default_query={"v": "2"})
+    assert drive.call(client, extra_headers={"X-Call": "3"}) == "from the cloud"
+    request = sent(wire, 1)
+    assert request.headers["authorization"] == "Bearer sk-cloud"
+    assert request.headers["openai-organization"] == "org-1"
+    assert (request.headers["x-mine"], request.headers["x-call"], request.url.params["v"]) == ("1", "3", "2")
+
+
+def test_proxies_are_not_for_the_house(
+    drive: Driver, house: FaultServer, cloud: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy in the environment would carry the audio out of the house."""
+    monkeypatch.setenv("http_proxy", cloud.url)
+    monkeypatch.setenv("ALL_PROXY", cloud.url)
+    assert drive.call(drive.client(lan_url=house.url)) == TEXT
+    assert not cloud.calls
+
+
+def test_redirects_are_not_followed(drive: Driver, cloud: FaultServer) -> None:
+    """Neither by the call nor by the caller's wish: audio goes where it was sent, or nowhere."""
+    with serving(says(307, b"text/plain", b"", b"location: " + cloud.url.encode() + SPEECH.encode())) as server:
+        client = drive.client(lan_url=server.url)
+        with pytest.raises(openai.APIStatusError, match="redirect"):
+            drive.call(client)
+    assert not cloud.calls
+
+
+def test_no_key_is_needed_in_the_house(drive: Driver, wire: respx.Router) -> None:
+    """The cloud's parts then say what they need, when they are used, and send nothing."""
+    client = drive.client(lan_url=HOUSE)
+    assert drive.call(client) == TEXT
+    assert drive.call(client.with_options(timeout=5)) == TEXT
+    for each in (client, client.copy(max_retries=0)):
+        with pytest.raises(CloudKeyMissing, match="OPENAI_API_KEY"):
+            drive.run(each.models.retrieve, "gpt")
+    assert len(wire.calls) == 2
+
+
+def test_a_missing_key_is_an_error_at_once_where_the_cloud_may_be_asked() -> None:
+    """As with the SDK."""
+    with pytest.raises(openai.OpenAIError, match="OPENAI_API_KEY"):
+        LocalWhisper(policy="cloud")
+
+
+def test_a_copy_that_may_not_leave_the_house_stays(drive: Driver, cloud: FaultServer) -> None:
+    """The stricter wins: over the copy's wish, and over the client's."""
+    with refusing() as port:
+        strict = drive.client(lan_url=f"http://127.0.0.1:{port}/v1")
+        loose = drive.client(lan_url=f"http://127.0.0.1:{port}/v1", policy="cloud")
+        for client in (strict.with_options(policy="cloud"), loose.with_options(policy="local_only")):
+            with pytest.raises(openai.APIConnectionError):
+                drive.call(client)
+        assert not cloud.calls
+        assert drive.call(loose.with_options(timeout=30)) == TEXT
+
+
+def test_the_environment_can_only_tighten(drive: Driver, cloud: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`LOCALWHISPER_POLICY=local_only` holds whatever the program asks for."""
+    monkeypatch.setenv("LOCALWHISPER_POLICY", "local_only")
+    with refusing() as port, pytest.raises(openai.APIConnectionError):
+        drive.call(drive.client(lan_url=f"http://127.0.0.1:{port}/v1", policy="cloud"))
+    assert not cloud.calls
+
+
+def test_copies_share_the_breaker_and_may_have_another_house(drive: Driver, wire: respx.Router) -> None:
+    """What one learnt, all know; a copy with another address starts afresh, with what was not changed."""
+    client = drive.client(lan_url=HOUSE, lan_key="k", policy="wait", connect_timeout=0.5)
+    copy = client.with_options(timeout=3)
+    assert copy._route.house is client._route.house
+    assert copy.timeout == 3
+    other = client.copy(lan_url="http://nas/v1", on_event=print)
+    settings = other._route.house.settings
+    assert (settings.lan_urls, settings.lan_key, settings.connect_timeout) == (("http://nas/v1",), "k", 0.5)
+    assert other._route.policy is Policy.WAIT
+    assert other._route.announce.callback is print
+    assert client.copy(lan_key="new")._route.house.settings.lan_urls == (HOUSE,)
+
+
+def test_a_wrong_policy_is_said() -> None:
+    """At construction, not at the first voice message of the night."""
+    with pytest.raises(ConfigurationError, match="policy"):
+        LocalWhisper(policy="perhaps")
+
+
+@pytest.mark.parametrize("own", [{"base_url": "https://mine.example/v1"}, {}])
+def test_the_base_url_of_the_cloud(own: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The argument, else ours: never `OPENAI_BASE_URL`, which is the house."""
+    monkeypatch.setenv("OPENAI_BASE_URL", HOUSE)
+    client = LocalWhisper(api_key="k", **own)
+    assert str(client.base_url).rstrip("/") == own.get("base_url", CLOUD)
+    assert client._route.house.settings.lan_urls == (HOUSE,)
+    client.close()
+
+
+def test_translations_and_text_formats_too(drive: Driver, wire: respx.Router) -> None:
+    """Everything that listens goes to the house; what it answers keeps its type."""
+    wire.post(HOUSE + "/audio/translations").respond(json={"text": "translated"})
+    client = drive.client(lan_url=HOUSE)
+
+    def translate(file: Any) -> Any:
+        import warnings
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return client.audio.translations.create(model="whisper-1", file=file)
+
+    assert drive.run(translate, b"x").text == "translated"
+    wire.post(HOUSE + SPEECH).respond(text="1\n00:00\n\n\n", content_type="text/plain; charset=utf-8")
+    assert drive.call(client, response_format="srt") == "1\n00:00\n\n\n"
+
+
+def test_everything_else_goes_where_it_went(drive: Driver, wire: respx.Router) -> None:
+    """And never to the house."""
+    drive.run(drive.client(lan_url=HOUSE, api_key="k").models.retrieve, "gpt")
+    assert [str(call.request.url) for call in wire.calls] == [CLOUD + "/models/gpt"]
+
+
+def test_the_callers_own_trouble_is_the_callers(drive: Driver, wire: respx.Router) -> None:
+    """A file that cannot be read is no fault of any server's, and nobody else is asked."""
+    file = io.BytesIO(b"x")
+    client = drive.client(lan_url=HOUSE, policy="cloud", api_key="k")
+    file.close()
+    with pytest.raises((ValueError, openai.APIConnectionError)) as raised:
+        drive.call(client, file=file)
+    assert "closed" in f"{raised.value}{raised.value.__cause__}"
+    assert not any(call.request.url.host == "api.openai.com" for call in wire.calls)
+
+
+def test_when_the_cloud_fails_too_the_error_tells_the_whole_story(drive: Driver, cloud: FaultServer) -> None:
+    """The SDK's own class, and both backends with their reasons."""
+    cloud.behaviour = error(429)
+    with refusing() as port:
+        client = drive.client(lan_url=f"http://127.0.0.1:{port}/v1", policy="cloud", max_retries=0)
+        with pytest.raises(openai.RateLimitError) as raised:
+            drive.call(client)
+        assert f"http://127.0.0.1:{port}/v1 (outage" in str(raised.value)
+        assert f"{cloud.url} (failure: status 429)" in str(raised.value)
+        cloud.behaviour = lambda conn, _: reset(conn)
+        with pytest.raises(openai.APIConnectionError, match=cloud.url):
+            drive.call(client)
+
+
+def test_the_clouds_own_retries_stay(drive: Driver, cloud: FaultServer) -> None:
+    """`max_retries` describes the cloud."""
+    turns = iter([error(500, b"retry-after-ms: 1"), error(500, b"retry-after-ms: 1")])
+    cloud.behaviour = lambda conn, request: next(turns, says(200, b"application/json", b'{"text": "third"}'))(
+        conn, request
+    )
+    with refusing() as port:
+        assert drive.call(drive.client(lan_url=f"http://127.0.0.1:{port}/v1", policy="cloud")) == "third"
+
+
+def test_a_callback_that_raises_harms_nobody(drive: Driver, house: FaultServer) -> None:
+    """The call goes on."""
+
+    def faulty(event: Any) -> None:
+        raise RuntimeError("in the bot's own code")
+
+    assert drive.call(drive.client(lan_url=house.url, on_event=faulty)) == TEXT
+
+
+def test_events_name_no_credentials(drive: Driver, house: FaultServer) -> None:
+    """A password in the URL is for the server alone."""
+    client = drive.client(lan_url=house.url.replace("http://", "http://me:pass@"))
+    assert drive.call(client) == TEXT
+    (event,) = drive.events
+    assert event == Attempt(house.url, "answered", "", event.seconds, cloud=False)
+
+
+def test_wait_is_served_by_a_house_that_comes_back(drive: Driver) -> None:
+    """Refused at first, well again after a while: the call does not notice."""
+    with serving() as server:
+        turns = iter([lambda conn, _: reset(conn)] * 3)
+        answer = server.behaviour
+        server.behaviour = lambda conn, request: next(turns, answer)(conn, request)
+        assert drive.call(drive.client(lan_url=server.url, policy="wait", timeout=60)) == TEXT
+
+
+def test_wait_ends_with_its_deadline(drive: Driver) -> None:
+    """As a timeout of the SDK's, in time."""
+    with refusing() as port:
+        client = drive.client(lan_url=f"http://127.0.0.1:{port}/v1", policy="wait", timeout=0.6)
+        started = time.monotonic()
+        with pytest.raises(openai.APITimeoutError, match="time is up"):
+            drive.call(client)
+        assert time.monotonic() - started < 5
+
+
+def test_a_box_that_comes_back_is_used_again(drive: Driver, cloud: FaultServer) -> None:
+    """Outage, fallback, health asked in the background and without audio, house again."""
+    with serving(lambda conn, _: reset(conn)) as server:
+        client = drive.client(lan_url=server.url, policy="cloud")
+        for _ in range(3):
+            drive.call(client)
+        breaker = client._route.house.backends[0].breaker
+        assert not breaker.lets_pass()
+        server.behaviour = says(200, b"application/json", b'{"text": "home"}')
+        breaker._circuit = Circuit(breaker.circuit.state, openings=1, retry_at=0.0)
+        drive.call(client)
+        assert _eventually(breaker.lets_pass)
+        assert drive.call(client) == "home"
+        assert len(server.calls) == 4
+        assert [probe.path for probe in server.probes] == ["/health"]
+        assert "authorization" not in server.probes[0].headers
+    assert len(cloud.calls) == 4
+
+
+def test_many_calls_make_one_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifty threads at a closed door knock once, and all hear the answer; the next one knocks again."""
+    answers, knocks = threading.Event(), []
+
+    def is_well(url: str, timeout: float) -> tuple[bool, str]:
+        knocks.append(url)
+        return answers.wait(10), "well"
+
+    monkeypatch.setattr(probe, "is_well", is_well)
+    prober = Prober(Backend("pc"), "http://pc/health", 1.0)
+    with ThreadPoolExecutor(50) as pool:
+        futures = list(pool.map(lambda _: prober.ask(lambda _: None), range(50)))
+        answers.set()
+        assert all(future.result(10) for future in futures)
+    assert knocks == ["http://pc/health"]
+    assert _eventually(lambda: prober.ask(lambda _: None).result(10) and len(knocks) == 2)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "well"),
+    [
+        (says(200, b"application/json", b"{}"), True),
+        (says(200, b"text/plain", b"OK"), True),
+        (says(401, b"application/json", b"{}"), True),
+        (says(404, b"application/json", b"{}"), True),
+        (says(200, b"text/html", b"<html>"), False),
+        (says(302, b"text/plain", b"", b"location: /login"), False),
+        (says(503, b"application/json", b"{}"), False),
+        (lambda conn, _: reset(conn), False),
+    ],
+)
+def test_what_counts_as_well(behaviour: Any, well: bool) -> None:  # noqa: FBT001
+    """Any sign of a server that could take a call; not a login page, not a server that is still loading."""
+    with serving() as server:
+        server.answers_probe = behaviour
+        assert probe.is_well(server.url.replace("/v1", "/health"), 5.0)[0] is well
+
+
+def test_a_closed_client_is_closed_towards_the_house_too(drive: Driver) -> None:
+    """Nothing is left open."""
+    client = drive.client(lan_url=HOUSE, api_key="k")
+    drive.run(client.close)
+    assert client.is_closed()
+    assert client._route.house.servers[0].client.is_closed()
+
+
+def test_a_forgotten_client_leaves_no_socket_open(house: FaultServer) -> None:
+    """As the SDK's own: warnings are errors here, an unclosed socket's too."""
+    client = LocalWhisper(lan_url=house.url)
+    client.audio.transcriptions.create(model="whisper-1", file=b"x")
+    del client
+    gc.collect()
+
+
+def test_every_argument_of_the_sdk_is_taken() -> None:
+    """Those of today by name, those of tomorrow too."""
+    names = set(inspect.signature(openai.OpenAI).parameters)
+    assert names.isdisjoint({"lan_url", "lan_key", "policy", "connect_timeout", "on_event"})
+    with pytest.raises(TypeError, match="no_such"):
+        LocalWhisper(api_key="k", no_such=1)
+
+
+def test_the_public_surface() -> None:
+    """What a program may import; anything else may change."""
+    assert sorted(localwhisper_client.__all__) == [
+        "AsyncLocalWhisper",
+        "Attempt",
+        "BreakerClosed",
+        "BreakerOpened",
+        "CloudKeyMissing",
+        "ConfigurationError",
+        "Event",
+        "Fallback",
+        "HouseAnsweredWrongly",
+        "HouseTimedOut",
+        "HouseUnavailable",
+        "LocalWhisper",
+        "LocalWhisperError",
+        "Policy",
+        "__version__",
+    ]
+    for name in localwhisper_client.__all__:
+        thing = getattr(localwhisper_client, name)
+        if inspect.isclass(thing) and issubclass(thing, Exception):
+            assert issubclass(thing, openai.OpenAIError)
+    with pytest.raises(AttributeError, match="no_such"):
+        _ = localwhisper_client.no_such
+
+
+def _eventually(condition: Any, seconds: float = 10) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True

@@ -1,0 +1,225 @@
+"""Every fault of a server in the house, on real sockets: each ends as the routing table says."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import openai
+import pytest
+
+from localwhisper_client import Attempt, BreakerOpened, LocalWhisperError
+from localwhisper_client._http import http
+from tests.client.driving import SHAPES
+from tests.client.fault_server import TEXT, answers, blackhole, error, refusing, reset, response, says, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.client.driving import Driver
+    from tests.client.fault_server import FaultServer, Request
+
+BODY = json.dumps({"text": TEXT, "padding": "x" * 4000}).encode()
+HTML = b"<html><title>Router login</title></html>"
+EVENT_SHAPES = ("events", "raw_events")
+# Long enough that a server which closes its end is noticed while the file is still on its way.
+BIG = ("big.wav", bytes(8_000_000))
+
+
+def _stalls(conn: socket.socket, request: Request) -> None:
+    threading.Event().wait(5)
+
+
+def _stalls_in_body(conn: socket.socket, request: Request) -> None:
+    kind = b"text/event-stream" if request.wants_events else b"application/json"
+    conn.sendall(response(200, kind, BODY)[:-2000])
+    threading.Event().wait(5)
+
+
+def _resets(conn: socket.socket, request: Request) -> None:
+    reset(conn)
+
+
+def _resets_in_body(conn: socket.socket, request: Request) -> None:
+    kind = b"text/event-stream" if request.wants_events else b"application/json"
+    conn.sendall(response(200, kind, BODY)[:-2000])
+    reset(conn)
+
+
+def _cuts_body_short(conn: socket.socket, request: Request) -> None:
+    kind = b"text/event-stream" if request.wants_events else b"application/json"
+    conn.sendall(response(200, kind, BODY)[:-2000])
+    conn.close()
+
+
+def _ends_json_early(conn: socket.socket, request: Request) -> None:
+    kind = b"text/event-stream" if request.wants_events else b"application/json"
+    conn.sendall(response(200, kind, BODY[:-2000]))
+
+
+def _sends_other_json(conn: socket.socket, request: Request) -> None:
+    if request.wants_events:
+        conn.sendall(response(200, b"text/event-stream", b'data: {"error": {"message": "no"}}\n\n'))
+    else:
+        conn.sendall(response(200, b"application/json", b'["a", "list"]'))
+
+
+def _sends_the_other_kind(conn: socket.socket, request: Request) -> None:
+    request.body = request.body.replace(b"true", b"false") if request.wants_events else b'name="stream"\r\n\r\ntrue'
+    answers(conn, request)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What a server does wrong, the verdict on it, and the error where it is final."""
+
+    name: str
+    verdict: str
+    behaviour: Callable[[socket.socket, Request], None] = answers
+    error: type[Exception] = LocalWhisperError
+    file: tuple[str, bytes] = ("a.ogg", b"audio")
+    reads_body: bool = True
+
+    @contextlib.contextmanager
+    def url(self) -> Iterator[str]:
+        """Yield the base URL of a server with this fault."""
+        if self.name == "refused":
+            with refusing() as port:
+                yield f"http://127.0.0.1:{port}/v1"
+        elif self.name == "blackholed":
+            with blackhole() as port:
+                yield f"http://127.0.0.1:{port}/v1"
+        elif self.name == "no such host":
+            yield "http://nobody.invalid:5000/v1"
+        else:
+            with serving(self.behaviour) as server:
+                server.reads_body = self.reads_body
+                yield server.url.replace("http:", "https:") if self.name == "no TLS" else server.url
+
+
+OUTAGE, FAILURE, BUSY, MISCONFIGURED, CALLER = "outage", "failure", "busy", "misconfigured", "caller"
+
+FAULTS = [
+    Fault("refused", OUTAGE),
+    Fault("blackholed", OUTAGE),
+    Fault("no such host", OUTAGE),
+    Fault("no TLS", OUTAGE),
+    Fault("slow headers", FAILURE, _stalls),
+    Fault("stalled body", FAILURE, _stalls_in_body),
+    Fault("reset", FAILURE, _resets),
+    Fault("reset in the body", FAILURE, _resets_in_body),
+    Fault("killed in mid-upload", FAILURE, _resets, file=BIG, reads_body=False),
+    Fault("body cut short", FAILURE, _cuts_body_short),
+    Fault("truncated JSON", FAILURE, _ends_json_early),
+    Fault("other JSON", FAILURE, _sends_other_json),
+    Fault("the other kind of answer", FAILURE, _sends_the_other_kind),
+    Fault("HTML", FAILURE, says(200, b"text/html; charset=utf-8", HTML)),
+    Fault("redirect", FAILURE, says(302, b"text/html", HTML, b"location: http://router/login"), openai.APIStatusError),
+    *(Fault(str(status), FAILURE, error(status), openai.InternalServerError) for status in (500, 502, 504)),
+    Fault("408", FAILURE, error(408), openai.APIStatusError),
+    Fault("503", BUSY, error(503), openai.InternalServerError),
+    Fault("503 for an hour", BUSY, error(503, b"retry-after: 3600"), openai.InternalServerError),
+    Fault("429", BUSY, error(429), openai.RateLimitError),
+    Fault("401", MISCONFIGURED, error(401), openai.AuthenticationError),
+    Fault("403", MISCONFIGURED, error(403), openai.PermissionDeniedError),
+    Fault("404", MISCONFIGURED, error(404), openai.NotFoundError),
+    Fault("405", MISCONFIGURED, error(405), openai.APIStatusError),
+    Fault("400", CALLER, error(400), openai.BadRequestError),
+    Fault("413", CALLER, error(413), openai.APIStatusError),
+    Fault("415", CALLER, error(415), openai.APIStatusError),
+    Fault("422", CALLER, error(422), openai.UnprocessableEntityError),
+]
+FINAL = (MISCONFIGURED, CALLER)
+
+every_fault = pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+
+
+@pytest.fixture(autouse=True)
+def no_such_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make one name unknown without anybody being asked."""
+    resolve = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
+        if host in ("nobody.invalid", b"nobody.invalid"):
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return resolve(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+@every_fault
+@pytest.mark.parametrize("shape", SHAPES)
+def test_each_fault_ends_as_the_table_says(fault: Fault, shape: str, drive: Driver, cloud: FaultServer) -> None:
+    """Under `cloud`: the next backend takes the call, once and whole; or it is raised, and the cloud hears nothing."""
+    with fault.url() as url:
+        client = drive.client(lan_url=url, policy="cloud", connect_timeout=0.3, timeout=1.6, max_retries=0)
+        if fault.verdict in FINAL:
+            with pytest.raises(fault.error) as raised:
+                drive.call(client, shape, file=fault.file)
+            assert not cloud.calls
+            assert url in str(raised.value)
+            assert fault.verdict in str(raised.value)
+        else:
+            assert drive.call(client, shape, file=fault.file) == TEXT
+            assert len(cloud.calls) == 1
+            assert fault.file[1] in cloud.calls[0].body
+    attempts = [event for event in drive.events if isinstance(event, Attempt)]
+    assert attempts[0].verdict == fault.verdict
+    assert not attempts[0].cloud
+    assert any(isinstance(event, BreakerOpened) for event in drive.events) == (fault.verdict == OUTAGE)
+
+
+@every_fault
+def test_nothing_leaves_the_house_by_default(fault: Fault, drive: Driver, cloud: FaultServer) -> None:
+    """Under `local_only` each fault is an error of the SDK's that names the backend; the cloud hears nothing."""
+    with fault.url() as url:
+        client = drive.client(lan_url=url, connect_timeout=0.3, timeout=0.6)
+        with pytest.raises(fault.error) as raised:
+            drive.call(client, file=fault.file)
+    assert isinstance(raised.value, openai.APIError)
+    assert url in str(raised.value)
+    assert not cloud.calls
+    if fault.verdict not in FINAL:
+        assert "LOCALWHISPER_POLICY=cloud" in str(raised.value)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_house_that_answers_keeps_the_call(shape: str, drive: Driver, house: FaultServer, cloud: FaultServer) -> None:
+    """No error, no cloud."""
+    client = drive.client(lan_url=house.url, policy="cloud")
+    assert drive.call(client, shape) == TEXT
+    assert len(house.calls) == 1
+    assert not cloud.calls
+
+
+def _breaks_after_first_event(conn: socket.socket, request: Request) -> None:
+    event = b'data: {"type":"transcript.text.delta","delta":"a "}\n\n'
+    conn.sendall(response(200, b"text/event-stream", event + b"x" * 100)[:-100])
+    reset(conn)
+
+
+@pytest.mark.parametrize("shape", EVENT_SHAPES)
+def test_a_stream_falls_back_only_before_its_first_event(shape: str, drive: Driver, cloud: FaultServer) -> None:
+    """What the caller has begun to read is not begun again elsewhere."""
+    with serving(_breaks_after_first_event) as server:
+        client = drive.client(lan_url=server.url, policy="cloud")
+        with pytest.raises((openai.APIConnectionError, http.TransportError)):
+            drive.call(client, shape)
+    assert not cloud.calls
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_house_is_waited_for(shape: str, status: int, drive: Driver, cloud: FaultServer) -> None:
+    """A `Retry-After` that fits the deadline is obeyed, and the house answers after all."""
+    with serving() as server:
+        turns = iter([error(status, b"retry-after: 0.05"), error(status, b"retry-after-ms: 50"), answers])
+        server.behaviour = lambda conn, request: next(turns)(conn, request)  # noqa: PLW0108 - a turn for each call
+        client = drive.client(lan_url=server.url, policy="cloud", timeout=60)
+        assert drive.call(client, shape) == TEXT
+        assert len(server.calls) == 3
+    assert not cloud.calls

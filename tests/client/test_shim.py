@@ -1,0 +1,116 @@
+"""`import localwhisper as openai`: what changes, and what does not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import openai
+import pytest
+
+import localwhisper
+from localwhisper_client import AsyncLocalWhisper, LocalWhisper
+from tests.client.fault_server import TEXT, refusing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.client.fault_server import FaultServer
+
+
+@pytest.fixture(autouse=True)
+def fresh_module_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No client and no setting is left over from another test."""
+    monkeypatch.setattr(localwhisper, "_current", None)
+    yield
+    if localwhisper._current is not None:
+        localwhisper._current[1].close()
+
+
+def test_the_module_transcribes_like_the_sdks(house: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line to import, one to call, no key; the client is made at the first call, and once."""
+    monkeypatch.setenv("LOCALWHISPER_BASE_URL", house.url)
+    assert localwhisper._current is None
+    assert localwhisper.audio.transcriptions.create(model="whisper-1", file=b"x").text == TEXT
+    with _deprecated_or_not():
+        answer: Any = localwhisper.audio.translations.create(model="whisper-1", file=b"x")
+    assert answer.text == TEXT
+    assert [call.path for call in house.calls] == ["/v1/audio/transcriptions", "/v1/audio/translations"]
+    assert localwhisper._client() is localwhisper._client()
+
+
+def _deprecated_or_not() -> Any:
+    from openai.resources.audio.translations import Translations
+
+    deprecated = hasattr(Translations.create, "__deprecated__")
+    return pytest.warns(DeprecationWarning, match="translations") if deprecated else nullcontext()
+
+
+def test_names_are_the_sdks_own_but_for_the_clients() -> None:
+    """A program that is swapped over finds everything where it was."""
+    assert localwhisper.OpenAI is localwhisper.Client is LocalWhisper
+    assert localwhisper.AsyncOpenAI is localwhisper.AsyncClient is AsyncLocalWhisper
+    assert localwhisper.BadRequestError is openai.BadRequestError
+    assert localwhisper.AzureOpenAI is openai.AzureOpenAI
+    assert localwhisper.chat is openai.chat
+    assert set(dir(openai)) <= set(dir(localwhisper))
+    with pytest.raises(AttributeError, match="no_such"):
+        _ = localwhisper.no_such
+
+
+def test_settings_reach_the_sdk_and_our_client(cloud: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`openai.api_key = …` works under the new name, before the first call and after it; the breaker stays."""
+    monkeypatch.setattr(openai, "api_key", None)
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.setenv("LOCALWHISPER_POLICY", "cloud")
+    with refusing() as port:
+        monkeypatch.setenv("LOCALWHISPER_BASE_URL", f"http://127.0.0.1:{port}/v1")
+        localwhisper.api_key = "sk-first"
+        localwhisper.audio.transcriptions.create(model="whisper-1", file=b"x")
+        first = localwhisper._client()
+        localwhisper.api_key = "sk-second"
+        localwhisper.audio.transcriptions.create(model="whisper-1", file=b"x")
+    assert openai.api_key == "sk-second"
+    assert [call.headers["authorization"] for call in cloud.calls] == ["Bearer sk-first", "Bearer sk-second"]
+    assert localwhisper._client()._route is first._route
+    first.close()
+
+
+def test_its_own_names_stay_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Setting them does not reach into the SDK."""
+    monkeypatch.setattr(localwhisper, "OpenAI", "mine")
+    monkeypatch.setattr(localwhisper, "something_new", 1, raising=False)
+    assert openai.OpenAI != "mine"
+    assert not hasattr(openai, "something_new")
+
+
+def _modules(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(' '.join(sys.modules))"
+    return set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
+
+
+def test_the_import_costs_little_more_than_the_sdks() -> None:
+    """Counted in modules, which a busy machine does not change; at most 1.1 times as many."""
+    theirs, ours = _modules("import openai"), _modules("import localwhisper")
+    assert len(ours) <= 1.1 * len(theirs)
+    foreign = {name.partition(".")[0] for name in ours - theirs} - {"localwhisper", "localwhisper_client"}
+    assert foreign <= set(sys.stdlib_module_names)
+
+
+def test_an_import_reads_no_environment_and_opens_nothing() -> None:
+    """A setting that cannot be used is said at the first call, not at the import."""
+    code = (
+        "import os; os.environ.update(LOCALWHISPER_BASE_URL='nonsense', LOCALWHISPER_POLICY='nonsense')\n"
+        "import socket; socket.socket = None\n"
+        "import localwhisper, localwhisper_client.client\n"
+        "localwhisper.audio"
+    )
+    # The SDK itself needs `socket.socket` to subclass; it is imported before that goes away.
+    subprocess.run([sys.executable, "-c", "import openai\n" + code], check=True)
+
+
+def test_the_version_alone_does_not_bring_the_sdk() -> None:
+    """The server asks this package for its version."""
+    assert "openai" not in _modules("import localwhisper_client; localwhisper_client.__version__")
