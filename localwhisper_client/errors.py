@@ -38,7 +38,7 @@ class ConfigurationError(LocalWhisperError):
     """A setting cannot be used."""
 
 
-class CloudKeyMissing(LocalWhisperError):  # noqa: N818 - it names what is missing
+class CloudKeyMissing(LocalWhisperError):
     """Something other than speech-to-text was called without a key for it."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class CloudKeyMissing(LocalWhisperError):  # noqa: N818 - it names what is missi
         )
 
 
-class HouseUnavailable(LocalWhisperError, openai.APIConnectionError):  # noqa: N818 - it says what is the matter
+class HouseUnavailable(LocalWhisperError, openai.APIConnectionError):
     """Nobody in the house could be reached, or the connection broke."""
 
     def __init__(self, message: str, *, request: Any) -> None:
@@ -60,7 +60,7 @@ class HouseTimedOut(HouseUnavailable, openai.APITimeoutError):
     """Nobody in the house answered in time."""
 
 
-class HouseAnsweredWrongly(LocalWhisperError, openai.APIResponseValidationError):  # noqa: N818 - as above
+class HouseAnsweredWrongly(LocalWhisperError, openai.APIResponseValidationError):
     """Somebody answered, but not as a speech-to-text server does: a login page, half a transcript, a redirect."""
 
     def __init__(self, message: str, *, response: Any) -> None:

@@ -27,7 +27,7 @@ _BUSY = frozenset({429, 503})
 _FAILURES_BELOW_500 = frozenset({408, 425})
 
 
-class WrongAnswer(Exception):  # noqa: N818 - never leaves this package; the outcome carries the user's error
+class WrongAnswer(Exception):
     """A success by its status, but not the answer of a speech-to-text server; says what was seen instead."""
 
 

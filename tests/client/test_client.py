@@ -241,9 +241,7 @@ def test_when_the_cloud_fails_too_the_error_tells_the_whole_story(drive: Driver,
 def test_the_clouds_own_retries_stay(drive: Driver, cloud: FaultServer) -> None:
     """`max_retries` describes the cloud."""
     turns = iter([error(500, b"retry-after-ms: 1"), error(500, b"retry-after-ms: 1")])
-    cloud.behaviour = lambda conn, request: next(turns, says(200, b"application/json", b'{"text": "third"}'))(
-        conn, request
-    )
+    cloud.behaviour = next(turns, says(200, b"application/json", b'{"text": "third"}'))
     with refusing() as port:
         assert drive.call(drive.client(lan_url=f"http://127.0.0.1:{port}/v1", policy="cloud")) == "third"
 
@@ -270,7 +268,7 @@ def test_wait_is_served_by_a_house_that_comes_back(drive: Driver) -> None:
     with serving() as server:
         turns = iter([lambda conn, _: reset(conn)] * 3)
         answer = server.behaviour
-        server.behaviour = lambda conn, request: next(turns, answer)(conn, request)
+        server.behaviour = next(turns, answer)
         assert drive.call(drive.client(lan_url=server.url, policy="wait", timeout=60)) == TEXT
 
 

@@ -25,10 +25,10 @@ class Pipe(io.RawIOBase):
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
 
-    def readable(self) -> bool:  # noqa: D102 - as io has it
+    def readable(self) -> bool:
         return True
 
-    def read(self, size: int = -1) -> bytes:  # noqa: D102 - as io has it
+    def read(self, size: int = -1) -> bytes:
         return next(self._chunks, b"")
 
 

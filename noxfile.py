@@ -1,0 +1,94 @@
+"""The project's checks, each in an environment of its own: `nox` runs the tests, `nox --list` shows the rest."""
+
+import tomllib
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.sessions = ["tests"]
+nox.options.error_on_external_run = True
+nox.options.reuse_venv = "yes"
+
+ROOT = Path(__file__).parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+EVERYTHING = "-e.[server,offline,discovery]"
+
+
+def group(name: str) -> list[str]:
+    return nox.project.dependency_groups(PYPROJECT, name)
+
+
+def suite(session: nox.Session, *arguments: str) -> None:
+    """Run pytest with coverage and hold its bar."""
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", "pytest", *arguments)
+    session.run("coverage", "combine", "--quiet")
+    session.run("coverage", "report")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The whole suite, client and server, the real model included; no network, no GPU."""
+    session.install(EVERYTHING, *group("test"))
+    if session.posargs:
+        session.run("pytest", *session.posargs)
+    else:
+        suite(session)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and format, by ruff."""
+    session.install(*group("lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Types, by mypy in its strict mode."""
+    session.install(EVERYTHING, *group("types"))
+    session.run("mypy")
+
+
+@nox.session
+def minimums(session: nox.Session) -> None:
+    """Run the client's suite on the lowest supported versions, openai 1.109 among them."""
+    # httpx2's mocking plugin would bring what this SDK does not know.
+    lowest = [name for name in group("test") if not name.startswith("pytest-httpx2")]
+    session.install("uv")
+    session.run_install("uv", "pip", "install", "--resolution=lowest-direct", "-e.[cli]")
+    session.install(*lowest, "openai==1.109.*")
+    session.run("pytest", "tests/client", *session.posargs)
+
+
+@nox.session(name="sdk-2")
+def sdk_2(session: nox.Session) -> None:
+    """Run the client's suite on the last SDK before it moved to httpx2."""
+    lowest = [name for name in group("test") if not name.startswith("pytest-httpx2")]
+    session.install("-e.[cli]", *lowest, "openai>=2,<3")
+    session.run("pytest", "tests/client", *session.posargs)
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """Build the wheel, install it into an empty environment, import it, run its commands."""
+    session.install("build")
+    dist = session.create_tmp()
+    session.run("python", "-m", "build", "--wheel", "--outdir", dist, ".")
+    (built,) = Path(dist).glob("*.whl")
+    session.install(str(built))
+    session.run("python", "-c", "import localwhisper; localwhisper.audio; print(localwhisper.__version__)")
+    session.install(f"{built}[server]")
+    session.run("localwhisper", "--help")
+    session.run("localwhisper-server", "--help")
+    built.unlink()
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Speed and accuracy against plain faster-whisper, in turn in one run. Takes its time; not part of CI."""
+    session.install(EVERYTHING, *group("test"))
+    for script in session.posargs or sorted(str(path) for path in (ROOT / "benchmarks").glob("*.py")):
+        session.run("python", script)

@@ -1,0 +1,35 @@
+"""One real server process with the base model, for every test that does not kill it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from localwhisper_client.demo import Server, serving
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """A ready server with the base model on a free loopback port."""
+    with serving("--model", "base") as running:
+        yield running
+
+
+@pytest.fixture
+def frail_server() -> Iterator[Server]:
+    """A server of this test's own, to be stopped, frozen or killed; its model is the smallest."""
+    with serving("--model", "tiny.en") as running:
+        yield running
+
+
+@pytest.fixture
+def stock(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """Set the environment of a bot of which only OPENAI_BASE_URL was changed."""
+    monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+    monkeypatch.setenv("OPENAI_API_KEY", "whatever")
+    return server
+
+
+ROOT = Path(__file__).parents[2]
+VOICES = ROOT / "tests" / "voices"
+ENGLISH = ROOT / "localwhisper_client" / "demo.ogg"

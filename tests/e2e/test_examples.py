@@ -1,0 +1,132 @@
+"""Each example, run as its reader would run it, and the demo."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from unittest.mock import AsyncMock, MagicMock
+
+import pytest
+
+from localwhisper_client.demo import Server, stand_in_cloud
+
+pytestmark = pytest.mark.model
+
+ROOT = Path(__file__).parents[2]
+ENGLISH = ROOT / "localwhisper_client" / "demo.ogg"
+GERMAN = ROOT / "tests" / "voices" / "de-5s.ogg"
+
+
+def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with these arguments, its environment free of settings but for the given ones."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "LOCALWHISPER_"))}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def load(name: str) -> ModuleType:
+    """Import an example by its file."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_openai_base_url(server: Server) -> None:
+    """The stock SDK prints each sentence with its time."""
+    done = run(
+        ROOT / "examples/openai_base_url.py", ENGLISH, OPENAI_BASE_URL=server.base_url, OPENAI_API_KEY="whatever"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.lstrip().startswith("0.0  Please buy milk")
+
+
+def test_fallback(server: Server) -> None:
+    """The house answers and says so."""
+    done = run(ROOT / "examples/fallback.py", ENGLISH, LOCALWHISPER_BASE_URL=server.base_url, OPENAI_API_KEY="made-up")
+    assert done.returncode == 0, done.stderr
+    assert "Please buy milk" in done.stdout
+    assert f"{server.base_url}: answered" in done.stderr
+
+
+def test_fallback_without_the_house() -> None:
+    """With nobody in the house, the cloud that is configured answers."""
+    with stand_in_cloud() as cloud:
+        done = run(
+            ROOT / "examples/fallback.py",
+            ENGLISH,
+            LOCALWHISPER_BASE_URL="http://127.0.0.1:9/v1",
+            LOCALWHISPER_CLOUD_BASE_URL=cloud,
+            OPENAI_API_KEY="made-up",
+        )
+    assert done.returncode == 0, done.stderr
+    assert "stand-in" in done.stdout
+    assert "http://127.0.0.1:9/v1: outage" in done.stderr
+
+
+def test_async_many(server: Server) -> None:
+    """Every file gets its line, in the order given."""
+    done = run(ROOT / "examples/async_many.py", ENGLISH, GERMAN, LOCALWHISPER_BASE_URL=server.base_url)
+    assert done.returncode == 0, done.stderr
+    english, german = done.stdout.splitlines()
+    assert english.startswith("demo.ogg: Please buy milk")
+    assert german.startswith("de-5s.ogg: Heute")
+
+
+@pytest.fixture
+def voice_update() -> MagicMock:
+    """An update with a voice message, as python-telegram-bot hands it to a handler."""
+    file = MagicMock()
+    file.download_as_bytearray = AsyncMock(return_value=bytearray(ENGLISH.read_bytes()))
+    update = MagicMock()
+    update.effective_message.voice.get_file = AsyncMock(return_value=file)
+    update.effective_message.reply_text = AsyncMock()
+    return update
+
+
+@pytest.mark.anyio
+async def test_telegram_bot(server: Server, voice_update: MagicMock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A voice message is answered with its words."""
+    monkeypatch.setenv("LOCALWHISPER_BASE_URL", server.base_url)
+    await load("telegram_bot").handle_voice(voice_update, MagicMock())
+    (reply,) = voice_update.effective_message.reply_text.await_args.args
+    assert "Please buy milk" in reply
+
+
+@pytest.mark.anyio
+async def test_telegram_bot_without_the_house(voice_update: MagicMock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With nobody in the house, the bot says so and lives on."""
+    monkeypatch.setenv("LOCALWHISPER_BASE_URL", "http://127.0.0.1:9/v1")
+    await load("telegram_bot").handle_voice(voice_update, MagicMock())
+    (reply,) = voice_update.effective_message.reply_text.await_args.args
+    assert "Nobody is listening" in reply
+
+
+def test_demo() -> None:
+    """The README's first command shows the words, the language, who answered, and the fallback."""
+    done = run("-m", "localwhisper_client", "demo")
+    assert done.returncode == 0, done.stderr
+    assert "Please buy milk" in done.stdout
+    assert "english" in done.stdout
+    assert "(in the house)" in done.stdout
+    assert "(the stand-in cloud)" in done.stdout
+
+
+def test_readme_curl(server: Server) -> None:
+    """The README's curl line works as it stands, but for the port."""
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    (command,) = (line for line in lines if line.startswith("curl ") and "audio/transcriptions" in line)
+    command = command.replace("http://localhost:5000", server.url).replace("voice.ogg", str(ENGLISH))
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Please buy milk" in done.stdout

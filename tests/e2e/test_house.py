@@ -1,0 +1,104 @@
+"""The client with a real server that is up, stopped, frozen, or killed in the middle of a call."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import localwhisper
+from localwhisper_client import Attempt, Event, HouseUnavailable
+from localwhisper_client.demo import STAND_IN_TEXT, Server, stand_in_cloud
+
+pytestmark = pytest.mark.model
+
+ROOT = Path(__file__).parents[2]
+ENGLISH = ROOT / "localwhisper_client" / "demo.ogg"
+LONG = ROOT / "tests" / "voices" / "en-60s.ogg"
+
+
+class Client:
+    """A client of one server with a stand-in for the cloud, and the attempts it made."""
+
+    def __init__(self, server: Server, cloud: str, policy: str = "cloud") -> None:
+        self.attempts: list[Attempt] = []
+        self.whisper = localwhisper.LocalWhisper(
+            lan_url=server.base_url, policy=policy, base_url=cloud, api_key="made-up", on_event=self._keep
+        )
+
+    def _keep(self, event: Event) -> None:
+        if isinstance(event, Attempt):
+            self.attempts.append(event)
+
+    def transcribe(self, path: Path = ENGLISH, timeout: float = 120) -> str:
+        return self.whisper.audio.transcriptions.create(file=path, model="whisper-1", timeout=timeout).text
+
+
+@pytest.fixture
+def cloud() -> Iterator[str]:
+    """The base URL of a stand-in for the cloud."""
+    with stand_in_cloud() as url:
+        yield url
+
+
+def test_up(server: Server, cloud: str) -> None:
+    """A server that is up answers, and the cloud hears nothing."""
+    client = Client(server, cloud)
+    assert "milk" in client.transcribe()
+    assert [(attempt.verdict, attempt.cloud) for attempt in client.attempts] == [("answered", False)]
+
+
+def test_stopped(frail_server: Server, cloud: str) -> None:
+    """A stopped server costs one refused connection, then nothing: the cloud answers."""
+    client = Client(frail_server, cloud)
+    frail_server.stop()
+    assert client.transcribe() == STAND_IN_TEXT
+    assert client.transcribe() == STAND_IN_TEXT
+    assert [(attempt.verdict, attempt.cloud) for attempt in client.attempts] == [
+        ("outage", False),
+        ("answered", True),
+        ("answered", True),
+    ]
+
+
+def test_stopped_and_local_only(frail_server: Server, cloud: str) -> None:
+    """Under local_only a stopped server is an error that names it, and the cloud hears nothing."""
+    client = Client(frail_server, cloud, policy="local_only")
+    frail_server.stop()
+    with pytest.raises(HouseUnavailable, match=r"127\.0\.0\.1"):
+        client.transcribe()
+    assert not any(attempt.cloud for attempt in client.attempts)
+
+
+def test_frozen(frail_server: Server, cloud: str) -> None:
+    """A frozen server accepts connections and says nothing: half of the call's time goes there, then the cloud."""
+    client = Client(frail_server, cloud)
+    frail_server.process.send_signal(signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        assert client.transcribe(timeout=4) == STAND_IN_TEXT
+        assert time.monotonic() - started < 4
+    finally:
+        frail_server.process.send_signal(signal.SIGCONT)
+    assert [attempt.cloud for attempt in client.attempts] == [False, True]
+
+
+def test_killed_in_mid_request(frail_server: Server, cloud: str) -> None:
+    """A server that dies while it works costs the call nothing but time: the whole file goes to the cloud."""
+    client = Client(frail_server, cloud)
+    texts: list[str] = []
+    caller = threading.Thread(target=lambda: texts.append(client.transcribe(LONG)))
+    caller.start()
+    _until_working(frail_server)
+    frail_server.process.kill()
+    caller.join(60)
+    assert texts == [STAND_IN_TEXT]
+    assert [attempt.cloud for attempt in client.attempts] == [False, True]
+
+
+def _until_working(server: Server) -> None:
+    until = time.monotonic() + 30
+    while not server.health()["requests"]:
+        assert time.monotonic() < until, "the request never arrived"
