@@ -107,6 +107,8 @@ def test_what_can_be_rewound_is_not_copied() -> None:
         assert kept.files is files
     with Upload(None) as nothing:
         assert nothing.files is None
+    with Upload([("file", pipe()), ("other", b"x")]) as mixed:
+        assert mixed.files[1] == ("other", b"x")
     assert needs_copy({"file": pipe()})
     assert not needs_copy({"file": "text"})
 
