@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 ClientT = TypeVar("ClientT", openai.OpenAI, openai.AsyncOpenAI)
 
 _KEYLESS = "no-key"
-# Seconds an idle connection is kept. Servers drop theirs after five (uvicorn's default), and a box that was switched off
-# drops none: a call on a dead connection would look like a fault of a server that is well, or hang.
+# Seconds an idle connection is kept. Servers drop theirs after five (uvicorn's default), and a box that was switched
+# off drops none: a call on a dead connection would look like a fault of a server that is well, or hang.
 _IDLE = 2.0
 # Headers a call may bring along; every other could be the cloud's credential under some gateway's name.
 _HARMLESS = ("content-type", "accept", "x-stainless-", "____stainless", "x-client-request-id", "traceparent")
