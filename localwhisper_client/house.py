@@ -9,6 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import openai
 
+from localwhisper_client._http import http
 from localwhisper_client.config import health_url
 from localwhisper_client.probe import Prober
 from localwhisper_client.routing import Backend
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 ClientT = TypeVar("ClientT", openai.OpenAI, openai.AsyncOpenAI)
 
 _KEYLESS = "no-key"
+# Seconds an idle connection is kept. Servers drop theirs after five (uvicorn's default), and a box that was switched
+# off drops none: a call on a dead connection would look like a fault of a server that is well, or hang.
+_IDLE = 2.0
 # Headers a call may bring along; every other could be the cloud's credential under some gateway's name.
 _HARMLESS = ("content-type", "accept", "x-stainless-", "____stainless", "x-client-request-id", "traceparent")
 
@@ -55,7 +59,12 @@ class Server(Generic[ClientT]):
         # No proxy of the environment's: one would carry the audio out of the house, and could not reach it anyway.
         # No redirects, for the same reason. Certificates are read only where the address has one.
         make_http: Any = _HTTP[kind]
-        http_client = make_http(trust_env=False, follow_redirects=False, verify=url.startswith("https:"))
+        http_client = make_http(
+            trust_env=False,
+            follow_redirects=False,
+            verify=url.startswith("https:"),
+            limits=http.Limits(max_connections=1000, max_keepalive_connections=100, keepalive_expiry=_IDLE),
+        )
         self.client: ClientT = kind(
             api_key=settings.lan_key or _KEYLESS, base_url=url, max_retries=0, http_client=http_client
         )

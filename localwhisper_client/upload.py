@@ -7,9 +7,10 @@ once, into a file that can: in memory while small, on disk when not.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from contextlib import ExitStack
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
@@ -54,6 +55,9 @@ class Upload:
         content = _content(value)
         if not _read_once(content):
             return value
+        if isinstance(content, os.PathLike):
+            # SDK 1 and 2 let a path inside a tuple through to the HTTP library, which cannot read it.
+            return (value[0], self._copies.enter_context(Path(content).open("rb")), *value[2:])
         copy = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 - closed with the upload
         self._copies.callback(copy.close)
         for chunk in _chunks(content):

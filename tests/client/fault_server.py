@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    Behaviour = Callable[[socket.socket, "Request"], None]
+
 TEXT = "a voice message"
 EVENTS = (
     b'data: {"type":"transcript.text.delta","delta":"a voice "}\n\n'
@@ -40,8 +42,8 @@ class Request:
 class FaultServer:
     """Answers each request as `behaviour` says; remembers calls and probes apart."""
 
-    behaviour: Callable[[socket.socket, Request], None]
-    answers_probe: Callable[[socket.socket, Request], None] | None = None
+    behaviour: Behaviour
+    answers_probe: Behaviour | None = None
     calls: list[Request] = field(default_factory=list)
     probes: list[Request] = field(default_factory=list)
     reads_body: bool = True
@@ -122,15 +124,25 @@ def answers(conn: socket.socket, request: Request) -> None:
         conn.sendall(response(200, b"application/json", json.dumps({"text": TEXT}).encode()))
 
 
-def says(status: int, kind: bytes, body: bytes, *headers: bytes) -> Callable[[socket.socket, Request], None]:
+def says(status: int, kind: bytes, body: bytes, *headers: bytes) -> Behaviour:
     """Answer with these bytes."""
     return lambda conn, _: conn.sendall(response(status, kind, body, *headers))
 
 
-def error(status: int, *headers: bytes) -> Callable[[socket.socket, Request], None]:
+def error(status: int, *headers: bytes) -> Behaviour:
     """Answer with an error in OpenAI's envelope."""
     body = {"error": {"message": f"no {status}", "type": "x", "param": None, "code": None}}
     return says(status, b"application/json", json.dumps(body).encode(), *headers)
+
+
+def in_turn(*turns: Behaviour, then: Behaviour) -> Behaviour:
+    """Behave once in each way, then in the last one for ever."""
+    rest = iter(turns)
+
+    def behave(conn: socket.socket, request: Request) -> None:
+        next(rest, then)(conn, request)
+
+    return behave
 
 
 def reset(conn: socket.socket) -> None:
@@ -140,7 +152,7 @@ def reset(conn: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def serving(behaviour: Callable[[socket.socket, Request], None] = answers) -> Iterator[FaultServer]:
+def serving(behaviour: Behaviour = answers) -> Iterator[FaultServer]:
     """Run a server."""
     server = FaultServer(behaviour)
     try:

@@ -21,7 +21,7 @@ from localwhisper_client.circuit import Circuit
 from localwhisper_client.probe import Prober
 from localwhisper_client.routing import Backend
 from tests.client.driving import SHAPES
-from tests.client.fault_server import TEXT, error, refusing, reset, says, serving
+from tests.client.fault_server import TEXT, answers, error, in_turn, refusing, reset, says, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -240,10 +240,70 @@ def test_when_the_cloud_fails_too_the_error_tells_the_whole_story(drive: Driver,
 
 def test_the_clouds_own_retries_stay(drive: Driver, cloud: FaultServer) -> None:
     """`max_retries` describes the cloud."""
-    turns = iter([error(500, b"retry-after-ms: 1"), error(500, b"retry-after-ms: 1")])
-    cloud.behaviour = next(turns, says(200, b"application/json", b'{"text": "third"}'))
+    again = error(500, b"retry-after-ms: 1")
+    cloud.behaviour = in_turn(again, again, then=says(200, b"application/json", b'{"text": "third"}'))
     with refusing() as port:
         assert drive.call(drive.client(lan_url=f"http://127.0.0.1:{port}/v1", policy="cloud")) == "third"
+
+
+def test_a_key_that_cannot_be_had_is_the_error(drive: Driver, wire: respx.Router) -> None:
+    """Whatever the SDK raises of its own before it sends anything comes through as it is."""
+
+    def vault() -> str:
+        raise CloudKeyMissing
+
+    async def async_vault() -> str:
+        raise CloudKeyMissing
+
+    wire.post(HOUSE + SPEECH).respond(500)
+    api_key = vault if drive.flavour == "sync" else async_vault
+    with pytest.raises(CloudKeyMissing):
+        drive.call(drive.client(lan_url=HOUSE, policy="cloud", api_key=api_key))
+
+
+def test_a_call_without_a_deadline(drive: Driver, wire: respx.Router) -> None:
+    """`timeout=None` means for ever, in the house (but for the connection) and in the cloud."""
+    wire.post(HOUSE + SPEECH).respond(500)
+    client = drive.client(lan_url=HOUSE, policy="cloud", api_key="k", timeout=None)
+    assert drive.call(client) == "from the cloud"
+    house, cloud = (sent(wire, index).extensions["timeout"] for index in (0, 1))
+    assert house == {"connect": 1.0, "read": None, "write": None, "pool": None}
+    assert set(cloud.values()) == {None}
+
+
+def test_the_callers_own_timeouts_are_only_shortened(drive: Driver, wire: respx.Router) -> None:
+    """Half for the house, what is left for the cloud; a shorter connect timeout of the caller's stays."""
+    wire.post(HOUSE + SPEECH).respond(500)
+    client = drive.client(lan_url=HOUSE, policy="cloud", api_key="k", timeout=openai.Timeout(60, connect=3))
+    drive.call(client)
+    house, cloud = (sent(wire, index).extensions["timeout"] for index in (0, 1))
+    assert house["connect"] == 1.0
+    assert 29 < house["read"] <= 30
+    assert cloud["connect"] == 3
+    assert 55 < cloud["read"] <= 60
+
+
+def test_the_cloud_is_asked_at_once(drive: Driver, cloud: FaultServer) -> None:
+    """After a refusal and with the breaker open alike, there is no pause of any kind."""
+    arrived: list[float] = []
+
+    def note(conn: Any, request: Any) -> None:
+        arrived.append(time.monotonic())
+        answers(conn, request)
+
+    cloud.behaviour = note
+    with refusing() as port:
+        client = drive.client(lan_url=f"http://127.0.0.1:{port}/v1", policy="cloud")
+        waits: dict[bool, list[float]] = {True: [], False: []}
+        for _ in range(5):
+            client._route.house.backends[0].breaker._circuit = Circuit()
+            for refused in (True, False):
+                started = time.monotonic()
+                drive.call(client)
+                waits[refused].append(arrived[-1] - started)
+        # The best of several: a busy machine makes any one of them slow, a sleep would make all of them so.
+        assert min(waits[True]) < 0.05
+        assert min(waits[False]) < 0.04
 
 
 def test_a_callback_that_raises_harms_nobody(drive: Driver, house: FaultServer) -> None:
@@ -266,9 +326,7 @@ def test_events_name_no_credentials(drive: Driver, house: FaultServer) -> None:
 def test_wait_is_served_by_a_house_that_comes_back(drive: Driver) -> None:
     """Refused at first, well again after a while: the call does not notice."""
     with serving() as server:
-        turns = iter([lambda conn, _: reset(conn)] * 3)
-        answer = server.behaviour
-        server.behaviour = next(turns, answer)
+        server.behaviour = in_turn(*[lambda conn, _: reset(conn)] * 3, then=answers)
         assert drive.call(drive.client(lan_url=server.url, policy="wait", timeout=60)) == TEXT
 
 

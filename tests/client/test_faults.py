@@ -15,7 +15,7 @@ import pytest
 from localwhisper_client import Attempt, BreakerOpened, LocalWhisperError
 from localwhisper_client._http import http
 from tests.client.driving import SHAPES
-from tests.client.fault_server import TEXT, answers, blackhole, error, refusing, reset, response, says, serving
+from tests.client.fault_server import TEXT, answers, blackhole, error, in_turn, refusing, reset, response, says, serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -217,8 +217,9 @@ def test_a_stream_falls_back_only_before_its_first_event(shape: str, drive: Driv
 def test_a_busy_house_is_waited_for(shape: str, status: int, drive: Driver, cloud: FaultServer) -> None:
     """A `Retry-After` that fits the deadline is obeyed, and the house answers after all."""
     with serving() as server:
-        turns = iter([error(status, b"retry-after: 0.05"), error(status, b"retry-after-ms: 50"), answers])
-        server.behaviour = lambda conn, request: next(turns)(conn, request)  # noqa: PLW0108 - a turn for each call
+        server.behaviour = in_turn(
+            error(status, b"retry-after: 0.05"), error(status, b"retry-after-ms: 50"), then=answers
+        )
         client = drive.client(lan_url=server.url, policy="cloud", timeout=60)
         assert drive.call(client, shape) == TEXT
         assert len(server.calls) == 3

@@ -45,7 +45,7 @@ def _deprecated_or_not() -> Any:
     from openai.resources.audio.translations import Translations
 
     deprecated = hasattr(Translations.create, "__deprecated__")
-    return pytest.warns(DeprecationWarning, match="translations") if deprecated else nullcontext()
+    return pytest.warns(DeprecationWarning, match="deprecated") if deprecated else nullcontext()
 
 
 def test_names_are_the_sdks_own_but_for_the_clients() -> None:

@@ -100,6 +100,16 @@ def test_what_was_sent_first_is_sent_whole_the_second_time(
         file.close()
 
 
+def test_a_path_inside_a_tuple_is_opened_and_closed(tmp_path: Path) -> None:
+    """Under every SDK, though not every SDK does so itself."""
+    path = tmp_path / "voice.ogg"
+    path.write_bytes(AUDIO)
+    with Upload([("file", ("a.ogg", path, "audio/ogg"))]) as opened:
+        name, file, kind = opened.files[0][1]
+        assert (name, file.read(), kind) == ("a.ogg", AUDIO, "audio/ogg")
+    assert file.closed
+
+
 def test_what_can_be_rewound_is_not_copied() -> None:
     """The very same object goes on."""
     files = [("file", ("a", io.BytesIO(AUDIO))), ("other", b"x")]
@@ -107,6 +117,8 @@ def test_what_can_be_rewound_is_not_copied() -> None:
         assert kept.files is files
     with Upload(None) as nothing:
         assert nothing.files is None
+    with Upload([("file", pipe()), ("other", b"x")]) as mixed:
+        assert mixed.files[1] == ("other", b"x")
     assert needs_copy({"file": pipe()})
     assert not needs_copy({"file": "text"})
 
