@@ -12,6 +12,8 @@ from localwhisper_server.errors import InvalidRequest, UnreadableAudio
 
 SAMPLE_RATE = 16_000
 MIN_SECONDS = 0.1  # OpenAI's own floor
+# FFmpeg reads playlists, too, and would open what they point at: our files, other machines. No protocol is allowed.
+SELF_CONTAINED = {"protocol_whitelist": "none"}
 
 Samples = npt.NDArray[np.float32]
 
@@ -33,7 +35,7 @@ def decode(source: IO[bytes], *, max_seconds: float) -> Samples:
     source.seek(0)
     try:
         # ValueError: PyAV's word for an option or a stream it cannot make sense of.
-        with av.open(source, mode="r", metadata_errors="ignore") as container:
+        with av.open(source, mode="r", metadata_errors="ignore", container_options=SELF_CONTAINED) as container:
             for part in _resampled(container):
                 parts.append(part)
                 count += part.size
