@@ -60,16 +60,24 @@ def _resampled(container: "av.container.InputContainer") -> Iterator[npt.NDArray
     if not container.streams.audio:
         raise UnreadableAudio
     stream = container.streams.audio[0]
-    resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
+    resampler, sound = _new_resampler(), None
     for packet in container.demux(stream):
         try:
             frames = packet.decode()
-        except av.error.InvalidDataError:
-            continue  # one damaged packet; the next may be whole
+        except av.error.FFmpegError:
+            continue  # one damaged packet, by whichever name its decoder calls that; the next may be whole
         for frame in frames:
+            before, sound = sound, (frame.format.name, frame.layout.name, frame.sample_rate)
+            if before not in (None, sound):  # files joined end to end change their kind in the middle
+                yield from _samples(resampler.resample(None))
+                resampler = _new_resampler()
             frame.pts = None  # gaps in timestamps must not become an error of the resampler
             yield from _samples(resampler.resample(frame))
     yield from _samples(resampler.resample(None))
+
+
+def _new_resampler() -> av.AudioResampler:
+    return av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
 
 
 def _samples(pieces: "list[av.AudioFrame]") -> Iterator[npt.NDArray[np.int16]]:
