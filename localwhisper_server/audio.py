@@ -12,6 +12,8 @@ from localwhisper_server.errors import InvalidRequest, UnreadableAudio
 
 SAMPLE_RATE = 16_000
 MIN_SECONDS = 0.1  # OpenAI's own floor
+# FFmpeg reads playlists, too, and would open what they point at: our files, other machines. No protocol is allowed.
+SELF_CONTAINED = {"protocol_whitelist": "none"}
 
 Samples = npt.NDArray[np.float32]
 
@@ -33,7 +35,7 @@ def decode(source: IO[bytes], *, max_seconds: float) -> Samples:
     source.seek(0)
     try:
         # ValueError: PyAV's word for an option or a stream it cannot make sense of.
-        with av.open(source, mode="r", metadata_errors="ignore") as container:
+        with av.open(source, mode="r", metadata_errors="ignore", container_options=SELF_CONTAINED) as container:
             for part in _resampled(container):
                 parts.append(part)
                 count += part.size
@@ -58,16 +60,24 @@ def _resampled(container: "av.container.InputContainer") -> Iterator[npt.NDArray
     if not container.streams.audio:
         raise UnreadableAudio
     stream = container.streams.audio[0]
-    resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
+    resampler, sound = _new_resampler(), None
     for packet in container.demux(stream):
         try:
             frames = packet.decode()
-        except av.error.InvalidDataError:
-            continue  # one damaged packet; the next may be whole
+        except av.error.FFmpegError:
+            continue  # one damaged packet, by whichever name its decoder calls that; the next may be whole
         for frame in frames:
+            before, sound = sound, (frame.format.name, frame.layout.name, frame.sample_rate)
+            if before not in (None, sound):  # files joined end to end change their kind in the middle
+                yield from _samples(resampler.resample(None))
+                resampler = _new_resampler()
             frame.pts = None  # gaps in timestamps must not become an error of the resampler
             yield from _samples(resampler.resample(frame))
     yield from _samples(resampler.resample(None))
+
+
+def _new_resampler() -> av.AudioResampler:
+    return av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
 
 
 def _samples(pieces: "list[av.AudioFrame]") -> Iterator[npt.NDArray[np.int16]]:

@@ -7,7 +7,7 @@ The decoding rules (thresholds, the temperature ladder, the reading of timestamp
 
 import math
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -210,8 +210,7 @@ class Engine:
         tried: list[list[_Hypothesis]] = [[] for _ in prompts]
         open_rows = list(range(len(prompts)))
         for step in range(len(TEMPERATURES)):
-            for rows in _alike(open_rows, prompts, [_ladder(value)[step] for value in asked]):
-                temperature = _ladder(asked[rows[0]])[step]
+            for rows, temperature in _alike(open_rows, prompts, {row: _ladder(asked[row])[step] for row in open_rows}):
                 results = self._generate(_rows(encoded, rows), [prompts[row] for row in rows], temperature)
                 for row, result in zip(rows, results, strict=True):
                     tried[row].append(_hypothesis(result, tokenizers[row], temperature))
@@ -297,12 +296,14 @@ def _ladder(temperature: float | None) -> tuple[float, ...]:
     return (temperature,) if temperature else TEMPERATURES
 
 
-def _alike(rows: Iterable[int], prompts: Sequence[list[int]], temperatures: Sequence[float]) -> list[list[int]]:
-    """Group rows that one call of generate can take: prompts of one length, one temperature."""
+def _alike(
+    rows: Iterable[int], prompts: Sequence[list[int]], temperatures: Mapping[int, float]
+) -> list[tuple[list[int], float]]:
+    """Group rows that one call of generate can take: prompts of one length, one temperature, which is returned too."""
     groups: dict[tuple[int, float], list[int]] = {}
     for row in rows:
         groups.setdefault((len(prompts[row]), temperatures[row]), []).append(row)
-    return list(groups.values())
+    return [(members, temperature) for (_, temperature), members in groups.items()]
 
 
 def _hypothesis(

@@ -292,7 +292,7 @@ def _json_object(text: str) -> dict[str, Any]:
 def _number(chosen: Mapping[str, Any], key: str, default: float, most: float) -> float:
     try:
         value = float(chosen.get(key, default))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = float("nan")
     if not 0 <= value <= most:
         raise InvalidRequest(

@@ -83,7 +83,7 @@ class Guard:
         if self._api_key is not None and scope["path"] not in OPEN_PATHS:
             check_key(headers.get("authorization"), self._api_key)
         announced = headers.get("content-length", "")
-        if announced.isdigit() and int(announced) > self._max_upload:
+        if announced.isdecimal() and int(announced) > self._max_upload:
             raise TooLarge(self._max_upload, int(announced))
         await self._app(scope, _counted(receive, self._max_upload), send)
 
