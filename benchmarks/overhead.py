@@ -41,7 +41,9 @@ class Instant:
 
     def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
         """Answer each chunk with one segment."""
-        return [ChunkResult("en", (Segment(chunk.offset, chunk.offset + chunk.seconds, " Hello."),)) for chunk in chunks]
+        return [
+            ChunkResult("en", (Segment(chunk.offset, chunk.offset + chunk.seconds, " Hello."),)) for chunk in chunks
+        ]
 
 
 @contextmanager

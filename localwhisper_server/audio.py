@@ -12,6 +12,8 @@ from localwhisper_server.errors import InvalidRequest, UnreadableAudio
 
 SAMPLE_RATE = 16_000
 MIN_SECONDS = 0.1  # OpenAI's own floor
+# Frames of 20 ms are joined before they are resampled: half the time of doing each alone.
+BLOCK_SAMPLES = 48_000
 # FFmpeg reads playlists, too, and would open what they point at: our files, other machines. No protocol is allowed.
 SELF_CONTAINED = {"protocol_whitelist": "none"}
 
@@ -60,7 +62,8 @@ def _resampled(container: "av.container.InputContainer") -> Iterator[npt.NDArray
     if not container.streams.audio:
         raise UnreadableAudio
     stream = container.streams.audio[0]
-    resampler, sound = _new_resampler(), None
+    resampler, joined = _new_resampler(), av.AudioFifo()
+    sound: tuple[str, str, int] | None = None
     for packet in container.demux(stream):
         try:
             frames = packet.decode()
@@ -69,16 +72,23 @@ def _resampled(container: "av.container.InputContainer") -> Iterator[npt.NDArray
         for frame in frames:
             before, sound = sound, (frame.format.name, frame.layout.name, frame.sample_rate)
             if before not in (None, sound):  # files joined end to end change their kind in the middle
-                yield from _samples(resampler.resample(None))
-                resampler = _new_resampler()
+                yield from _samples(resampler, joined, end=True)
+                resampler, joined = _new_resampler(), av.AudioFifo()
             frame.pts = None  # gaps in timestamps must not become an error of the resampler
-            yield from _samples(resampler.resample(frame))
-    yield from _samples(resampler.resample(None))
+            joined.write(frame)
+            if joined.samples >= BLOCK_SAMPLES:
+                yield from _samples(resampler, joined)
+    yield from _samples(resampler, joined, end=True)
 
 
 def _new_resampler() -> av.AudioResampler:
     return av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
 
 
-def _samples(pieces: "list[av.AudioFrame]") -> Iterator[npt.NDArray[np.int16]]:
-    return (piece.to_ndarray().reshape(-1).astype(np.int16, copy=False) for piece in pieces)
+def _samples(
+    resampler: av.AudioResampler, joined: av.AudioFifo, *, end: bool = False
+) -> Iterator[npt.NDArray[np.int16]]:
+    """Resample what was joined; at the `end`, what the resampler still holds as well."""
+    pieces = resampler.resample(joined.read()) if joined.samples else []
+    for piece in [*pieces, *(resampler.resample(None) if end else [])]:
+        yield piece.to_ndarray().reshape(-1).astype(np.int16, copy=False)
