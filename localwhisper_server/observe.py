@@ -34,4 +34,4 @@ def configure_logging(level: str, stream: TextIO | None = None) -> None:
     root.handlers = [handler]
     root.setLevel(level.upper())
     for chatty in ("httpx", "httpx2", "filelock", "faster_whisper", "uvicorn", "python_multipart"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+        logging.getLogger(chatty).setLevel(max(root.level, logging.WARNING))
