@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from localwhisper_server import form, formats, observe
 from localwhisper_server.errors import (
@@ -65,6 +66,8 @@ def create_app(
     app = FastAPI(title="localwhisper", docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan)
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(ServerError, _server_error)
+    app.add_exception_handler(ClientDisconnect, _client_gone)
+    app.add_exception_handler(Exception, _fault)
     for prefix in ("/v1", ""):  # people forget the /v1
         _add_routes(app, prefix, backend)
     guarded = Guard(app, api_key=api_key, max_upload=max_upload)
@@ -109,7 +112,7 @@ def _model(name: str, backend: Backend) -> dict[str, Any]:
 
 async def _speech(request: Request, task: Task, backend: Backend) -> Response:
     backend.require_ready()
-    async with request.form(max_files=8, max_fields=MAX_FIELDS) as data:
+    async with _form(request) as data:
         fields = _fields(data)
         model = form.requested_model(fields)
         if model not in backend.names:
@@ -123,7 +126,7 @@ async def _speech(request: Request, task: Task, backend: Backend) -> Response:
             if asked.stream:
                 # The first item before the headers: a file that cannot be decoded is a 400, not a broken stream.
                 first = await _unless_gone(request, anext(items))
-                return StreamingResponse(_events(first, items, asked), media_type=formats.SSE_TYPE)
+                return _EventStream(_events(first, items, asked), media_type=formats.SSE_TYPE)
             transcript = await _unless_gone(request, _last(items))
         except UnreadableAudio as failure:
             raise form.unreadable(upload.filename) or failure from failure
@@ -133,11 +136,25 @@ async def _speech(request: Request, task: Task, backend: Backend) -> Response:
     return _rendered(transcript, asked)
 
 
+@contextlib.asynccontextmanager
+async def _form(request: Request) -> AsyncIterator[FormData]:
+    """Parse the body; the uploads in it live as long as the context."""
+    try:
+        data = await request.form(max_files=8, max_fields=MAX_FIELDS)
+    except UnicodeError as failure:
+        raise InvalidRequest("We could not parse the body of your request: it is not in its charset.") from failure
+    try:
+        yield data
+    finally:
+        await data.close()
+
+
 def _fields(data: FormData) -> dict[str, list[str]]:
     fields: dict[str, list[str]] = {}
     for name, value in data.multi_items():
         if isinstance(value, str):
-            fields.setdefault(name, []).append(value)
+            # Some charsets decode to halves of characters, which no encoder takes again.
+            fields.setdefault(name, []).append(value.encode(errors="replace").decode())
     return fields
 
 
@@ -162,7 +179,7 @@ def _rendered(transcript: Transcript, asked: form.SpeechRequest) -> Response:
 
 async def _events(
     first: Segment | Transcript, items: AsyncGenerator[Segment | Transcript], asked: form.SpeechRequest
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     """Render items as server-sent events; the deltas add up to the text of `done`."""
     item: Segment | Transcript = first
     begun = False
@@ -175,9 +192,25 @@ async def _events(
                     yield formats.delta_event(text, item, logprobs=asked.logprobs)
                 item = await anext(items)
         yield formats.done_event(item, logprobs=asked.logprobs, list_languages=asked.lists_languages)
+    # The headers are out: the SDKs raise APIError on an event with an `error`.
     except ServerError as failure:
-        # The headers are out: the SDKs raise APIError on an event with an `error`.
         yield formats.event({"type": "error"} | failure.body())
+    except Exception:
+        logger.exception("a stream failed")
+        yield formats.event({"type": "error"} | EngineFailed().body())
+
+
+class _EventStream(StreamingResponse):
+    """Closes its generator however the sending ends; Starlette leaves that to the garbage collector."""
+
+    def __init__(self, events: AsyncGenerator[bytes], media_type: str) -> None:
+        super().__init__(events, media_type=media_type)
+        self._events = events
+
+    async def stream_response(self, send: Send) -> None:
+        """Send the events."""
+        async with contextlib.aclosing(self._events):
+            await super().stream_response(send)
 
 
 class _Gone(Exception):
@@ -224,6 +257,16 @@ def _error_response(error: ServerError) -> Response:
 async def _server_error(_request: Request, exc: Exception) -> Response:
     assert isinstance(exc, ServerError)  # noqa: S101 - registered for this class alone
     return _error_response(exc)
+
+
+async def _client_gone(_request: Request, _exc: Exception) -> Response:
+    """Answer who hung up in the middle of an upload, for the log's sake."""
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+async def _fault(_request: Request, _exc: Exception) -> Response:
+    """Answer a fault of ours in the envelope; the framework raises it again, and `_Outermost` logs it."""
+    return _error_response(EngineFailed())
 
 
 async def _http_exception(request: Request, exc: Exception) -> Response:
