@@ -49,6 +49,11 @@ class Backend(Protocol):
         """Describe the state, with a boolean `ready`."""
         ...
 
+    @property
+    def queue_seconds(self) -> float:
+        """How long a request that came now would wait."""
+        ...
+
     def require_ready(self) -> None:
         """Raise Busy while the model is being loaded."""
         ...
@@ -71,7 +76,7 @@ def create_app(
     for prefix in ("/v1", ""):  # people forget the /v1
         _add_routes(app, prefix, backend)
     guarded = Guard(app, api_key=api_key, max_upload=max_upload)
-    return _Outermost(guarded, clock)
+    return _Outermost(guarded, clock, lambda: backend.queue_seconds)
 
 
 def _add_routes(app: FastAPI, prefix: str, backend: Backend) -> None:
@@ -118,9 +123,14 @@ async def _speech(request: Request, task: Task, backend: Backend) -> Response:
         if model not in backend.names:
             raise UnknownModel(model[:128], backend.names)
         asked = form.parse(fields, task, known_languages=backend.languages, model=model)
+        uploads = [value for _, value in data.multi_items() if isinstance(value, UploadFile)]
         upload = next((value for value in data.getlist("file") if isinstance(value, UploadFile)), None)
         if upload is None:
             raise form.missing_file()
+        for other in uploads:
+            if other is not upload:
+                await other.close()
+        # From here on the service closes it: a transcription that others follow may outlive this request.
         items = backend.transcribe(upload.file, asked.options)
         try:
             if asked.stream:
@@ -138,15 +148,16 @@ async def _speech(request: Request, task: Task, backend: Backend) -> Response:
 
 @contextlib.asynccontextmanager
 async def _form(request: Request) -> AsyncIterator[FormData]:
-    """Parse the body; the uploads in it live as long as the context."""
+    """Parse the body; the uploads in it are closed if the block fails."""
     try:
         data = await request.form(max_files=8, max_fields=MAX_FIELDS)
     except UnicodeError as failure:
         raise InvalidRequest("We could not parse the body of your request: it is not in its charset.") from failure
     try:
         yield data
-    finally:
+    except BaseException:
         await data.close()
+        raise
 
 
 def _fields(data: FormData) -> dict[str, list[str]]:
@@ -283,9 +294,10 @@ async def _http_exception(request: Request, exc: Exception) -> Response:
 class _Outermost:
     """Gives every answer its id and timing, every request its log line, and every error its envelope."""
 
-    def __init__(self, app: App, clock: Callable[[], float]) -> None:
+    def __init__(self, app: App, clock: Callable[[], float], queue_seconds: Callable[[], float]) -> None:
         self._app = app
         self._clock = clock
+        self._queue_seconds = queue_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -307,6 +319,8 @@ class _Outermost:
                     (b"x-request-id", identity.encode()),
                     (b"openai-processing-ms", str(elapsed).encode()),
                     (b"openai-version", b"2020-10-01"),
+                    # For clients with several servers to choose from.
+                    (b"x-localwhisper-queue-seconds", f"{self._queue_seconds():.3f}".encode()),
                 ]
             await send(message)
 

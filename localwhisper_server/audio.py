@@ -8,44 +8,38 @@ import av.error
 import numpy as np
 import numpy.typing as npt
 
+from localwhisper_server.chunks import SAMPLE_RATE, Samples
 from localwhisper_server.errors import InvalidRequest, UnreadableAudio
 
-SAMPLE_RATE = 16_000
 MIN_SECONDS = 0.1  # OpenAI's own floor
 # Frames of 20 ms are joined before they are resampled: half the time of doing each alone.
 BLOCK_SAMPLES = 48_000
 # FFmpeg reads playlists, too, and would open what they point at: our files, other machines. No protocol is allowed.
 SELF_CONTAINED = {"protocol_whitelist": "none"}
 
-Samples = npt.NDArray[np.float32]
 
+def blocks(source: IO[bytes], *, max_seconds: float) -> Iterator[Samples]:
+    """Decode the first audio stream of `source` (seekable, read from its start), a few seconds at a time.
 
-def decode(source: IO[bytes], *, max_seconds: float) -> Samples:
-    """Decode the first audio stream of `source` (seekable, read from its start).
-
-    Returns float32 samples in [-1, 1], shape (n,), at 16 kHz. The container is recognised by its bytes; names and
+    Yields float32 samples in [-1, 1], shape (n,), at 16 kHz. The container is recognised by its bytes; names and
     content types play no part. Damaged packets are skipped, as players do, as long as something remains.
 
     Raises:
         UnreadableAudio: no audio stream, or nothing in it that can be decoded.
-        InvalidRequest: shorter than 0.1 s, or longer than `max_seconds` (noticed while decoding).
+        InvalidRequest: shorter than 0.1 s, or longer than `max_seconds` (noticed as soon as it shows).
 
     """
-    parts: list[npt.NDArray[np.int16]] = []
     count = 0
-    limit = int(max_seconds * SAMPLE_RATE)
     source.seek(0)
     try:
         # ValueError: PyAV's word for an option or a stream it cannot make sense of.
         with av.open(source, mode="r", metadata_errors="ignore", container_options=SELF_CONTAINED) as container:
+            # What the container says of its length may be wrong, so it can only be a reason not to begin.
+            _check_length((container.duration or 0) / av.time_base, max_seconds)
             for part in _resampled(container):
-                parts.append(part)
                 count += part.size
-                if count > limit:
-                    raise InvalidRequest(
-                        f"audio duration is longer than {max_seconds:g} seconds which is the maximum for this server",
-                        code="invalid_value",
-                    )
+                _check_length(count / SAMPLE_RATE, max_seconds)
+                yield part.astype(np.float32) / np.float32(32768)
     except (av.error.FFmpegError, ValueError) as failure:
         raise UnreadableAudio from failure
     if not count:
@@ -54,7 +48,20 @@ def decode(source: IO[bytes], *, max_seconds: float) -> Samples:
         raise InvalidRequest(
             "Audio file is too short. Minimum audio length is 0.1 seconds.", param="file", code="audio_too_short"
         )
-    return np.concatenate(parts).astype(np.float32) / np.float32(32768)
+
+
+def decode(source: IO[bytes], *, max_seconds: float) -> Samples:
+    """Decode all of `source` at once; see `blocks`."""
+    return np.concatenate(list(blocks(source, max_seconds=max_seconds)))
+
+
+def _check_length(seconds: float, max_seconds: float) -> None:
+    if seconds > max_seconds:
+        raise InvalidRequest(
+            f"audio duration {seconds:.2f} seconds is longer than {max_seconds:g} seconds which is the maximum for "
+            "this server",
+            code="invalid_value",
+        )
 
 
 def _resampled(container: "av.container.InputContainer") -> Iterator[npt.NDArray[np.int16]]:

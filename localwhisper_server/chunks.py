@@ -1,14 +1,27 @@
-"""Where to cut a recording: speech spans to chunks of at most one window. Pure."""
+"""Where to cut a recording: blocks of samples in, chunks that begin and end in pauses out. Pure.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+Whisper hears at most 30 s at once, and on a CPU short chunks are cheaper than long ones; cut at pauses into chunks of
+12 to 20 s, the words stay the same as with windows of 30 s (BENCHMARKS.md).
+"""
 
-WINDOW_SECONDS = 30.0  # what Whisper's encoder sees at once
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+SAMPLE_RATE = 16_000
+LONGEST_SECONDS = 15.0
+# Speech is looked for in stretches of this length, so that a recording of any length is cut in bounded memory.
+STRETCH_SECONDS = 60.0
+
+Samples = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A stretch of a recording, in seconds."""
+    """A stretch of sound, in seconds."""
 
     start: float
     end: float
@@ -19,25 +32,99 @@ class Span:
         return self.end - self.start
 
 
-def cut(speech: Sequence[Span], duration: float, *, longest: float = WINDOW_SECONDS) -> list[Span]:
-    """Join neighbouring speech spans into chunks no longer than `longest` seconds.
+FindSpeech = Callable[[Samples], Sequence[Span]]
 
-    `speech` is in order and free of overlaps. A recording that fits one window stays whole, so that its words are
-    heard with all that is around them. Chunks never overlap; a single span longer than `longest` is cut in pieces
-    of that length. No speech gives no chunks.
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """A chunk of sound: samples of shape (n,), beginning `offset` seconds in; `speech` is in seconds from there."""
+
+    samples: Samples
+    offset: float
+    speech: tuple[Span, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Its length."""
+        return self.samples.size / SAMPLE_RATE
+
+
+def pieces(
+    blocks: Iterable[Samples], find_speech: FindSpeech, *, padding: float, longest: float = LONGEST_SECONDS
+) -> Iterator[Piece]:
+    """Cut a recording as it arrives.
+
+    A recording of up to `longest` seconds with speech in it stays whole, so that its words are heard with all that
+    is around them. A longer one is cut in the pauses; `padding` is the sound kept on both sides of speech, in
+    seconds. Pieces come in order, never overlap, and together hold all speech. No speech gives no piece.
     """
-    if not speech:
-        return []
-    if duration <= longest:
-        return [Span(0.0, duration)]
-    chunks: list[Span] = []
-    for span in speech:
-        if chunks and span.end - chunks[-1].start <= longest:
-            chunks[-1] = Span(chunks[-1].start, span.end)
+    held, offset, begun = np.empty(0, np.float32), 0.0, False
+    parts: list[Samples] = []
+    size = 0
+    for block in blocks:
+        parts.append(block)
+        size += block.size
+        if size < STRETCH_SECONDS * SAMPLE_RATE:
             continue
-        start = span.start
-        while span.end - start > longest:
-            chunks.append(Span(start, start + longest))
-            start += longest
-        chunks.append(Span(start, span.end))
-    return chunks
+        held, parts = np.concatenate([held, *parts]), []
+        planned = plan(find_speech(held), held.size / SAMPLE_RATE, padding=padding, longest=longest)
+        # The last one may go on in what is still to come.
+        for piece in planned[:-1]:
+            yield _taken(held, piece, offset)
+        keep = round(planned[-1].start * SAMPLE_RATE) if planned else held.size - round(padding * SAMPLE_RATE)
+        held, offset = held[max(0, keep) :].copy(), offset + max(0, keep) / SAMPLE_RATE
+        size, begun = held.size, True
+    held = np.concatenate([held, *parts])
+    speech = find_speech(held)
+    if speech and not begun and held.size <= longest * SAMPLE_RATE:
+        yield Piece(held, 0.0, tuple(speech))
+        return
+    for piece in plan(speech, held.size / SAMPLE_RATE, padding=padding, longest=longest):
+        yield _taken(held, piece, offset)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """Where a piece will lie and the speech in it, all in seconds of the recording."""
+
+    start: float
+    end: float
+    speech: tuple[Span, ...]
+
+
+def plan(speech: Sequence[Span], duration: float, *, padding: float, longest: float) -> list[Planned]:
+    """Join neighbouring speech spans to pieces of at most `longest` seconds, padded where there is room.
+
+    `speech` is in order and free of overlaps, within `duration`. A single span longer than `longest` is cut in equal
+    parts. The padding between two pieces is shared, half and half.
+    """
+    groups: list[list[Span]] = []
+    for span in (part for whole in speech for part in _parts(whole, longest - 2 * padding)):
+        if groups and span.end - groups[-1][0].start <= longest - 2 * padding:
+            groups[-1].append(span)
+        else:
+            groups.append([span])
+    planned: list[Planned] = []
+    for number, group in enumerate(groups):
+        before = groups[number - 1][-1].end if number else 0.0
+        after = groups[number + 1][0].start if number + 1 < len(groups) else duration
+        middle_before = (before + group[0].start) / 2 if number else 0.0
+        middle_after = (group[-1].end + after) / 2 if number + 1 < len(groups) else duration
+        start = max(middle_before, group[0].start - padding)
+        end = min(middle_after, group[-1].end + padding)
+        planned.append(Planned(start, end, tuple(group)))
+    return planned
+
+
+def _parts(span: Span, longest: float) -> list[Span]:
+    count = max(1, int(np.ceil(span.seconds / longest - 1e-9)))
+    edges = np.linspace(span.start, span.end, count + 1)
+    return [Span(float(start), float(end)) for start, end in itertools.pairwise(edges)]
+
+
+def _taken(held: Samples, planned: Planned, offset: float) -> Piece:
+    first, last = round(planned.start * SAMPLE_RATE), round(planned.end * SAMPLE_RATE)
+    start = first / SAMPLE_RATE
+    speech = tuple(replace(span, start=span.start - start, end=span.end - start) for span in planned.speech)
+    # A copy, so that the piece does not keep the whole stretch alive.
+    return Piece(held[first:last].copy(), offset + start, speech)

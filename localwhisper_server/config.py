@@ -41,8 +41,17 @@ class Settings(BaseSettings):
         "auto", "int8", "int8_float16", "int8_float32", "int8_bfloat16", "float16", "bfloat16", "float32"
     ] = Field(default="auto", description="Precision. auto: float16 on a GPU, int8 on a CPU.")
     threads: int = Field(default=0, ge=0, description="CPU threads of the model; 0: as many as fit the machine.")
-    batch: int = Field(default=0, ge=0, le=64, description="Chunks decoded at a time; 0: 2 on a CPU, 8 on a GPU.")
+    window: Literal["adaptive", "exact"] = Field(
+        default="adaptive",
+        description="adaptive encodes a chunk at its own length and doubts what it gets; exact always pays for 30 s.",
+    )
+    batch: int = Field(default=0, ge=0, le=256, description="Chunks decoded at a time; 0: measured at the start.")
     queue: int = Field(default=64, ge=0, description="Requests that may wait; one more is answered 503.")
+    max_wait: float = Field(default=300.0, gt=0, description="Longest wait in seconds that a request is let in for.")
+    cache: int = Field(default=0, ge=0, description="Finished transcripts kept in memory for callers who ask again.")
+    idle_unload: float = Field(
+        default=0.0, ge=0, description="Seconds without work after which the model leaves the memory; 0: never."
+    )
     api_key: SecretStr | None = Field(default=None, description="Key that callers must send; none: anyone may call.")
     max_upload: int = Field(default=512 * MIB, ge=1, description="Largest request body in bytes.")
     max_seconds: float = Field(default=6 * 3600.0, gt=0, description="Longest recording in seconds.")

@@ -1,13 +1,12 @@
 """A batch of chunks through Whisper. The only importer of faster_whisper and ctranslate2.
 
-One `Engine` holds one model on one device. It is called from one thread at a time and keeps no state between calls.
-The decoding rules (thresholds, the temperature ladder, the reading of timestamps) are those of the Whisper paper,
-§4.5, with the values of its reference code (https://github.com/openai/whisper, `whisper/transcribe.py`).
+One `Engine` holds one model on one device. `run` is called from one thread at a time; `features` and `find_speech`
+may be called from others meanwhile. The decoding rules (thresholds, the temperature ladder) are those of the Whisper
+paper, §4.5, with the values of its reference code (https://github.com/openai/whisper, `whisper/transcribe.py`).
 """
 
 import math
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,10 +19,10 @@ import numpy.typing as npt
 from faster_whisper.tokenizer import Tokenizer
 from faster_whisper.vad import VadOptions, get_speech_timestamps
 
-from localwhisper_server.audio import SAMPLE_RATE, Samples
-from localwhisper_server.chunks import WINDOW_SECONDS, Span
+from localwhisper_server import gate, reading, window
+from localwhisper_server.chunks import LONGEST_SECONDS, SAMPLE_RATE, Piece, Samples, Span
 from localwhisper_server.options import Decoding, Voice
-from localwhisper_server.transcript import Segment, Task, TokenLogprob, Word
+from localwhisper_server.transcript import Segment, Task
 
 BEAM_SIZE = 5
 BEST_OF = 5
@@ -31,35 +30,51 @@ TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 COMPRESSION_RATIO_THRESHOLD = 2.4
 LOGPROB_THRESHOLD = -1.0
 NO_SPEECH_THRESHOLD = 0.6
-FRAMES_PER_SECOND = 100
-WINDOW_FRAMES = int(WINDOW_SECONDS * FRAMES_PER_SECOND)
-TIMESTAMP_SECONDS = 0.02  # what one timestamp token counts
-MAX_INITIAL_TIMESTAMP = int(1.0 / TIMESTAMP_SECONDS)
+MAX_INITIAL_TIMESTAMP = int(1.0 / reading.TIMESTAMP_SECONDS)
 # A window whose text ends well before the sound does is decoded again from there.
 MIN_REST_SECONDS = 1.0
+# The encoder gains nothing from a batch on a CPU and loses its cache to a large one (BENCHMARKS.md).
+ENCODED_AT_ONCE = {"cpu": 2400, "cuda": 96_000}
+
+Features = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
-    """At most one window of sound: float32 samples of shape (n,) at 16 kHz, beginning `offset` seconds in."""
+    """A piece of a recording, ready for the model.
 
-    samples: Samples
+    `features` are its log-mel frames of 10 ms, shape (mels, n); it is `seconds` long and begins `offset` seconds into
+    the recording. `speech_seconds` of it are speech, the last of which ends at `speech_end`, in seconds from its
+    start. `full` asks for the full window, whatever its length.
+    """
+
+    features: Features
+    seconds: float
     offset: float
     decoding: Decoding
+    speech_seconds: float = 0.0
+    speech_end: float = 0.0
+    full: bool = False
 
     @property
-    def seconds(self) -> float:
-        """Its length."""
-        return self.samples.size / SAMPLE_RATE
+    def frames(self) -> int:
+        """Frames the encoder will be given: what the chunk costs."""
+        # A temperature of one's own is not judged by the gate's thresholds, so it gets the window they are for.
+        return window.frames(self.seconds, full=self.full or bool(self.decoding.temperature))
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkResult:
-    """What was heard in a chunk. `rest` is what the model left undecoded at its end, to be run as a chunk itself."""
+    """What was heard in a chunk.
 
-    language: str
+    `language` is None where that is still open. `rest` is what remains to be run: what the model left undecoded at
+    the chunk's end, or the whole chunk with the full window because `doubt` names a reason not to trust its answer.
+    """
+
+    language: str | None
     segments: tuple[Segment, ...]
     rest: Chunk | None = None
+    doubt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +99,25 @@ class _Hypothesis:
         return self.compression_ratio <= COMPRESSION_RATIO_THRESHOLD and self.avg_logprob >= LOGPROB_THRESHOLD
 
 
-def find_speech(samples: Samples, voice: Voice | None = None) -> list[Span]:
-    """Return the stretches of `samples` (shape (n,), 16 kHz) in which somebody speaks, each at most one window long."""
-    voice = voice or Voice()
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One chunk of a batch on its way through it."""
+
+    chunk: Chunk
+    language: str
+    probability: float | None
+    tokenizer: Tokenizer
+    prompt: list[int]
+
+
+def find_speech(samples: Samples, voice: Voice) -> list[Span]:
+    """Return the stretches of `samples` (shape (n,), 16 kHz) in which somebody speaks, without padding."""
     options = VadOptions(
         threshold=voice.threshold,
-        speech_pad_ms=voice.prefix_padding_ms,
+        min_speech_duration_ms=voice.min_speech_ms,
         min_silence_duration_ms=voice.silence_duration_ms,
-        max_speech_duration_s=WINDOW_SECONDS,
+        max_speech_duration_s=LONGEST_SECONDS,
+        speech_pad_ms=0,
     )
     found = get_speech_timestamps(samples, options)
     return [Span(span["start"] / SAMPLE_RATE, span["end"] / SAMPLE_RATE) for span in found]
@@ -126,6 +152,26 @@ def cuda_devices() -> int:
     return int(ctranslate2.get_cuda_device_count())
 
 
+class Preparer:
+    """Turns sound into chunks. Needs no model, so it outlives one that is unloaded; callable from any thread."""
+
+    def __init__(self, extractor: Any) -> None:
+        self._extractor = extractor
+
+    def __call__(self, piece: Piece, decoding: Decoding, *, full: bool = False) -> Chunk:
+        """Return the piece's log-mel features and what is known of its speech."""
+        features = self._extractor(piece.samples)[:, :-1]
+        return Chunk(
+            np.ascontiguousarray(features, dtype=np.float32),
+            piece.seconds,
+            piece.offset,
+            decoding,
+            speech_seconds=sum(span.seconds for span in piece.speech),
+            speech_end=piece.speech[-1].end if piece.speech else 0.0,
+            full=full,
+        )
+
+
 class Engine:
     """A Whisper model, loaded.
 
@@ -137,6 +183,8 @@ class Engine:
             str(folder), device=device.name, compute_type=device.compute_type, cpu_threads=threads
         )
         self._model = self._whisper.model
+        self.prepare = Preparer(self._whisper.feature_extractor)
+        self._encoded_at_once = ENCODED_AT_ONCE[device.name]
         self._tokenizer = lru_cache(maxsize=256)(self._new_tokenizer)
         # The default set ("-1" in Whisper's words) and the tokens that steer rather than say something.
         plain = self._tokenizer("en", "transcribe")
@@ -150,90 +198,110 @@ class Engine:
         return frozenset(self._whisper.supported_languages)
 
     def warm_up(self) -> None:
-        """Run one window of faint noise, so that the first request does not pay for allocations."""
+        """Run a second of faint noise, so that the first request does not pay for allocations."""
         noise = np.random.default_rng(0).normal(0, 1e-3, SAMPLE_RATE).astype(np.float32)
-        self.run([Chunk(noise, 0.0, Decoding(language="en", temperature=0.0))])
+        self.run([self.prepare(Piece(noise, 0.0, ()), Decoding(language="en", temperature=0.0))])
 
     def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
-        """Decode a batch and return a result per chunk, in order. Tasks, languages and prompts may be mixed."""
-        encoded = self._model.encode(_storage(np.stack([self._features(chunk) for chunk in chunks])))
-        languages = self._languages(chunks, encoded)
-        tokenizers = [
-            self._tokenizer(language, chunk.decoding.task) for chunk, language in zip(chunks, languages, strict=True)
-        ]
-        prompts = [
-            self._whisper.get_prompt(
-                tokenizer,
-                tokenizer.encode(" " + chunk.decoding.prompt.strip()) if chunk.decoding.prompt.strip() else [],
-                hotwords=chunk.decoding.hotwords or None,
-            )
-            for chunk, tokenizer in zip(chunks, tokenizers, strict=True)
-        ]
-        hypotheses = self._decode(encoded, prompts, tokenizers, [chunk.decoding.temperature for chunk in chunks])
+        """Decode a batch and return a result per chunk, in order.
+
+        Tasks, languages, prompts and lengths may be mixed; each chunk is encoded with the longest window among them.
+        """
+        frames = max(chunk.frames for chunk in chunks)
+        encoded = self._encode([_padded(chunk.features, frames) for chunk in chunks])
+        rows = self._rows(chunks, encoded)
+        full = frames == window.FULL_FRAMES
+        hypotheses = self._decode(encoded, rows, full=full)
         results = []
-        for row, (chunk, tokenizer, hypothesis) in enumerate(zip(chunks, tokenizers, hypotheses, strict=True)):
-            pieces, rest_at = _pieces(hypothesis, tokenizer, chunk.seconds)
-            segments = [_segment(piece, hypothesis, tokenizer, chunk) for piece in pieces]
-            if segments and (chunk.decoding.words or chunk.decoding.logprobs):
-                segments = self._align(_rows(encoded, [row]), tokenizer, chunk, segments)
-            results.append(ChunkResult(languages[row], tuple(segments), _rest(chunk, rest_at)))
+        for number, (row, hypothesis) in enumerate(zip(rows, hypotheses, strict=True)):
+            read = reading.read(hypothesis.tokens, row.tokenizer, row.chunk.seconds)
+            doubt = None if full else _doubt(row, hypothesis, read)
+            if doubt:
+                results.append(ChunkResult(None, (), replace(row.chunk, full=True), doubt))
+                continue
+            segments = [] if hypothesis.silent else [_segment(piece, hypothesis, row) for piece in read.pieces]
+            if segments and (row.chunk.decoding.words or row.chunk.decoding.logprobs):
+                segments = self._align(_taken(encoded, [number]), row, read.pieces, segments)
+            rest = None if hypothesis.silent else _rest(row.chunk, read.stops_at)
+            results.append(ChunkResult(row.language, tuple(segments), rest))
         return results
 
     def _new_tokenizer(self, language: str, task: Task) -> Tokenizer:
         multilingual = self._model.is_multilingual
         return Tokenizer(self._whisper.hf_tokenizer, multilingual, task=task, language=language)
 
-    def _features(self, chunk: Chunk) -> npt.NDArray[np.float32]:
-        """Return log-mel features padded with zeros to one window, shape (mels, 3000)."""
-        features = self._whisper.feature_extractor(chunk.samples)[:, :-1][:, :WINDOW_FRAMES]
-        return np.pad(features, ((0, 0), (0, WINDOW_FRAMES - features.shape[1])))
-
-    def _languages(self, chunks: Sequence[Chunk], encoded: ctranslate2.StorageView) -> list[str]:
-        if not self._model.is_multilingual:
-            return ["en"] * len(chunks)
-        if all(chunk.decoding.language for chunk in chunks):
-            return [str(chunk.decoding.language) for chunk in chunks]
-        detected = self._model.detect_language(encoded)  # per row: [("<|en|>", probability), …], best first
-        return [
-            chunk.decoding.language or ranking[0][0].strip("<|>")
-            for chunk, ranking in zip(chunks, detected, strict=True)
+    def _encode(self, features: Sequence[Features]) -> ctranslate2.StorageView:
+        """Encode windows of one length, as many at a time as the device likes."""
+        at_once = max(1, self._encoded_at_once // features[0].shape[1])
+        if len(features) <= at_once:
+            return self._model.encode(_storage(np.stack(features)))
+        parts = [
+            np.asarray(
+                self._model.encode(_storage(np.stack(features[first : first + at_once]))).to_device(
+                    ctranslate2.Device.cpu
+                )
+            )
+            for first in range(0, len(features), at_once)
         ]
+        return _storage(np.concatenate(parts))
 
-    def _decode(
-        self,
-        encoded: ctranslate2.StorageView,
-        prompts: Sequence[list[int]],
-        tokenizers: Sequence[Tokenizer],
-        asked: Sequence[float | None],
-    ) -> list[_Hypothesis]:
-        """Decode every row, climbing the temperature ladder with those that are not accepted."""
-        tried: list[list[_Hypothesis]] = [[] for _ in prompts]
-        open_rows = list(range(len(prompts)))
+    def _rows(self, chunks: Sequence[Chunk], encoded: ctranslate2.StorageView) -> list[_Row]:
+        """Settle each chunk's language, with the encoder's output that is there anyway, and its prompt."""
+        ranking: list[list[tuple[str, float]]] = [[("<|en|>", 1.0)] for _ in chunks]
+        detect = self._model.is_multilingual and not all(chunk.decoding.language for chunk in chunks)
+        if detect:
+            ranking = self._model.detect_language(encoded)
+        rows = []
+        for chunk, ranked in zip(chunks, ranking, strict=True):
+            name, probability = ranked[0]
+            given = chunk.decoding.language if self._model.is_multilingual else "en"
+            language = given or name.strip("<|>")
+            tokenizer = self._tokenizer(language, chunk.decoding.task)
+            said = chunk.decoding.prompt.strip()
+            prompt = self._whisper.get_prompt(
+                tokenizer,
+                tokenizer.encode(f" {said}") if said else [],
+                hotwords=chunk.decoding.hotwords or None,
+            )
+            rows.append(_Row(chunk, language, None if given else probability, tokenizer, prompt))
+        return rows
+
+    def _decode(self, encoded: ctranslate2.StorageView, rows: Sequence[_Row], *, full: bool) -> list[_Hypothesis]:
+        """Decode every row; in the full window those that are not accepted climb the temperature ladder."""
+        tried: list[list[_Hypothesis]] = [[] for _ in rows]
+        ladders = [_ladder(row.chunk.decoding.temperature) if full else TEMPERATURES[:1] for row in rows]
+        waiting = list(range(len(rows)))
         for step in range(len(TEMPERATURES)):
-            for rows, temperature in _alike(open_rows, prompts, {row: _ladder(asked[row])[step] for row in open_rows}):
-                results = self._generate(_rows(encoded, rows), [prompts[row] for row in rows], temperature)
-                for row, result in zip(rows, results, strict=True):
-                    tried[row].append(_hypothesis(result, tokenizers[row], temperature))
-            open_rows = [
-                row for row in open_rows if not tried[row][-1].accepted and step + 1 < len(_ladder(asked[row]))
+            for numbers in _alike(waiting, [row.prompt for row in rows], [ladder[step:] for ladder in ladders]):
+                temperature = ladders[numbers[0]][step]
+                results = self._generate(
+                    _taken(encoded, numbers), [rows[number] for number in numbers], temperature, full=full
+                )
+                for number, result in zip(numbers, results, strict=True):
+                    tried[number].append(_hypothesis(result, rows[number].tokenizer, temperature))
+            waiting = [
+                number for number in waiting if not tried[number][-1].accepted and step + 1 < len(ladders[number])
             ]
-            if not open_rows:
+            if not waiting:
                 break
         return [_best(hypotheses) for hypotheses in tried]
 
     def _generate(
-        self, encoded: ctranslate2.StorageView, prompts: list[list[int]], temperature: float
+        self, encoded: ctranslate2.StorageView, rows: Sequence[_Row], temperature: float, *, full: bool
     ) -> list[ctranslate2.models.WhisperGenerationResult]:
         search: dict[str, Any] = (
             {"beam_size": 1, "num_hypotheses": BEST_OF, "sampling_topk": 0, "sampling_temperature": temperature}
             if temperature
             else {"beam_size": BEAM_SIZE}
         )
+        tokens = max(window.most_tokens(row.chunk.seconds, full=full) for row in rows)
+        # CTranslate2 writes at most half of max_length, and no more than max_length less the prompt.
+        longest = min(self._whisper.max_length, max(2 * tokens, tokens + len(rows[0].prompt)))
         return list(
             self._model.generate(
                 encoded,
-                prompts,
-                max_length=self._whisper.max_length,
+                [row.prompt for row in rows],
+                max_length=longest,
                 return_scores=True,
                 return_no_speech_prob=True,
                 suppress_tokens=self._suppressed,
@@ -243,26 +311,29 @@ class Engine:
         )
 
     def _align(
-        self, encoded: ctranslate2.StorageView, tokenizer: Tokenizer, chunk: Chunk, segments: list[Segment]
+        self, encoded: ctranslate2.StorageView, row: _Row, pieces: Sequence[reading.Piece], segments: Sequence[Segment]
     ) -> list[Segment]:
         """Add words and token log probabilities from one forced alignment over the chunk's text."""
-        text_tokens = [[token for token in segment.tokens if token < tokenizer.eot] for segment in segments]
-        joined = [token for tokens in text_tokens for token in tokens]
-        frames = min(WINDOW_FRAMES, math.ceil(chunk.seconds * FRAMES_PER_SECOND))
+        chunk, tokenizer = row.chunk, row.tokenizer
+        joined = [token for piece in pieces for token in piece.tokens]
+        # No further than the chunk: beyond it there is only padding to align with.
+        frames = min(math.ceil(chunk.seconds * window.FRAMES_PER_SECOND), 2 * encoded.shape[1])
         (alignment,) = self._model.align(encoded, tokenizer.sot_sequence, [joined], frames)
-        starts = _token_starts(alignment.alignments, len(joined))
+        starts = reading.token_starts(alignment.alignments, len(joined))
         aligned, position = [], 0
-        for segment, tokens in zip(segments, text_tokens, strict=True):
-            last = position + len(tokens)
-            words = _words(tokenizer, tokens, starts[position : last + 1], chunk)
-            logprobs = [
-                TokenLogprob(_token_bytes(tokenizer, token), math.log(max(probability, 1e-10)))
-                for token, probability in zip(tokens, alignment.text_token_probs[position:last], strict=True)
-            ]
+        for segment, piece in zip(segments, pieces, strict=True):
+            tokens, last = list(piece.tokens), position + len(piece.tokens)
+            words = reading.words(tokens, starts[position : last + 1], tokenizer, seconds=chunk.seconds)
+            logprobs = reading.logprobs(tokens, alignment.text_token_probs[position:last], tokenizer)
             aligned.append(
                 replace(
                     segment,
-                    words=tuple(words) if chunk.decoding.words else (),
+                    words=tuple(
+                        replace(word, start=round(chunk.offset + word.start, 2), end=round(chunk.offset + word.end, 2))
+                        for word in words
+                    )
+                    if chunk.decoding.words
+                    else (),
                     logprobs=tuple(logprobs) if chunk.decoding.logprobs else (),
                 )
             )
@@ -270,25 +341,22 @@ class Engine:
         return aligned
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """Tokens between two timestamps; `start` and `end` are seconds in the chunk."""
-
-    start: float
-    end: float
-    tokens: tuple[int, ...]
+def _padded(features: Features, frames: int) -> Features:
+    """Cut or fill with zeros, as Whisper's own window is filled, to shape (mels, frames)."""
+    kept = features[:, :frames]
+    return np.pad(kept, ((0, 0), (0, frames - kept.shape[1])))
 
 
-def _storage(features: npt.NDArray[np.float32]) -> ctranslate2.StorageView:
+def _storage(features: Features) -> ctranslate2.StorageView:
     return ctranslate2.StorageView.from_array(np.ascontiguousarray(features))
 
 
-def _rows(encoded: ctranslate2.StorageView, rows: Sequence[int]) -> ctranslate2.StorageView:
+def _taken(encoded: ctranslate2.StorageView, numbers: Sequence[int]) -> ctranslate2.StorageView:
     """Take some rows of a batch; by way of the host, since a StorageView cannot be sliced on the device."""
-    if len(rows) == encoded.shape[0]:
+    if len(numbers) == encoded.shape[0]:
         return encoded
     host = encoded.to_device(ctranslate2.Device.cpu)
-    return ctranslate2.StorageView.from_array(np.ascontiguousarray(np.asarray(host)[list(rows)]))
+    return _storage(np.asarray(host)[list(numbers)])
 
 
 def _ladder(temperature: float | None) -> tuple[float, ...]:
@@ -297,13 +365,13 @@ def _ladder(temperature: float | None) -> tuple[float, ...]:
 
 
 def _alike(
-    rows: Iterable[int], prompts: Sequence[list[int]], temperatures: Mapping[int, float]
-) -> list[tuple[list[int], float]]:
-    """Group rows that one call of generate can take: prompts of one length, one temperature, which is returned too."""
+    numbers: Iterable[int], prompts: Sequence[list[int]], ladders: Sequence[tuple[float, ...]]
+) -> list[list[int]]:
+    """Group rows that one call of generate can take: prompts of one length, one temperature next."""
     groups: dict[tuple[int, float], list[int]] = {}
-    for row in rows:
-        groups.setdefault((len(prompts[row]), temperatures[row]), []).append(row)
-    return [(members, temperature) for (_, temperature), members in groups.items()]
+    for number in numbers:
+        groups.setdefault((len(prompts[number]), ladders[number][0]), []).append(number)
+    return list(groups.values())
 
 
 def _hypothesis(
@@ -313,12 +381,7 @@ def _hypothesis(
     text = tokenizer.decode(list(tokens)).strip()
     # The score is the mean over the tokens; Whisper's average counts the end of text as well.
     avg_logprob = result.scores[0] * len(tokens) / (len(tokens) + 1)
-    return _Hypothesis(tokens, text, temperature, avg_logprob, _compression_ratio(text), result.no_speech_prob)
-
-
-def _compression_ratio(text: str) -> float:
-    data = text.encode()
-    return len(data) / len(zlib.compress(data)) if data else 0.0
+    return _Hypothesis(tokens, text, temperature, avg_logprob, reading.compression_ratio(text), result.no_speech_prob)
 
 
 def _best(tried: list[_Hypothesis]) -> _Hypothesis:
@@ -329,47 +392,38 @@ def _best(tried: list[_Hypothesis]) -> _Hypothesis:
     return max(varied or tried, key=lambda hypothesis: hypothesis.avg_logprob)
 
 
-def _pieces(hypothesis: _Hypothesis, tokenizer: Tokenizer, seconds: float) -> tuple[list[_Piece], float | None]:
-    """Cut a token sequence at its timestamps.
-
-    Returns the pieces and the second at which the model stopped short: a sequence that ends in a pair of timestamps
-    says that more speech begins there.
-    """
-    if hypothesis.silent:
-        return [], None
-    pieces: list[_Piece] = []
-    begin, start, tokens = tokenizer.timestamp_begin, 0.0, list[int]()
-    stamps_at_end = 0
-    for token in hypothesis.tokens:
-        if token < begin:
-            tokens.append(token)
-            stamps_at_end = 0
-            continue
-        stamps_at_end += 1
-        time = min((token - begin) * TIMESTAMP_SECONDS, seconds)
-        if tokens:
-            pieces.append(_Piece(min(start, time), time, tuple(tokens)))
-            tokens = []
-        start = time
-    if tokens:
-        pieces.append(_Piece(min(start, seconds), seconds, tuple(tokens)))
-    spoken = [piece for piece in pieces if tokenizer.decode(list(piece.tokens)).strip()]
-    return spoken, start if stamps_at_end > 1 and start > 0 else None
+def _doubt(row: _Row, hypothesis: _Hypothesis, read: reading.Reading) -> str | None:
+    chunk = row.chunk
+    allowed = window.most_tokens(chunk.seconds, full=False)
+    return gate.doubt(
+        gate.Answer(
+            text=hypothesis.text,
+            tokens=sum(len(piece.tokens) for piece in read.pieces),
+            avg_logprob=hypothesis.avg_logprob,
+            compression_ratio=hypothesis.compression_ratio,
+            last_timestamp=read.last,
+            finished=read.closed and len(hypothesis.tokens) < allowed,
+            seconds=chunk.seconds,
+            speech_seconds=chunk.speech_seconds,
+            speech_end=chunk.speech_end,
+            language_probability=row.probability,
+        )
+    )
 
 
-def _segment(piece: _Piece, hypothesis: _Hypothesis, tokenizer: Tokenizer, chunk: Chunk) -> Segment:
-    begin = tokenizer.timestamp_begin
+def _segment(piece: reading.Piece, hypothesis: _Hypothesis, row: _Row) -> Segment:
+    begin = row.tokenizer.timestamp_begin
     return Segment(
-        start=round(chunk.offset + piece.start, 3),
-        end=round(chunk.offset + piece.end, 3),
-        text=tokenizer.decode(list(piece.tokens)).rstrip(),
+        start=round(row.chunk.offset + piece.start, 3),
+        end=round(row.chunk.offset + piece.end, 3),
+        text=row.tokenizer.decode(list(piece.tokens)).rstrip(),
         # With its timestamps, as OpenAI's `tokens` have them.
         tokens=(
-            begin + round(piece.start / TIMESTAMP_SECONDS),
+            begin + round(piece.start / reading.TIMESTAMP_SECONDS),
             *piece.tokens,
-            begin + round(piece.end / TIMESTAMP_SECONDS),
+            begin + round(piece.end / reading.TIMESTAMP_SECONDS),
         ),
-        seek=round(chunk.offset * FRAMES_PER_SECOND),
+        seek=round(row.chunk.offset * window.FRAMES_PER_SECOND),
         temperature=hypothesis.temperature,
         avg_logprob=hypothesis.avg_logprob,
         compression_ratio=hypothesis.compression_ratio,
@@ -380,54 +434,11 @@ def _segment(piece: _Piece, hypothesis: _Hypothesis, tokenizer: Tokenizer, chunk
 def _rest(chunk: Chunk, at: float | None) -> Chunk | None:
     if at is None or chunk.seconds - at < MIN_REST_SECONDS:
         return None
-    return replace(chunk, samples=chunk.samples[int(at * SAMPLE_RATE) :], offset=chunk.offset + at)
-
-
-def _token_starts(path: Sequence[tuple[int, int]], count: int) -> list[float]:
-    """Return the second at which each of `count` tokens begins, and the end of the last: `count` + 1 numbers.
-
-    `path` is the alignment as (token, time) steps, time in units of 20 ms.
-    """
-    first: dict[int, int] = {}
-    for token, time in path:
-        first.setdefault(token, time)
-    last = max((time for _, time in path), default=0)
-    starts: list[float] = []
-    for token in range(count + 1):
-        known = first.get(token, last)
-        starts.append(known * TIMESTAMP_SECONDS)
-    return starts
-
-
-def _words(tokenizer: Tokenizer, tokens: list[int], starts: Sequence[float], chunk: Chunk) -> list[Word]:
-    """Join tokens to words; a word lies within its chunk and ends where the next one begins."""
-    words: list[Word] = []
-    position = 0
-    end_of_chunk = chunk.offset + chunk.seconds
-    texts, groups = tokenizer.split_to_word_tokens([*tokens, tokenizer.eot])
-    for text, group in zip(texts[:-1], groups[:-1], strict=True):
-        start = chunk.offset + starts[position]
-        position += len(group)
-        end = chunk.offset + starts[position]
-        if not any(letter.isalnum() for letter in text) and words:
-            # Punctuation belongs to the word before it.
-            words[-1] = replace(words[-1], text=words[-1].text + text)
-            continue
-        start, end = min(start, end_of_chunk), min(end, end_of_chunk)
-        words.append(Word(text, round(start, 2), round(max(start, end), 2)))
-    return words
-
-
-@lru_cache(maxsize=1)
-def _byte_of_letter() -> dict[str, int]:
-    """Return GPT-2's letters for bytes: printable ones stand for themselves, the rest follow from U+0100."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [byte for byte in range(256) if byte not in set(printable)]
-    table = {chr(byte): byte for byte in printable}
-    return table | {chr(0x100 + number): byte for number, byte in enumerate(rest)}
-
-
-def _token_bytes(tokenizer: Tokenizer, token: int) -> bytes:
-    letters = tokenizer.tokenizer.id_to_token(token)
-    table = _byte_of_letter()
-    return bytes(table[letter] for letter in letters)
+    return replace(
+        chunk,
+        features=chunk.features[:, round(at * window.FRAMES_PER_SECOND) :],
+        seconds=chunk.seconds - at,
+        offset=chunk.offset + at,
+        speech_seconds=max(0.0, chunk.speech_seconds - at),
+        speech_end=max(0.0, chunk.speech_end - at),
+    )

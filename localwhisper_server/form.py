@@ -1,7 +1,7 @@
 """A multipart form to a checked request: OpenAI's fields, their rules, and what each breach is answered with.
 
 Fields that neither OpenAI nor we know are ignored, as the live API does. One that we know and cannot honour is
-refused by name.
+refused by name. Two are ours: `window=exact` and `priority=bulk`.
 """
 
 import json
@@ -77,7 +77,12 @@ def parse(fields: Fields, task: Task, *, known_languages: frozenset[str], model:
     )
     return SpeechRequest(
         model=model,
-        options=Options(decoding, _voice(fields)),
+        options=Options(
+            decoding,
+            _voice(fields),
+            full_window=_one_of(fields, "window", ("adaptive", "exact")) == "exact",
+            bulk=_one_of(fields, "priority", ("interactive", "bulk")) == "bulk",
+        ),
         response_format=response_format,
         stream=stream,
         segments="segment" in granularities,

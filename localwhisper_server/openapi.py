@@ -26,6 +26,8 @@ SPEECH_FORM: dict[str, Any] = {
                     },
                     "include[]": {"type": "array", "items": {"type": "string", "enum": ["logprobs"]}},
                     "stream": {"type": "boolean", "default": False},
+                    "window": {"type": "string", "enum": ["adaptive", "exact"], "default": "adaptive"},
+                    "priority": {"type": "string", "enum": ["interactive", "bulk"], "default": "interactive"},
                     "chunking_strategy": {"type": "string", "description": "auto, or an object as JSON."},
                 },
             }

@@ -3,79 +3,172 @@
 `Queue` decides; `Scheduler` owns the one thread that calls the engine, so the engine is never called twice at once.
 """
 
+import contextlib
 import itertools
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
-from typing import Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
 
-from localwhisper_server.errors import Busy, EngineFailed
+from localwhisper_server.errors import Busy, EngineFailed, ServerError
 
 logger = logging.getLogger(__name__)
 
-Item = TypeVar("Item")
+
+class Work(Protocol):
+    """What the scheduler needs to know of a chunk."""
+
+    @property
+    def frames(self) -> int:
+        """What the encoder is given, in frames of 10 ms: the cost."""
+
+    @property
+    def seconds(self) -> float:
+        """How much sound it is."""
+
+
+Item = TypeVar("Item", bound=Work)
 Result = TypeVar("Result")
+
+# A chunk joins a batch whose first chunk is not much shorter: all are encoded with the longest window among them.
+WIDEST = 1.5
+# So many batches a request may be passed over before it comes first, whatever came after it.
+PATIENCE = 4
+FRAMES_PER_SECOND = 100
+# A stranger's machine, before anything was measured: seconds of sound decoded in a second.
+FIRST_SPEED = 5.0
 
 
 class Full(Exception):
     """The queue holds as many requests as it may."""
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How large a batch may be: in chunks, in frames in all, and in frames of any one request.
+
+    The share bounds how long a short message can be kept waiting by the batch in flight of an hour-long file.
+    """
+
+    items: int
+    frames: int
+    share: int
+
+
+@dataclass(slots=True)
+class _Open(Generic[Item]):
+    """A request that was admitted and has not left."""
+
+    bulk: bool
+    waiting: deque[tuple[Item, Future[Any]]] = field(default_factory=deque)
+    passed: int = 0
+
+
 class Queue(Generic[Item]):
     """The waiting work of all open requests. Pure: no clock, no thread, no I/O.
 
-    A request is admitted, then hands in items (chunks) in order, then leaves. Batches take one item of each request
-    in turn, the request served longest ago first, a new one before all that were served: a short message that comes
-    while an hour-long file is decoded is in the very next batch.
+    A request is admitted, hands in chunks in order, and leaves. Each batch begins with the first chunk of the request
+    whose turn it is and is filled with chunks of others, in turn, that are not much longer. Turns: who was passed over
+    too often; then interactive before bulk; then a new request before those already served, and of these the one
+    served longest ago. So a short message that comes while an hour-long file is decoded is in the very next batch,
+    and nobody waits for ever.
     """
 
-    def __init__(self, *, capacity: int, batch: int) -> None:
+    def __init__(self, *, capacity: int, limits: Limits) -> None:
         self._capacity = capacity
-        self._batch = batch
+        self.limits = limits
         # In the order of their turns: the first is served next.
-        self._requests: dict[Hashable, deque[Item]] = {}
+        self._open: dict[Hashable, _Open[Item]] = {}
 
     def __len__(self) -> int:
-        """Count the items that wait."""
-        return sum(len(items) for items in self._requests.values())
+        """Count the chunks that wait."""
+        return sum(len(request.waiting) for request in self._open.values())
 
     @property
     def requests(self) -> int:
         """How many requests are open."""
-        return len(self._requests)
+        return len(self._open)
 
-    def admit(self, request: Hashable) -> None:
+    def seconds_ahead(self) -> float:
+        """Return the seconds of sound decoded before a request that came now: one turn of each that is open."""
+        return sum(
+            min(self.limits.share / FRAMES_PER_SECOND, sum(item.seconds for item, _ in request.waiting))
+            for request in self._open.values()
+            if not request.bulk
+        )
+
+    def admit(self, key: Hashable, *, bulk: bool = False) -> None:
         """Open a request.
 
         Raises:
             Full: as many are being served and waiting as may.
 
         """
-        if len(self._requests) >= self._batch + self._capacity:
+        if len(self._open) >= self.limits.items + self._capacity:
             raise Full
         # To the front of all turns.
-        self._requests = {request: deque(), **self._requests}
+        self._open = {key: _Open(bulk), **self._open}
 
-    def put(self, request: Hashable, item: Item) -> None:
-        """Add an item to an open request; items of one that has left are dropped."""
-        if request in self._requests:
-            self._requests[request].append(item)
+    def put(self, key: Hashable, item: Item, future: Future[Any]) -> bool:
+        """Add a chunk to an open request; False where that has left."""
+        request = self._open.get(key)
+        if request is None:
+            return False
+        request.waiting.append((item, future))
+        return True
 
-    def leave(self, request: Hashable) -> list[Item]:
-        """Close a request and return what it had waiting."""
-        return list(self._requests.pop(request, ()))
+    def leave(self, key: Hashable) -> list[Future[Any]]:
+        """Close a request and return the futures of what it had waiting."""
+        request = self._open.pop(key, None)
+        return [future for _, future in request.waiting] if request else []
 
-    def take(self) -> list[Item]:
+    def take(self) -> list[tuple[Item, Future[Any]]]:
         """Return the next batch, empty if nothing waits."""
-        batch: list[Item] = []
-        while len(batch) < self._batch and (waiting := [key for key, items in self._requests.items() if items]):
-            for request in waiting[: self._batch - len(batch)]:
-                items = self._requests.pop(request)
-                batch.append(items.popleft())
-                self._requests[request] = items  # to the end of all turns
+        turns = self._turns()
+        batch: list[tuple[Item, Future[Any]]] = []
+        served: dict[Hashable, int] = {}  # frames of each request in this batch
+        progress = True
+        while progress:
+            progress = False
+            for key in turns:
+                request = self._open[key]
+                if request.waiting and self._fits(request.waiting[0][0], batch, served.get(key, 0)):
+                    item, future = request.waiting.popleft()
+                    batch.append((item, future))
+                    served[key] = served.get(key, 0) + item.frames
+                    progress = True
+        for key in turns:
+            if key in served:
+                self._open[key].passed = 0
+                self._open[key] = self._open.pop(key)  # to the end of all turns
+            else:
+                self._open[key].passed += 1
         return batch
+
+    def _turns(self) -> list[Hashable]:
+        waiting = [key for key, request in self._open.items() if request.waiting]
+        # Stable: within a class, the order of turns holds; of those passed over too often, the longest first.
+        return sorted(
+            waiting,
+            key=lambda key: (
+                -self._open[key].passed if self._open[key].passed >= PATIENCE else 0,
+                self._open[key].bulk,
+            ),
+        )
+
+    def _fits(self, item: Item, batch: Sequence[tuple[Item, Future[Any]]], served: int) -> bool:
+        if not batch:
+            return True  # whatever it costs, somebody has to be first
+        widest = max(item.frames, *(other.frames for other, _ in batch))
+        return (
+            len(batch) < self.limits.items
+            and item.frames <= WIDEST * batch[0][0].frames
+            and (len(batch) + 1) * widest <= self.limits.frames
+            and (not served or served + item.frames <= self.limits.share)
+        )
 
 
 class Ticket(Generic[Item, Result]):
@@ -86,7 +179,7 @@ class Ticket(Generic[Item, Result]):
         self._number = number
 
     def submit(self, item: Item) -> "Future[Result]":
-        """Queue one chunk; the future gives its result, or EngineFailed. Cancelling it drops the chunk."""
+        """Queue one chunk; the future gives its result, or a ServerError. Cancelling it drops the chunk."""
         return self._scheduler._submit(self._number, item)  # noqa: SLF001 - the ticket is the scheduler's own face
 
     def close(self) -> None:
@@ -95,32 +188,36 @@ class Ticket(Generic[Item, Result]):
 
 
 class Scheduler(Generic[Item, Result]):
-    """A thread that feeds batches to `run`, which returns one result per item."""
+    """A thread that feeds batches to `run`, which returns one result per chunk.
+
+    `max_wait` is the longest wait in seconds that a new request is let in for. `idle` is called from the thread when
+    nothing has been decoded for `idle_seconds`.
+    """
 
     def __init__(
         self,
         run: Callable[[Sequence[Item]], Sequence[Result]],
         *,
         capacity: int,
-        batch: int,
+        limits: Limits,
         clock: Callable[[], float],
+        max_wait: float = float("inf"),
+        idle: Callable[[], None] | None = None,
+        idle_seconds: float | None = None,
     ) -> None:
         self._run = run
         self._clock = clock
-        self._batch = batch
-        self._queue: Queue[tuple[Item, Future[Result]]] = Queue(capacity=capacity, batch=batch)
+        self._max_wait = max_wait
+        self._idle = idle
+        self._idle_seconds = idle_seconds if idle else None
+        self._queue: Queue[Item] = Queue(capacity=capacity, limits=limits)
         self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._closed = False
-        self._running = 0
-        self._seconds_per_item = 1.0
+        self._running: list[Item] = []
+        self._speed = FIRST_SPEED
         self._thread = threading.Thread(target=self._work, name="localwhisper-engine", daemon=True)
         self._thread.start()
-
-    @property
-    def running(self) -> int:
-        """How many chunks are in the engine now."""
-        return self._running
 
     @property
     def requests(self) -> int:
@@ -129,26 +226,40 @@ class Scheduler(Generic[Item, Result]):
             return self._queue.requests
 
     @property
+    def speed(self) -> float:
+        """Seconds of sound decoded in a second: a running estimate."""
+        return self._speed
+
+    @property
     def queue_seconds(self) -> float:
-        """Estimate how long a chunk handed in now would wait, in seconds."""
+        """Estimate how long a request that came now would wait for its first chunk's turn, in seconds."""
         with self._changed:
             return self._wait()
 
-    def admit(self) -> Ticket[Item, Result]:
+    def set_limits(self, limits: Limits) -> None:
+        """Change how large a batch may be."""
+        with self._changed:
+            self._queue.limits = limits
+
+    def admit(self, *, bulk: bool = False) -> Ticket[Item, Result]:
         """Open a request.
 
         Raises:
-            Busy: the queue is full; `retry_after` estimates when it will not be.
+            Busy: the queue is full, or the wait longer than it may be; `retry_after` estimates when it will not be.
 
         """
         number = next(self._numbers)
         with self._changed:
-            try:
-                self._queue.admit(number)
-            except Full:
+            wait = self._wait()
+            if wait > self._max_wait:
                 raise Busy(
-                    "The server is busy: its queue is full. Try again later.", retry_after=self._wait()
-                ) from None
+                    f"The server is busy: the wait is about {wait:.0f} s. Try again later.",
+                    retry_after=wait - self._max_wait,
+                )
+            try:
+                self._queue.admit(number, bulk=bulk)
+            except Full:
+                raise Busy("The server is busy: its queue is full. Try again later.", retry_after=wait) from None
         return Ticket(self, number)
 
     def close(self, timeout: float | None = None) -> bool:
@@ -162,50 +273,62 @@ class Scheduler(Generic[Item, Result]):
     def _submit(self, number: int, item: Item) -> "Future[Result]":
         future: Future[Result] = Future()
         with self._changed:
-            self._queue.put(number, (item, future))
+            if not self._queue.put(number, item, future):
+                future.cancel()
             self._changed.notify_all()
         return future
 
     def _leave(self, number: int) -> None:
         with self._changed:
             left = self._queue.leave(number)
-        for _, future in left:
+        for future in left:
             future.cancel()
 
     def _wait(self) -> float:
-        return (len(self._queue) + self._running) * self._seconds_per_item
+        running = sum(item.seconds for item in self._running)
+        return (running + self._queue.seconds_ahead()) / self._speed
 
     def _work(self) -> None:
         while (batch := self._next()) is not None:
             started = self._clock()
-            items = [item for item, _ in batch]
-            for (_, future), outcome in zip(batch, self._outcomes(items), strict=True):
+            for (_, future), outcome in zip(batch, self._outcomes([item for item, _ in batch]), strict=True):
+                # A caller who left meanwhile has cancelled nothing: a future that runs cannot be.
                 if isinstance(outcome, BaseException):
                     future.set_exception(outcome)
                 else:
                     future.set_result(outcome)
-            took = (self._clock() - started) / len(batch)
+            took = max(self._clock() - started, 1e-6)
             with self._changed:
-                self._running = 0
+                speed = sum(item.seconds for item in self._running) / took
+                self._running = []
                 # A running mean over the last few batches follows a machine that gets busier or idle.
-                self._seconds_per_item += (took - self._seconds_per_item) / 4
+                self._speed += (max(speed, 1e-3) - self._speed) / 4
 
-    def _next(self) -> "list[tuple[Item, Future[Result]]] | None":
+    def _next(self) -> list[tuple[Item, Future[Any]]] | None:
         """Wait for the next batch of chunks that somebody still wants; None when closed."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or len(self._queue))
+                if not self._changed.wait_for(lambda: self._closed or len(self._queue), self._idle_seconds):
+                    self._be_idle()
+                    self._changed.wait_for(lambda: self._closed or len(self._queue))
                 if self._closed:
                     return None
                 batch = [entry for entry in self._queue.take() if entry[1].set_running_or_notify_cancel()]
-                self._running = len(batch)
+                self._running = [item for item, _ in batch]
             if batch:
                 return batch
 
-    def _outcomes(self, items: Sequence[Item]) -> "Sequence[Result | EngineFailed]":
+    def _be_idle(self) -> None:
+        if self._idle is not None:
+            with contextlib.suppress(Exception):  # the next batch will meet whatever is wrong
+                self._idle()
+
+    def _outcomes(self, items: Sequence[Item]) -> "Sequence[Result | ServerError]":
         """Run a batch; if it fails, each chunk alone, so that one bad chunk does not take its neighbours along."""
         try:
             return self._run(items)
+        except ServerError as failure:
+            return [failure for _ in items]
         except Exception:
             logger.exception("a batch of %d failed", len(items))
             if len(items) == 1:

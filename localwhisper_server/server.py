@@ -6,16 +6,18 @@ import socket
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 import uvicorn
 
 from localwhisper_client._version import __version__
-from localwhisper_server import api, engine, models
+from localwhisper_server import api, calibration, engine, models
 from localwhisper_server.config import Settings
 from localwhisper_server.engine import Chunk, ChunkResult, Engine
 from localwhisper_server.errors import Busy, EngineFailed
+from localwhisper_server.keeper import Keeper
 from localwhisper_server.options import Options
 from localwhisper_server.scheduler import Scheduler
 from localwhisper_server.service import Service
@@ -25,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 # A guess for the callers who come while the model is loaded; a local one takes seconds.
 LOADING_RETRY_SECONDS = 2.0
-BATCH = {"cpu": 2, "cuda": 8}
 # How long a stop waits for the batch in flight.
 STOP_SECONDS = 5.0
 
@@ -42,14 +43,15 @@ class Backend:
         self._settings = settings
         self._load = load or (lambda folder, device: Engine(folder, device, threads=settings.threads))
         count = engine.cuda_devices() if cuda_devices is None else cuda_devices
-        self.device = engine.choose_device(settings.device, settings.compute_type, cuda_devices=count)
-        self.model = settings.model if settings.model != "auto" else models.default_model(self.device.name)
+        self._device = engine.choose_device(settings.device, settings.compute_type, cuda_devices=count)
+        self.model = settings.model if settings.model != "auto" else models.default_model(self._device.name)
         self.names = models.served_names(self.model)
         self.created = 0
         self.languages: frozenset[str] = frozenset()
         self.failure: Exception | None = None
         self._service: Service | None = None
         self._scheduler: Scheduler[Chunk, ChunkResult] | None = None
+        self._keeper: Keeper | None = None
 
     def start(self) -> None:
         """Find and load the model; returns when it is warm.
@@ -61,29 +63,47 @@ class Backend:
         """
         folder = models.find(self.model, cache_dir=self._settings.cache_dir)
         started = time.monotonic()
-        loaded = self._load(folder, self.device)
+        keeper = Keeper(lambda device: self._load(folder, device), self._device, clock=time.monotonic)
+        loaded = keeper.engine()
         loaded.warm_up()
         self.created = int((folder / "model.bin").stat().st_mtime)
         self.languages = loaded.languages
-        self._scheduler = Scheduler(
-            loaded.run,
-            capacity=self._settings.queue,
-            batch=self._settings.batch or BATCH[self.device.name],
-            clock=time.monotonic,
+        limits = calibration.limits(
+            loaded, on_cpu=self._device.name == "cpu", items=self._settings.batch, clock=time.perf_counter
         )
-        self._service = Service(self._scheduler, max_seconds=self._settings.max_seconds)
+        prepare = loaded.prepare
+        del loaded  # the keeper alone holds the engine, so that it can let go of it
+        self._keeper = keeper
+        self._scheduler = Scheduler(
+            keeper.run,
+            capacity=self._settings.queue,
+            limits=limits,
+            clock=time.monotonic,
+            max_wait=self._settings.max_wait,
+            idle=keeper.unload,
+            idle_seconds=self._settings.idle_unload or None,
+        )
+        self._service = Service(
+            self._scheduler, prepare, max_seconds=self._settings.max_seconds, kept=self._settings.cache
+        )
         logger.info(
-            "ready: %s on %s, %s (%s), loaded and warmed in %.1f s",
+            "ready: %s on %s, %s (%s), loaded and warmed in %.1f s, batches of up to %d",
             self.model,
-            self.device.name,
-            self.device.compute_type,
-            self.device.reason,
+            self._device.name,
+            self._device.compute_type,
+            self._device.reason,
             time.monotonic() - started,
+            limits.items,
         )
 
     def stop(self) -> bool:
         """Stop the engine after the batch in flight; False if that batch takes too long to wait for."""
         return self._scheduler is None or self._scheduler.close(timeout=STOP_SECONDS)
+
+    @property
+    def queue_seconds(self) -> float:
+        """Estimate how long a request that came now would wait, in seconds."""
+        return self._scheduler.queue_seconds if self._scheduler else 0.0
 
     def require_ready(self) -> None:
         """Raise Busy while the model is being loaded, EngineFailed if it could not be."""
@@ -96,21 +116,25 @@ class Backend:
         """Yield segments, then the transcript; see `Service.transcribe`."""
         self.require_ready()
         assert self._service is not None  # noqa: S101 - ready means it is there
+        if self._settings.window == "exact":
+            options = replace(options, full_window=True)
         return self._service.transcribe(source, options)
 
     def health(self) -> dict[str, Any]:
         """Describe the state; answers at once whatever the model is doing."""
         ready = self._service is not None
-        scheduler = self._scheduler
+        device = self._keeper.device if self._keeper else self._device
         return {
             "status": "ok" if ready else "failed" if self.failure else "loading",
             "ready": ready,
             "model": self.model,
-            "device": self.device.name,
-            "compute_type": self.device.compute_type,
+            "loaded": self._keeper is not None and self._keeper.loaded,
+            "device": device.name,
+            "compute_type": device.compute_type,
             "version": __version__,
-            "requests": scheduler.requests if scheduler else 0,
-            "queue_seconds": round(scheduler.queue_seconds, 3) if scheduler else 0.0,
+            "requests": self._scheduler.requests if self._scheduler else 0,
+            "queue_seconds": round(self.queue_seconds, 3),
+            "speed": round(self._scheduler.speed, 2) if self._scheduler else None,
         }
 
 

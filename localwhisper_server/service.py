@@ -1,10 +1,12 @@
 """One transcription from upload to transcript: bytes → samples → chunks → scheduler → segments."""
 
 import asyncio
+import hashlib
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
 from dataclasses import replace
-from typing import IO, TypeVar
+from typing import IO, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -13,6 +15,7 @@ from localwhisper_server import audio, chunks
 from localwhisper_server.engine import Chunk, ChunkResult, find_speech
 from localwhisper_server.options import Decoding, Options
 from localwhisper_server.scheduler import Scheduler, Ticket
+from localwhisper_server.sharing import Sharing
 from localwhisper_server.transcript import Segment, Transcript
 
 Value = TypeVar("Value")
@@ -21,68 +24,151 @@ Value = TypeVar("Value")
 LOOKAHEAD = 16
 
 
-class Service:
-    """Transcribes uploads with one scheduler; safe for any number of concurrent calls on one event loop."""
+class Prepare(Protocol):
+    """Turns sound into a chunk for the model; see `Engine.prepare`."""
 
-    def __init__(self, scheduler: Scheduler[Chunk, ChunkResult], *, max_seconds: float, decoders: int = 2) -> None:
+    def __call__(self, piece: chunks.Piece, decoding: Decoding, *, full: bool = False) -> Chunk:
+        """Return the chunk."""
+
+
+class Service:
+    """Transcribes uploads with one scheduler; safe for any number of concurrent calls on one event loop.
+
+    `kept` finished transcripts are remembered for callers who lost their connection.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler[Chunk, ChunkResult],
+        prepare: Prepare,
+        *,
+        max_seconds: float,
+        decoders: int = 2,
+        kept: int = 0,
+    ) -> None:
         self._scheduler = scheduler
+        self._prepare = prepare
         self._max_seconds = max_seconds
         self._decoders = anyio.CapacityLimiter(decoders)
+        self._sharing: Sharing[Segment | Transcript] = Sharing(kept)
 
     async def transcribe(self, source: IO[bytes], options: Options) -> AsyncGenerator[Segment | Transcript]:
         """Yield segments as they are found, in the order they were spoken, and the whole transcript last.
 
-        `source` is read before the first item and not after. Closing the generator takes the queued chunks with it.
+        `source` is the service's from now on: it is closed when nobody needs it any more. The same bytes with the
+        same options are computed once for all who ask meanwhile. Closing the generator takes the queued chunks with
+        it, unless somebody else follows.
 
         Raises:
-            Busy: the queue is full.
+            Busy: the queue is full, or the wait too long.
             UnreadableAudio, InvalidRequest: the upload is not audio, too short or too long.
             EngineFailed: the model failed.
 
         """
-        ticket = self._scheduler.admit()
+        started = False
+
+        def start() -> AsyncGenerator[Segment | Transcript]:
+            nonlocal started
+            started = True
+            return self._compute(source, options)
+
         try:
-            samples = await self._in_thread(lambda: audio.decode(source, max_seconds=self._max_seconds))
-            speech = await self._in_thread(lambda: find_speech(samples, options.voice))
-            duration = samples.size / audio.SAMPLE_RATE
-            spans = chunks.cut(speech, duration)
-            language, found = options.decoding.language, list[Segment]()
-            waiting = deque(_slice(samples, span, options.decoding) for span in spans)
-            async for result in _run(ticket, waiting):
-                language = language or result.language
-                for segment in result.segments:
-                    found.append(segment)
-                    yield segment
-            yield Transcript(options.decoding.task, language, duration, tuple(found))
+            key = (await self._in_thread(lambda: _digest(source)), options)
+            async with aclosing(self._sharing.follow(key, start)) as items:
+                async for item in items:
+                    yield item
         finally:
-            ticket.close()
+            if not started:
+                source.close()
+
+    async def _compute(self, source: IO[bytes], options: Options) -> AsyncGenerator[Segment | Transcript]:
+        ticket: Ticket[Chunk, ChunkResult] | None = None
+        try:
+            ticket = self._scheduler.admit(bulk=options.bulk)
+            recording = _Recording(source, options, self._prepare, self._max_seconds)
+            language, found = options.decoding.language, list[Segment]()
+            async with aclosing(self._run(ticket, recording)) as results:
+                async for result in results:
+                    language = language or result.language
+                    for segment in result.segments:
+                        found.append(segment)
+                        yield segment
+            yield Transcript(options.decoding.task, language, recording.seconds, tuple(found))
+        finally:
+            if ticket is not None:
+                ticket.close()
+            source.close()
+
+    async def _run(self, ticket: Ticket[Chunk, ChunkResult], recording: "_Recording") -> AsyncGenerator[ChunkResult]:
+        """Yield the result of each chunk in order, several on their way at a time, decoding on while they are.
+
+        The first chunk goes alone where the language is not known: it decides for the rest of the recording.
+        """
+        pending: deque[asyncio.Future[ChunkResult]] = deque()
+        language = recording.language
+        more = True
+        while more or pending:
+            while more and len(pending) < (LOOKAHEAD if language else 1) and not (pending and pending[0].done()):
+                chunk = await self._in_thread(recording.next_chunk)
+                more = chunk is not None
+                if chunk is not None:
+                    pending.append(_submitted(ticket, chunk, language))
+            if not pending:
+                return
+            result = await pending.popleft()
+            while True:
+                language = language or result.language
+                yield result
+                if result.rest is None:
+                    break
+                result = await _submitted(ticket, result.rest, language)
 
     async def _in_thread(self, work: Callable[[], Value]) -> Value:
         return await anyio.to_thread.run_sync(work, limiter=self._decoders)
 
 
-async def _run(ticket: Ticket[Chunk, ChunkResult], waiting: deque[Chunk]) -> AsyncGenerator[ChunkResult]:
-    """Yield the result of each chunk in order, several queued at a time.
+class _Recording:
+    """An upload being decoded: gives its chunks one by one and counts its seconds. Used from one thread at a time."""
 
-    The first chunk goes alone where the language is not known: it decides for the rest of the recording.
-    """
-    pending: deque[asyncio.Future[ChunkResult]] = deque()
-    language = waiting[0].decoding.language if waiting else None
-    while waiting or pending:
-        while waiting and len(pending) < (LOOKAHEAD if language else 1):
-            pending.append(asyncio.wrap_future(ticket.submit(_spoken(waiting.popleft(), language))))
-        result = await pending.popleft()
-        language = language or result.language
-        yield result
-        while result.rest is not None:
-            result = await asyncio.wrap_future(ticket.submit(_spoken(result.rest, language)))
-            yield result
+    def __init__(self, source: IO[bytes], options: Options, prepare: Prepare, max_seconds: float) -> None:
+        self._samples = 0
+        self.language = options.decoding.language
+        self._options = options
+        self._prepare = prepare
+        voice = options.voice
+        self._pieces = chunks.pieces(
+            self._counted(audio.blocks(source, max_seconds=max_seconds)),
+            lambda samples: find_speech(samples, voice),
+            padding=voice.prefix_padding_ms / 1000,
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Its length as far as it was decoded."""
+        return self._samples / chunks.SAMPLE_RATE
+
+    def next_chunk(self) -> Chunk | None:
+        """Decode as far as the next chunk; None at the end."""
+        piece = next(self._pieces, None)
+        if piece is None:
+            return None
+        return self._prepare(piece, self._options.decoding, full=self._options.full_window)
+
+    def _counted(self, blocks: Iterator[chunks.Samples]) -> Iterator[chunks.Samples]:
+        for block in blocks:
+            self._samples += block.size
+            yield block
 
 
-def _slice(samples: audio.Samples, span: chunks.Span, decoding: Decoding) -> Chunk:
-    first, last = round(span.start * audio.SAMPLE_RATE), round(span.end * audio.SAMPLE_RATE)
-    return Chunk(samples[first:last], span.start, decoding)
+def _submitted(ticket: Ticket[Chunk, ChunkResult], chunk: Chunk, language: str | None) -> "asyncio.Future[ChunkResult]":
+    if language:
+        chunk = replace(chunk, decoding=replace(chunk.decoding, language=language))
+    return asyncio.wrap_future(ticket.submit(chunk))
 
 
-def _spoken(chunk: Chunk, language: str | None) -> Chunk:
-    return replace(chunk, decoding=replace(chunk.decoding, language=language)) if language else chunk
+def _digest(source: IO[bytes]) -> bytes:
+    source.seek(0)
+    digest = hashlib.sha256()
+    while part := source.read(1 << 20):
+        digest.update(part)
+    return digest.digest()

@@ -1,0 +1,50 @@
+"""How large a batch pays on this machine: measured at the start, since no table knows every card and CPU."""
+
+from collections.abc import Callable
+from importlib.resources import files
+
+from localwhisper_server import audio
+from localwhisper_server.chunks import Piece
+from localwhisper_server.engine import Engine, find_speech
+from localwhisper_server.options import Decoding, Voice
+from localwhisper_server.scheduler import Limits
+from localwhisper_server.window import FULL_FRAMES
+
+# A larger batch has to save at least this part of the time per chunk to be worth the wait.
+LEAST_GAIN = 0.05
+# A whole batch may take so long, and one request's part of it so long: what a short message may have to wait for.
+BATCH_SECONDS = 2.5
+SHARE_SECONDS = 1.0
+SIZES_ON_CPU = (2, 8)
+SIZES_ON_GPU = (4, 16, 32)
+
+
+def limits(engine: Engine, *, on_cpu: bool, items: int, clock: Callable[[], float]) -> Limits:
+    """Return the limits of a batch on this engine; `items` above 0 sets their number by hand.
+
+    Decodes a voice message of five seconds, several times at once: as long as more at once save time per chunk, still
+    more are tried.
+    """
+    sizes = (items,) if items else SIZES_ON_CPU if on_cpu else SIZES_ON_GPU
+    message = engine.prepare(voice_message(), Decoding(language="en"))
+    best, seconds = sizes[0], float("inf")
+    for size in sizes:
+        started = clock()
+        engine.run([message] * size)
+        per_chunk = (clock() - started) / size
+        if per_chunk > seconds * (1 - LEAST_GAIN):
+            break
+        best, seconds = size, per_chunk
+    frames_per_second = message.frames / max(seconds, 1e-6)
+    return Limits(
+        items=best,
+        frames=max(FULL_FRAMES, best * message.frames, int(BATCH_SECONDS * frames_per_second)),
+        share=max(FULL_FRAMES // 2, int(SHARE_SECONDS * frames_per_second)),
+    )
+
+
+def voice_message() -> Piece:
+    """Return the recording that the demo uses, too: five seconds of speech that every install has."""
+    with files("localwhisper_client").joinpath("demo.ogg").open("rb") as file:
+        samples = audio.decode(file, max_seconds=60)
+    return Piece(samples, 0.0, tuple(find_speech(samples, Voice())))

@@ -1,0 +1,113 @@
+"""The engine kept alive: out of memory, out of work, and back again. Called from the scheduler's one thread.
+
+When the device's memory runs out (a game has taken it), the batch is halved; a single chunk that does not fit moves
+the model to `int8_float16`, which takes about half; if that does not fit either, callers are told to come back.
+After a while the first settings are tried again.
+"""
+
+import gc
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from localwhisper_server.engine import Chunk, ChunkResult, Device, Engine
+from localwhisper_server.errors import Busy
+
+logger = logging.getLogger(__name__)
+
+SMALLER_COMPUTE_TYPE = "int8_float16"
+# How long a cramped device is left alone before more is asked of it; a game lasts longer, a second bot does not.
+RECOVER_SECONDS = 60.0
+# CTranslate2's and CUDA's words for it.
+OUT_OF_MEMORY = ("out of memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed", "bad_alloc")
+
+Load = Callable[[Device], Engine]
+
+
+def is_out_of_memory(failure: BaseException) -> bool:
+    """Whether an error of CTranslate2 says that memory ran out; it has no class of its own for that."""
+    return isinstance(failure, MemoryError) or any(sign in str(failure).lower() for sign in OUT_OF_MEMORY)
+
+
+class Keeper:
+    """Runs batches on an engine that may come and go."""
+
+    def __init__(self, load: Load, device: Device, *, clock: Callable[[], float]) -> None:
+        self._load = load
+        self._wanted = device
+        self._device = device
+        self._clock = clock
+        self._engine: Engine | None = None
+        self._most = 0  # chunks at a time; 0 for as many as come
+        self._cramped_until = 0.0
+        self.loads = 0
+
+    @property
+    def device(self) -> Device:
+        """Where and in what precision the model runs now."""
+        return self._device
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the model is in memory."""
+        return self._engine is not None
+
+    def engine(self) -> Engine:
+        """Return the engine, loading the model where it was unloaded."""
+        if self._engine is None:
+            self._engine = self._load(self._device)
+            self.loads += 1
+        return self._engine
+
+    def unload(self) -> None:
+        """Give the model's memory back until the next batch."""
+        if self._engine is not None:
+            logger.info("unloading the idle model")
+            self._drop()
+
+    def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
+        """Decode a batch, in parts where memory is short.
+
+        Raises:
+            Busy: not even one chunk fits.
+
+        """
+        if self._cramped_until and self._clock() >= self._cramped_until:
+            self._recover()
+        results: list[ChunkResult] = []
+        while len(results) < len(chunks):
+            rest = chunks[len(results) :]
+            part = rest[: self._most] if self._most else rest
+            try:
+                results += self.engine().run(part)
+            except (RuntimeError, MemoryError, ValueError) as failure:
+                if not is_out_of_memory(failure):
+                    raise
+                self._shrink(len(part), failure)
+        return results
+
+    def _shrink(self, size: int, failure: BaseException) -> None:
+        """Ask for less, or raise Busy where there is no less."""
+        self._cramped_until = self._clock() + RECOVER_SECONDS
+        if size > 1:
+            self._most = size // 2
+            logger.warning("out of memory with %d chunks; going on with %d at a time", size, self._most)
+            return
+        self._drop()
+        if self._device.name == "cuda" and self._device.compute_type != SMALLER_COMPUTE_TYPE:
+            self._device = replace(self._device, compute_type=SMALLER_COMPUTE_TYPE, reason="out of memory")
+            logger.warning("out of memory with one chunk; reloading the model as %s", SMALLER_COMPUTE_TYPE)
+            return
+        raise Busy(
+            "The device's memory is taken by something else. Try again later.", retry_after=RECOVER_SECONDS
+        ) from failure
+
+    def _recover(self) -> None:
+        self._cramped_until, self._most = 0.0, 0
+        if self._device != self._wanted:
+            self._device = self._wanted
+            self._drop()
+
+    def _drop(self) -> None:
+        self._engine = None
+        gc.collect()  # the model's memory is freed with its last reference
