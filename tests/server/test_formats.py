@@ -27,10 +27,12 @@ HELLO = Transcript(
             words=(Word(" Don't", 0.0, 0.5), Word(" stop,", 0.5, 1.1)),
             logprobs=(TokenLogprob(b" Don't", -0.25), TokenLogprob(b" stop,", -0.5)),
         ),
-        Segment(3.32, 6.0, " it's fun.", words=(Word(" it's", 3.32, 4.0), Word(" fun.", 4.0, 4.5), Word(" -", 4.5, 4.6))),
+        Segment(
+            3.32, 6.0, " it's fun.", words=(Word(" it's", 3.32, 4.0), Word(" fun.", 4.0, 4.5), Word(" -", 4.5, 4.6))
+        ),
     ),
 )
-CHINESE = Transcript("transcribe", "zh", 4.0, (Segment(0.0, 2.0, "你好，"), Segment(2.0, 4.0, "世界。")))
+CHINESE = Transcript("transcribe", "zh", 4.0, (Segment(0.0, 2.0, "你好、"), Segment(2.0, 4.0, "世界。")))
 SILENCE = Transcript("transcribe", None, 10.0)
 
 
@@ -48,7 +50,7 @@ def test_json_is_compact_with_usage_and_no_final_newline() -> None:
 
 def test_json_keeps_letters_outside_ascii() -> None:
     """UTF-8 as it is, not escapes."""
-    assert formats.render_json(CHINESE) == '{"text":"你好，世界。","usage":{"type":"duration","seconds":4}}'.encode()
+    assert formats.render_json(CHINESE) == '{"text":"你好、世界。","usage":{"type":"duration","seconds":4}}'.encode()
 
 
 @pytest.mark.parametrize(("duration", "seconds"), [(0.1, 1), (8.47, 9), (9.0, 9), (27.4, 28), (27.0001, 28)])
@@ -82,7 +84,7 @@ def test_logprobs_are_tokens_with_their_bytes() -> None:
 
 
 @pytest.mark.parametrize(("transcript", "asked"), [(SILENCE, True), (HELLO, False)])
-def test_logprobs_are_absent_not_empty(transcript: Transcript, asked: bool) -> None:
+def test_logprobs_are_absent_not_empty(transcript: Transcript, asked: bool) -> None:  # noqa: FBT001 - a table's column
     """For silence, and for who did not ask."""
     assert b"logprobs" not in formats.render_json(transcript, logprobs=asked)
     assert b"logprobs" not in formats.done_event(transcript, logprobs=asked)
@@ -219,7 +221,16 @@ def test_every_language_has_a_lowercase_name() -> None:
 
 @pytest.mark.parametrize(
     ("given_code", "code"),
-    [("en", "en"), ("EN", "en"), (" de ", "de"), ("jv", "jw"), ("yue", "yue"), ("auto", None), ("zh-tw", None), ("", None)],
+    [
+        ("en", "en"),
+        ("EN", "en"),
+        (" de ", "de"),
+        ("jv", "jw"),
+        ("yue", "yue"),
+        ("auto", None),
+        ("zh-tw", None),
+        ("", None),
+    ],
 )
 def test_language_codes(given_code: str, code: str | None) -> None:
     """ISO 639-1 in any case; nothing else."""
@@ -229,10 +240,13 @@ def test_language_codes(given_code: str, code: str | None) -> None:
 def test_events_are_data_lines_alone() -> None:
     """No `event:` line; one blank line after each."""
     assert formats.delta_event("Hi", HELLO.segments[1]) == b'data: {"type":"transcript.text.delta","delta":"Hi"}\n\n'
-    assert formats.done_event(CHINESE, list_languages=True) == (
-        'data: {"type":"transcript.text.done","text":"你好，世界。","languages":[{"code":"zh"}],'
-        '"usage":{"type":"duration","seconds":4}}\n\n'
-    ).encode()
+    assert (
+        formats.done_event(CHINESE, list_languages=True)
+        == (
+            'data: {"type":"transcript.text.done","text":"你好、世界。","languages":[{"code":"zh"}],'
+            '"usage":{"type":"duration","seconds":4}}\n\n'
+        ).encode()
+    )
 
 
 @given(st.text())
@@ -251,5 +265,5 @@ def test_deltas_carry_logprobs_where_asked() -> None:
 
 def test_cjk_text_is_joined_without_spaces() -> None:
     """The model's own leading spaces are all there are."""
-    assert CHINESE.text == "你好，世界。"
+    assert CHINESE.text == "你好、世界。"
     assert HELLO.text == "Don't stop, it's fun."
