@@ -19,6 +19,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+# Batches full of new requests that those served before let pass.
+PATIENCE = 3
+
+
 class Full(Exception):
     """The queue holds as many requests as it may."""
 
@@ -28,23 +32,26 @@ class Queue(Generic[Item]):
 
     A request is admitted, then hands in items (chunks) in order, then leaves. Batches take one item of each request
     in turn, the request served longest ago first, a new one before all that were served: a short message that comes
-    while an hour-long file is decoded is in the very next batch.
+    while an hour-long file is decoded is in the very next batch. New ones come in the order of their arrival, and
+    after PATIENCE batches full of them one seat goes to those served before, so that nobody waits for ever.
     """
 
     def __init__(self, *, capacity: int, batch: int) -> None:
         self._capacity = capacity
         self._batch = batch
-        # In the order of their turns: the first is served next.
-        self._requests: dict[Hashable, deque[Item]] = {}
+        # Each in the order of its turns: the first is served next.
+        self._new: dict[Hashable, deque[Item]] = {}
+        self._served: dict[Hashable, deque[Item]] = {}
+        self._passed = 0  # batches in a row that had no seat for those served before
 
     def __len__(self) -> int:
         """Count the items that wait."""
-        return sum(len(items) for items in self._requests.values())
+        return sum(len(items) for items in (*self._new.values(), *self._served.values()))
 
     @property
     def requests(self) -> int:
         """How many requests are open."""
-        return len(self._requests)
+        return len(self._new) + len(self._served)
 
     def admit(self, request: Hashable) -> None:
         """Open a request.
@@ -53,29 +60,44 @@ class Queue(Generic[Item]):
             Full: as many are being served and waiting as may.
 
         """
-        if len(self._requests) >= self._batch + self._capacity:
+        if self.requests >= self._batch + self._capacity:
             raise Full
-        # To the front of all turns.
-        self._requests = {request: deque(), **self._requests}
+        self._new[request] = deque()
 
-    def put(self, request: Hashable, item: Item) -> None:
-        """Add an item to an open request; items of one that has left are dropped."""
-        if request in self._requests:
-            self._requests[request].append(item)
+    def put(self, request: Hashable, item: Item) -> bool:
+        """Add an item to an open request; False, and the item is dropped, for one that has left."""
+        for open_requests in (self._new, self._served):
+            if request in open_requests:
+                open_requests[request].append(item)
+                return True
+        return False
 
     def leave(self, request: Hashable) -> list[Item]:
         """Close a request and return what it had waiting."""
-        return list(self._requests.pop(request, ()))
+        return [*self._new.pop(request, ()), *self._served.pop(request, ())]
+
+    def clear(self) -> list[Item]:
+        """Close all requests and return what they had waiting."""
+        return [item for request in [*self._new, *self._served] for item in self.leave(request)]
 
     def take(self) -> list[Item]:
         """Return the next batch, empty if nothing waits."""
         batch: list[Item] = []
-        while len(batch) < self._batch and (waiting := [key for key, items in self._requests.items() if items]):
-            for request in waiting[: self._batch - len(batch)]:
-                items = self._requests.pop(request)
+        while len(batch) < self._batch and (turns := self._turns()):
+            for request in turns[: self._batch - len(batch)]:
+                items = self._new.pop(request) if request in self._new else self._served.pop(request)
                 batch.append(items.popleft())
-                self._requests[request] = items  # to the end of all turns
+                self._served[request] = items  # to the end of all turns
         return batch
+
+    def _turns(self) -> list[Hashable]:
+        """Return the requests with something waiting, the next one first."""
+        new, served = ([key for key, items in group.items() if items] for group in (self._new, self._served))
+        self._passed = self._passed + 1 if served and len(new) >= self._batch else 0
+        if self._passed > PATIENCE:
+            self._passed = 0
+            return [served[0], *new]
+        return [*new, *served]
 
 
 class Ticket(Generic[Item, Result]):
@@ -86,7 +108,10 @@ class Ticket(Generic[Item, Result]):
         self._number = number
 
     def submit(self, item: Item) -> "Future[Result]":
-        """Queue one chunk; the future gives its result, or EngineFailed. Cancelling it drops the chunk."""
+        """Queue one chunk; the future gives its result, or EngineFailed. Cancelling it drops the chunk.
+
+        It is cancelled already where the ticket or the scheduler is closed.
+        """
         return self._scheduler._submit(self._number, item)  # noqa: SLF001 - the ticket is the scheduler's own face
 
     def close(self) -> None:
@@ -152,18 +177,23 @@ class Scheduler(Generic[Item, Result]):
         return Ticket(self, number)
 
     def close(self, timeout: float | None = None) -> bool:
-        """Stop after the batch in flight; False if that is still running after `timeout` seconds."""
+        """Stop after the batch in flight, cancelling what waits; False if it still runs after `timeout` seconds."""
         with self._changed:
             self._closed = True
+            left = self._queue.clear()
             self._changed.notify_all()
+        for _, future in left:
+            future.cancel()
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def _submit(self, number: int, item: Item) -> "Future[Result]":
         future: Future[Result] = Future()
         with self._changed:
-            self._queue.put(number, (item, future))
+            taken = self._queue.put(number, (item, future))
             self._changed.notify_all()
+        if not taken:
+            future.cancel()  # nobody would ever answer it
         return future
 
     def _leave(self, number: int) -> None:
@@ -205,9 +235,13 @@ class Scheduler(Generic[Item, Result]):
     def _outcomes(self, items: Sequence[Item]) -> "Sequence[Result | EngineFailed]":
         """Run a batch; if it fails, each chunk alone, so that one bad chunk does not take its neighbours along."""
         try:
-            return self._run(items)
+            outcomes = self._run(items)
         except Exception:
             logger.exception("a batch of %d failed", len(items))
-            if len(items) == 1:
-                return [EngineFailed()]
+        else:
+            if len(outcomes) == len(items):
+                return outcomes
+            logger.error("a batch of %d gave %d results", len(items), len(outcomes))
+        if len(items) == 1:
+            return [EngineFailed()]
         return [outcome for item in items for outcome in self._outcomes([item])]
