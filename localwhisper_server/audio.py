@@ -33,7 +33,7 @@ def decode(source: IO[bytes], *, max_seconds: float) -> Samples:
     """
     parts: list[npt.NDArray[np.int16]] = []
     count = 0
-    limit = int(max_seconds * SAMPLE_RATE)
+    limit = max_seconds * SAMPLE_RATE
     source.seek(0)
     try:
         # ValueError: PyAV's word for an option or a stream it cannot make sense of.
