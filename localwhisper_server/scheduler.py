@@ -63,6 +63,7 @@ class _Open(Generic[Item]):
     """A request that was admitted and has not left."""
 
     bulk: bool
+    served: bool = False
     waiting: deque[tuple[Item, Future[Any]]] = field(default_factory=deque)
     passed: int = 0
 
@@ -80,7 +81,7 @@ class Queue(Generic[Item]):
     def __init__(self, *, capacity: int, limits: Limits) -> None:
         self._capacity = capacity
         self.limits = limits
-        # In the order of their turns: the first is served next.
+        # New ones in the order of their arrival, served ones in the order of their last turn.
         self._open: dict[Hashable, _Open[Item]] = {}
 
     def __len__(self) -> int:
@@ -109,8 +110,7 @@ class Queue(Generic[Item]):
         """
         if len(self._open) >= self.limits.items + self._capacity:
             raise Full
-        # To the front of all turns.
-        self._open = {key: _Open(bulk), **self._open}
+        self._open[key] = _Open(bulk)
 
     def put(self, key: Hashable, item: Item, future: Future[Any]) -> bool:
         """Add a chunk to an open request; False where that has left."""
@@ -124,6 +124,10 @@ class Queue(Generic[Item]):
         """Close a request and return the futures of what it had waiting."""
         request = self._open.pop(key, None)
         return [future for _, future in request.waiting] if request else []
+
+    def clear(self) -> list[Future[Any]]:
+        """Close all requests and return the futures of what they had waiting."""
+        return [future for key in list(self._open) for future in self.leave(key)]
 
     def take(self) -> list[tuple[Item, Future[Any]]]:
         """Return the next batch, empty if nothing waits."""
@@ -142,22 +146,21 @@ class Queue(Generic[Item]):
                     progress = True
         for key in turns:
             if key in served:
-                self._open[key].passed = 0
-                self._open[key] = self._open.pop(key)  # to the end of all turns
+                request = self._open.pop(key)
+                request.served, request.passed = True, 0
+                self._open[key] = request  # to the end of all turns
             else:
                 self._open[key].passed += 1
         return batch
 
     def _turns(self) -> list[Hashable]:
         waiting = [key for key, request in self._open.items() if request.waiting]
-        # Stable: within a class, the order of turns holds; of those passed over too often, the longest first.
-        return sorted(
-            waiting,
-            key=lambda key: (
-                -self._open[key].passed if self._open[key].passed >= PATIENCE else 0,
-                self._open[key].bulk,
-            ),
-        )
+        # Stable: within a class, the order of turns holds.
+        return sorted(waiting, key=lambda key: self._rank(self._open[key]))
+
+    def _rank(self, request: _Open[Item]) -> tuple[int, bool, bool]:
+        overdue = request.passed if request.passed >= PATIENCE else 0
+        return -overdue, request.bulk, request.served
 
     def _fits(self, item: Item, batch: Sequence[tuple[Item, Future[Any]]], served: int) -> bool:
         if not batch:
@@ -179,7 +182,10 @@ class Ticket(Generic[Item, Result]):
         self._number = number
 
     def submit(self, item: Item) -> "Future[Result]":
-        """Queue one chunk; the future gives its result, or a ServerError. Cancelling it drops the chunk."""
+        """Queue one chunk; the future gives its result, or a ServerError. Cancelling it drops the chunk.
+
+        It is cancelled already where the ticket or the scheduler is closed.
+        """
         return self._scheduler._submit(self._number, item)  # noqa: SLF001 - the ticket is the scheduler's own face
 
     def close(self) -> None:
@@ -263,19 +269,23 @@ class Scheduler(Generic[Item, Result]):
         return Ticket(self, number)
 
     def close(self, timeout: float | None = None) -> bool:
-        """Stop after the batch in flight; False if that is still running after `timeout` seconds."""
+        """Stop after the batch in flight, cancelling what waits; False if it still runs after `timeout` seconds."""
         with self._changed:
             self._closed = True
+            left = self._queue.clear()
             self._changed.notify_all()
+        for future in left:
+            future.cancel()
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def _submit(self, number: int, item: Item) -> "Future[Result]":
         future: Future[Result] = Future()
         with self._changed:
-            if not self._queue.put(number, item, future):
-                future.cancel()
+            taken = self._queue.put(number, item, future)
             self._changed.notify_all()
+        if not taken:
+            future.cancel()  # nobody would ever answer it
         return future
 
     def _leave(self, number: int) -> None:
@@ -326,11 +336,15 @@ class Scheduler(Generic[Item, Result]):
     def _outcomes(self, items: Sequence[Item]) -> "Sequence[Result | ServerError]":
         """Run a batch; if it fails, each chunk alone, so that one bad chunk does not take its neighbours along."""
         try:
-            return self._run(items)
+            outcomes = self._run(items)
         except ServerError as failure:
             return [failure for _ in items]
         except Exception:
             logger.exception("a batch of %d failed", len(items))
-            if len(items) == 1:
-                return [EngineFailed()]
+        else:
+            if len(outcomes) == len(items):
+                return outcomes
+            logger.error("a batch of %d gave %d results", len(items), len(outcomes))
+        if len(items) == 1:
+            return [EngineFailed()]
         return [outcome for item in items for outcome in self._outcomes([item])]

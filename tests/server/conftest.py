@@ -10,6 +10,7 @@ from tests.server.sound import encode, tone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +21,9 @@ def wav() -> Callable[..., bytes]:
         return encode(tone(seconds, rate, channels), codec=codec, rate=rate)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the folder that the real weights are put together in, once for all tests."""
+    return tmp_path_factory.mktemp("models")

@@ -222,6 +222,11 @@ def test_exactly_the_maximum_is_taken(wav: Callable[..., bytes]) -> None:
     assert _decode(wav(2.0), max_seconds=2.0).size == 32_000
 
 
+def test_no_limit_is_infinity(wav: Callable[..., bytes]) -> None:
+    """As --max-seconds inf says it."""
+    assert _decode(wav(0.5), max_seconds=float("inf")).size == 8000
+
+
 def test_a_playlist_opens_no_file_of_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wav: Callable[..., bytes]
 ) -> None:

@@ -32,7 +32,7 @@ HELLO = Transcript(
         ),
     ),
 )
-CHINESE = Transcript("transcribe", "zh", 4.0, (Segment(0.0, 2.0, "你好，"), Segment(2.0, 4.0, "世界。")))
+CHINESE = Transcript("transcribe", "zh", 4.0, (Segment(0.0, 2.0, "你好、"), Segment(2.0, 4.0, "世界。")))
 SILENCE = Transcript("transcribe", None, 10.0)
 
 
@@ -50,7 +50,7 @@ def test_json_is_compact_with_usage_and_no_final_newline() -> None:
 
 def test_json_keeps_letters_outside_ascii() -> None:
     """UTF-8 as it is, not escapes."""
-    assert formats.render_json(CHINESE) == '{"text":"你好，世界。","usage":{"type":"duration","seconds":4}}'.encode()
+    assert formats.render_json(CHINESE) == '{"text":"你好、世界。","usage":{"type":"duration","seconds":4}}'.encode()
 
 
 @pytest.mark.parametrize(("duration", "seconds"), [(0.1, 1), (8.47, 9), (9.0, 9), (27.4, 28), (27.0001, 28)])
@@ -84,7 +84,7 @@ def test_logprobs_are_tokens_with_their_bytes() -> None:
 
 
 @pytest.mark.parametrize(("transcript", "asked"), [(SILENCE, True), (HELLO, False)])
-def test_logprobs_are_absent_not_empty(transcript: Transcript, asked: bool) -> None:
+def test_logprobs_are_absent_not_empty(transcript: Transcript, asked: bool) -> None:  # noqa: FBT001 - a table's column
     """For silence, and for who did not ask."""
     assert b"logprobs" not in formats.render_json(transcript, logprobs=asked)
     assert b"logprobs" not in formats.done_event(transcript, logprobs=asked)
@@ -243,7 +243,7 @@ def test_events_are_data_lines_alone() -> None:
     assert (
         formats.done_event(CHINESE, list_languages=True)
         == (
-            'data: {"type":"transcript.text.done","text":"你好，世界。","languages":[{"code":"zh"}],'
+            'data: {"type":"transcript.text.done","text":"你好、世界。","languages":[{"code":"zh"}],'
             '"usage":{"type":"duration","seconds":4}}\n\n'
         ).encode()
     )
@@ -265,5 +265,5 @@ def test_deltas_carry_logprobs_where_asked() -> None:
 
 def test_cjk_text_is_joined_without_spaces() -> None:
     """The model's own leading spaces are all there are."""
-    assert CHINESE.text == "你好，世界。"
+    assert CHINESE.text == "你好、世界。"
     assert HELLO.text == "Don't stop, it's fun."

@@ -1,0 +1,203 @@
+"""The app without a socket: a backend that gives what a test wants, a bare ASGI caller, and the SDK's transport."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+
+from localwhisper_server import api
+from localwhisper_server.languages import NAMES
+from localwhisper_server.models import OPENAI_NAMES
+from localwhisper_server.transcript import Segment, TokenLogprob, Transcript, Word
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterable, Sequence
+
+    from localwhisper_server.errors import ServerError
+    from localwhisper_server.guard import App
+    from localwhisper_server.options import Options
+
+LIMIT = 20_000_000
+SPOKEN = (
+    Segment(
+        0.0,
+        1.5,
+        " Good morning,",
+        tokens=(50364, 1, 50439),
+        avg_logprob=-0.25,
+        words=(Word(" Good", 0.0, 0.5), Word(" morning,", 0.5, 1.5)),
+        logprobs=(TokenLogprob(b" Good", -0.125), TokenLogprob(b" morning,", -0.5)),
+    ),
+    Segment(
+        1.5,
+        2.5,
+        " Zoë.",
+        tokens=(50439, 2, 50489),
+        words=(Word(" Zoë.", 1.5, 2.5),),
+        logprobs=(TokenLogprob(" Zoë.".encode(), -0.25),),
+    ),
+)
+WHOLE = Transcript("transcribe", "en", 2.5, SPOKEN)
+TEXT = "Good morning, Zoë."
+NOTHING = Transcript("transcribe", None, 3.0)
+
+
+@dataclass
+class FakeBackend:
+    """Yields `items` in order and raises those that are exceptions; keeps what it was asked."""
+
+    items: Sequence[Segment | Transcript | Exception | asyncio.Event] = (*SPOKEN, WHOLE)
+    names: tuple[str, ...] = ("base", "org/base", *OPENAI_NAMES)
+    created: int = 1_700_000_000
+    languages: frozenset[str] = frozenset(NAMES)
+    not_ready: ServerError | None = None
+    uploads: list[bytes] = field(default_factory=list)
+    sources: list[Any] = field(default_factory=list)
+    asked: list[Options] = field(default_factory=list)
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+    closed: int = 0
+
+    async def transcribe(self, source: Any, options: Options) -> AsyncGenerator[Segment | Transcript]:
+        """Play the items; an Event among them is waited for."""
+        self.uploads.append(source.read())
+        self.sources.append(source)
+        self.asked.append(options)
+        try:
+            for item in self.items:
+                if isinstance(item, Exception):
+                    raise item
+                if isinstance(item, asyncio.Event):
+                    self.reached.set()
+                    await item.wait()
+                else:
+                    yield item
+        finally:
+            self.closed += 1
+
+    def health(self) -> dict[str, Any]:
+        """Say something."""
+        return {"status": "ok", "ready": True}
+
+    def require_ready(self) -> None:
+        """Raise what the test says."""
+        if self.not_ready:
+            raise self.not_ready
+
+
+def make_app(backend: FakeBackend, *, api_key: str | None = None, max_upload: int = LIMIT) -> App:
+    """Return the app around a backend, with a clock that stands still."""
+    return api.create_app(backend, api_key=api_key, max_upload=max_upload, clock=lambda: 0.0)
+
+
+def multipart(
+    *fields: tuple[str, str], file: bytes | None = b"sound", filename: str = "voice.ogg"
+) -> tuple[dict[str, str], bytes]:
+    """Return headers and body of a form with the model `whisper-1` and an upload, last as the SDK sends it."""
+    parts = [
+        f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+        for name, value in (("model", "whisper-1"), *fields)
+    ]
+    if file is not None:
+        head = f'--b\r\nContent-Disposition: form-data; name="file"; filename="{filename}"\r\n\r\n'
+        parts.append(head.encode() + file + b"\r\n")
+    return {"content-type": "multipart/form-data; boundary=b"}, b"".join(parts) + b"--b--\r\n"
+
+
+@dataclass
+class Answer:
+    """What the app sent."""
+
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    whole: bool = False
+
+    def json(self) -> Any:
+        """Return the body decoded."""
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> Any:
+        """Return the error in the envelope, which has exactly its four keys."""
+        error = self.json()["error"]
+        assert list(error) == ["message", "type", "param", "code"]
+        return error
+
+
+async def call(
+    app: App,
+    method: str,
+    path: str,
+    headers: dict[str, str] | None = None,
+    body: bytes | Iterable[bytes] = b"",
+    *,
+    hang_up: asyncio.Event | None = None,
+    unfinished: bool = False,
+) -> Answer:
+    """Call the app; the caller hangs up when the event is set, or in the middle of the body if `unfinished`."""
+    chunks = [body] if isinstance(body, bytes) else list(body)
+    messages = [
+        {"type": "http.request", "body": chunk, "more_body": unfinished or number + 1 < len(chunks)}
+        for number, chunk in enumerate(chunks)
+    ]
+    gone = hang_up or asyncio.Event()
+    answer = Answer()
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop(0)
+        if not unfinished:
+            await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            answer.status = message["status"]
+            answer.headers = {name.decode(): value.decode() for name, value in message["headers"]}
+        else:
+            answer.body += message.get("body", b"")
+            answer.whole = not message.get("more_body", False)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},  # uvicorn's
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in (headers or {}).items()],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 5000),
+    }
+    await app(scope, receive, send)
+    return answer
+
+
+async def transcribe(app: App, *fields: tuple[str, str], **how: Any) -> Answer:
+    """Post a form to /v1/audio/transcriptions."""
+    headers, body = multipart(*fields, **how)
+    return await call(app, "POST", "/v1/audio/transcriptions", headers, body)
+
+
+class InProcess(httpx2.BaseTransport):
+    """The sync SDK's way to the app."""
+
+    def __init__(self, app: App) -> None:
+        self._transport = httpx2.ASGITransport(app)
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Run the app for one request."""
+
+        async def answer() -> httpx2.Response:
+            response = await self._transport.handle_async_request(request)
+            content = await response.aread()
+            return httpx2.Response(response.status_code, headers=response.headers, content=content)
+
+        return asyncio.run(answer())
