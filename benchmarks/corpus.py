@@ -22,7 +22,8 @@ Nothing here is committed. Clips are read from three places, and each is left ou
 Prompts whose transcript does not say unambiguously which words are spoken are left out, since no normaliser can be
 fair to them: single letters, digits and units, key symbols (``*``, ``#``), stage directions, dotted fragments of under
 four words, and the few whose transcript is not what the recording says. Plain misspellings in the transcripts are
-repaired (`REPAIRS`). Whisper writes "1" where a prompt says "one"; the English normaliser maps both to the same.
+repaired (`REPAIRS`). Whisper writes "1" where a prompt says "one"; the English normaliser maps both to the same, the
+one for other languages does not, so there a prompt with any digit is left out.
 
 Prompts are one voice each. They measure whether a shortened window changes the words, not how well Whisper does.
 """
@@ -86,6 +87,8 @@ REPAIRS = {
 
 AMBIGUOUS = re.compile(r"[*#&=<>\[\]()/]|\b[A-Z]\b(?<![AI])|www\.|\d{2,}|\d\.\d")
 """What a speaker may have read in more than one way."""
+
+DIGIT = re.compile(r"\d")
 
 MUSIC_SECONDS = 20.0
 
@@ -222,6 +225,8 @@ def _prompts(cache: Path, language: str) -> Iterator[Clip]:
         path = sounds / f"{name.strip()}.g722"
         if line.startswith(";") or not separator or not path.is_file() or AMBIGUOUS.search(text):
             continue
+        if language != "en" and DIGIT.search(text):
+            continue
         reference = " ".join(REPAIRS.get(word.lower(), word) for word in text.replace("...", " ").split())
         if len(reference.split()) < MIN_WORDS:
             continue
@@ -334,7 +339,8 @@ def _noise(rng: np.random.Generator, seconds: float, exponent: float) -> NDArray
     spectrum = np.fft.rfft(rng.standard_normal(count))
     frequencies = np.maximum(np.fft.rfftfreq(count, 1 / RATE), 20.0)
     noise: NDArray[np.float64] = np.fft.irfft(spectrum / frequencies**exponent, count)
-    return noise / np.sqrt(np.mean(noise**2))
+    noise /= np.sqrt(np.mean(noise**2))
+    return noise
 
 
 def _skip(message: str) -> None:
