@@ -75,6 +75,9 @@ PACKAGES = (
     "sound-theme-freedesktop",
 )
 
+TONES = frozenset({"beep", "beeperr", "confbridge-join", "confbridge-leave"})
+"""Prompts whose transcript describes a sound instead of quoting a voice, in some languages without brackets."""
+
 REPAIRS = {
     "represenatives": "representatives",
     "umute": "unmute",
@@ -225,7 +228,7 @@ def _prompts(cache: Path, language: str) -> Iterator[Clip]:
         path = sounds / f"{name.strip()}.g722"
         if line.startswith(";") or not separator or not path.is_file() or AMBIGUOUS.search(text):
             continue
-        if language != "en" and DIGIT.search(text):
+        if name.strip() in TONES or (language != "en" and DIGIT.search(text)):
             continue
         reference = " ".join(REPAIRS.get(word.lower(), word) for word in text.replace("...", " ").split())
         if len(reference.split()) < MIN_WORDS:
