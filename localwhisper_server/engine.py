@@ -20,6 +20,7 @@ import numpy.typing as npt
 from faster_whisper.tokenizer import Tokenizer
 from faster_whisper.vad import VadOptions, get_speech_timestamps
 
+from localwhisper_server import cuda_libraries
 from localwhisper_server.audio import SAMPLE_RATE, Samples
 from localwhisper_server.chunks import WINDOW_SECONDS, Span
 from localwhisper_server.options import Decoding, Voice
@@ -126,6 +127,16 @@ def cuda_devices() -> int:
     return int(ctranslate2.get_cuda_device_count())
 
 
+def compute_types(device: str) -> frozenset[str]:
+    """Return the precisions that "cpu" or "cuda" can run.
+
+    Raises:
+        RuntimeError: there is no such device here.
+
+    """
+    return frozenset(ctranslate2.get_supported_compute_types(device))
+
+
 class Engine:
     """A Whisper model, loaded.
 
@@ -133,6 +144,8 @@ class Engine:
     """
 
     def __init__(self, folder: Path, device: Device, *, threads: int = 0) -> None:
+        if device.name == "cuda":
+            cuda_libraries.load()
         self._whisper = faster_whisper.WhisperModel(
             str(folder), device=device.name, compute_type=device.compute_type, cpu_threads=threads
         )
