@@ -1,4 +1,4 @@
-"""`localwhisper-server`: options in, a running server out, one clear line when it cannot; and the commands beside it."""
+"""`localwhisper-server`: options in, a running server out, one clear line when it cannot; and its other commands."""
 
 import argparse
 import inspect
@@ -103,35 +103,35 @@ def _doctor(arguments: list[str]) -> int:
 
 
 def _service(arguments: list[str]) -> int:
+    if arguments in (["--help"], ["-h"]):
+        print(SERVICE_HELP, end="")
+        return 0
+    act: dict[str, Any] = {"run": service_control.run, "say": print}
     try:
         place = service_control.this_place(os.environ)
         service = service_unit.describe(place)
-    except service_unit.Unsupported as failure:
-        _fail(str(failure), EX_UNAVAILABLE)
-    act: dict[str, Any] = {"run": service_control.run, "say": print}
-    try:
         match arguments:
             case ["install", *rest]:
                 settings = _settings(_parser(f"{PROGRAM} service install", INSTALL_HELP), rest)
-                return service_control.install(service, place, _assignments(settings), **act)
-            case ["status"]:
-                return service_control.show(service, service.status, **act)
-            case ["logs"]:
-                return service_control.show(service, service.logs, **act)
-            case ["logs", "--follow" | "-f"]:
-                return service_control.show(service, service.follow, **act)
+                status = service_control.install(service, place, _assignments(settings), **act)
             case ["uninstall"]:
-                return service_control.uninstall(service, **act)
-            case ["--help" | "-h"]:
-                print(SERVICE_HELP, end="")
-                return 0
+                status = service_control.uninstall(service, **act)
+            case ["status"]:
+                status = service_control.show(service, service.status, **act)
+            case ["logs"]:
+                status = service_control.show(service, service.logs, **act)
+            case ["logs", "--follow" | "-f"]:
+                status = service_control.show(service, service.follow, **act)
             case _:
                 print(SERVICE_HELP, end="", file=sys.stderr)
-                return EX_USAGE
+                status = EX_USAGE
+    except service_unit.Unsupported as failure:
+        _fail(str(failure), EX_UNAVAILABLE)
     except ValueError as failure:
         _fail(str(failure), EX_USAGE)
     except OSError as failure:
         _fail(f"{failure.filename}: {failure.strerror}", EX_OSERR)
+    return status
 
 
 def _assignments(settings: Settings) -> dict[str, str]:
@@ -153,9 +153,7 @@ def _parser(program: str, description: str, epilog: str = "") -> argparse.Argume
     )
 
 
-def _settings(
-    parser: argparse.ArgumentParser, arguments: list[str], *, default_file: Path | None = None
-) -> Settings:
+def _settings(parser: argparse.ArgumentParser, arguments: list[str], *, default_file: Path | None = None) -> Settings:
     """Read the settings from the command line, then the environment, then the file named by --env-file."""
     source = CliSettingsSource[argparse.ArgumentParser](Settings, root_parser=parser)
     known = vars(parser.parse_args(arguments))

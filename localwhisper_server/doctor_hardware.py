@@ -97,7 +97,7 @@ def _first_gpu(output: Output | None) -> Gpu | None:
 
 
 def check_python(seen: Survey) -> Iterable[Finding]:
-    """Python's version and build, and the C library that the wheels are built for."""
+    """Judge Python's version and build, and the C library that the wheels are built for."""
     machine = seen.machine
     version = ".".join(map(str, machine.python))
     library, number = machine.libc
@@ -121,7 +121,7 @@ def check_python(seen: Survey) -> Iterable[Finding]:
 
 
 def check_engine(seen: Survey) -> Iterable[Finding]:
-    """Whether the server's parts are installed and can be loaded at all."""
+    """Say whether the server's parts are installed and can be loaded at all."""
     versions = {name: seen.machine.version(name) for name in ("localwhisper-lan", "ctranslate2", "faster-whisper")}
     missing = [name for name, version in versions.items() if version is None]
     described = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
@@ -151,7 +151,7 @@ def check_engine(seen: Survey) -> Iterable[Finding]:
 
 
 def check_gpu(seen: Survey) -> Iterable[Finding]:
-    """The card and its driver, as nvidia-smi sees them."""
+    """Judge the card and its driver, as nvidia-smi sees them."""
     if seen.gpu is None:
         yield _no_gpu(seen)
         return
@@ -197,11 +197,14 @@ def _update_driver(seen: Survey) -> tuple[str, ...]:
             "Install the latest driver in Windows: https://www.nvidia.com/drivers",
             "then in PowerShell: wsl --update, and wsl --shutdown",
         )
-    return ("Restart the machine if the driver was just updated; else install a newer one:", "    sudo ubuntu-drivers install")
+    return (
+        "Restart the machine if the driver was just updated; else install a newer one:",
+        "    sudo ubuntu-drivers install",
+    )
 
 
 def check_device(seen: Survey) -> Iterable[Finding]:
-    """Where the model would run, and whether that is where it should."""
+    """Say where the model would run, and whether that is where it should."""
     if seen.answer is None or "error" in seen.answer:
         return
     if seen.cuda_devices:
@@ -233,7 +236,7 @@ def _why_unseen(seen: Survey) -> tuple[str, ...]:
 
 
 def check_libraries(seen: Survey) -> Iterable[Finding]:
-    """CUDA's libraries: which are needed, found, and from where. The CUDA toolkit itself is not needed."""
+    """Say which of CUDA's libraries are needed, and where they were found. The CUDA toolkit itself is not needed."""
     if seen.answer is None or "error" in seen.answer:
         return
     if not (seen.cuda_devices or seen.gpu):
@@ -262,13 +265,11 @@ def check_libraries(seen: Survey) -> Iterable[Finding]:
 
 def _cublas_too_old(seen: Survey) -> bool:
     version = seen.machine.version("nvidia-cublas-cu12")
-    return bool(
-        version and seen.gpu and seen.gpu.capability >= BLACKWELL and _numbers(version) < BLACKWELL_CUBLAS
-    )
+    return bool(version and seen.gpu and seen.gpu.capability >= BLACKWELL and _numbers(version) < BLACKWELL_CUBLAS)
 
 
 def check_precision(seen: Survey) -> Iterable[Finding]:
-    """Whether the device can compute in the chosen precision."""
+    """Say whether the device can compute in the chosen precision."""
     if seen.answer is None or "error" in seen.answer:
         return
     chosen, possible = seen.answer["compute_type"], seen.answer["compute_types"]
@@ -290,7 +291,7 @@ def check_precision(seen: Survey) -> Iterable[Finding]:
 
 
 def check_model(seen: Survey) -> Iterable[Finding]:
-    """Whether the model's weights are here, and whether they fit the card."""
+    """Say whether the model's weights are here, and whether they fit the card."""
     if seen.answer is None or "error" in seen.answer:
         return
     answer = seen.answer
@@ -318,10 +319,10 @@ def _memory(seen: Survey) -> Iterable[Finding]:
     precision = str(answer["compute_type"])
     factor = 0.5 if precision.startswith("int8") else 2.0 if precision == "float32" else 1.0
     needed = int(answer["model_bytes"] * factor) + WORKING_BYTES
-    described = f"{gpu.free / GIB:.1f} of {gpu.total / GIB:.1f} GB free, {answer['model']} needs about {needed / GIB:.1f}"
-    if gpu.total < needed:
-        yield fault("GPU memory", described, "localwhisper-server --model large-v3-turbo, or --compute-type int8_float16")
-    elif gpu.free < needed:
+    described = (
+        f"{gpu.free / GIB:.1f} of {gpu.total / GIB:.1f} GB free, {answer['model']} needs about {needed / GIB:.1f}"
+    )
+    if gpu.free < needed:
         yield warning(
             "GPU memory",
             f"{described}. Does a game run, or this server already?",

@@ -82,7 +82,7 @@ def this_machine(environ: Mapping[str, str]) -> Machine:
         installed_at=Path(__file__).stat().st_mtime,
         version=_version,
         read=_read,
-        find=lambda pattern: sorted(glob.glob(pattern)),
+        find=_find,
         which=shutil.which,
         run=_run,
         probe=lambda asked: _probe(asked, environ),
@@ -94,11 +94,8 @@ def this_machine(environ: Mapping[str, str]) -> Machine:
 
 
 def _addresses() -> list[str]:
-    found: list[str] = []
-    for adapter in ifaddr.get_adapters():
-        for ip in adapter.ips:
-            found.append(ip.ip if isinstance(ip.ip, str) else ip.ip[0])
-    return found
+    ips = [ip.ip for adapter in ifaddr.get_adapters() for ip in adapter.ips]
+    return [ip if isinstance(ip, str) else ip[0] for ip in ips]
 
 
 def _version(package: str) -> str | None:
@@ -108,9 +105,13 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _find(pattern: str) -> list[str]:
+    return sorted(glob.glob(pattern))  # noqa: PTH207 - whole paths, which Path.glob does not take
+
+
 def _read(path: str) -> str | None:
     try:
-        with open(path, encoding="utf-8", errors="replace") as stream:
+        with Path(path).open(encoding="utf-8", errors="replace") as stream:
             return stream.read(MAX_TEXT)
     except OSError:
         return None
@@ -182,7 +183,7 @@ def _health(url: str) -> dict[str, Any] | None:
 
 
 def _free_bytes(folder: str) -> int | None:
-    path = Path(folder)
+    path = Path(folder).expanduser().absolute()
     while not path.exists() and path != path.parent:
         path = path.parent
     try:

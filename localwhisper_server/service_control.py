@@ -140,12 +140,14 @@ def _next_steps(service: Service, place: Place) -> list[str]:
         ]
     if service.manager == "systemd" and _is_wsl(place):
         distribution = place.environ.get("WSL_DISTRO_NAME", "Ubuntu")
+        keep_up = (
+            f'    schtasks /Create /F /TN {NAME}-wsl /SC ONLOGON /TR "wsl.exe -d {distribution} --exec sleep infinity"'
+        )
         steps += [
             "",
             "Windows stops WSL when its last window closes, services or not. To keep it up, paste into PowerShell",
             "(as administrator) once:",
-            f'    schtasks /Create /F /TN localwhisper-wsl /SC ONLOGON /TR "wsl.exe -d {distribution} --exec '
-            'sleep infinity"',
+            keep_up,
         ]
     return steps
 

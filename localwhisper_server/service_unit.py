@@ -4,7 +4,7 @@ Pure: a `Service` says which file goes where and which commands start, stop and 
 """
 
 import plistlib
-import xml.etree.ElementTree as ET  # noqa: S405 - writes XML, reads none
+import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -249,7 +249,7 @@ def task_xml(python: str, settings: PurePath, log: PurePath, user: str) -> bytes
     line = f'""{python}" -m localwhisper_server --env-file "{settings}" >> "{log}" 2>&1"'
     _add(task, {"Actions": {"Exec": {"Command": "cmd.exe", "Arguments": f"/d /s /c {line}"}}})
     ET.indent(task)
-    return ET.tostring(task, encoding="utf-16", xml_declaration=True)
+    return bytes(ET.tostring(task, encoding="utf-16", xml_declaration=True))
 
 
 def _add(parent: ET.Element, children: Mapping[str, Any]) -> None:

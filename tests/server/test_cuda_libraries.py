@@ -30,13 +30,14 @@ class Loader:
         self.opened: list[str] = []
 
     def __call__(self, name: str) -> None:
+        """Load, or raise as the real one does."""
         self.opened.append(name)
         if not Path(name).is_absolute() and name not in self.system:
             raise OSError(f"{name}: cannot open shared object file")
 
 
 def test_wheels_are_loaded_by_full_path_and_in_order(tmp_path):
-    """cuBLAS needs cuBLASLt, so that one comes first; no name is left to the system's loader."""
+    """The library cuBLAS needs cuBLASLt, so that one comes first; no name is left to the system's loader."""
     folder = wheels(tmp_path, "cublas/lib/libcublas.so.12", "cublas/lib/libcublasLt.so.12")
     loader = Loader()
     found = cuda_libraries.load(platform="linux", folders=[folder], needs_cudnn=False, open_library=loader)
