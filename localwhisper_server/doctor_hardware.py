@@ -308,7 +308,7 @@ def check_model(seen: Survey) -> Iterable[Finding]:
         )
     else:
         first, *rest = str(answer["model_problem"]).splitlines() or ["not found"]
-        yield fault("Model", first, *rest)
+        yield fault("Model", first, *(rest or ["Another one: localwhisper-server --model base"]))
 
 
 def _memory(seen: Survey) -> Iterable[Finding]:
