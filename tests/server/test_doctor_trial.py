@@ -109,7 +109,7 @@ def test_nothing_is_downloaded_to_try():
 def test_a_server_is_started_where_none_runs(tmp_path):
     """A real server, with a real model and a key, in its own process; gone when the check is over."""
     said: list[str] = []
-    settings = Settings(port=0, model="base", device="cpu", api_key="secret", cache_dir=tmp_path)
+    settings = Settings(port=0, model="tiny.en", device="cpu", api_key="secret", cache_dir=tmp_path)
     finding = doctor_trial.try_out(this_machine(os.environ), settings, model_here=True, say=said.append)
     assert finding.status == "ok", finding
     assert "milk and bread" in finding.message
