@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from localwhisper_server import cuda_libraries
+from localwhisper_server import cuda_libraries, engine
 
 LINUX = ("libcublasLt.so.12", "libcublas.so.12")
 
@@ -113,6 +113,22 @@ def test_the_installed_ctranslate2_asks_for_the_cublas_that_is_pinned():
 def test_loading_without_wheels_or_cuda_is_quiet():
     """The real loader on this machine, whatever it has: a list, no exception."""
     assert all(library.path or library.problem for library in cuda_libraries.load())
+
+
+@pytest.mark.parametrize(("device", "steps"), [("cuda", ["libraries", "model"]), ("cpu", ["model"])])
+def test_the_engine_has_them_before_the_model(tmp_path, monkeypatch, device, steps):
+    """On a GPU they are there when CTranslate2 asks; on a CPU nobody waits for them."""
+    taken: list[str] = []
+
+    def model(*_args, **_options):
+        taken.append("model")
+        raise RuntimeError("far enough")
+
+    monkeypatch.setattr(cuda_libraries, "load", lambda: taken.append("libraries"))
+    monkeypatch.setattr(engine.faster_whisper, "WhisperModel", model)
+    with pytest.raises(RuntimeError, match="far enough"):
+        engine.Engine(tmp_path, engine.Device(device, "float32", "as set"))
+    assert taken == steps
 
 
 REAL = """

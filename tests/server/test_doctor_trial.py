@@ -126,8 +126,10 @@ def test_a_server_that_does_not_come_up_says_why(tmp_path):
     assert "holds no model.bin" in "\n".join(finding.fix)
 
 
-def test_a_server_that_never_gets_ready_is_given_up(tmp_path):
-    """The wait has an end, and the process does not outlive it."""
+@pytest.mark.parametrize("patience", [doctor_trial.STOP_SECONDS, 0])
+def test_a_server_that_never_gets_ready_is_given_up(tmp_path, monkeypatch, patience):
+    """The wait has an end, and the process does not outlive it, even one that would not stop when asked."""
+    monkeypatch.setattr(doctor_trial, "STOP_SECONDS", patience)
     settings = Settings(model=str(tmp_path))
     with (
         pytest.raises(doctor_trial.Failed),
@@ -209,3 +211,13 @@ def test_a_probe_that_dies_leaves_its_words(monkeypatch):
     """No JSON, no answer; how it ended is told."""
     monkeypatch.setattr(doctor_machine, "_finish", lambda *_: Output(-6, "terminate called\n[1]\n"))
     assert doctor_machine._probe({}, {}) == (None, Output(-6, "terminate called\n[1]\n"))
+
+
+def test_the_probe_tells_why_the_engine_cannot_be_loaded(tmp_path):
+    """A CTranslate2 that is built for another system is one line of JSON, not a traceback."""
+    package = tmp_path / "ctranslate2"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError('libc.so.6: version `GLIBC_2.99` not found')")
+    asked = {"model": "base", "device": "cpu", "compute_type": "auto", "cache_dir": None}
+    answer, _ = doctor_machine._probe(asked, os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert answer == {"error": "ImportError: libc.so.6: version `GLIBC_2.99` not found"}
