@@ -1,6 +1,6 @@
 """Where CUDA's libraries are, and how to have them in the process before CTranslate2 asks for them.
 
-CTranslate2 opens cuBLAS (and, up to 4.6.0, cuDNN) by name alone, at the first work on a GPU. The wheels of `[cuda]`
+CTranslate2 opens cuBLAS (and, up to 4.6.2, cuDNN) by name alone, at the first work on a GPU. The wheels of `[cuda]`
 put them into site-packages, where no loader looks; so people are told to set LD_LIBRARY_PATH. A library that is
 already loaded is found by its name, so it is enough to load it by its full path first.
 """

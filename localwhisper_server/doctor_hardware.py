@@ -272,6 +272,8 @@ def check_precision(seen: Survey) -> Iterable[Finding]:
     """Say whether the device can compute in the chosen precision."""
     if seen.answer is None or "error" in seen.answer:
         return
+    if seen.answer["device"] == "cuda" and not seen.cuda_devices:
+        return  # said by check_device; the precisions known are another device's
     chosen, possible = seen.answer["compute_type"], seen.answer["compute_types"]
     if chosen not in possible:
         better = next((precision for precision in PRECISIONS if precision in possible), "auto")

@@ -256,6 +256,14 @@ def test_a_fault_saves_the_trial():
     assert "not tried" in made[-1].message
 
 
+def test_one_trouble_is_told_once():
+    """A missing card is not blamed on the precision, which was chosen for it."""
+    answer = ON_CPU | {"device": "cuda", "compute_type": "float16"}
+    made = findings(machine(answer=answer), device="cuda")
+    assert {name for name, finding in made.items() if finding.status == "fault"} == {"GPU", "Device"}
+    assert "Precision" not in made
+
+
 class Terminal(io.StringIO):
     """A stream that somebody watches."""
 
