@@ -15,6 +15,8 @@ SAMPLE_RATE = 16_000
 LONGEST_SECONDS = 15.0
 # Speech is looked for in stretches of this length, so that a recording of any length is cut in bounded memory.
 STRETCH_SECONDS = 60.0
+# What is kept of a stretch's end for the next one: a word that has just begun is no speech to a detector yet.
+TAIL_SECONDS = 1.0
 
 Samples = npt.NDArray[np.float32]
 
@@ -67,12 +69,18 @@ def pieces(
         if size < STRETCH_SECONDS * SAMPLE_RATE:
             continue
         held, parts = np.concatenate([held, *parts]), []
-        planned = plan(find_speech(held), held.size / SAMPLE_RATE, padding=padding, longest=longest)
-        # The last one may go on in what is still to come.
-        for piece in planned[:-1]:
+        duration = held.size / SAMPLE_RATE
+        planned = plan(find_speech(held), duration, padding=padding, longest=longest)
+        keep = max(0.0, duration - max(TAIL_SECONDS, padding))
+        if planned and duration - planned[-1].start < longest + padding:
+            # The last one may go on in what is still to come.
+            keep = planned.pop().start
+        elif planned:
+            keep = max(keep, planned[-1].end)
+        for piece in planned:
             yield _taken(held, piece, offset)
-        keep = round(planned[-1].start * SAMPLE_RATE) if planned else held.size - round(padding * SAMPLE_RATE)
-        held, offset = held[max(0, keep) :].copy(), offset + max(0, keep) / SAMPLE_RATE
+        first = round(keep * SAMPLE_RATE)
+        held, offset = held[first:].copy(), offset + first / SAMPLE_RATE
         size, begun = held.size, True
     held = np.concatenate([held, *parts])
     speech = find_speech(held)
@@ -96,8 +104,9 @@ def plan(speech: Sequence[Span], duration: float, *, padding: float, longest: fl
     """Join neighbouring speech spans to pieces of at most `longest` seconds, padded where there is room.
 
     `speech` is in order and free of overlaps, within `duration`. A single span longer than `longest` is cut in equal
-    parts. The padding between two pieces is shared, half and half.
+    parts. The padding between two pieces is shared, half and half; it never takes more than half of a piece.
     """
+    padding = min(padding, longest / 4)
     groups: list[list[Span]] = []
     for span in (part for whole in speech for part in _parts(whole, longest - 2 * padding)):
         if groups and span.end - groups[-1][0].start <= longest - 2 * padding:

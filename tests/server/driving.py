@@ -48,7 +48,7 @@ NOTHING = Transcript("transcribe", None, 3.0)
 
 @dataclass
 class FakeBackend:
-    """Yields `items` in order and raises those that are exceptions; keeps what it was asked."""
+    """Yields `items` in order and raises those that are exceptions; keeps what it was asked, and closes the upload."""
 
     items: Sequence[Segment | Transcript | Exception | asyncio.Event] = (*SPOKEN, WHOLE)
     names: tuple[str, ...] = ("base", "org/base", *OPENAI_NAMES)
@@ -60,6 +60,7 @@ class FakeBackend:
     asked: list[Options] = field(default_factory=list)
     reached: asyncio.Event = field(default_factory=asyncio.Event)
     closed: int = 0
+    queue_seconds: float = 0.0
 
     async def transcribe(self, source: Any, options: Options) -> AsyncGenerator[Segment | Transcript]:
         """Play the items; an Event among them is waited for."""
@@ -77,6 +78,7 @@ class FakeBackend:
                     yield item
         finally:
             self.closed += 1
+            source.close()
 
     def health(self) -> dict[str, Any]:
         """Say something."""

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,13 +12,23 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from localwhisper_server.errors import Busy, EngineFailed
-from localwhisper_server.scheduler import PATIENCE, Full, Queue, Scheduler
+from localwhisper_server.scheduler import FIRST_SPEED, PATIENCE, WIDEST, Full, Limits, Queue, Scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-BATCH, CAPACITY = 2, 3
+CAPACITY = 3
+LIMITS = Limits(items=3, frames=4000, share=1500)
 SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Item:
+    """A chunk that is only its cost; `name` tells it from others."""
+
+    name: Any
+    frames: int = 800
+    seconds: float = 5.0
 
 
 class QueueMachine(RuleBasedStateMachine):
@@ -25,66 +36,81 @@ class QueueMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.queue: Queue[tuple[int, int]] = Queue(capacity=CAPACITY, batch=BATCH)
-        self.waiting: dict[int, deque[tuple[int, int]]] = {}
+        self.queue: Queue[Item] = Queue(capacity=CAPACITY, limits=LIMITS)
+        self.waiting: dict[int, deque[tuple[Item, Future[Any]]]] = {}
         self.passed_over: Counter[int] = Counter()
         self.requests = self.items = 0
 
-    @rule()
-    def admit(self) -> None:
+    @rule(bulk=st.booleans())
+    def admit(self, bulk: bool) -> None:  # noqa: FBT001 - hypothesis names it
         """As many as may be served and wait, and not one more."""
-        if len(self.waiting) < BATCH + CAPACITY:
-            self.queue.admit(self.requests)
+        if len(self.waiting) < LIMITS.items + CAPACITY:
+            self.queue.admit(self.requests, bulk=bulk)
             self.waiting[self.requests] = deque()
         else:
             with pytest.raises(Full):
-                self.queue.admit(self.requests)
+                self.queue.admit(self.requests, bulk=bulk)
         self.requests += 1
 
     @precondition(lambda self: self.waiting)
-    @rule(data=st.data(), count=st.integers(1, 4))
-    def put(self, data: st.DataObject, count: int) -> None:
-        """An open request hands in items."""
+    @rule(data=st.data(), costs=st.lists(st.sampled_from([800, 1000, 1800, 3000]), min_size=1, max_size=4))
+    def put(self, data: st.DataObject, costs: list[int]) -> None:
+        """An open request hands in chunks."""
         request = data.draw(st.sampled_from(sorted(self.waiting)))
-        for _ in range(count):
-            self.queue.put(request, (request, self.items))
-            self.waiting[request].append((request, self.items))
+        for frames in costs:
+            entry = Item((request, self.items), frames), Future[Any]()
+            assert self.queue.put(request, *entry)
+            self.waiting[request].append(entry)
             self.items += 1
 
     @rule()
     def put_by_a_stranger(self) -> None:
-        """Items of a request that is not open are dropped."""
-        self.queue.put(-1, (-1, 0))
+        """Chunks of a request that is not open are not taken."""
+        assert not self.queue.put(-1, Item("x"), Future())
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
         """What waited comes back, all of it; leaving twice gives nothing."""
         request = data.draw(st.sampled_from(sorted(self.waiting)))
-        assert self.queue.leave(request) == list(self.waiting.pop(request))
+        assert self.queue.leave(request) == [future for _, future in self.waiting.pop(request)]
         assert self.queue.leave(request) == []
         del self.passed_over[request]
 
     @rule()
+    def clear(self) -> None:
+        """Everybody leaves."""
+        waited = [future for entries in self.waiting.values() for _, future in entries]
+        assert sorted(map(id, self.queue.clear())) == sorted(map(id, waited))
+        self.waiting.clear()
+        self.passed_over.clear()
+
+    @rule()
     def take(self) -> None:
-        """A batch is as full as it can be, in each request's order, and lets nobody wait for ever."""
-        ready = [request for request, items in self.waiting.items() if items]
+        """A batch within its limits, in each request's order, that lets nobody wait for ever."""
+        ready = [request for request, entries in self.waiting.items() if entries]
         batch = self.queue.take()
-        assert len(batch) == min(BATCH, sum(len(items) for items in self.waiting.values()))
-        for item in batch:
-            assert item == self.waiting[item[0]].popleft()
-        served = Counter(request for request, _ in batch)
-        if len(ready) >= len(batch):
-            assert set(served.values()) <= {1}  # nobody twice while others wait
+        assert bool(batch) == bool(ready)
+        for item, future in batch:
+            assert (item, future) == self.waiting[item.name[0]].popleft()
+        served = Counter(item.name[0] for item, _ in batch)
+        frames = [item.frames for item, _ in batch]
+        if len(batch) > 1:
+            assert len(batch) <= LIMITS.items
+            assert max(frames) * len(frames) <= LIMITS.frames
+            assert max(frames) <= WIDEST * frames[0]
+        for request, count in served.items():
+            own = sum(item.frames for item, _ in batch if item.name[0] == request)
+            assert count == 1 or own <= LIMITS.share
         for request in ready:
             self.passed_over[request] = 0 if request in served else self.passed_over[request] + 1
-        # Each of the others goes first once, and new ones at most PATIENCE times before one that was served.
-        assert all(count <= (BATCH + CAPACITY) * (PATIENCE + 1) for count in self.passed_over.values())
+        # Whoever was passed over too often comes first, of several the one that waited longest.
+        assert all(count <= PATIENCE + LIMITS.items + CAPACITY for count in self.passed_over.values())
 
     @invariant()
     def counts(self) -> None:
-        """Neither an item nor a request is lost or made up."""
-        assert len(self.queue) == sum(len(items) for items in self.waiting.values())
+        """Neither a chunk nor a request is lost or made up."""
+        assert len(self.queue) == sum(len(entries) for entries in self.waiting.values())
         assert self.queue.requests == len(self.waiting)
 
 
@@ -92,78 +118,105 @@ TestQueue = QueueMachine.TestCase
 TestQueue.settings = settings(max_examples=60, stateful_step_count=30)
 
 
-def _queue(**waiting: int) -> Queue[str]:
-    queue: Queue[str] = Queue(capacity=64, batch=2)
+def _queue(items: int = 2, **waiting: int) -> Queue[Item]:
+    queue: Queue[Item] = Queue(capacity=1000, limits=Limits(items=items, frames=10**9, share=10**9))
     for request, count in waiting.items():
-        queue.admit(request)
-        for number in range(count):
-            queue.put(request, f"{request}{number}")
+        _admit(queue, request, count)
     return queue
+
+
+def _admit(queue: Queue[Item], request: Any, count: int = 1, *, bulk: bool = False, frames: int = 800) -> None:
+    queue.admit(request, bulk=bulk)
+    for number in range(count):
+        assert queue.put(request, Item(f"{request}{number}", frames), Future())
+
+
+def _taken(queue: Queue[Item]) -> list[str]:
+    return [item.name for item, _ in queue.take()]
 
 
 def test_a_short_message_is_in_the_very_next_batch() -> None:
     """However long the file before it is."""
     queue = _queue(hour=100)
     queue.take()
-    queue.admit("short")
-    queue.put("short", "short0")
-    assert "short0" in queue.take()
+    _admit(queue, "short")
+    assert "short0" in _taken(queue)
+
+
+def test_a_short_message_does_not_wait_for_wide_windows() -> None:
+    """It begins the batch, and what is much longer stays out of that."""
+    queue = _queue()
+    _admit(queue, "hour", 9, frames=3000)
+    queue.take()
+    _admit(queue, "short", frames=800)
+    assert _taken(queue) == ["short0"]
 
 
 def test_waiting_is_bounded_by_the_number_of_others() -> None:
     """With n requests open and nobody new, each is served once in ceil(n / batch) batches."""
     queue = _queue(**dict.fromkeys("abcdefg", 10))
-    for _ in range(5):
-        served = [item[0] for _ in range(4) for item in queue.take()]
+    for _ in range(4):
+        served = [name[0] for _ in range(4) for name in _taken(queue)]
         assert set(served) == set("abcdefg")
-
-
-def test_newcomers_do_not_starve_a_long_file() -> None:
-    """One new short message a batch leaves it a place in each."""
-    queue = _queue(hour=50)
-    served = 0
-    for number in range(20):
-        queue.admit(number)
-        queue.put(number, f"n{number}")
-        served += sum(item.startswith("hour") for item in queue.take())
-        queue.leave(number)
-    assert served == 20
 
 
 def test_new_requests_are_served_in_the_order_they_came() -> None:
     """Those who go on arriving must not keep the first ones waiting."""
     queue = _queue(a=1, b=1, c=1)
-    assert queue.take() == ["a0", "b0"]
-    queue.admit("d")
-    queue.put("d", "d0")
-    assert queue.take() == ["c0", "d0"]
+    assert _taken(queue) == ["a0", "b0"]
+    _admit(queue, "d")
+    assert _taken(queue) == ["c0", "d0"]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4])
-def test_a_flood_of_new_requests_leaves_a_seat_for_the_old(batch: int) -> None:
+def test_a_flood_of_new_requests_leaves_a_turn_for_the_old(batch: int) -> None:
     """Batches could be filled with new ones for ever; a long file still comes to its end."""
-    queue: Queue[str] = Queue(capacity=1000, batch=batch)
-    for request, count in (("hour", 20), ("other", 20)):
-        queue.admit(request)
-        for number in range(count):
-            queue.put(request, f"{request}{number}")
+    queue = _queue(batch, hour=40, other=40)
     for _ in range(2):  # both have been served once
         queue.take()
     served: Counter[str] = Counter()
-    for number in range(40):
+    for number in range(60):
         for twin in range(batch):
-            queue.admit((number, twin))
-            queue.put((number, twin), "new")
-        served.update(item.rstrip("0123456789") for item in queue.take())
-    assert served["hour"] + served["other"] >= 40 // (PATIENCE + 1) - 1
+            _admit(queue, f"{number}-{twin}-new")
+        served.update(name.strip("0123456789-") for name in _taken(queue))
+    assert served["hour"] + served["other"] >= 60 // (PATIENCE + 1)
     assert abs(served["hour"] - served["other"]) <= 1
-    assert served["new"] >= 40 * batch * PATIENCE // (PATIENCE + 1) - batch
+    assert served["new"] >= 60 * batch // 2
 
 
-def test_a_lone_request_fills_the_batch() -> None:
-    """With its own items, in order."""
-    queue = _queue(a=3)
-    assert (queue.take(), queue.take(), queue.take()) == (["a0", "a1"], ["a2"], [])
+def test_interactive_goes_before_bulk_which_is_not_forgotten() -> None:
+    """Whoever is in no hurry waits, but not for ever."""
+    queue = _queue(1)
+    _admit(queue, "bulk", 5, bulk=True)
+    _admit(queue, "now", 30)
+    order = [name[:3] for _ in range(20) for name in _taken(queue)]
+    assert order[:PATIENCE] == ["now"] * PATIENCE
+    assert 2 <= order.count("bul") <= 5
+
+
+def test_one_request_takes_no_more_than_its_share() -> None:
+    """Of a batch that a short message may have to wait for."""
+    queue: Queue[Item] = Queue(capacity=9, limits=Limits(items=8, frames=10**6, share=1700))
+    _admit(queue, "hour", 9, frames=800)
+    assert len(queue.take()) == 2
+    _admit(queue, "other", 9, frames=800)
+    assert Counter(name[:4] for name in _taken(queue)) == {"hour": 2, "othe": 2}
+
+
+def test_a_chunk_over_every_limit_still_has_its_turn() -> None:
+    """Alone."""
+    queue: Queue[Item] = Queue(capacity=9, limits=Limits(items=8, frames=1000, share=500))
+    _admit(queue, "big", 2, frames=3000)
+    assert (_taken(queue), _taken(queue), _taken(queue)) == (["big0"], ["big1"], [])
+
+
+def test_seconds_ahead_count_one_turn_of_each() -> None:
+    """A long file's whole rest is not before a newcomer; bulk is not at all."""
+    queue: Queue[Item] = Queue(capacity=9, limits=Limits(items=8, frames=10**6, share=1000))
+    _admit(queue, "hour", 100)
+    _admit(queue, "short", 1)
+    _admit(queue, "bulk", 100, bulk=True)
+    assert queue.seconds_ahead() == 10.0 + 5.0
 
 
 class Engine:
@@ -175,18 +228,31 @@ class Engine:
         self.gate.set()
         self.together, self.inside = 0, 0
 
-    def run(self, items: Sequence[Any]) -> list[Any]:
+    def run(self, items: Sequence[Item]) -> list[Any]:
         """Run one batch."""
         self.inside += 1
         self.together = max(self.together, self.inside)
-        self.batches.append(list(items))
+        self.batches.append([item.name for item in items])
         self.entered.release()
         assert self.gate.wait(SECONDS)
         self.inside -= 1
         for item in items:
-            if isinstance(item, Exception):
-                raise item
-        return [item * 2 for item in items]
+            if isinstance(item.name, Exception):
+                raise item.name
+        return [item.name * 2 for item in items]
+
+
+class Simple:
+    """A ticket that takes names instead of items."""
+
+    def __init__(self, ticket: Any) -> None:
+        self._ticket = ticket
+        self.close = ticket.close
+
+    def submit(self, name: Any) -> Future[Any]:
+        """Hand in a chunk of that name."""
+        future: Future[Any] = self._ticket.submit(Item(name))
+        return future
 
 
 @pytest.fixture
@@ -200,8 +266,9 @@ def start(engine: Engine) -> Iterator[Callable[..., Scheduler[Any, Any]]]:
     """Give a function that starts a scheduler on it; all are closed at the end."""
     started: list[Scheduler[Any, Any]] = []
 
-    def begin(**settings: Any) -> Scheduler[Any, Any]:
-        defaults: dict[str, Any] = {"capacity": 8, "batch": 2, "clock": lambda: 0.0}
+    def begin(batch: int = 2, **settings: Any) -> Scheduler[Any, Any]:
+        limits = Limits(items=batch, frames=10**9, share=10**9)
+        defaults: dict[str, Any] = {"capacity": 8, "limits": limits, "clock": lambda: 0.0}
         started.append(Scheduler(settings.pop("run", engine.run), **defaults | settings))
         return started[-1]
 
@@ -214,7 +281,7 @@ def start(engine: Engine) -> Iterator[Callable[..., Scheduler[Any, Any]]]:
 def test_each_future_gets_its_own_result(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
     """From many requests at once, through one engine that is never called twice at a time."""
     scheduler = start(capacity=100)
-    tickets = [scheduler.admit() for _ in range(10)]
+    tickets = [Simple(scheduler.admit()) for _ in range(10)]
     futures = [(number, tickets[number % 10].submit(number)) for number in range(100)]
     assert [future.result(SECONDS) for _, future in futures] == [number * 2 for number, _ in futures]
     assert engine.together == 1
@@ -225,7 +292,7 @@ def test_one_bad_chunk_takes_no_neighbour_along(engine: Engine, start: Callable[
     """The others of its batch are run again, alone; it gets EngineFailed, and its cause stays in the log."""
     engine.gate.clear()
     scheduler = start(batch=3)
-    ticket = scheduler.admit()
+    ticket = Simple(scheduler.admit())
     first = ticket.submit(0)
     assert engine.entered.acquire(timeout=SECONDS)  # the next three will be one batch
     futures = [ticket.submit(item) for item in (1, RuntimeError("CUDA failed with error out of memory"), 3)]
@@ -241,7 +308,7 @@ def test_one_bad_chunk_takes_no_neighbour_along(engine: Engine, start: Callable[
 def test_an_engine_that_loses_a_result_does_not_stop_the_thread(start: Callable[..., Scheduler[Any, Any]]) -> None:
     """A fault of the engine's is an error of the request, never a hang of all that come after."""
     scheduler = start(run=lambda _: [])
-    ticket = scheduler.admit()
+    ticket = Simple(scheduler.admit())
     for _ in range(2):
         with pytest.raises(EngineFailed):
             ticket.submit(1).result(SECONDS)
@@ -250,7 +317,7 @@ def test_an_engine_that_loses_a_result_does_not_stop_the_thread(start: Callable[
 def test_cancelled_chunks_are_skipped(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
     """They are not paid for."""
     engine.gate.clear()
-    ticket = start(batch=1).admit()
+    ticket = Simple(start(batch=1).admit())
     running, dropped, kept = (ticket.submit(number) for number in (1, 2, 3))
     assert engine.entered.acquire(timeout=SECONDS)
     assert dropped.cancel()
@@ -264,7 +331,7 @@ def test_a_closed_ticket_takes_its_chunks_along(engine: Engine, start: Callable[
     """Those that wait are cancelled; the one in the engine ends; others are untouched."""
     engine.gate.clear()
     scheduler = start(batch=1)
-    leaving, staying = scheduler.admit(), scheduler.admit()
+    leaving, staying = Simple(scheduler.admit()), Simple(scheduler.admit())
     running = leaving.submit(1)
     assert engine.entered.acquire(timeout=SECONDS)
     waiting, other = leaving.submit(2), staying.submit(3)
@@ -282,7 +349,7 @@ def test_a_closed_ticket_takes_its_chunks_along(engine: Engine, start: Callable[
 def test_a_chunk_handed_in_too_late_is_cancelled(late: str, start: Callable[..., Scheduler[Any, Any]]) -> None:
     """Nobody would ever answer it; a caller must not wait."""
     scheduler = start()
-    ticket = scheduler.admit()
+    ticket = Simple(scheduler.admit())
     if late == "after leaving":
         ticket.close()
     else:
@@ -294,7 +361,7 @@ def test_closing_ends_after_the_batch_in_flight(engine: Engine, start: Callable[
     """What is being decoded gets its result, what waits is cancelled; a long batch is not waited for."""
     engine.gate.clear()
     scheduler = start(batch=1)
-    ticket = scheduler.admit()
+    ticket = Simple(scheduler.admit())
     running, waiting = ticket.submit(1), ticket.submit(2)
     assert engine.entered.acquire(timeout=SECONDS)
     assert scheduler.close(timeout=0.01) is False
@@ -308,7 +375,7 @@ def test_admission_is_bounded(engine: Engine, start: Callable[..., Scheduler[Any
     """One more than fits gets Busy with an estimate; a place that gets free can be had."""
     engine.gate.clear()
     scheduler = start(capacity=1, batch=1)
-    tickets = [scheduler.admit(), scheduler.admit()]
+    tickets = [Simple(scheduler.admit()), Simple(scheduler.admit())]
     assert scheduler.requests == 2
     for ticket in tickets:
         ticket.submit(1)
@@ -319,19 +386,35 @@ def test_admission_is_bounded(engine: Engine, start: Callable[..., Scheduler[Any
     scheduler.admit()
 
 
+def test_busy_of_the_engine_is_passed_on(start: Callable[..., Scheduler[Any, Any]]) -> None:
+    """An engine out of memory says when to come back; running each chunk alone would not help."""
+    scheduler = start()
+
+    def full(_: Any) -> Any:
+        calls.append(1)
+        raise Busy("no memory", retry_after=60)
+
+    calls: list[int] = []
+    ticket = Simple(start(run=full).admit())
+    with pytest.raises(Busy) as refused:
+        ticket.submit(1).result(SECONDS)
+    assert refused.value.retry_after == 60
+    assert len(calls) == 1
+    assert scheduler.requests == 0
+
+
 def test_the_wait_is_estimated_from_what_batches_took(
     engine: Engine, start: Callable[..., Scheduler[Any, Any]]
 ) -> None:
-    """Nothing waits, nothing to wait for; then chunks times the seconds one took lately."""
-    ticking = iter(range(0, 1000, 4))  # each batch takes four seconds on this clock
+    """Seconds of sound ahead by the speed of late; a guess until something is measured."""
+    ticking = iter(range(0, 1000, 5))  # each batch of five seconds takes five seconds on this clock
     engine.gate.clear()
     scheduler = start(batch=1, clock=lambda: float(next(ticking)))
-    assert scheduler.queue_seconds == 0.0
-    ticket = scheduler.admit()
+    assert (scheduler.queue_seconds, scheduler.speed) == (0.0, FIRST_SPEED)
+    ticket = Simple(scheduler.admit())
     futures = [ticket.submit(number) for number in range(3)]
     assert engine.entered.acquire(timeout=SECONDS)
-    assert scheduler.running == 1
-    assert scheduler.queue_seconds == pytest.approx(3.0)  # one second each, until something is known
+    assert scheduler.queue_seconds == pytest.approx(15 / FIRST_SPEED)
     engine.gate.set()
     for future in futures:
         future.result(SECONDS)
@@ -340,5 +423,56 @@ def test_the_wait_is_estimated_from_what_batches_took(
         pass
     ticket.submit(9)
     assert engine.entered.acquire(timeout=SECONDS)
-    assert scheduler.queue_seconds == pytest.approx(4 - 3 * 0.75**3)
+    assert scheduler.speed == pytest.approx(1 + (FIRST_SPEED - 1) * 0.75**3)
+    assert scheduler.queue_seconds == pytest.approx(5 / scheduler.speed)
     engine.gate.set()
+
+
+def test_admission_looks_at_the_wait(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
+    """Longer than it may be: 503, with the time until it is not."""
+    engine.gate.clear()
+    scheduler = start(capacity=100, max_wait=1.5)
+    ticket = Simple(scheduler.admit())
+    ticket.submit(1)
+    scheduler.admit()
+    for number in range(3):
+        ticket.submit(number)
+    assert scheduler.queue_seconds == pytest.approx(20 / FIRST_SPEED)
+    with pytest.raises(Busy, match="the wait is about 4 s") as refused:
+        scheduler.admit()
+    assert refused.value.retry_after == 3  # 2.5, in whole seconds
+
+
+def test_limits_can_change(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
+    """From the next batch on."""
+    engine.gate.clear()
+    scheduler = start(batch=1)
+    ticket = Simple(scheduler.admit())
+    futures = [ticket.submit(number) for number in range(4)]
+    assert engine.entered.acquire(timeout=SECONDS)
+    scheduler.set_limits(Limits(items=3, frames=10**9, share=10**9))
+    engine.gate.set()
+    for future in futures:
+        future.result(SECONDS)
+    assert engine.batches == [[0], [1, 2, 3]]
+
+
+@pytest.mark.parametrize("failing", [False, True], ids=["well", "failing"])
+def test_idling_is_told_once(
+    engine: Engine,
+    start: Callable[..., Scheduler[Any, Any]],
+    failing: bool,  # noqa: FBT001 - a table's column
+) -> None:
+    """After so long without work, so that the model can go; work that comes then is done as ever."""
+    idled = threading.Semaphore(0)
+
+    def idle() -> None:
+        idled.release()
+        if failing:
+            raise RuntimeError("cannot unload")
+
+    scheduler = start(idle=idle, idle_seconds=0.02)
+    assert idled.acquire(timeout=SECONDS)
+    assert not idled.acquire(timeout=0.1)  # not again and again
+    assert Simple(scheduler.admit()).submit(4).result(SECONDS) == 8
+    assert idled.acquire(timeout=SECONDS)
