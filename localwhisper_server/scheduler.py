@@ -3,7 +3,6 @@
 `Queue` decides; `Scheduler` owns the one thread that calls the engine, so the engine is never called twice at once.
 """
 
-import contextlib
 import itertools
 import logging
 import threading
@@ -316,22 +315,30 @@ class Scheduler(Generic[Item, Result]):
 
     def _next(self) -> list[tuple[Item, Future[Any]]] | None:
         """Wait for the next batch of chunks that somebody still wants; None when closed."""
+        seconds = self._idle_seconds
         while True:
             with self._changed:
-                if not self._changed.wait_for(lambda: self._closed or len(self._queue), self._idle_seconds):
-                    self._be_idle()
-                    self._changed.wait_for(lambda: self._closed or len(self._queue))
-                if self._closed:
-                    return None
-                batch = [entry for entry in self._queue.take() if entry[1].set_running_or_notify_cancel()]
-                self._running = [item for item, _ in batch]
-            if batch:
-                return batch
+                if self._changed.wait_for(self._needed, seconds):
+                    if self._closed:
+                        return None
+                    batch = [entry for entry in self._queue.take() if entry[1].set_running_or_notify_cancel()]
+                    self._running = [item for item, _ in batch]
+                    if batch:
+                        return batch
+                    continue
+            # Without the lock: it may take its time, and callers are being admitted.
+            self._be_idle()
+            seconds = None  # once, until there was work
+
+    def _needed(self) -> bool:
+        return self._closed or len(self._queue) > 0
 
     def _be_idle(self) -> None:
         if self._idle is not None:
-            with contextlib.suppress(Exception):  # the next batch will meet whatever is wrong
+            try:
                 self._idle()
+            except Exception:  # the thread has to live: the next batch will meet whatever is wrong
+                logger.exception("could not go idle")
 
     def _outcomes(self, items: Sequence[Item]) -> "Sequence[Result | ServerError]":
         """Run a batch; if it fails, each chunk alone, so that one bad chunk does not take its neighbours along."""
