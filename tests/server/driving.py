@@ -60,6 +60,7 @@ class FakeBackend:
     asked: list[Options] = field(default_factory=list)
     reached: asyncio.Event = field(default_factory=asyncio.Event)
     closed: int = 0
+    queue_seconds: float = 0.0
 
     async def transcribe(self, source: Any, options: Options) -> AsyncGenerator[Segment | Transcript]:
         """Play the items; an Event among them is waited for."""
@@ -77,6 +78,7 @@ class FakeBackend:
                     yield item
         finally:
             self.closed += 1
+            source.close()  # the backend's from the moment it is handed over
 
     def health(self) -> dict[str, Any]:
         """Say something."""
