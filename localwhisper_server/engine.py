@@ -237,11 +237,7 @@ class Engine:
         if len(features) <= at_once:
             return self._model.encode(_storage(np.stack(features)))
         parts = [
-            np.asarray(
-                self._model.encode(_storage(np.stack(features[first : first + at_once]))).to_device(
-                    ctranslate2.Device.cpu
-                )
-            )
+            _on_host(self._model.encode(_storage(np.stack(features[first : first + at_once]))))
             for first in range(0, len(features), at_once)
         ]
         return _storage(np.concatenate(parts))
@@ -258,14 +254,23 @@ class Engine:
             given = chunk.decoding.language if self._model.is_multilingual else "en"
             language = given or name.strip("<|>")
             tokenizer = self._tokenizer(language, chunk.decoding.task)
-            said = chunk.decoding.prompt.strip()
-            prompt = self._whisper.get_prompt(
-                tokenizer,
-                tokenizer.encode(f" {said}") if said else [],
-                hotwords=chunk.decoding.hotwords or None,
-            )
+            prompt = self._prompt(tokenizer, chunk.decoding)
             rows.append(_Row(chunk, language, None if given else probability, tokenizer, prompt))
         return rows
+
+    def _prompt(self, tokenizer: Tokenizer, decoding: Decoding) -> list[int]:
+        """Return the tokens before the first that is decoded.
+
+        faster-whisper lets hotwords and prompt take half the context each, which leaves none to decode in. Together
+        they get what Whisper gives a prompt; the prompt's beginning is dropped first.
+        """
+        room = self._whisper.max_length // 2 - 1
+        hotwords, said = decoding.hotwords.strip(), decoding.prompt.strip()
+        if hotwords:
+            room = max(0, room - len(tokenizer.encode(f" {hotwords}")))
+        before = tokenizer.encode(f" {said}") if said else []
+        before = before[max(0, len(before) - room) :]
+        return list(self._whisper.get_prompt(tokenizer, before, hotwords=hotwords or None))
 
     def _decode(self, encoded: ctranslate2.StorageView, rows: Sequence[_Row], *, full: bool) -> list[_Hypothesis]:
         """Decode every row; in the full window those that are not accepted climb the temperature ladder."""
@@ -356,8 +361,14 @@ def _taken(encoded: ctranslate2.StorageView, numbers: Sequence[int]) -> ctransla
     """Take some rows of a batch; by way of the host, since a StorageView cannot be sliced on the device."""
     if len(numbers) == encoded.shape[0]:
         return encoded
+    return _storage(_on_host(encoded)[list(numbers)])
+
+
+def _on_host(encoded: ctranslate2.StorageView) -> npt.NDArray[Any]:
     host = encoded.to_device(ctranslate2.Device.cpu)
-    return _storage(np.asarray(host)[list(numbers)])
+    if host.dtype == ctranslate2.DataType.bfloat16:  # which NumPy does not know; the model converts it back
+        host = host.to(ctranslate2.DataType.float32)
+    return np.asarray(host)
 
 
 def _ladder(temperature: float | None) -> tuple[float, ...]:

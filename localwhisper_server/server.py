@@ -196,8 +196,10 @@ def run(settings: Settings, listening: socket.socket) -> None:
         app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=int(STOP_SECONDS)
     )
     server = uvicorn.Server(config)
-    server.run(sockets=[listening])
+    try:
+        server.run(sockets=[listening])
+    finally:  # it ends by raising the signal that stopped it once more
+        if not backend.stop():
+            logger.warning("stopped without waiting for the batch in flight")
     if backend.failure is not None:
         raise backend.failure
-    if not backend.stop():
-        logger.warning("stopped without waiting for the batch in flight")

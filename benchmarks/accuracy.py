@@ -1,0 +1,232 @@
+"""Do the words stay the same? Error rates of several transcribers on the same clips, in one run, in turn.
+
+A transcriber is anything that maps a clip's samples to a text, so plain faster-whisper, our engine and our server are
+measured by the same code. Run it as a script for the first of them alone, or call `compare` with more::
+
+    python benchmarks/accuracy.py --model PATH_OR_NAME --server http://localhost:5000/v1
+
+Rates are errors / reference words over all clips of a language (not a mean of clips). English passes through Whisper's
+own English normaliser, other languages through its basic one; Japanese and Chinese are counted in characters, since
+their words are not separated. On clips without speech every word that comes out is invented, and is counted as such.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import sys
+import time
+import wave
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import corpus
+import jiwer
+import numpy as np
+from faster_whisper import WhisperModel
+from openai import OpenAI
+from whisper_normalizer.basic import BasicTextNormalizer
+from whisper_normalizer.english import EnglishTextNormalizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+CHARACTERS = frozenset({"ja", "zh"})
+"""Languages counted in characters."""
+
+BAR = 0.3
+"""Points of error rate by which a transcriber may be worse than the first one."""
+
+WORST = 10
+
+
+class Transcriber(Protocol):
+    """Anything that turns mono float32 samples at `corpus.RATE` into a text, its language unknown."""
+
+    def __call__(self, audio: NDArray[np.float32], /) -> str:
+        """Return what is said in ``audio``; empty where nobody speaks."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Score:
+    """How one transcript differs from its reference; ``total`` is the reference's words (or characters)."""
+
+    clip: corpus.Clip
+    text: str
+    errors: int
+    total: int
+    seconds: float
+
+
+class Normalizer:
+    """Brings references and transcripts to a common spelling, per language."""
+
+    def __init__(self) -> None:
+        self._english = EnglishTextNormalizer()
+        self._basic = BasicTextNormalizer()
+
+    def __call__(self, text: str, language: str) -> str:
+        """Return ``text`` as units separated by single spaces."""
+        plain = self._english(text) if language == "en" else self._basic(text)
+        units = "".join(plain.split()) if language in CHARACTERS else plain.split()
+        return " ".join(units)
+
+
+def score(clip: corpus.Clip, text: str, seconds: float, normalize: Normalizer) -> Score:
+    """Compare ``text`` with what is said in ``clip``; without a reference each word is an error."""
+    reference, heard = (normalize(words, clip.language) for words in (clip.reference, text))
+    if not reference:
+        return Score(clip, text, len(heard.split()), 0, seconds)
+    counts = jiwer.process_words(reference, heard)
+    errors = counts.substitutions + counts.deletions + counts.insertions
+    return Score(clip, text, errors, len(reference.split()), seconds)
+
+
+def rate(scores: Sequence[Score]) -> float:
+    """Return errors per 100 reference words (or characters)."""
+    return 100 * sum(s.errors for s in scores) / max(1, sum(s.total for s in scores))
+
+
+def compare(
+    transcribers: Mapping[str, Transcriber],
+    clips: Sequence[corpus.Clip],
+    now: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[Score]]:
+    """Let every transcriber have each clip before any has the next: a busy machine is busy for all of them."""
+    normalize = Normalizer()
+    scores: dict[str, list[Score]] = {name: [] for name in transcribers}
+    for clip in clips:
+        audio = clip.audio
+        for name, transcribe in transcribers.items():
+            start = now()
+            text = transcribe(audio)
+            scores[name].append(score(clip, text, now() - start, normalize))
+    return scores
+
+
+def report(scores: Mapping[str, Sequence[Score]]) -> list[str]:
+    """Return the tables as Markdown lines; the first transcriber is what the others are held against."""
+    names = list(scores)
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    silent: list[int] = []
+    for index, reference in enumerate(scores[names[0]]):
+        clip = reference.clip
+        if clip.language == corpus.NO_SPEECH:
+            silent.append(index)
+            continue
+        groups[clip.language, f"{clip.group}, all"].append(index)
+        groups[clip.language, f"{clip.group}, {corpus.length_group(clip.seconds)}"].append(index)
+        groups[clip.language, "held out" if clip.held_out else "tuned on"].append(index)
+        groups[clip.language, "all"].append(index)
+
+    def row(label: str, cells: Sequence[str]) -> str:
+        return f"| {label} | {' | '.join(cells)} |"
+
+    lines = [row("language, clips", ["count", *names]), row("---", ["---"] * (len(names) + 1))]
+    for (language, label), indices in sorted(groups.items()):
+        rates = [rate([scores[name][i] for i in indices]) for name in names]
+        unit = "CER" if language in CHARACTERS else "WER"
+        cells = [f"{value:.2f} %" + (f" ({value - rates[0]:+.2f})" if n else "") for n, value in enumerate(rates)]
+        lines.append(row(f"{language}, {label} ({unit})", [str(len(indices)), *cells]))
+    if silent:
+        invented = [sum(scores[name][i].errors for i in silent) for name in names]
+        talking = [sum(bool(scores[name][i].errors) for i in silent) for name in names]
+        lines.append(row("no speech: invented words", [str(len(silent)), *map(str, invented)]))
+        lines.append(row("no speech: clips with text", [str(len(silent)), *map(str, talking)]))
+    first = sum(s.seconds for s in scores[names[0]])
+    ratios = [f"{sum(s.seconds for s in scores[name]) / first:.2f} x" for name in names]
+    lines.append(row("time", [str(len(scores[names[0]])), *ratios]))
+    for name in names[1:]:
+        lines += ["", f"Worst {WORST} clips of {name}, by errors more than {names[0]} makes:", ""]
+        pairs = sorted(
+            zip(scores[names[0]], scores[name], strict=True), key=lambda pair: pair[0].errors - pair[1].errors
+        )
+        for base, other in pairs[:WORST]:
+            lines += [
+                f"- {base.clip.id} ({base.clip.seconds:.1f} s): {base.errors} -> {other.errors} errors",
+                f"  - said: {base.clip.reference[:200]!r}",
+                f"  - {names[0]}: {base.text[:200]!r}",
+                f"  - {name}: {other.text[:200]!r}",
+            ]
+    return lines
+
+
+def passed(scores: Mapping[str, Sequence[Score]]) -> bool:
+    """Whether every transcriber keeps `BAR` to the first in English and invents no more than it on non-speech."""
+    first, *others = scores.values()
+
+    def english(part: Sequence[Score], group: str) -> float:
+        return rate([s for s in part if s.clip.language == "en" and s.clip.group == group])
+
+    def invented(part: Sequence[Score]) -> int:
+        return sum(s.errors for s in part if s.clip.language == corpus.NO_SPEECH)
+
+    return all(
+        english(other, group) <= english(first, group) + BAR for other in others for group in ("shared", "debian")
+    ) and all(invented(other) <= invented(first) for other in others)
+
+
+def faster_whisper(model: WhisperModel) -> Transcriber:
+    """Return plain faster-whisper as its users call it: beam 5, 30 s windows, temperature ladder, no voice filter."""
+
+    def transcribe(audio: NDArray[np.float32], /) -> str:
+        segments, _ = model.transcribe(audio, beam_size=5)
+        return "".join(segment.text for segment in segments).strip()
+
+    return transcribe
+
+
+def server(client: OpenAI, model: str, **fields: str) -> Transcriber:
+    """Return a running server that speaks OpenAI's API, asked over HTTP with 16-bit WAV uploads."""
+
+    def transcribe(audio: NDArray[np.float32], /) -> str:
+        answer = client.audio.transcriptions.create(
+            model=model, file=("clip.wav", wav(audio), "audio/wav"), response_format="json", extra_body=fields
+        )
+        return answer.text.strip()
+
+    return transcribe
+
+
+def wav(audio: NDArray[np.float32]) -> bytes:
+    """Return ``audio`` as a 16-bit mono WAV file."""
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(corpus.RATE)
+        file.writeframes((np.clip(audio, -1, 1) * 32767).astype("<i2").tobytes())
+    return buffer.getvalue()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the tables; return 1 where a transcriber misses a bar."""
+    parser = argparse.ArgumentParser(description="Error rates of plain faster-whisper and of a server, in one run.")
+    parser.add_argument("--model", required=True, help="folder or name of the model for plain faster-whisper")
+    parser.add_argument("--server", action="append", default=[], help="base URL of a server to compare (repeatable)")
+    parser.add_argument("--server-model", default="whisper-1", help="model name to ask the server for")
+    parser.add_argument("--language", action="append", help="only clips in these languages (zxx: no speech)")
+    parser.add_argument("--max-seconds", type=float, default=30.0, help="leave out longer clips")
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "localwhisper-bench")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args(arguments)
+    clips = [
+        clip
+        for clip in corpus.load(Path(__file__).resolve().parents[1], options.cache)
+        if clip.seconds <= options.max_seconds and (not options.language or clip.language in options.language)
+    ]
+    model = WhisperModel(options.model, device="cpu", compute_type="int8", cpu_threads=options.threads)
+    transcribers = {"faster-whisper": faster_whisper(model)}
+    for url in options.server:
+        transcribers[url] = server(OpenAI(base_url=url, api_key="none", max_retries=0), options.server_model)
+    scores = compare(transcribers, clips)
+    print("\n".join(report(scores)))
+    return 0 if passed(scores) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
