@@ -71,10 +71,10 @@ class Queue(Generic[Item]):
     """The waiting work of all open requests. Pure: no clock, no thread, no I/O.
 
     A request is admitted, hands in chunks in order, and leaves. Each batch begins with the first chunk of the request
-    whose turn it is and is filled with chunks of others, in turn, that are not much longer. Turns: who was passed over
-    too often; then interactive before bulk; then a new request before those already served, and of these the one
-    served longest ago. So a short message that comes while an hour-long file is decoded is in the very next batch,
-    and nobody waits for ever.
+    whose turn it is and is filled with chunks of others, in turn, that are not much longer. Turns: interactive before
+    bulk; a new request before those already served, and of these the one served longest ago; but first the one passed
+    over most often, where that was PATIENCE times or more. So a short message that comes while hour-long files are
+    decoded is in the very next batch, and nobody is passed over more than PATIENCE times and once for each other.
     """
 
     def __init__(self, *, capacity: int, limits: Limits) -> None:
@@ -155,11 +155,13 @@ class Queue(Generic[Item]):
     def _turns(self) -> list[Hashable]:
         waiting = [key for key, request in self._open.items() if request.waiting]
         # Stable: within a class, the order of turns holds.
-        return sorted(waiting, key=lambda key: self._rank(self._open[key]))
-
-    def _rank(self, request: _Open[Item]) -> tuple[int, bool, bool]:
-        overdue = request.passed if request.passed >= PATIENCE else 0
-        return -overdue, request.bulk, request.served
+        waiting.sort(key=lambda key: (self._open[key].bulk, self._open[key].served))
+        longest = max(waiting, key=lambda key: self._open[key].passed, default=None)
+        if longest is not None and self._open[longest].passed >= PATIENCE:
+            # One alone, so that it takes a batch's first place and not all of them.
+            waiting.remove(longest)
+            waiting.insert(0, longest)
+        return waiting
 
     def _fits(self, item: Item, batch: Sequence[tuple[Item, Future[Any]]], served: int) -> bool:
         if not batch:
