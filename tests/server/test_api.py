@@ -649,6 +649,13 @@ async def test_openais_other_headers(app: App) -> None:
     assert answer.headers["openai-processing-ms"] == "0"
 
 
+async def test_every_answer_says_how_long_the_queue_is(app: App, backend: FakeBackend) -> None:
+    """For clients with several servers to choose from."""
+    backend.queue_seconds = 12.3456
+    assert (await call(app, "GET", "/health")).headers["x-localwhisper-queue-seconds"] == "12.346"
+    assert (await transcribe(app, ("model", "nope"))).headers["x-localwhisper-queue-seconds"] == "12.346"
+
+
 async def test_the_log_never_holds_words_keys_or_sound(log: io.StringIO) -> None:
     """One line for the request, with its status; none of what was said or who may come in."""
     app = make_app(FakeBackend(), api_key=KEY)
@@ -733,6 +740,33 @@ async def test_hanging_up_in_the_middle_of_the_upload(backend: FakeBackend, log:
     assert not answer.body
     assert "Traceback" not in log.getvalue()
     assert "POST /v1/audio/transcriptions 499" in log.getvalue()
+
+
+async def test_hanging_up_before_anything_is_done_closes_the_upload(backend: FakeBackend) -> None:
+    """The model is never asked, and nothing is left open."""
+    opened: list[Any] = []
+    app, gone = make_app(backend), asyncio.Event()
+    gone.set()
+    real = backend.transcribe
+
+    def keep(source: Any, options: Any) -> Any:
+        opened.append(source)
+        return real(source, options)
+
+    backend.transcribe = keep  # type: ignore[method-assign]
+    backend.items = [asyncio.Event()]
+    headers, body = multipart()
+    await call(app, "POST", "/v1/audio/transcriptions", headers, body, hang_up=gone)
+    assert [source.closed for source in opened] == [True]
+
+
+async def test_extra_files_are_closed(app: App, backend: FakeBackend) -> None:
+    """Uploads under other names are read by nobody."""
+    headers, body = multipart()
+    extra = b'--b\r\nContent-Disposition: form-data; name="image"; filename="b.png"\r\n\r\npixels\r\n--b--\r\n'
+    answer = await call(app, "POST", "/v1/audio/transcriptions", headers, body.replace(b"--b--\r\n", extra))
+    assert answer.status == 200
+    assert backend.uploads == [b"sound"]
 
 
 @pytest.mark.parametrize("outcome", [WHOLE, UnreadableAudio(), RuntimeError()], ids=["heard", "refused", "failed"])

@@ -210,11 +210,29 @@ def test_too_short_is_openais_error(wav: Callable[..., bytes], seconds: float) -
 def test_too_long_is_noticed_early(wav: Callable[..., bytes]) -> None:
     """An hour sent to a server that takes seconds costs seconds, not an hour."""
     source = io.BytesIO(wav(60.0))
-    with pytest.raises(InvalidRequest, match=r"longer than 2\.5 seconds which is the maximum") as failure:
+    with pytest.raises(InvalidRequest, match=r"^audio duration 60\.00 seconds is longer than 2\.5 seconds") as failure:
         audio.decode(source, max_seconds=2.5)
     assert failure.value.body()["error"]["code"] == "invalid_value"
     assert failure.value.param is None
     assert source.tell() < len(source.getvalue()) / 4
+
+
+def test_a_header_that_lies_is_found_out(wav: Callable[..., bytes]) -> None:
+    """A container that says nothing of its length is stopped where it gets too long, not at its end."""
+    live = _without_duration(encode(tone(30.0, 48_000), container="webm", codec="libopus", rate=48_000))
+    with pytest.raises(InvalidRequest, match=r"^audio duration [\d.]+ seconds is longer than 2 seconds") as failure:
+        _decode(live, max_seconds=2.0)
+    assert float(failure.value.message.split()[2]) < 8
+
+
+def test_blocks_come_while_the_rest_is_unread(wav: Callable[..., bytes]) -> None:
+    """A few seconds at a time; together they are the whole."""
+    source = io.BytesIO(wav(60.0))
+    blocks = audio.blocks(source, max_seconds=600)
+    first = next(blocks)
+    assert 0 < first.size <= 5 * 16_000
+    assert source.tell() < len(source.getvalue()) / 4
+    assert first.size + sum(block.size for block in blocks) == 960_000
 
 
 def test_exactly_the_maximum_is_taken(wav: Callable[..., bytes]) -> None:

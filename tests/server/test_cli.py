@@ -74,6 +74,10 @@ OPTIONS: dict[str, tuple[str, Any]] = {
     "compute_type": ("float32", "float32"),
     "threads": ("3", 3),
     "batch": ("4", 4),
+    "window": ("exact", "exact"),
+    "max_wait": ("30", 30.0),
+    "cache": ("9", 9),
+    "idle_unload": ("60", 60.0),
     "queue": ("0", 0),
     "max_upload": ("1000", 1000),
     "max_seconds": ("60.5", 60.5),
@@ -96,7 +100,14 @@ def test_an_option_is_read_from_the_command_line_and_the_environment(
     option, arguments = f"--{name.replace('_', '-')}", []
     monkeypatch.setenv("LOCALWHISPER_SERVER_PORT", "0")
     if way in ("environment", "both"):
-        other = {"model": "tiny", "host": "localhost", "log_level": "error", "device": "auto", "compute_type": "int8"}
+        other = {
+            "model": "tiny",
+            "host": "localhost",
+            "log_level": "error",
+            "device": "auto",
+            "compute_type": "int8",
+            "window": "adaptive",
+        }
         monkeypatch.setenv(
             f"LOCALWHISPER_SERVER_{name.upper()}", given if way == "environment" else other.get(name, "7")
         )
@@ -132,7 +143,9 @@ def test_a_key_and_a_folder(served: list[Settings], tmp_path: Path) -> None:
         ("device", "tpu"),
         ("compute-type", "int4"),
         ("threads", "-1"),
-        ("batch", "65"),
+        ("batch", "257"),
+        ("window", "short"),
+        ("max-wait", "0"),
         ("queue", "many"),
         ("max-upload", "0"),
         ("max-seconds", "nan"),

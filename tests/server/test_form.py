@@ -80,6 +80,10 @@ ACCEPTED: list[tuple[dict[str, Any], str, Any]] = [
     ({"response_format": "verbose_json", "timestamp_granularities__": ["word", "segment"]}, "segments", True),
     ({"response_format": "verbose_json", "timestamp_granularities__": ["segment"]}, "words", False),
     ({"response_format": "verbose_json"}, "segments", True),
+    ({"window": "exact"}, "full_window", True),
+    ({"window": "adaptive"}, "full_window", False),
+    ({"priority": "bulk"}, "bulk", True),
+    ({"priority": "interactive"}, "bulk", False),
     ({"known_speaker_names__": [""]}, "response_format", "json"),
     ({"some_new_field": "x", "user[name]": "y"}, "response_format", "json"),
 ]
@@ -90,7 +94,8 @@ def test_accepted_fields(fields: dict[str, Any], name: str, value: Any) -> None:
     """Every field in every spelling OpenAI's clients send; unknown ones are ignored, as the live API does."""
     asked = _parse(**fields)
     decoding = asked.options.decoding
-    assert (getattr(asked, name) if hasattr(asked, name) else getattr(decoding, name)) == value
+    holder = next(part for part in (asked, asked.options, decoding) if hasattr(part, name))
+    assert getattr(holder, name) == value
     assert (asked.words, asked.logprobs) == (decoding.words, decoding.logprobs)
 
 
@@ -118,6 +123,18 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
             f"response_format '{name}' cannot be streamed. Use 'json' or 'text' with stream=true.",
         )
         for name in ("srt", "vtt", "verbose_json")
+    ),
+    (
+        {"window": "short"},
+        "window",
+        "invalid_value",
+        "Invalid value: 'short'. Supported values are: 'adaptive', 'exact'.",
+    ),
+    (
+        {"priority": "high"},
+        "priority",
+        "invalid_value",
+        "Invalid value: 'high'. Supported values are: 'interactive', 'bulk'.",
     ),
     ({"stream": "perhaps"}, "stream", "invalid_type", BOOLEAN),
     *(({"temperature": value}, "temperature", "invalid_value", TEMPERATURE) for value in ("-0.1", "1.1", "nan", "hot")),
