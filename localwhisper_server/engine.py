@@ -20,7 +20,7 @@ from faster_whisper.tokenizer import Tokenizer
 from faster_whisper.vad import VadOptions, get_speech_timestamps
 
 from localwhisper_server import cuda_libraries, gate, reading, window
-from localwhisper_server.chunks import LONGEST_SECONDS, SAMPLE_RATE, Piece, Samples, Span
+from localwhisper_server.chunks import SAMPLE_RATE, Piece, Samples, Span, most_speech
 from localwhisper_server.options import Decoding, Voice
 from localwhisper_server.transcript import Segment, Task
 
@@ -116,7 +116,8 @@ def find_speech(samples: Samples, voice: Voice) -> list[Span]:
         threshold=voice.threshold,
         min_speech_duration_ms=voice.min_speech_ms,
         min_silence_duration_ms=voice.silence_duration_ms,
-        max_speech_duration_s=LONGEST_SECONDS,
+        # It cuts at the pauses there are, the plan without looking; so it is told what the plan will ask for.
+        max_speech_duration_s=most_speech(voice.prefix_padding_ms / 1000),
         speech_pad_ms=0,
     )
     found = get_speech_timestamps(samples, options)

@@ -98,9 +98,10 @@ class Keeper:
             self._device = replace(self._device, compute_type=SMALLER_COMPUTE_TYPE, reason="out of memory")
             logger.warning("out of memory with one chunk; reloading the model as %s", SMALLER_COMPUTE_TYPE)
             return
+        # Without its traceback, whose frames would keep the model's memory for as long as somebody keeps the error.
         raise Busy(
             "The device's memory is taken by something else. Try again later.", retry_after=RECOVER_SECONDS
-        ) from failure
+        ) from failure.with_traceback(None)
 
     def _recover(self) -> None:
         self._cramped_until, self._most = 0.0, 0

@@ -3,7 +3,6 @@
 `Queue` decides; `Scheduler` owns the one thread that calls the engine, so the engine is never called twice at once.
 """
 
-import contextlib
 import itertools
 import logging
 import threading
@@ -72,10 +71,10 @@ class Queue(Generic[Item]):
     """The waiting work of all open requests. Pure: no clock, no thread, no I/O.
 
     A request is admitted, hands in chunks in order, and leaves. Each batch begins with the first chunk of the request
-    whose turn it is and is filled with chunks of others, in turn, that are not much longer. Turns: who was passed over
-    too often; then interactive before bulk; then a new request before those already served, and of these the one
-    served longest ago. So a short message that comes while an hour-long file is decoded is in the very next batch,
-    and nobody waits for ever.
+    whose turn it is and is filled with chunks of others, in turn, that are not much longer. Turns: interactive before
+    bulk; a new request before those already served, and of these the one served longest ago; but first the one passed
+    over most often, where that was PATIENCE times or more. So a short message that comes while hour-long files are
+    decoded is in the very next batch, and nobody is passed over more than PATIENCE times and once for each other.
     """
 
     def __init__(self, *, capacity: int, limits: Limits) -> None:
@@ -156,11 +155,13 @@ class Queue(Generic[Item]):
     def _turns(self) -> list[Hashable]:
         waiting = [key for key, request in self._open.items() if request.waiting]
         # Stable: within a class, the order of turns holds.
-        return sorted(waiting, key=lambda key: self._rank(self._open[key]))
-
-    def _rank(self, request: _Open[Item]) -> tuple[int, bool, bool]:
-        overdue = request.passed if request.passed >= PATIENCE else 0
-        return -overdue, request.bulk, request.served
+        waiting.sort(key=lambda key: (self._open[key].bulk, self._open[key].served))
+        longest = max(waiting, key=lambda key: self._open[key].passed, default=None)
+        if longest is not None and self._open[longest].passed >= PATIENCE:
+            # One alone, so that it takes a batch's first place and not all of them.
+            waiting.remove(longest)
+            waiting.insert(0, longest)
+        return waiting
 
     def _fits(self, item: Item, batch: Sequence[tuple[Item, Future[Any]]], served: int) -> bool:
         if not batch:
@@ -316,22 +317,30 @@ class Scheduler(Generic[Item, Result]):
 
     def _next(self) -> list[tuple[Item, Future[Any]]] | None:
         """Wait for the next batch of chunks that somebody still wants; None when closed."""
+        seconds = self._idle_seconds
         while True:
             with self._changed:
-                if not self._changed.wait_for(lambda: self._closed or len(self._queue), self._idle_seconds):
-                    self._be_idle()
-                    self._changed.wait_for(lambda: self._closed or len(self._queue))
-                if self._closed:
-                    return None
-                batch = [entry for entry in self._queue.take() if entry[1].set_running_or_notify_cancel()]
-                self._running = [item for item, _ in batch]
-            if batch:
-                return batch
+                if self._changed.wait_for(self._needed, seconds):
+                    if self._closed:
+                        return None
+                    batch = [entry for entry in self._queue.take() if entry[1].set_running_or_notify_cancel()]
+                    self._running = [item for item, _ in batch]
+                    if batch:
+                        return batch
+                    continue
+            # Without the lock: it may take its time, and callers are being admitted.
+            self._be_idle()
+            seconds = None  # once, until there was work
+
+    def _needed(self) -> bool:
+        return self._closed or len(self._queue) > 0
 
     def _be_idle(self) -> None:
         if self._idle is not None:
-            with contextlib.suppress(Exception):  # the next batch will meet whatever is wrong
+            try:
                 self._idle()
+            except Exception:  # the thread has to live: the next batch will meet whatever is wrong
+                logger.exception("could not go idle")
 
     def _outcomes(self, items: Sequence[Item]) -> "Sequence[Result | ServerError]":
         """Run a batch; if it fails, each chunk alone, so that one bad chunk does not take its neighbours along."""
