@@ -57,7 +57,7 @@ def test_nothing_outside_is_dialled(
     """With a key for the real cloud, and a house that answers, refuses, fails or is full; not so much as its name."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-real")
     with serving() as server, refusing() as port:
-        client = drive.client(lan_url=f"{server.url},http://127.0.0.1:{port}/v1", policy=policy, timeout=0.5)
+        client = drive.client(lan_url=f"{server.url},http://127.0.0.1:{port}/v1", policy=policy, timeout=0.2)
         assert drive.call(client, shape) == TEXT
         for behaviour in (error(500), error(503), lambda conn, _: conn.close()):
             server.behaviour = behaviour
