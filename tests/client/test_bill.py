@@ -236,6 +236,7 @@ def test_fifty_threads_do_not_overspend(off: str, cloud: FaultServer, ledger: Pa
     assert sum(row.cost_usd for row in rows(ledger)) <= 0.035
 
 
+@pytest.mark.filterwarnings("ignore:The 'warn' method:DeprecationWarning")  # SDK 1, of a format it does not know
 @pytest.mark.parametrize("response_format", ["diarized_json", "srt"])
 def test_what_the_cloud_cannot_give_is_not_asked_for(
     response_format: str, off: str, drive: Driver, cloud: FaultServer
@@ -339,6 +340,7 @@ def test_a_span_for_each_call(drive: Driver, house: FaultServer, monkeypatch: An
     assert len(exporter.get_finished_spans()) == 1
 
 
+@pytest.mark.filterwarnings("ignore:The 'warn' method:DeprecationWarning")  # SDK 1, of a format it does not know
 def test_a_policy_of_ours_is_no_fault_of_the_clouds(off: str, drive: Driver, cloud: FaultServer) -> None:
     """A refused call says what the house did, and what the cloud could not."""
     cloud.behaviour = says(500, b"text/plain", b"")
