@@ -44,6 +44,9 @@ class Settings(BaseSettings):
     batch: int = Field(default=0, ge=0, le=64, description="Chunks decoded at a time; 0: 2 on a CPU, 8 on a GPU.")
     queue: int = Field(default=64, ge=0, description="Requests that may wait; one more is answered 503.")
     api_key: SecretStr | None = Field(default=None, description="Key that callers must send; none: anyone may call.")
+    announce: bool = Field(
+        default=False, description="Tell the network where the server is, for clients with LOCALWHISPER_BASE_URL=auto."
+    )
     max_upload: int = Field(default=512 * MIB, ge=1, description="Largest request body in bytes.")
     max_seconds: float = Field(default=6 * 3600.0, gt=0, description="Longest recording in seconds.")
     cache_dir: Path | None = Field(
