@@ -199,7 +199,9 @@ def test_what_is_not_audio_is_unreadable(data: bytes) -> None:
 @pytest.mark.parametrize("seconds", [0.01, 0.05, 0.099])
 def test_too_short_is_openais_error(wav: Callable[..., bytes], seconds: float) -> None:
     """Under a tenth of a second; a tenth itself is enough."""
-    with pytest.raises(InvalidRequest, match=r"^Audio file is too short\. Minimum audio length is 0\.1 seconds\.$") as it:
+    with pytest.raises(
+        InvalidRequest, match=r"^Audio file is too short\. Minimum audio length is 0\.1 seconds\.$"
+    ) as it:
         _decode(wav(seconds))
     assert (it.value.param, it.value.code) == ("file", "audio_too_short")
     assert _decode(wav(0.1)).size == 1600

@@ -27,7 +27,9 @@ HELLO = Transcript(
             words=(Word(" Don't", 0.0, 0.5), Word(" stop,", 0.5, 1.1)),
             logprobs=(TokenLogprob(b" Don't", -0.25), TokenLogprob(b" stop,", -0.5)),
         ),
-        Segment(3.32, 6.0, " it's fun.", words=(Word(" it's", 3.32, 4.0), Word(" fun.", 4.0, 4.5), Word(" -", 4.5, 4.6))),
+        Segment(
+            3.32, 6.0, " it's fun.", words=(Word(" it's", 3.32, 4.0), Word(" fun.", 4.0, 4.5), Word(" -", 4.5, 4.6))
+        ),
     ),
 )
 CHINESE = Transcript("transcribe", "zh", 4.0, (Segment(0.0, 2.0, "你好，"), Segment(2.0, 4.0, "世界。")))
@@ -219,7 +221,16 @@ def test_every_language_has_a_lowercase_name() -> None:
 
 @pytest.mark.parametrize(
     ("given_code", "code"),
-    [("en", "en"), ("EN", "en"), (" de ", "de"), ("jv", "jw"), ("yue", "yue"), ("auto", None), ("zh-tw", None), ("", None)],
+    [
+        ("en", "en"),
+        ("EN", "en"),
+        (" de ", "de"),
+        ("jv", "jw"),
+        ("yue", "yue"),
+        ("auto", None),
+        ("zh-tw", None),
+        ("", None),
+    ],
 )
 def test_language_codes(given_code: str, code: str | None) -> None:
     """ISO 639-1 in any case; nothing else."""
@@ -229,10 +240,13 @@ def test_language_codes(given_code: str, code: str | None) -> None:
 def test_events_are_data_lines_alone() -> None:
     """No `event:` line; one blank line after each."""
     assert formats.delta_event("Hi", HELLO.segments[1]) == b'data: {"type":"transcript.text.delta","delta":"Hi"}\n\n'
-    assert formats.done_event(CHINESE, list_languages=True) == (
-        'data: {"type":"transcript.text.done","text":"你好，世界。","languages":[{"code":"zh"}],'
-        '"usage":{"type":"duration","seconds":4}}\n\n'
-    ).encode()
+    assert (
+        formats.done_event(CHINESE, list_languages=True)
+        == (
+            'data: {"type":"transcript.text.done","text":"你好，世界。","languages":[{"code":"zh"}],'
+            '"usage":{"type":"duration","seconds":4}}\n\n'
+        ).encode()
+    )
 
 
 @given(st.text())
