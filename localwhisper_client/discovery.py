@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from localwhisper_client import ledger
 from localwhisper_client.config import health_url
 from localwhisper_client.errors import ConfigurationError
 from localwhisper_client.events import log
@@ -137,10 +138,9 @@ def search() -> tuple[str, ...]:
     return reachable(browse())
 
 
-def default_path(environ: Mapping[str, str], home: Path) -> Path:
-    """Return the file in which the last answer is kept: the XDG state folder, or what Windows has for it."""
-    base = environ.get("XDG_STATE_HOME") or environ.get("LOCALAPPDATA") or str(home / ".local" / "state")
-    return Path(base) / "localwhisper" / "discovered.json"
+def default_path(environ: Mapping[str, str]) -> Path:
+    """Return the file in which the last answer is kept: beside the ledger, in the user's folder for state."""
+    return ledger.default_path(environ).with_name("discovered.json")
 
 
 class Discovery:
@@ -227,3 +227,21 @@ class Discovery:
             Path(name).replace(self._path)
         except OSError as failure:
             log.warning("could not remember where the house is: %s", failure)
+
+
+_shared: list[Discovery] = []
+_sharing = threading.Lock()
+
+
+def resolver() -> Discovery:
+    """Return the one resolver of this process, so that its clients search once.
+
+    Raises:
+        ConfigurationError: the extra `discovery` is not installed.
+
+    """
+    with _sharing:
+        if not _shared:
+            _zeroconf()
+            _shared.append(Discovery(default_path(os.environ)))
+        return _shared[0]

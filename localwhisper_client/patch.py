@@ -19,7 +19,7 @@ from anyio.lowlevel import RunVar
 
 from localwhisper_client import client as ours
 from localwhisper_client.house import belongs_to_house
-from localwhisper_client.route import Route, is_speech_to_text
+from localwhisper_client.route import is_speech_to_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -58,10 +58,8 @@ def install(
     }
     with _lock:
         if not _installed:
-            _installed.append(_Patched(openai.OpenAI, _OneRoute(openai.OpenAI, options), _sync_shadow, ours._no_key))  # noqa: SLF001 - our own
-            _installed.append(
-                _Patched(openai.AsyncOpenAI, _RouteOfLoop(openai.AsyncOpenAI, options), _async_shadow, ours._no_async_key)  # noqa: SLF001
-            )
+            _installed.append(_Patched(openai.OpenAI, _OneRoute(ours.LocalWhisper, options)))
+            _installed.append(_Patched(openai.AsyncOpenAI, _RouteOfLoop(ours.AsyncLocalWhisper, options)))
 
 
 def uninstall() -> None:
@@ -78,22 +76,23 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 class _OneRoute:
-    """The route of all sync clients, made at the first call."""
+    """The route of all sync clients, made at the first call; `kind` is our client of that flavour."""
 
     def __init__(self, kind: Any, options: dict[str, Any]) -> None:
-        self._kind, self._options = kind, options
+        self.kind = kind
+        self._options = options
         self._route: Any = None
         self._lock = threading.Lock()
 
     def __call__(self) -> Any:
         with self._lock:
             if self._route is None:
-                self._route = self.load()
+                self._route = self.template()._route  # noqa: SLF001 - our own
             return self._route
 
-    def load(self) -> Any:
-        """Read the settings as they are now."""
-        return Route.load(self._kind, os.environ, **self._options)
+    def template(self) -> Any:
+        """Return a client of ours with the settings as they are now; its cloud is nobody's."""
+        return self.kind(**self._options, api_key="none")
 
 
 class _RouteOfLoop(_OneRoute):
@@ -106,7 +105,7 @@ class _RouteOfLoop(_OneRoute):
     def __call__(self) -> Any:
         route = self._of_loop.get(None)
         if route is None:
-            route = self.load()
+            route = self.template()._route  # noqa: SLF001 - our own
             self._of_loop.set(route)
         return route
 
@@ -114,28 +113,36 @@ class _RouteOfLoop(_OneRoute):
 class _Patched:
     """One client class of the SDK with two methods replaced."""
 
-    def __init__(self, kind: Any, route: _OneRoute, shadow: Any, no_key: Any) -> None:
+    def __init__(self, kind: Any, route: _OneRoute) -> None:
         self._kind = kind
         self._found = {name: vars(kind).get(name, _MISSING) for name in ("request", "__init__")}
         request, init = kind.request, kind.__init__
 
+        @functools.cache
+        def stand_in(program_class: Any) -> Any:
+            # A client of ours whose cloud is a client of the program's class. The class in the middle is where ours
+            # finds `super().request`: past whatever the program's class does there, which it has done by now.
+            original = type("Original", (kind,), {"request": request})
+            return type(program_class.__name__, (route.kind, original, program_class), {})
+
         @functools.wraps(request)
         def routed_request(client: Any, cast_to: Any, options: Any, **streaming: Any) -> Any:
-            if not is_speech_to_text(options) or isinstance(client, _OURS) or belongs_to_house(client):
+            if not is_speech_to_text(options) or isinstance(client, route.kind) or belongs_to_house(client):
                 return request(client, cast_to, options, **streaming)
-            stand_in = object.__new__(shadow(type(client), request))
-            stand_in.__dict__.update(client.__dict__, _route=route())
-            return stand_in.request(cast_to, options, **streaming)
+            standing_in = object.__new__(stand_in(type(client)))
+            standing_in.__dict__.update(client.__dict__, _route=route())
+            return standing_in.request(cast_to, options, **streaming)
 
         @functools.wraps(init)
         def keyless_init(client: Any, *args: Any, **options: Any) -> None:
             try:
                 init(client, *args, **options)
             except openai.OpenAIError:
-                # The SDK alone knows what would have done for a key, and that has changed with its versions.
-                if any(options.get(name) for name in _HAS_A_KEY) or route.load().policy.leaves_house:
+                # Only the SDK knows what would have done for a key; that has changed with its versions.
+                template = None if any(options.get(name) for name in _HAS_A_KEY) else route.template()
+                if template is None or template._route.policy.leaves_house:  # noqa: SLF001 - our own
                     raise
-                init(client, *args, **{**options, "api_key": no_key})
+                init(client, *args, **{**options, "api_key": _NO_KEY[kind]})
 
         kind.request = routed_request
         kind.__init__ = keyless_init
@@ -149,19 +156,4 @@ class _Patched:
                 setattr(self._kind, name, found)
 
 
-_OURS = (ours.LocalWhisper, ours.AsyncLocalWhisper)
-
-
-@functools.cache
-def _sync_shadow(kind: Any, request: Any) -> Any:
-    """Return a `LocalWhisper` whose cloud is a client of this class, asked by the SDK's own `request`."""
-    # The class in the middle is where `LocalWhisper` finds `super().request`: past whatever the program's own class
-    # does there, which it has done by now.
-    original = type("Original", (openai.OpenAI,), {"request": request})
-    return type(kind.__name__, (ours.LocalWhisper, original, kind), {})
-
-
-@functools.cache
-def _async_shadow(kind: Any, request: Any) -> Any:
-    original = type("Original", (openai.AsyncOpenAI,), {"request": request})
-    return type(kind.__name__, (ours.AsyncLocalWhisper, original, kind), {})
+_NO_KEY: dict[Any, Any] = {openai.OpenAI: ours._no_key, openai.AsyncOpenAI: ours._no_async_key}  # noqa: SLF001 - our own

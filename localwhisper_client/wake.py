@@ -94,3 +94,13 @@ class Waker:
             return False
         log.warning("sent a packet to wake %s", self._target)
         return True
+
+
+def waker(machine: str) -> Waker:
+    """Return what wakes the machine that `LOCALWHISPER_WAKE` names.
+
+    Raises:
+        ConfigurationError: that is no machine's address.
+
+    """
+    return Waker(parse(machine))
