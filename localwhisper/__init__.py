@@ -14,11 +14,12 @@ import openai
 
 from localwhisper_client._version import __version__
 from localwhisper_client.client import AsyncLocalWhisper, LocalWhisper
+from localwhisper_client.patch import install, uninstall
 
 if TYPE_CHECKING:
     from openai.resources.audio import Audio
 
-__all__ = ["AsyncLocalWhisper", "AsyncOpenAI", "LocalWhisper", "OpenAI", "__version__", "audio"]
+__all__ = ["AsyncLocalWhisper", "AsyncOpenAI", "LocalWhisper", "OpenAI", "__version__", "audio", "install", "uninstall"]
 
 OpenAI = Client = LocalWhisper
 AsyncOpenAI = AsyncClient = AsyncLocalWhisper

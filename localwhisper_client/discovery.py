@@ -118,7 +118,9 @@ def _found(info: Any) -> Found | None:
     )
     if not urls or not path.startswith("/"):
         return None
-    return Found(info.name.removesuffix("." + SERVICE), urls, properties.get("version", ""), properties.get("model", ""))
+    return Found(
+        info.name.removesuffix("." + SERVICE), urls, properties.get("version", ""), properties.get("model", "")
+    )
 
 
 def reachable(found: Sequence[Found], well: Callable[[str, float], tuple[bool, str]] = is_well) -> tuple[str, ...]:
@@ -126,10 +128,7 @@ def reachable(found: Sequence[Found], well: Callable[[str, float], tuple[bool, s
 
     A server in a container or a virtual machine announces addresses that nobody else can reach.
     """
-    answering = (
-        next((url for url in server.urls if well(health_url(url), _REACHES)[0]), None)
-        for server in found
-    )
+    answering = (next((url for url in server.urls if well(health_url(url), _REACHES)[0]), None) for server in found)
     return tuple(url for url in answering if url)
 
 

@@ -129,7 +129,7 @@ class _Patched:
         def routed_request(client: Any, cast_to: Any, options: Any, **streaming: Any) -> Any:
             if not is_speech_to_text(options) or isinstance(client, route.kind) or belongs_to_house(client):
                 return request(client, cast_to, options, **streaming)
-            standing_in = object.__new__(stand_in(type(client)))
+            standing_in = object.__new__(stand_in(client.__class__))
             standing_in.__dict__.update(client.__dict__, _route=route())
             return standing_in.request(cast_to, options, **streaming)
 

@@ -93,5 +93,5 @@ async def announced(
             stack.push_async_callback(network.async_unregister_all_services)
             logger.info("announced as %s at %s", info.name, ", ".join(reached))
         except (OSError, Error) as failure:
-            logger.warning("not announced: %s", failure or type(failure).__name__)
+            logger.warning("not announced: %s", repr(failure))
         yield

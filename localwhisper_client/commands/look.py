@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from localwhisper_client import demo as demonstration
-from localwhisper_client import discovery, ledger, health
+from localwhisper_client import discovery, health, ledger
 from localwhisper_client import wake as waking
 from localwhisper_client.config import Settings
 from localwhisper_client.errors import ConfigurationError
@@ -107,8 +107,10 @@ def _chart(console: Console, rows: Sequence[ledger.Day], days: int) -> None:
         bar = f"[green]{'█' * ours}[/green][yellow]{'▒' * theirs}[/yellow]{' ' * (BAR - ours - theirs)}"
         console.print(f"{row.day}  {bar} {minutes:7.1f} min  {row.calls} calls")
     calls, unknown = sum(row.calls for row in rows), sum(row.unknown_calls for row in rows)
-    console.print(f"Last {days} days: {calls} calls; [green]█[/green] {house / 60:.1f} min in the house, "
-                  f"[yellow]▒[/yellow] {cloud / 60:.1f} min in the cloud.")
+    console.print(
+        f"Last {days} days: {calls} calls; [green]█[/green] {house / 60:.1f} min in the house, "
+        f"[yellow]▒[/yellow] {cloud / 60:.1f} min in the cloud."
+    )
     console.print(f"Spent ${sum(row.cost_usd for row in rows):.2f}, saved ${sum(row.saved_usd for row in rows):.2f}.")
     if unknown:
         console.print(f"The length of {unknown} calls is unknown; minutes and money do not count them.")
@@ -148,7 +150,7 @@ def wake(
 ) -> None:
     """Wake the machine in the house (Wake-on-LAN).
 
-        localwhisper wake AA:BB:CC:DD:EE:FF --wait 120
+    - `localwhisper wake AA:BB:CC:DD:EE:FF --wait 120`
 
     Exit code: 0 when the packet was sent (with --wait: when a server answered), 1 otherwise, 2 for a wrong address.
     """

@@ -23,9 +23,8 @@ def run(command: Annotated[list[str], typer.Argument(metavar="-- PROGRAM [ARGUME
     Whatever it does with the `openai` package goes where it always went; only transcriptions and translations go to
     LOCALWHISPER_BASE_URL. The Python programs it starts are served too. Exit code and signals are the program's own.
 
-        localwhisper run -- python bot.py
-
-        LOCALWHISPER_POLICY=cloud localwhisper run -- uvicorn app:app
+    - `localwhisper run -- python bot.py`
+    - `LOCALWHISPER_POLICY=cloud localwhisper run -- uvicorn app:app`
     """
     try:
         Settings.load(os.environ)

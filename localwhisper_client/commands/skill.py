@@ -28,7 +28,7 @@ def install(
 
     It calls the house by curl alone. The server is WHISPER_API_URL, by default http://wsl.home:5000.
 
-        localwhisper skill install --dir ~/.openclaw/workspace/skills
+    - `localwhisper skill install --dir ~/.openclaw/workspace/skills`
     """
     folder = folder.expanduser()
     try:
