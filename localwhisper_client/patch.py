@@ -42,6 +42,7 @@ def install(
     lan_key: str | None = None,
     policy: Policy | str | None = None,
     connect_timeout: float | None = None,
+    hedge_after: float | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> None:
     """Send the speech-to-text of every `openai` client of this process home, until `uninstall`.
@@ -54,6 +55,7 @@ def install(
         "lan_key": lan_key,
         "policy": policy,
         "connect_timeout": connect_timeout,
+        "hedge_after": hedge_after,
         "on_event": on_event,
     }
     with _lock:
