@@ -11,15 +11,12 @@ from __future__ import annotations
 import functools
 import os
 import threading
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import openai
 from anyio.lowlevel import RunVar
-
-from localwhisper_client import client as ours
-from localwhisper_client.house import belongs_to_house
-from localwhisper_client.route import is_speech_to_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -60,8 +57,8 @@ def install(
     }
     with _lock:
         if not _installed:
-            _installed.append(_Patched(openai.OpenAI, _OneRoute(ours.LocalWhisper, options)))
-            _installed.append(_Patched(openai.AsyncOpenAI, _RouteOfLoop(ours.AsyncLocalWhisper, options)))
+            _installed.append(_Patched(openai.OpenAI, _OneRoute("LocalWhisper", options)))
+            _installed.append(_Patched(openai.AsyncOpenAI, _RouteOfLoop("AsyncLocalWhisper", options)))
 
 
 def uninstall() -> None:
@@ -78,10 +75,10 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 class _OneRoute:
-    """The route of all sync clients, made at the first call; `kind` is our client of that flavour."""
+    """The route of all sync clients, made at the first call; `name` is that of our client of the flavour."""
 
-    def __init__(self, kind: Any, options: dict[str, Any]) -> None:
-        self.kind = kind
+    def __init__(self, name: str, options: dict[str, Any]) -> None:
+        self._name = name
         self._options = options
         self._route: Any = None
         self._lock = threading.Lock()
@@ -92,6 +89,16 @@ class _OneRoute:
                 self._route = self.template()._route  # noqa: SLF001 - our own
             return self._route
 
+    @property
+    def kind(self) -> Any:
+        """Our client class."""
+        return getattr(_ours("client"), self._name)
+
+    @property
+    def no_key(self) -> Any:
+        """What the SDK calls for a key where there is none; it raises."""
+        return _ours("client")._no_key  # noqa: SLF001 - our own
+
     def template(self) -> Any:
         """Return a client of ours with the settings as they are now; its cloud is nobody's."""
         return self.kind(**self._options, api_key="none")
@@ -100,9 +107,14 @@ class _OneRoute:
 class _RouteOfLoop(_OneRoute):
     """The route of all async clients of an event loop: connections cannot move from one loop to another."""
 
-    def __init__(self, kind: Any, options: dict[str, Any]) -> None:
-        super().__init__(kind, options)
+    def __init__(self, name: str, options: dict[str, Any]) -> None:
+        super().__init__(name, options)
         self._of_loop: RunVar[Any] = RunVar("localwhisper_route")
+
+    @property
+    def no_key(self) -> Any:
+        """The same, awaited."""
+        return _ours("client")._no_async_key  # noqa: SLF001 - our own
 
     def __call__(self) -> Any:
         route = self._of_loop.get(None)
@@ -129,7 +141,11 @@ class _Patched:
 
         @functools.wraps(request)
         def routed_request(client: Any, cast_to: Any, options: Any, **streaming: Any) -> Any:
-            if not is_speech_to_text(options) or isinstance(client, route.kind) or belongs_to_house(client):
+            if (
+                not _ours("route").is_speech_to_text(options)
+                or isinstance(client, route.kind)
+                or _ours("house").belongs_to_house(client)
+            ):
                 return request(client, cast_to, options, **streaming)
             standing_in = object.__new__(stand_in(client.__class__))
             standing_in.__dict__.update(client.__dict__, _route=route())
@@ -144,7 +160,7 @@ class _Patched:
                 template = None if any(options.get(name) for name in _HAS_A_KEY) else route.template()
                 if template is None or template._route.policy.leaves_house:  # noqa: SLF001 - our own
                     raise
-                init(client, *args, **{**options, "api_key": _NO_KEY[kind]})
+                init(client, *args, **{**options, "api_key": route.no_key})
 
         kind.request = routed_request
         kind.__init__ = keyless_init
@@ -158,4 +174,7 @@ class _Patched:
                 setattr(self._kind, name, found)
 
 
-_NO_KEY: dict[Any, Any] = {openai.OpenAI: ours._no_key, openai.AsyncOpenAI: ours._no_async_key}  # noqa: SLF001 - our own
+def _ours(module: str) -> Any:
+    # When needed, not above: under `localwhisper run` the SDK may be loaded by a module of ours, in whose middle this
+    # one is then loaded.
+    return import_module(f"localwhisper_client.{module}")

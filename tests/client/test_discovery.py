@@ -7,7 +7,6 @@ import logging
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from tests.client.fault_server import TEXT, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 zeroconf = pytest.importorskip("zeroconf")
 LOOPBACK = ["127.0.0.1"]

@@ -7,7 +7,6 @@ import email.policy
 import os
 import shutil
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +16,7 @@ from tests.client.fault_server import error, refusing, reset, says
 
 if TYPE_CHECKING:
     import socket
+    from pathlib import Path
 
     from tests.client.fault_server import FaultServer, Request
 
@@ -286,7 +286,8 @@ def test_install_writes_the_skill_and_keeps_what_it_did_not_write(tmp_path: Path
 def test_with_the_real_server(tmp_path: Path) -> None:
     """The words of a real recording, from the server that this project ships."""
     pytest.importorskip("faster_whisper")
-    from localwhisper_client.demo import VOICE, serving as real
+    from localwhisper_client.demo import VOICE
+    from localwhisper_client.demo import serving as real
 
     recording = tmp_path / "voice.ogg"
     shutil.copy(VOICE, recording)
