@@ -15,6 +15,7 @@ import openai
 from localwhisper_client._version import __version__
 from localwhisper_client.client import AsyncLocalWhisper, LocalWhisper
 from localwhisper_client.config import parse_policy
+from localwhisper_client.patch import install, uninstall
 from localwhisper_client.policy import Policy, within
 from localwhisper_client.provenance import LastCall, last_call
 
@@ -31,8 +32,10 @@ __all__ = [
     "OpenAI",
     "__version__",
     "audio",
+    "install",
     "last_call",
     "policy",
+    "uninstall",
 ]
 
 OpenAI = Client = LocalWhisper

@@ -199,3 +199,8 @@ def without_credentials(url: str) -> str:
 
 def _harmless(name: str) -> bool:
     return name.lower().startswith(_HARMLESS)
+
+
+def belongs_to_house(client: Any) -> bool:
+    """Whether an SDK client is a server's inner one."""
+    return isinstance(client._client, tuple(_HTTP.values()))  # noqa: SLF001 - there is no public name

@@ -13,7 +13,7 @@ from typing import IO, Any
 import uvicorn
 
 from localwhisper_client._version import __version__
-from localwhisper_server import api, calibration, engine, models
+from localwhisper_server import announce, api, calibration, engine, models
 from localwhisper_server.config import Settings
 from localwhisper_server.engine import Chunk, ChunkResult, Engine
 from localwhisper_server.errors import Busy, EngineFailed
@@ -184,7 +184,11 @@ def run(settings: Settings, listening: socket.socket) -> None:
         # Not awaited: the server answers while the model loads.
         threading.Thread(target=load, name="localwhisper-load", daemon=True).start()
         logger.info("listening on %s", url(listening))
-        yield
+        async with contextlib.AsyncExitStack() as stack:
+            if settings.announce:
+                host, port = listening.getsockname()[:2]
+                await stack.enter_async_context(announce.announced(host, port, backend.model))
+            yield
 
     app = api.create_app(
         backend,

@@ -153,7 +153,7 @@ def test_a_key_and_a_folder(served: list[Settings], tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("way", ["option", "environment"])
-def test_a_bad_value_is_one_line_and_exit_64(  # noqa: PLR0917 - a table and its fixtures
+def test_a_bad_value_is_one_line_and_exit_64(
     option: str,
     value: str,
     way: str,
