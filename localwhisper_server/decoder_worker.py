@@ -16,6 +16,7 @@ A message is a letter, its payload's length as an unsigned 32-bit little-endian 
                      F  failure: JSON with `message`, `param`, `code`; `message` is null for what is not audio
 """
 
+import contextlib
 import io
 import json
 import os
@@ -29,10 +30,8 @@ from typing import BinaryIO
 from localwhisper_server import audio
 from localwhisper_server.errors import InvalidRequest, UnreadableAudio
 
-try:
+if sys.platform != "win32":
     import resource
-except ImportError:  # pragma: no cover - Windows has no such limits
-    resource = None  # type: ignore[assignment]
 
 HEADER = struct.Struct("<cI")
 OPENING = struct.Struct("<dQ")
@@ -128,15 +127,14 @@ class Clock:
 
     def allow(self, seconds: float) -> None:
         """Allow what `seconds` of sound so far may cost, and the next block its time."""
-        if resource is None:
-            return  # pragma: no cover - Windows
-        until = int(self._started + GRACE_SECONDS + seconds / SLOWEST) + 1
-        resource.setrlimit(resource.RLIMIT_CPU, (until, resource.getrlimit(resource.RLIMIT_CPU)[1]))
-        signal.alarm(STUCK_SECONDS)
+        if sys.platform != "win32":  # which has no such limits
+            until = int(self._started + GRACE_SECONDS + seconds / SLOWEST) + 1
+            resource.setrlimit(resource.RLIMIT_CPU, (until, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+            signal.alarm(STUCK_SECONDS)
 
     def rest(self) -> None:
         """Stop the clock while the server does not ask for more."""
-        if resource is not None:
+        if sys.platform != "win32":
             signal.alarm(0)
 
 
@@ -196,19 +194,15 @@ def warm_up() -> None:
 
 def confine() -> None:
     """Close the cage: no new file or socket, no byte written to a file, no core, so much memory and no more."""
-    if resource is None:
-        return
-    # One of these at a time, as a kernel may know some and not others.
-    for limit, value in (
-        (resource.RLIMIT_NOFILE, 3),  # 0, 1 and 2 are taken
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_DATA, MEMORY_BYTES),
-    ):
-        try:
-            resource.setrlimit(limit, (value, value))
-        except (OSError, ValueError):
-            continue
+    if sys.platform != "win32":
+        for limit, value in (
+            (resource.RLIMIT_NOFILE, 3),  # 0, 1 and 2 are taken
+            (resource.RLIMIT_FSIZE, 0),
+            (resource.RLIMIT_CORE, 0),
+            (resource.RLIMIT_DATA, MEMORY_BYTES),
+        ):
+            with contextlib.suppress(OSError, ValueError):  # a kernel may know some and not others
+                resource.setrlimit(limit, (value, value))
 
 
 def main(confine: Callable[[], None] = confine) -> None:

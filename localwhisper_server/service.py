@@ -36,8 +36,8 @@ class Prepare(Protocol):
 class Service:
     """Transcribes uploads with one scheduler; safe for any number of concurrent calls on one event loop.
 
-    `blocks` decodes an upload; a server that strangers send to gives that of a `decoder.Pool`. `kept` finished transcripts
-    are remembered for callers who lost their connection.
+    `blocks` decodes an upload; a server that strangers send to gives that of a `decoder.Pool`. `kept` finished
+    transcripts are remembered for callers who lost their connection.
     """
 
     def __init__(
