@@ -1,25 +1,38 @@
 """`localwhisper-server`: options in, a running server out, one clear line when it cannot; and its other commands."""
 
 import argparse
+import contextlib
+import errno
 import inspect
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 import dotenv
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
 from localwhisper_client._version import __version__
-from localwhisper_server import doctor, doctor_machine, observe, service_control, service_settings, service_unit
+from localwhisper_server import (
+    doctor,
+    doctor_machine,
+    logstream,
+    observe,
+    service_control,
+    service_settings,
+    service_unit,
+)
 from localwhisper_server.config import Settings
 
 # sysexits.h, where it has a number for the case.
-EX_USAGE, EX_UNAVAILABLE, EX_SOFTWARE, EX_OSERR = 64, 69, 70, 71
+EX_USAGE, EX_DATAERR, EX_UNAVAILABLE, EX_SOFTWARE, EX_OSERR, EX_CANTCREAT, EX_NOPERM = 64, 65, 69, 70, 71, 73, 77
+# How long the log may take to be written out at the end.
+LOG_SECONDS = 1.0
 
 PROGRAM = "localwhisper-server"
 COMMANDS = f"""\
@@ -64,27 +77,52 @@ def _serve(settings: Settings) -> None:
     # Late, since it loads the engine: doctor has to work just where that fails.
     from localwhisper_server import models, server  # noqa: PLC0415
 
-    observe.configure_logging(settings.log_level)
-    try:
-        listening = server.listen(settings.host, settings.port)
-    except OSError as failure:
-        _fail(
-            f"cannot listen on {settings.host}:{settings.port}: {failure.strerror}. "
-            "Is another server running? --port takes another number, 0 any free one.",
-            EX_OSERR,
-        )
-    # uvicorn raises the signal that stopped it once more when it is done; a stop that was asked for is a success.
+    log = logstream.Unhurried(sys.stderr)
+    observe.configure_logging(settings.log_level, cast("TextIO", log))
+    # Until the server takes its signals itself: a stop that was asked for is a success.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    clean = False
     try:
-        server.run(settings, listening)
+        with _bound(settings) as listening:
+            clean = server.run(settings, listening, environ=os.environ)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    except models.ModelDamaged as failure:
+        _fail(str(failure), EX_DATAERR)
     except models.ModelError as failure:
         _fail(str(failure), EX_UNAVAILABLE)
-    except (RuntimeError, ValueError, OSError) as failure:
-        _fail(f"the model could not be loaded: {failure}", EX_SOFTWARE)
+    except OSError as failure:
+        _fail(f"the model could not be loaded: {failure}", _code(failure))
+    except (RuntimeError, ValueError, MemoryError) as failure:
+        _fail(f"the model could not be loaded: {str(failure) or type(failure).__name__}", EX_SOFTWARE)
     finally:
-        listening.close()
+        log.finish(LOG_SECONDS)
+    if not clean:
+        # A batch is in flight in a thread that cannot be stopped; the interpreter would pull its memory from under it.
+        os._exit(0)
+
+
+def _bound(settings: Settings) -> socket.socket:
+    """Return the listening socket, or say why there is none."""
+    from localwhisper_server import server  # noqa: PLC0415 - late, as above
+
+    where = f"{settings.host}:{settings.port}"
+    try:
+        return server.listen(settings.host, settings.port)
+    except OSError as failure:
+        hint = {
+            errno.EADDRINUSE: "Is another server running? --port takes another number, 0 any free one.",
+            errno.EACCES: "Ports below 1024 are for the system; --port takes another number.",
+            errno.EADDRNOTAVAIL: "It is no address of this machine; --host takes one, 0.0.0.0 means all.",
+        }.get(failure.errno or 0, "Is --host right?")
+        _fail(f"cannot listen on {where}: {failure.strerror}. {hint}", _code(failure))
+
+
+def _code(failure: OSError) -> int:
+    """Return the exit code for an error of the operating system."""
+    if failure.errno in (errno.EACCES, errno.EPERM):
+        return EX_NOPERM
+    return EX_CANTCREAT if failure.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) else EX_OSERR
 
 
 def _doctor(arguments: list[str]) -> int:
@@ -177,5 +215,6 @@ def _explain(failure: ValidationError | SettingsError) -> str:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"{PROGRAM}: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # a full disk under standard error must not hide the code
+        print(f"{PROGRAM}: {message}", file=sys.stderr, flush=True)
     sys.exit(code)
