@@ -14,7 +14,7 @@ import anyio
 import openai
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from localwhisper_client.client import AsyncLocalWhisper
 from localwhisper_client.commands import files
@@ -124,13 +124,13 @@ class _Report:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
             console=self._console,
             disable=not self._console.is_terminal,
             transient=True,
         )
-        self._bar = self._progress.add_task("Transcribing", total=total)
+        self._bar = self._progress.add_task("Transcribing", total=total, count=f"0/{total}")
         self._total = total
         self.results: list[Result] = []
 
@@ -146,13 +146,13 @@ class _Report:
 
     def begin(self, job: files.Job) -> Any:
         """Show a recording that is being worked on."""
-        return self._progress.add_task(f"  {job.recording.name}", total=None)
+        return self._progress.add_task(f"  {job.recording.name}", total=None, count="")
 
     def end(self, task: Any, result: Result) -> None:
         """Tell of one that is over."""
         self.results.append(result)
         self._progress.remove_task(task)
-        self._progress.advance(self._bar)
+        self._progress.update(self._bar, advance=1, count=f"{len(self.results)}/{self._total}")
         if self._json:
             self._say(json.dumps(asdict(result), ensure_ascii=False))
         elif result.fate is Fate.DONE:
