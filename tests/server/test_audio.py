@@ -231,7 +231,7 @@ def test_a_header_that_lies_is_found_out(wav: Callable[..., bytes]) -> None:
 def test_blocks_come_while_the_rest_is_unread(wav: Callable[..., bytes]) -> None:
     """A few seconds at a time; together they are the whole."""
     source = io.BytesIO(wav(60.0))
-    blocks = audio.blocks(source, max_seconds=600)
+    blocks = decoder.blocks(source, max_seconds=600)
     first = next(blocks)
     assert 0 < first.size <= 5 * 16_000
     assert source.tell() < len(source.getvalue()) / 4

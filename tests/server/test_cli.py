@@ -299,11 +299,11 @@ def test_a_stop_does_not_wait_for_ever(
     tmp_path: Path, voices: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nor kills the batch in flight before its time: it says that it gave up on it."""
-    engine, entered, gate = Engine(), threading.Event(), threading.Event()
+    engine, slow, entered, gate = Engine(), threading.Event(), threading.Event(), threading.Event()
     run, callers = engine.run, list[threading.Thread]()
 
     def hang(chunks: Any) -> Any:
-        if engine.warmed:
+        if slow.is_set():
             entered.set()
             gate.wait(20)
         return run(chunks)
@@ -313,6 +313,7 @@ def test_a_stop_does_not_wait_for_ever(
             _post(client, voices["demo"]).raise_for_status()
 
     def use(client: httpx2.Client) -> None:
+        slow.set()
         callers.append(threading.Thread(target=call_and_leave, args=(client,)))
         callers[0].start()
         assert entered.wait(10)
