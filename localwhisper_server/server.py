@@ -15,7 +15,7 @@ from typing import IO, Any
 import uvicorn
 
 from localwhisper_client._version import __version__
-from localwhisper_server import announce, api, calibration, decoder, engine, lifecycle, models
+from localwhisper_server import announce, api, calibration, decoder, devices, engine, lifecycle, models
 from localwhisper_server.config import Settings
 from localwhisper_server.engine import Chunk, ChunkResult, Engine
 from localwhisper_server.errors import Busy, EngineFailed
@@ -36,7 +36,7 @@ RESTART_RETRY_SECONDS = 10.0
 # What CTranslate2 and CUDA speak of where a device is the trouble and not the model's files.
 DEVICE_TROUBLE = ("cuda", "cublas", "cudnn", "driver", "device", "libcu")
 
-Load = Callable[[Path, engine.Device], Engine]
+Load = Callable[[Path, devices.Device], Engine]
 
 
 class Backend:
@@ -67,7 +67,7 @@ class Backend:
         self._draining = False
         self._load = load or (lambda folder, device: Engine(folder, device, threads=settings.threads))
         count = engine.cuda_devices() if cuda_devices is None else cuda_devices
-        self._device = engine.choose_device(settings.device, settings.compute_type, cuda_devices=count)
+        self._device = devices.choose_device(settings.device, settings.compute_type, cuda_devices=count)
         self.model = settings.model if settings.model != "auto" else models.default_model(self._device.name)
         self.names = models.served_names(self.model)
         self.created = 0
