@@ -239,7 +239,7 @@ class Session:
         self._failures: list[BaseException] = []
         self._listen, self._run = server.listen, server.run
         self._use: Callable[[httpx2.Client], None] = lambda _client: None
-        self._address = ""
+        self._address, self._stopped = "", False
         monkeypatch.setattr(server, "Engine", lambda *_, **__: engine)
         monkeypatch.setattr(server, "run", self._run_beside)
 
@@ -268,7 +268,13 @@ class Session:
                 self._use(client)
         except BaseException as failure:  # noqa: BLE001 - raised again by `run`
             self._failures.append(failure)
-        os.kill(os.getpid(), signal.SIGTERM)
+        self.stop()
+
+    def stop(self) -> None:
+        """Send SIGTERM, once."""
+        if not self._stopped:
+            self._stopped = True
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _post(client: httpx2.Client, voice: Path) -> httpx2.Response:
@@ -298,32 +304,38 @@ def test_a_server_from_start_to_stop(
 def test_a_stop_does_not_wait_for_ever(
     tmp_path: Path, voices: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nor kills the batch in flight before its time: it says that it gave up on it."""
-    engine, entered, gate = Engine(), threading.Event(), threading.Event()
-    run, callers = engine.run, list[threading.Thread]()
+    """It says that it gave up on the batch in flight, and tells the caller to come back."""
+    engine, slow, entered, gate = Engine(), threading.Event(), threading.Event(), threading.Event()
+    run, callers, answers = engine.run, list[threading.Thread](), list[httpx2.Response]()
 
     def hang(chunks: Any) -> Any:
-        if engine.warmed:
+        if slow.is_set():
             entered.set()
             gate.wait(20)
         return run(chunks)
 
     def call_and_leave(client: httpx2.Client) -> None:
-        with pytest.raises(httpx2.HTTPError):
-            _post(client, voices["demo"]).raise_for_status()
+        answers.append(_post(client, voices["demo"]))
 
     def use(client: httpx2.Client) -> None:
+        slow.set()
         callers.append(threading.Thread(target=call_and_leave, args=(client,)))
         callers[0].start()
         assert entered.wait(10)
-        os.kill(os.getpid(), signal.SIGTERM)
+        session.stop()
         callers[0].join(10)
 
     engine.run = hang  # type: ignore[method-assign]
     monkeypatch.setattr(server, "STOP_SECONDS", 0.1)
-    assert Session(monkeypatch, tmp_path, engine).run(use) == 0
+    session = Session(monkeypatch, tmp_path, engine)
+    assert session.run(use) == 0
     gate.set()
-    assert "stopped without waiting for the batch in flight" in capsys.readouterr().err
+    log = capsys.readouterr().err
+    assert "stopped without waiting for the batch in flight" in log
+    assert "Traceback" not in log
+    (answer,) = answers
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert answer.json()["error"]["message"] == "The server is stopping. Try again shortly."
 
 
 def test_the_module_is_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

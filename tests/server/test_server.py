@@ -10,11 +10,12 @@ import pytest
 
 from localwhisper_client._version import __version__
 from localwhisper_server import api, server
+from localwhisper_server.chunks import Piece
 from localwhisper_server.config import Settings
 from localwhisper_server.engine import Chunk, ChunkResult, Device
 from localwhisper_server.errors import Busy, EngineFailed
 from localwhisper_server.models import ModelError
-from localwhisper_server.options import Options
+from localwhisper_server.options import Decoding, Options
 from localwhisper_server.server import Backend, listen, url
 from localwhisper_server.transcript import Segment, Transcript
 from tests.server.driving import call, multipart
@@ -34,17 +35,23 @@ class Engine:
 
     def __init__(self, *failures: Exception) -> None:
         self.failures = list(failures)
+        self.batches: list[list[Chunk]] = []
         self.warmed = False
+
+    def prepare(self, piece: Piece, decoding: Decoding, *, full: bool = False) -> Chunk:
+        """Make a chunk without features."""
+        return Chunk(np.zeros((1, 1), np.float32), piece.seconds, piece.offset, decoding, full=full)
 
     def warm_up(self) -> None:
         """Run once."""
-        self.run([Chunk(np.zeros(16, np.float32), 0.0, Options().decoding)])
+        self.run([self.prepare(Piece(np.zeros(16, np.float32), 0.0, ()), Decoding())])
         self.warmed = True
 
     def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
         """Hear one word in each."""
         if self.failures:
             raise self.failures.pop(0)
+        self.batches.append(list(chunks))
         return [ChunkResult("de", (Segment(0.0, chunk.seconds, " ja"),)) for chunk in chunks]
 
 
@@ -83,12 +90,15 @@ def test_while_loading_it_is_busy_and_says_so(settings: Settings) -> None:
         "status": "loading",
         "ready": False,
         "model": settings.model,
+        "loaded": False,
         "device": "cpu",
         "compute_type": "int8",
         "version": __version__,
         "requests": 0,
         "queue_seconds": 0.0,
+        "speed": None,
     }
+    assert backend.queue_seconds == 0.0
     assert {"my-model", "whisper-1"} < set(backend.names)
     with pytest.raises(Busy) as refused:
         backend.require_ready()
@@ -106,6 +116,8 @@ def test_once_warm_it_is_ready(settings: Settings, folder: Path) -> None:
     assert engine.warmed
     assert backend.health()["status"] == "ok"
     assert backend.health()["ready"] is True
+    assert backend.health()["loaded"] is True
+    assert backend.health()["speed"] > 0
     assert backend.created == int((folder / "model.bin").stat().st_mtime)
     assert backend.languages == engine.languages
     backend.require_ready()
@@ -129,7 +141,7 @@ def test_the_log_names_the_device_and_why(settings: Settings, caplog: pytest.Log
 def test_the_model_follows_the_device(cuda_devices: int, device: Device, model: str) -> None:
     """Where none is named."""
     backend = _backend(Settings(), Engine(), cuda_devices)
-    assert (backend.device.name, backend.device.compute_type) == (device.name, device.compute_type)
+    assert (backend.health()["device"], backend.health()["compute_type"]) == (device.name, device.compute_type)
     assert backend.model == model
 
 
@@ -167,11 +179,15 @@ def test_a_model_that_cannot_be_loaded(settings: Settings, failure: Exception) -
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("message", [OUT_OF_MEMORY, CUDNN])
-async def test_a_failure_of_the_device_is_a_500_and_no_dead_server(
-    settings: Settings, voices: dict[str, Path], message: str
+@pytest.mark.parametrize(
+    ("message", "status", "kind"),
+    [(OUT_OF_MEMORY, 503, "service_unavailable_error"), (CUDNN, 500, "server_error")],
+    ids=["out of memory", "no cuDNN"],
+)
+async def test_a_failure_of_the_device_is_answered_and_no_dead_server(
+    settings: Settings, voices: dict[str, Path], message: str, status: int, kind: str
 ) -> None:
-    """The cause stays out of the answer; the next request is served."""
+    """The cause stays out of the answer; a full memory is busy, not broken; the next request is served."""
     engine = Engine()
     backend = _backend(settings, engine)
     backend.start()
@@ -179,12 +195,55 @@ async def test_a_failure_of_the_device_is_a_500_and_no_dead_server(
     headers, body = multipart(file=voices["demo"].read_bytes())
     engine.failures = [RuntimeError(message)]
     failed = await call(app, "POST", "/v1/audio/transcriptions", headers, body)
-    assert failed.status == 500
-    assert failed.error["type"] == "server_error"
+    assert failed.status == status
+    assert failed.error["type"] == kind
     assert message not in failed.body.decode()
+    assert ("retry-after" in failed.headers) == (status == 503)
     answer = await call(app, "POST", "/v1/audio/transcriptions", headers, body)
     assert answer.json() == {"text": "ja", "usage": {"type": "duration", "seconds": 5}}
     assert backend.health()["requests"] == 0
+    assert await asyncio.to_thread(backend.stop)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("window", "full"), [("adaptive", False), ("exact", True)])
+async def test_the_window_is_the_servers_setting(
+    settings: Settings,
+    voices: dict[str, Path],
+    window: str,
+    full: bool,  # noqa: FBT001 - a table's column
+) -> None:
+    """For every request, unless one asks for the full window itself."""
+    engine = Engine()
+    backend = _backend(settings.model_copy(update={"window": window}), engine)
+    backend.start()
+    _ = [item async for item in backend.transcribe(io.BytesIO(voices["demo"].read_bytes()), Options())]
+    assert engine.batches[-1][0].full is full
+    assert await asyncio.to_thread(backend.stop)
+
+
+@pytest.mark.anyio
+async def test_an_idle_model_leaves_the_memory_and_comes_back(settings: Settings, voices: dict[str, Path]) -> None:
+    """Where that was asked for; health says which it is, and stays ready."""
+    loads: list[Engine] = []
+
+    def load(_folder: Path, _device: Device) -> Engine:
+        loads.append(Engine())
+        return loads[-1]
+
+    backend = Backend(
+        settings.model_copy(update={"idle_unload": 0.01}),
+        load=load,
+        cuda_devices=0,  # type: ignore[arg-type]
+    )
+    backend.start()
+    async with asyncio.timeout(10):
+        while backend.health()["loaded"]:  # noqa: ASYNC110 - a poll with a bound
+            await asyncio.sleep(0.001)
+    assert backend.health()["ready"] is True
+    items = [item async for item in backend.transcribe(io.BytesIO(voices["demo"].read_bytes()), Options())]
+    assert len(items) == 2
+    assert len(loads) == 2
     assert await asyncio.to_thread(backend.stop)
 
 
@@ -198,15 +257,14 @@ async def test_a_ready_backend_transcribes(ready: Backend, voices: dict[str, Pat
     assert transcript.segments == tuple(segments)
 
 
-@pytest.mark.anyio
-async def test_health_counts_open_requests(ready: Backend, voices: dict[str, Path]) -> None:
+def test_health_counts_open_requests(ready: Backend) -> None:
     """And how long the queue is, in seconds."""
-    items = ready.transcribe(io.BytesIO(voices["demo"].read_bytes()), Options())
-    await anext(items)
+    ticket = ready._scheduler.admit() if ready._scheduler else None
+    assert ticket is not None
     assert ready.health()["requests"] == 1
-    await items.aclose()
+    ticket.close()
     assert ready.health()["requests"] == 0
-    assert ready.health()["queue_seconds"] >= 0
+    assert ready.health()["queue_seconds"] == ready.queue_seconds == 0.0
 
 
 def test_a_port_is_taken_before_anything_slow() -> None:
