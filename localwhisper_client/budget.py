@@ -37,4 +37,5 @@ class Budget:
         return (start.replace(day=1) if self.period == "month" else start).timestamp()
 
     def __str__(self) -> str:
-        return f"{self.dollars:.2f}/{self.period}"
+        cents = f"{self.dollars:.2f}"
+        return f"{cents if float(cents) == self.dollars else self.dollars}/{self.period}"
