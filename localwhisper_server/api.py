@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from localwhisper_server import form, formats, observe
 from localwhisper_server.errors import (
+    Busy,
     EngineFailed,
     InvalidRequest,
     MethodNotAllowed,
@@ -31,6 +32,7 @@ from localwhisper_server.transcript import Segment, Task, Transcript
 logger = logging.getLogger(__name__)
 
 MAX_FIELDS = 200
+STOPPING_RETRY_SECONDS = 5.0  # a restart takes about so long
 CLIENT_CLOSED_REQUEST = 499  # nginx's number, for the log alone: nobody is there to read the answer
 
 
@@ -345,6 +347,9 @@ class _Outermost:
             await self._app(scope, receive, send)
         except ServerError as failure:
             error = failure
+        except asyncio.CancelledError:
+            # uvicorn cancels what runs at the end of a graceful stop, and would answer it in plain text.
+            error = Busy("The server is stopping. Try again shortly.", retry_after=STOPPING_RETRY_SECONDS)
         except Exception:
             logger.exception("a request failed")
             error = EngineFailed()
