@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings = CliApp.run(Settings, cli_args=arguments)
     except (ValidationError, SettingsError) as failure:
         _fail(_explain(failure), EX_USAGE)
-    observe.configure_logging(settings.log_level)
+    observe.configure_logging(settings.log_level, log_format=settings.log_format)
     try:
         listening = server.listen(settings.host, settings.port)
     except OSError as failure:
