@@ -1,31 +1,69 @@
-"""`localwhisper-server`: options in, a running server out, one clear line when it cannot."""
+"""`localwhisper-server`: options in, a running server out, one clear line when it cannot; and its other commands."""
 
+import argparse
+import inspect
+import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
-from pydantic import ValidationError
-from pydantic_settings import CliApp, SettingsError
+import dotenv
+from pydantic import SecretStr, ValidationError
+from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
 from localwhisper_client._version import __version__
-from localwhisper_server import models, observe, server
+from localwhisper_server import doctor, doctor_machine, observe, service_control, service_settings, service_unit
 from localwhisper_server.config import Settings
 
 # sysexits.h, where it has a number for the case.
 EX_USAGE, EX_UNAVAILABLE, EX_SOFTWARE, EX_OSERR = 64, 69, 70, 71
+
+PROGRAM = "localwhisper-server"
+COMMANDS = f"""\
+commands:
+  {PROGRAM} doctor [--json]      look this machine over: what is missing, and how to mend it
+  {PROGRAM} service install      keep the server running, from the next start of the machine on
+  {PROGRAM} service status | logs [--follow] | uninstall
+  {PROGRAM} --version
+"""
+DOCTOR_HELP = """Look this machine over and say what is missing for the server, each with its remedy.
+
+It looks for the server that these options describe, or else for the one that `service install` set up, and ends by
+sending it a voice message. Exit status: 0 if nothing is at fault, 1 otherwise."""
+INSTALL_HELP = """Install the server as a service of this user, start it, and start it again whenever it ends.
+
+Options given here are written into the service's settings file, where they can be changed later. Repeating the
+command is safe: it updates what changed and restarts the service."""
+SERVICE_HELP = f"""\
+usage: {PROGRAM} service install [options of {PROGRAM}]
+       {PROGRAM} service status
+       {PROGRAM} service logs [--follow]
+       {PROGRAM} service uninstall
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; exits by SystemExit."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["--version"]:
-        print(f"localwhisper-server {__version__}")
-        return
-    try:
-        settings = CliApp.run(Settings, cli_args=arguments)
-    except (ValidationError, SettingsError) as failure:
-        _fail(_explain(failure), EX_USAGE)
+        print(f"{PROGRAM} {__version__}")
+    elif arguments[:1] == ["doctor"]:
+        sys.exit(_doctor(arguments[1:]))
+    elif arguments[:1] == ["service"]:
+        sys.exit(_service(arguments[1:]))
+    else:
+        parser = _parser(PROGRAM, Settings.__doc__ or "", epilog=COMMANDS)
+        parser.add_argument("--env-file", metavar="FILE", help="Take settings from a file of NAME=value lines, too.")
+        _serve(_settings(parser, arguments))
+
+
+def _serve(settings: Settings) -> None:
+    # Late, since it loads the engine: doctor has to work just where that fails.
+    from localwhisper_server import models, server  # noqa: PLC0415
+
     observe.configure_logging(settings.log_level, log_format=settings.log_format)
     try:
         listening = server.listen(settings.host, settings.port)
@@ -49,6 +87,88 @@ def main(argv: Sequence[str] | None = None) -> None:
         listening.close()
 
 
+def _doctor(arguments: list[str]) -> int:
+    parser = _parser(f"{PROGRAM} doctor", DOCTOR_HELP)
+    parser.add_argument("--json", action="store_true", help="Say it as JSON.")
+    parser.add_argument("--env-file", metavar="FILE", help="Settings of the server to look for.")
+    # Unless told otherwise, the server in question is the one that runs as a service.
+    try:
+        service_file = service_unit.describe(service_control.this_place(os.environ)).settings
+    except service_unit.Unsupported:
+        service_file = None
+    settings = _settings(parser, arguments, default_file=service_file)
+    machine = doctor_machine.this_machine(os.environ)
+    options = parser.parse_args(arguments)
+    return doctor.run(machine, settings, as_json=options.json, out=sys.stdout, progress=sys.stderr)
+
+
+def _service(arguments: list[str]) -> int:
+    if arguments in (["--help"], ["-h"]):
+        print(SERVICE_HELP, end="")
+        return 0
+    act: dict[str, Any] = {"run": service_control.run, "say": print}
+    try:
+        place = service_control.this_place(os.environ)
+        service = service_unit.describe(place)
+        match arguments:
+            case ["install", *rest]:
+                settings = _settings(_parser(f"{PROGRAM} service install", INSTALL_HELP), rest)
+                status = service_control.install(service, place, _assignments(settings), **act)
+            case ["uninstall"]:
+                status = service_control.uninstall(service, **act)
+            case ["status"]:
+                status = service_control.show(service, service.status, **act)
+            case ["logs"]:
+                status = service_control.show(service, service.logs, **act)
+            case ["logs", "--follow" | "-f"]:
+                status = service_control.show(service, service.follow, **act)
+            case _:
+                print(SERVICE_HELP, end="", file=sys.stderr)
+                status = EX_USAGE
+    except service_unit.Unsupported as failure:
+        _fail(str(failure), EX_UNAVAILABLE)
+    except ValueError as failure:
+        _fail(str(failure), EX_USAGE)
+    except OSError as failure:
+        _fail(f"{failure.filename}: {failure.strerror}", EX_OSERR)
+    return status
+
+
+def _assignments(settings: Settings) -> dict[str, str]:
+    """Return what was set, by the command line or the environment, as variables of the settings file."""
+    assignments = {}
+    for field, plain in settings.model_dump(mode="json", include=settings.model_fields_set).items():
+        given = getattr(settings, field)
+        value = given.get_secret_value() if isinstance(given, SecretStr) else plain
+        assignments[service_settings.variable(field)] = value if isinstance(value, str) else json.dumps(value)
+    return assignments
+
+
+def _parser(program: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=program,
+        description=inspect.cleandoc(description),
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _settings(parser: argparse.ArgumentParser, arguments: list[str], *, default_file: Path | None = None) -> Settings:
+    """Read the settings from the command line, then the environment, then the file named by --env-file."""
+    source = CliSettingsSource[argparse.ArgumentParser](Settings, root_parser=parser)
+    known = vars(parser.parse_args(arguments))
+    file = Path(known["env_file"]) if known.get("env_file") else None
+    if file is not None and not file.is_file():
+        _fail(f"--env-file: there is no file {file}", EX_USAGE)
+    if "env_file" in known and (file or default_file):
+        # As systemd does with its EnvironmentFile, so that HF_HOME and the like may stand in it, too.
+        dotenv.load_dotenv(file or default_file, override=False, interpolate=False)
+    try:
+        return CliApp.run(Settings, cli_args=arguments, cli_settings_source=source)
+    except (ValidationError, SettingsError) as failure:
+        _fail(_explain(failure), EX_USAGE)
+
+
 def _explain(failure: ValidationError | SettingsError) -> str:
     if isinstance(failure, SettingsError):
         return str(failure)
@@ -57,5 +177,5 @@ def _explain(failure: ValidationError | SettingsError) -> str:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"localwhisper-server: {message}", file=sys.stderr)
+    print(f"{PROGRAM}: {message}", file=sys.stderr)
     sys.exit(code)

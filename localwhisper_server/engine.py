@@ -19,7 +19,7 @@ import numpy.typing as npt
 from faster_whisper.tokenizer import Tokenizer
 from faster_whisper.vad import VadOptions, get_speech_timestamps
 
-from localwhisper_server import gate, reading, window
+from localwhisper_server import cuda_libraries, gate, reading, window
 from localwhisper_server.chunks import LONGEST_SECONDS, SAMPLE_RATE, Piece, Samples, Span
 from localwhisper_server.options import Decoding, Voice
 from localwhisper_server.transcript import Segment, Task
@@ -152,6 +152,16 @@ def cuda_devices() -> int:
     return int(ctranslate2.get_cuda_device_count())
 
 
+def compute_types(device: str) -> frozenset[str]:
+    """Return the precisions that "cpu" or "cuda" can run.
+
+    Raises:
+        RuntimeError: there is no such device here.
+
+    """
+    return frozenset(ctranslate2.get_supported_compute_types(device))
+
+
 class Preparer:
     """Turns sound into chunks. Needs no model, so it outlives one that is unloaded; callable from any thread."""
 
@@ -179,6 +189,8 @@ class Engine:
     """
 
     def __init__(self, folder: Path, device: Device, *, threads: int = 0) -> None:
+        if device.name == "cuda":
+            cuda_libraries.load()
         self._whisper = faster_whisper.WhisperModel(
             str(folder), device=device.name, compute_type=device.compute_type, cpu_threads=threads
         )
