@@ -2,7 +2,6 @@
 
 import argparse
 import inspect
-import json
 import os
 import signal
 import sys
@@ -11,15 +10,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import dotenv
-from pydantic import SecretStr, ValidationError
+from pydantic import ValidationError
 from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
 from localwhisper_client._version import __version__
 from localwhisper_server import doctor, doctor_machine, observe, service_control, service_settings, service_unit
-from localwhisper_server.config import Settings
+from localwhisper_server.config import Settings, written
 
 # sysexits.h, where it has a number for the case.
-EX_USAGE, EX_UNAVAILABLE, EX_SOFTWARE, EX_OSERR = 64, 69, 70, 71
+EX_USAGE, EX_UNAVAILABLE, EX_SOFTWARE, EX_OSERR, EX_CONFIG = 64, 69, 70, 71, 78
 
 PROGRAM = "localwhisper-server"
 COMMANDS = f"""\
@@ -62,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _serve(settings: Settings) -> None:
     # Late, since it loads the engine: doctor has to work just where that fails.
-    from localwhisper_server import models, server  # noqa: PLC0415
+    from localwhisper_server import front, models, server  # noqa: PLC0415
 
     observe.configure_logging(settings.log_level, log_format=settings.log_format)
     try:
@@ -79,6 +78,8 @@ def _serve(settings: Settings) -> None:
         server.run(settings, listening)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    except front.Misconfigured as failure:
+        _fail(str(failure), EX_CONFIG)
     except models.ModelError as failure:
         _fail(str(failure), EX_UNAVAILABLE)
     except (RuntimeError, ValueError, OSError) as failure:
@@ -136,12 +137,7 @@ def _service(arguments: list[str]) -> int:
 
 def _assignments(settings: Settings) -> dict[str, str]:
     """Return what was set, by the command line or the environment, as variables of the settings file."""
-    assignments = {}
-    for field, plain in settings.model_dump(mode="json", include=settings.model_fields_set).items():
-        given = getattr(settings, field)
-        value = given.get_secret_value() if isinstance(given, SecretStr) else plain
-        assignments[service_settings.variable(field)] = value if isinstance(value, str) else json.dumps(value)
-    return assignments
+    return {service_settings.variable(name): written(getattr(settings, name)) for name in settings.model_fields_set}
 
 
 def _parser(program: str, description: str, epilog: str = "") -> argparse.ArgumentParser:

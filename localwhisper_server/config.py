@@ -6,10 +6,22 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from localwhisper_server.keys import read_keys
 from localwhisper_server.network import HOUSE, Network, parse_network
 
 MIB = 1024 * 1024
 ENV_PREFIX = "LOCALWHISPER_SERVER_"
+
+
+def written(value: object) -> str:
+    """Return a setting's value as the environment holds it."""
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, tuple):
+        return ",".join(map(written, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else str(value)
 
 
 def _split(value: object) -> object:
@@ -142,6 +154,16 @@ class Settings(BaseSettings):
         default=None,
         description="Where to send OpenTelemetry traces, http://collector:4318/v1/traces; needs the extra [otel].",
     )
+
+    def keys(self) -> tuple[str, ...]:
+        """Return every key that callers may send, those in the file too.
+
+        Raises:
+            OSError, ValueError: the file cannot be read, or holds none.
+
+        """
+        given = tuple(key.get_secret_value() for key in self.api_key)
+        return given + (read_keys(self.api_key_file) if self.api_key_file else ())
 
     @model_validator(mode="after")
     def _key_with_certificate(self) -> Self:

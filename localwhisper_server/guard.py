@@ -4,7 +4,6 @@ Pure ASGI, so that it sees bytes as they arrive and costs a request nothing it d
 what lies between them answers browsers: `Door` looks at where a request comes from, `Guard` at what it brings.
 """
 
-import hmac
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,21 +12,13 @@ from dataclasses import dataclass, field
 from localwhisper_server import network, origin
 from localwhisper_server.asgi import App, Receive, Scope, Send, header_values
 from localwhisper_server.body import Floor, limited
-from localwhisper_server.errors import (
-    Forbidden,
-    MissingKey,
-    TooLarge,
-    TooManyHeaders,
-    TooManyRequests,
-    WrongKey,
-)
+from localwhisper_server.errors import Forbidden, TooLarge, TooManyHeaders, TooManyRequests
+from localwhisper_server.keys import check_key
 
 # What a monitor or a client's breaker asks has no secrets in it.
 OPEN_PATHS = frozenset({"/health", "/v1/health", "/ready", "/v1/ready"})
 # A stock SDK sends 20; proxies add a few.
 MOST_HEADERS = 100
-# The key by a name of its own, for callers whose `Authorization` is meant for the server behind this one.
-KEY_HEADER = b"x-localwhisper-key"
 _CALLER = "localwhisper.caller"  # where the door leaves the address for the guard
 
 
@@ -46,7 +37,7 @@ class Rules:
     origins: Sequence[str] = ()
     keys: Sequence[str] = field(default=(), repr=False)
     max_upload: int = 512 * 1024 * 1024
-    floor: Floor = Floor()
+    floor: Floor = field(default_factory=Floor)
     per_address: int = 0
 
 
@@ -87,36 +78,6 @@ def check_origin(rules: Rules, scope: Scope) -> network.Address:
                 code="origin_not_allowed",
             )
     return address
-
-
-def check_key(headers: Sequence[tuple[bytes, bytes]], keys: Sequence[str]) -> None:
-    """Compare the caller's key with each of the server's, in constant time.
-
-    Raises:
-        MissingKey: there is no key.
-        WrongKey: there is another one.
-
-    """
-    given = header_values(headers, KEY_HEADER) or header_values(headers, b"authorization")
-    key = given[0].strip() if given else b""
-    if not header_values(headers, KEY_HEADER):
-        key = bearer(key)
-    if not key:
-        raise MissingKey
-    if not is_one_of(key, keys):
-        raise WrongKey(key.decode("latin-1"))
-
-
-def bearer(authorization: bytes) -> bytes:
-    """Return the key in an `Authorization` header, empty where it holds none."""
-    scheme, _, key = authorization.strip().partition(b" ")
-    return key.strip() if scheme.lower() == b"bearer" else b""
-
-
-def is_one_of(key: bytes, keys: Sequence[str]) -> bool:
-    """Whether `key` is among `keys`; how long this takes does not depend on which."""
-    # A list, not a generator: `any` would stop at the first that fits.
-    return any([hmac.compare_digest(key, own.encode()) for own in keys])
 
 
 class Door:

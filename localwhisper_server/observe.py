@@ -4,7 +4,7 @@ Never a transcript, a key, a file name or its bytes.
 """
 
 import contextvars
-import datetime
+import datetime as dt
 import json
 import logging
 import re
@@ -129,7 +129,7 @@ class _Json(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, Any] = {
-            "time": datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds"),
+            "time": dt.datetime.fromtimestamp(record.created, dt.UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "request_id": request_id.get(),
@@ -147,9 +147,7 @@ def fields(**values: object) -> dict[str, dict[str, object]]:
     return {"fields": values}
 
 
-def configure_logging(
-    level: str, stream: TextIO | None = None, log_format: Literal["text", "json"] = "text"
-) -> None:
+def configure_logging(level: str, stream: TextIO | None = None, log_format: Literal["text", "json"] = "text") -> None:
     """Log to `stream` (standard error by default), one line a record, each with the id of its request."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.addFilter(_WithRequestId())

@@ -48,7 +48,8 @@ class PatientProtocol(H11Protocol):
 
     @property
     def _busy(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
+        # None before the first request, whatever its type says.
+        return bool(self.cycle) and not self.cycle.response_complete
 
     def _rearm(self) -> None:
         self._disarm()

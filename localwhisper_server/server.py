@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import IO, Any
 
 import uvicorn
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from localwhisper_client._version import __version__
-from localwhisper_server import api, calibration, engine, models
+from localwhisper_server import api, calibration, engine, front, models, observe, vram
 from localwhisper_server.config import Settings
 from localwhisper_server.engine import Chunk, ChunkResult, Engine
 from localwhisper_server.errors import Busy, EngineFailed
 from localwhisper_server.keeper import Keeper
+from localwhisper_server.metrics import Metrics
 from localwhisper_server.options import Options
 from localwhisper_server.scheduler import Scheduler
 from localwhisper_server.service import Service
@@ -39,8 +41,16 @@ class Backend:
     `load` builds the engine; a test gives its own.
     """
 
-    def __init__(self, settings: Settings, *, load: Load | None = None, cuda_devices: int | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        load: Load | None = None,
+        cuda_devices: int | None = None,
+        observer: observe.Observer | None = None,
+    ) -> None:
         self._settings = settings
+        self._observer = observer or observe.Nobody()
         self._load = load or (lambda folder, device: Engine(folder, device, threads=settings.threads))
         count = engine.cuda_devices() if cuda_devices is None else cuda_devices
         self._device = engine.choose_device(settings.device, settings.compute_type, cuda_devices=count)
@@ -63,7 +73,9 @@ class Backend:
         """
         folder = models.find(self.model, cache_dir=self._settings.cache_dir)
         started = time.monotonic()
-        keeper = Keeper(lambda device: self._load(folder, device), self._device, clock=time.monotonic)
+        keeper = Keeper(
+            lambda device: self._load(folder, device), self._device, clock=time.monotonic, observer=self._observer
+        )
         loaded = keeper.engine()
         loaded.warm_up()
         self.created = int((folder / "model.bin").stat().st_mtime)
@@ -75,16 +87,21 @@ class Backend:
         del loaded  # the keeper alone holds the engine, so that it can let go of it
         self._keeper = keeper
         self._scheduler = Scheduler(
-            keeper.run,
+            observe.watched(keeper.run, self._observer, most=limits.items, clock=time.monotonic),
             capacity=self._settings.queue,
             limits=limits,
             clock=time.monotonic,
             max_wait=self._settings.max_wait,
             idle=keeper.unload,
             idle_seconds=self._settings.idle_unload or None,
+            waited=self._observer.waited,
         )
         self._service = Service(
-            self._scheduler, prepare, max_seconds=self._settings.max_seconds, kept=self._settings.cache
+            self._scheduler,
+            prepare,
+            max_seconds=self._settings.max_seconds,
+            kept=self._settings.cache,
+            observer=self._observer,
         )
         logger.info(
             "ready: %s on %s, %s (%s), loaded and warmed in %.1f s, batches of up to %d",
@@ -104,6 +121,16 @@ class Backend:
     def queue_seconds(self) -> float:
         """Estimate how long a request that came now would wait, in seconds."""
         return self._scheduler.queue_seconds if self._scheduler else 0.0
+
+    @property
+    def open_requests(self) -> int:
+        """How many transcriptions wait or run."""
+        return self._scheduler.requests if self._scheduler else 0
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the model is in memory."""
+        return self._keeper is not None and self._keeper.loaded
 
     def require_ready(self) -> None:
         """Raise Busy while the model is being loaded, EngineFailed if it could not be."""
@@ -128,11 +155,11 @@ class Backend:
             "status": "ok" if ready else "failed" if self.failure else "loading",
             "ready": ready,
             "model": self.model,
-            "loaded": self._keeper is not None and self._keeper.loaded,
+            "loaded": self.loaded,
             "device": device.name,
             "compute_type": device.compute_type,
             "version": __version__,
-            "requests": self._scheduler.requests if self._scheduler else 0,
+            "requests": self.open_requests,
             "queue_seconds": round(self.queue_seconds, 3),
             "speed": round(self._scheduler.speed, 2) if self._scheduler else None,
         }
@@ -157,20 +184,29 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def url(listening: socket.socket) -> str:
+def url(listening: socket.socket, *, tls: bool = False) -> str:
     """Return the base address of a bound socket."""
     host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def run(settings: Settings, listening: socket.socket) -> None:
     """Serve on a bound socket until a signal stops it.
 
     Raises:
+        Misconfigured: a certificate or a file of keys cannot be used, or a package is missing.
         ModelError, RuntimeError, ValueError: the model could not be found or loaded; nothing is served any more.
 
     """
-    backend = Backend(settings)
+    rules = front.rules(settings, front.own_names())
+    web_options = front.web_options(settings)
+    surroundings = front.Surroundings(settings, rules.keys)
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    numbers = Metrics(registry)
+    backend = Backend(settings, observer=numbers)
+    numbers.look_at(backend, vram.reader())
 
     def load() -> None:
         try:
@@ -183,17 +219,24 @@ def run(settings: Settings, listening: socket.socket) -> None:
     async def lifespan(_app: object) -> AsyncIterator[None]:
         # Not awaited: the server answers while the model loads.
         threading.Thread(target=load, name="localwhisper-load", daemon=True).start()
-        logger.info("listening on %s", url(listening))
-        yield
+        logger.info("listening on %s", url(listening, tls=settings.certfile is not None))
+        async with surroundings.open():
+            yield
 
     app = api.create_app(
         backend,
-        api_key=settings.api_key.get_secret_value() if settings.api_key else None,
-        max_upload=settings.max_upload,
+        rules=rules,
+        metrics=numbers,
+        upstream=surroundings.upstream,
         lifespan=lifespan,
     )
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=int(STOP_SECONDS)
+        surroundings.around(app),
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        timeout_graceful_shutdown=int(STOP_SECONDS),
+        **web_options,
     )
     server = uvicorn.Server(config)
     server.run(sockets=[listening])

@@ -6,8 +6,7 @@ upstream with the caller's own key, streaming both ways, as if it had gone there
 
 import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import anyio
@@ -15,7 +14,7 @@ import anyio
 from localwhisper_client._http import http
 from localwhisper_server.asgi import Message, Receive, Scope, Send, header_values
 from localwhisper_server.errors import Busy, NotFound, UpstreamFailed, UpstreamSilent
-from localwhisper_server.guard import KEY_HEADER, bearer, is_one_of
+from localwhisper_server.keys import KEY_HEADER, bearer, is_one_of
 
 logger = logging.getLogger(__name__)
 
@@ -121,13 +120,7 @@ class Upstream:
         # Redirects are the caller's to follow. Proxies of the environment apply: they are this machine's way out.
         self._client = http.AsyncClient(timeout=timeout, follow_redirects=False, transport=transport)
 
-    async def __aenter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def aclose(self) -> None:
         """Close what connections are left."""
         await self._client.aclose()
 

@@ -17,8 +17,8 @@ from localwhisper_server.transcript import Segment, TokenLogprob, Transcript, Wo
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Sequence
 
-    from localwhisper_server.errors import ServerError
     from localwhisper_server.asgi import App
+    from localwhisper_server.errors import ServerError
     from localwhisper_server.options import Options
 
 LIMIT = 20_000_000
