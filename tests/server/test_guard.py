@@ -182,9 +182,7 @@ async def test_preflight_of_a_listed_page() -> None:
 async def test_a_listed_page_can_read_a_transcript_and_its_id() -> None:
     """The headers that matter are exposed; caches are told that the answer depends on the page."""
     headers, body = multipart()
-    answer = await call(
-        make(origins=(PAGE,)), "POST", "/v1/audio/transcriptions", headers | {"origin": PAGE}, body
-    )
+    answer = await call(make(origins=(PAGE,)), "POST", "/v1/audio/transcriptions", headers | {"origin": PAGE}, body)
     assert answer.status == 200
     assert answer.headers["access-control-allow-origin"] == PAGE
     assert "x-request-id" in answer.headers["access-control-expose-headers"]

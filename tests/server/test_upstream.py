@@ -170,9 +170,7 @@ def test_chat_stream_arrives_as_it_is_sent(two: Two) -> None:
     """The first event is here before the second was made."""
     for client in two:
         two.fake.second_event.clear()
-        stream = client.chat.completions.create(
-            model="m", messages=[{"role": "user", "content": "hi"}], stream=True
-        )
+        stream = client.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi"}], stream=True)
         events = iter(stream)
         first = next(events)
         assert not two.fake.second_event.is_set()
@@ -224,9 +222,7 @@ def test_a_chunked_body_is_passed_on(two: Two) -> None:
 
 def test_hanging_up_closes_the_request_upstream(two: Two) -> None:
     """A stream nobody reads costs money."""
-    stream = two.through.chat.completions.create(
-        model="m", messages=[{"role": "user", "content": "hi"}], stream=True
-    )
+    stream = two.through.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi"}], stream=True)
     next(iter(stream))
     stream.close()
     two.through.close()
