@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
@@ -16,6 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from localwhisper_server import form, formats, observe
+from localwhisper_server.access import Accounted
 from localwhisper_server.asgi import App, Message, Receive, Scope, Send
 from localwhisper_server.errors import (
     EngineFailed,
@@ -41,6 +43,8 @@ WORK_PATHS = frozenset(
 )
 # What a page may read of an answer beside its body.
 EXPOSED_HEADERS = ("x-request-id", "openai-processing-ms", "retry-after", "x-localwhisper-queue-seconds")
+# What stands for all that is passed on, where a route's template is asked for.
+UPSTREAM_ROUTE = SimpleNamespace(path="upstream")
 CLIENT_CLOSED_REQUEST = 499  # nginx's number, for the log alone: nobody is there to read the answer
 
 
@@ -130,7 +134,7 @@ def create_app(
             expose_headers=EXPOSED_HEADERS,
         )
     door = _Enveloped(Door(inner, rules))
-    return _Outermost(door, clock, lambda: backend.queue_seconds, metrics or observe.Nobody())
+    return Accounted(door, clock, lambda: backend.queue_seconds, metrics or observe.Nobody())
 
 
 def _add_routes(app: FastAPI, prefix: str, backend: Backend) -> None:
@@ -170,19 +174,10 @@ def _otherwise(upstream: App) -> App:
     """Return what answers where no route does."""
 
     async def passed_on(scope: Scope, receive: Receive, send: Send) -> None:
-        scope["route"] = _UPSTREAM
+        scope["route"] = UPSTREAM_ROUTE
         await upstream(scope, receive, send)
 
     return passed_on
-
-
-class _UpstreamRoute:
-    """What stands for all that is passed on, where a route's template is asked for."""
-
-    path = "upstream"
-
-
-_UPSTREAM = _UpstreamRoute()
 
 
 def _model(name: str, backend: Backend) -> dict[str, Any]:
@@ -356,7 +351,7 @@ async def _client_gone(_request: Request, _exc: Exception) -> Response:
 
 
 async def _fault(_request: Request, _exc: Exception) -> Response:
-    """Answer a fault of ours in the envelope; the framework raises it again, and `_Outermost` logs it."""
+    """Answer a fault of ours in the envelope; the framework raises it again, and `_Enveloped` logs it."""
     return _error_response(EngineFailed())
 
 
@@ -369,62 +364,6 @@ async def _http_exception(request: Request, exc: Exception) -> Response:
         allowed = (exc.headers or {}).get("Allow", "")
         return _error_response(MethodNotAllowed(request.method, request.url.path, allowed))
     return _error_response(InvalidRequest(f"We could not parse the body of your request: {exc.detail}"))
-
-
-class _Outermost:
-    """Gives every answer its id and timing, and every request its log line and its place in the numbers."""
-
-    def __init__(
-        self, app: App, clock: Callable[[], float], queue_seconds: Callable[[], float], observer: observe.Observer
-    ) -> None:
-        self._app = app
-        self._clock = clock
-        self._queue_seconds = queue_seconds
-        self._observer = observer
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        identity = observe.new_request_id(given)
-        token = observe.request_id.set(identity)
-        started, status = self._clock(), 0
-
-        async def send_with_headers(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                elapsed = round((self._clock() - started) * 1000)
-                headers = list(message.get("headers", ()))
-                # An answer from upstream has OpenAI's own of these, which its support asks for.
-                there = {name for name, _ in headers}
-                ours = (
-                    (b"x-request-id", identity.encode()),
-                    (b"openai-processing-ms", str(elapsed).encode()),
-                    (b"openai-version", b"2020-10-01"),
-                    # For clients with several servers to choose from.
-                    (b"x-localwhisper-queue-seconds", f"{self._queue_seconds():.3f}".encode()),
-                )
-                message["headers"] = [*headers, *(header for header in ours if header[0] not in there)]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_with_headers)
-        finally:
-            took = self._clock() - started
-            method, path = scope["method"], scope["path"]
-            logger.info(
-                "%s %s %d %.3fs",
-                method,
-                path,
-                status,
-                took,
-                extra=observe.fields(method=method, path=path, status=status, seconds=round(took, 3)),
-            )
-            self._observer.answered(method, getattr(scope.get("route"), "path", None), status, took)
-            observe.request_id.reset(token)
 
 
 class _Enveloped:

@@ -398,7 +398,7 @@ async def _at_once(backend: FakeBackend, app: App, peers: list[str], release: as
     tasks = [asyncio.create_task(one(peer)) for peer in peers]
     async with asyncio.timeout(10):
         # Until each is at the model or refused.
-        while len(backend.uploads) + sum(task.done() for task in tasks) < len(tasks):
+        while len(backend.uploads) + sum(task.done() for task in tasks) < len(tasks):  # noqa: ASYNC110 - turns of the loop
             await asyncio.sleep(0)
         release.set()
         return [await task for task in tasks]

@@ -12,7 +12,7 @@ import trustme
 
 from localwhisper_server import api, front
 from localwhisper_server.body import Floor
-from localwhisper_server.config import Settings
+from localwhisper_server.config import Settings, written
 from localwhisper_server.guard import Rules
 from localwhisper_server.protocol import MOST_HEAD_BYTES, PatientProtocol
 from tests.server.driving import FakeBackend
@@ -242,12 +242,30 @@ def test_the_default_is_this_machine_and_the_house() -> None:
     rules = front.rules(settings, ())
     assert (settings.host, settings.upstream) == ("127.0.0.1", None)
     assert rules.allow_from == Rules().allow_from
-    assert not (rules.keys or rules.hosts or rules.origins or rules.trusted_proxies)
+    assert [*rules.keys, *rules.hosts, *rules.origins, *rules.trusted_proxies] == []
 
 
 @pytest.mark.parametrize(
     "given",
     [
+        {},
+        {"api_key": "one,two", "allow_from": "10.0.0.0/8,fd00::/8"},
+        {"cors_origin": "*", "certfile": "chain.pem", "max_wait": 2.5},
+    ],
+)
+def test_settings_can_be_written_down_and_read_again(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the service's settings file does."""
+    settings = Settings(**given)
+    for name in Settings.model_fields:
+        monkeypatch.setenv(f"LOCALWHISPER_SERVER_{name.upper()}", written(getattr(settings, name)))
+    assert Settings() == settings
+    assert written(True) == "true"  # noqa: FBT003 - how a flag is written
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"allow_from": 5},
         {"allow_from": "the house"},
         {"trusted_proxy": "10.0.0.1/8"},
         {"upstream": "api.openai.com"},

@@ -45,9 +45,15 @@ class FakeOpenAI:
         self.second_event = threading.Event()
         self.left = threading.Event()
 
+    async def _told_to_go_on(self, receive: Any) -> bool:
+        """Wait for the test, or for the caller to hang up."""
+        watching = asyncio.ensure_future(receive())
+        # The test is in another thread, and both are waited for.
+        while not self.second_event.is_set() and not watching.done():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        return watching.cancel()
+
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            return
         body, more = b"", True
         while more:
             message = await receive()
@@ -60,13 +66,9 @@ class FakeOpenAI:
         if path == "/v1/chat/completions" and json.loads(body).get("stream"):
             await self._start(send, 200, "text/event-stream; charset=utf-8")
             await self._part(send, b"data: " + json.dumps(EVENTS[0]).encode() + b"\n\n")
-            watching = asyncio.ensure_future(receive())
-            while not self.second_event.is_set() and not watching.done():
-                await asyncio.sleep(0.005)
-            if watching.done():
+            if not await self._told_to_go_on(receive):
                 self.left.set()
                 return
-            watching.cancel()
             await self._part(send, b"data: " + json.dumps(EVENTS[1]).encode() + b"\n\ndata: [DONE]\n\n")
             await self._part(send, b"", more=False)
         elif path == "/v1/chat/completions":
