@@ -15,14 +15,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import openai
 import uvicorn
 
 from localwhisper_server import api, server
-from localwhisper_server.audio import decode
+from localwhisper_server.chunks import Piece
 from localwhisper_server.config import Settings
-from localwhisper_server.engine import Chunk, ChunkResult, Device, find_speech
-from localwhisper_server.options import Voice
+from localwhisper_server.decoder import decode
+from localwhisper_server.devices import Device
+from localwhisper_server.engine import Chunk, ChunkResult, find_speech
+from localwhisper_server.options import Decoding, Voice
 from localwhisper_server.transcript import Segment
 
 VOICE = Path(__file__).parents[1] / "localwhisper_client" / "demo.ogg"
@@ -38,6 +41,10 @@ class Instant:
 
     def warm_up(self) -> None:
         """Nothing to warm."""
+
+    def prepare(self, piece: Piece, decoding: Decoding, *, full: bool = False) -> Chunk:
+        """Return a chunk without features, which nobody will look at."""
+        return Chunk(np.empty((80, 0), np.float32), piece.seconds, piece.offset, decoding, full=full)
 
     def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
         """Answer each chunk with one segment."""

@@ -51,6 +51,10 @@ class Backend(Protocol):
         """Describe the state, with a boolean `ready`."""
         ...
 
+    def unready(self) -> str | None:
+        """Say why requests had better go elsewhere; None where they are welcome."""
+        ...
+
     @property
     def queue_seconds(self) -> float:
         """How long a request that came now would wait."""
@@ -105,6 +109,11 @@ def _add_routes(app: FastAPI, prefix: str, backend: Backend) -> None:
     @app.get(f"{prefix}/health", response_class=Response)
     async def health() -> Response:
         return _json(backend.health())
+
+    @app.get(f"{prefix}/ready", response_class=Response)
+    async def ready() -> Response:
+        reason = backend.unready()
+        return _json({"ready": reason is None, "reason": reason}, 503 if reason else 200)
 
 
 def _model(name: str, backend: Backend) -> dict[str, Any]:

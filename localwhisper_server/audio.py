@@ -1,31 +1,97 @@
-"""Bytes of any container to 16 kHz mono samples, under limits. The only importer of PyAV."""
+"""Bytes of any container to 16 kHz mono samples, under limits. The only importer of PyAV; runs in a worker process.
+
+It imports no NumPy, so that a worker starts in a fifth of a second and weighs little.
+"""
 
 from collections.abc import Iterator
-from typing import IO
+from typing import Protocol
 
 import av
 import av.error
-import numpy as np
-import numpy.typing as npt
 
-from localwhisper_server.chunks import SAMPLE_RATE, Samples
 from localwhisper_server.errors import InvalidRequest, UnreadableAudio
 
+SAMPLE_RATE = 16_000  # chunks.SAMPLE_RATE, which NumPy comes with
+SAMPLE_BYTES = 2
 MIN_SECONDS = 0.1  # OpenAI's own floor
 # Frames of 20 ms are joined before they are resampled: half the time of doing each alone.
 BLOCK_SAMPLES = 48_000
-# FFmpeg reads playlists, too, and would open what they point at: our files, other machines. No protocol is allowed.
-SELF_CONTAINED = {"protocol_whitelist": "none"}
+# What a recording may come in (FFmpeg's names). FFmpeg's other demuxers read playlists, pictures, subtitles, games'
+# archives and devices, some of which would open what they point at: our files, other machines.
+CONTAINERS = (
+    "aac",
+    "ac3",
+    "aiff",
+    "amr",
+    "amrnb",
+    "amrwb",
+    "asf",
+    "au",
+    "avi",
+    "caf",
+    "flac",
+    "loas",
+    "matroska",
+    "mov",
+    "mp3",
+    "mpeg",
+    "mpegts",
+    "ogg",
+    "w64",
+    "wav",
+)
+# FFmpeg prefers its own decoders; the lib* names stand in for those on builds that lack them.
+CODECS = (
+    *("aac", "aac_latm", "ac3", "eac3", "alac", "flac", "mp1", "mp1float", "mp2", "mp2float", "mp3", "mp3float"),
+    *("opus", "libopus", "vorbis", "libvorbis", "speex", "libspeex", "wmav1", "wmav2", "wmavoice", "wmapro"),
+    *("amrnb", "amrwb", "libopencore_amrnb", "libopencore_amrwb", "gsm", "gsm_ms", "libgsm", "libgsm_ms", "ilbc"),
+    *("adpcm_ima_qt", "adpcm_ima_wav", "adpcm_ms", "adpcm_yamaha", "g722", "g726", "g726le"),
+    *("pcm_alaw", "pcm_mulaw", "pcm_s8", "pcm_u8", "pcm_s16be", "pcm_s16le", "pcm_u16be", "pcm_u16le"),
+    *("pcm_s24be", "pcm_s24le", "pcm_u24be", "pcm_u24le", "pcm_s32be", "pcm_s32le", "pcm_u32be", "pcm_u32le"),
+    *("pcm_f32be", "pcm_f32le", "pcm_f64be", "pcm_f64le"),
+)
+# FFmpeg refuses anything else after it has recognised it and before it opens it, whatever it points at.
+ALLOWED = {
+    "format_whitelist": ",".join(CONTAINERS),
+    "codec_whitelist": ",".join(CODECS),
+    "protocol_whitelist": "none",
+}
 
 
-def blocks(source: IO[bytes], *, max_seconds: float) -> Iterator[Samples]:
+class Source(Protocol):
+    """What FFmpeg reads an upload through. It has no name, since FFmpeg would believe its ending."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return up to `size` bytes; none at the end."""
+        ...
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Move, as files do."""
+        ...
+
+    def tell(self) -> int:
+        """Return the position."""
+        ...
+
+
+class _Nameless:
+    """A source without its name."""
+
+    def __init__(self, source: Source) -> None:
+        self.read = source.read
+        self.seek = source.seek
+        self.tell = source.tell
+
+
+def pcm(source: Source, *, max_seconds: float) -> Iterator[bytes]:
     """Decode the first audio stream of `source` (seekable, read from its start), a few seconds at a time.
 
-    Yields float32 samples in [-1, 1], shape (n,), at 16 kHz. The container is recognised by its bytes; names and
-    content types play no part. Damaged packets are skipped, as players do, as long as something remains.
+    Yields signed 16-bit samples at 16 kHz, mono, in this machine's byte order. The container is recognised by its
+    bytes; names and content types play no part. Damaged packets are skipped, as players do, as long as something
+    remains.
 
     Raises:
-        UnreadableAudio: no audio stream, or nothing in it that can be decoded.
+        UnreadableAudio: no audio stream, none in an allowed container and codec, or nothing that can be decoded.
         InvalidRequest: shorter than 0.1 s, or longer than `max_seconds` (noticed as soon as it shows).
 
     """
@@ -33,14 +99,14 @@ def blocks(source: IO[bytes], *, max_seconds: float) -> Iterator[Samples]:
     source.seek(0)
     try:
         # ValueError: PyAV's word for an option or a stream it cannot make sense of.
-        with av.open(source, mode="r", metadata_errors="ignore", container_options=SELF_CONTAINED) as container:
+        with av.open(_Nameless(source), mode="r", metadata_errors="ignore", container_options=ALLOWED) as container:
             # What the container says of its length may be wrong, so it can only be a reason not to begin.
             _check_length((container.duration or 0) / av.time_base, max_seconds)
             for part in _resampled(container):
-                count += part.size
+                count += len(part) // SAMPLE_BYTES
                 _check_length(count / SAMPLE_RATE, max_seconds)
-                yield part.astype(np.float32) / np.float32(32768)
-    except (av.error.FFmpegError, ValueError) as failure:
+                yield part
+    except (av.error.FFmpegError, ValueError, MemoryError) as failure:
         raise UnreadableAudio from failure
     if not count:
         raise UnreadableAudio
@@ -48,11 +114,6 @@ def blocks(source: IO[bytes], *, max_seconds: float) -> Iterator[Samples]:
         raise InvalidRequest(
             "Audio file is too short. Minimum audio length is 0.1 seconds.", param="file", code="audio_too_short"
         )
-
-
-def decode(source: IO[bytes], *, max_seconds: float) -> Samples:
-    """Decode all of `source` at once; see `blocks`."""
-    return np.concatenate(list(blocks(source, max_seconds=max_seconds)))
 
 
 def _check_length(seconds: float, max_seconds: float) -> None:
@@ -64,11 +125,14 @@ def _check_length(seconds: float, max_seconds: float) -> None:
         )
 
 
-def _resampled(container: "av.container.InputContainer") -> Iterator[npt.NDArray[np.int16]]:
-    """Yield 16 kHz mono int16 pieces, each of shape (n,)."""
+def _resampled(container: "av.container.InputContainer") -> Iterator[bytes]:
+    """Yield pieces of 16 kHz mono, 16-bit."""
     if not container.streams.audio:
         raise UnreadableAudio
     stream = container.streams.audio[0]
+    # The list holds for what FFmpeg opens to look at a file; PyAV's own decoder is held to it here.
+    if stream.codec_context.codec.name not in CODECS:
+        raise UnreadableAudio
     resampler, joined = _new_resampler(), av.AudioFifo()
     sound: tuple[str, str, int] | None = None
     for packet in container.demux(stream):
@@ -92,10 +156,9 @@ def _new_resampler() -> av.AudioResampler:
     return av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
 
 
-def _samples(
-    resampler: av.AudioResampler, joined: av.AudioFifo, *, end: bool = False
-) -> Iterator[npt.NDArray[np.int16]]:
+def _samples(resampler: av.AudioResampler, joined: av.AudioFifo, *, end: bool = False) -> Iterator[bytes]:
     """Resample what was joined; at the `end`, what the resampler still holds as well."""
     pieces = resampler.resample(joined.read()) if joined.samples else []
     for piece in [*pieces, *(resampler.resample(None) if end else [])]:
-        yield piece.to_ndarray().reshape(-1).astype(np.int16, copy=False)
+        # A plane is longer than what is in it.
+        yield bytes(piece.planes[0])[: piece.samples * SAMPLE_BYTES]

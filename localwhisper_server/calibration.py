@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from importlib.resources import files
 
-from localwhisper_server import audio
+from localwhisper_server import decoder
 from localwhisper_server.chunks import Piece
 from localwhisper_server.engine import Engine, find_speech
 from localwhisper_server.options import Decoding, Voice
@@ -46,5 +46,5 @@ def limits(engine: Engine, *, on_cpu: bool, items: int, clock: Callable[[], floa
 def voice_message() -> Piece:
     """Return the recording that the demo uses, too: five seconds of speech that every install has."""
     with files("localwhisper_client").joinpath("demo.ogg").open("rb") as file:
-        samples = audio.decode(file, max_seconds=60)
+        samples = decoder.decode(file, max_seconds=60)
     return Piece(samples, 0.0, tuple(find_speech(samples, Voice())))

@@ -1,52 +1,210 @@
-"""`localwhisper-server`: options in, a running server out, one clear line when it cannot."""
+"""`localwhisper-server`: options in, a running server out, one clear line when it cannot; and its other commands."""
 
+import argparse
+import contextlib
+import errno
+import inspect
+import json
+import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn, TextIO, cast
 
-from pydantic import ValidationError
-from pydantic_settings import CliApp, SettingsError
+import dotenv
+from pydantic import SecretStr, ValidationError
+from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
 from localwhisper_client._version import __version__
-from localwhisper_server import models, observe, server
+from localwhisper_server import (
+    doctor,
+    doctor_machine,
+    logstream,
+    observe,
+    service_control,
+    service_settings,
+    service_unit,
+)
 from localwhisper_server.config import Settings
 
 # sysexits.h, where it has a number for the case.
-EX_USAGE, EX_UNAVAILABLE, EX_SOFTWARE, EX_OSERR = 64, 69, 70, 71
+EX_USAGE, EX_DATAERR, EX_UNAVAILABLE, EX_SOFTWARE, EX_OSERR, EX_CANTCREAT, EX_NOPERM = 64, 65, 69, 70, 71, 73, 77
+# How long the log may take to be written out at the end.
+LOG_SECONDS = 1.0
+
+PROGRAM = "localwhisper-server"
+COMMANDS = f"""\
+commands:
+  {PROGRAM} doctor [--json]      look this machine over: what is missing, and how to mend it
+  {PROGRAM} service install      keep the server running, from the next start of the machine on
+  {PROGRAM} service status | logs [--follow] | uninstall
+  {PROGRAM} --version
+"""
+DOCTOR_HELP = """Look this machine over and say what is missing for the server, each with its remedy.
+
+It looks for the server that these options describe, or else for the one that `service install` set up, and ends by
+sending it a voice message. Exit status: 0 if nothing is at fault, 1 otherwise."""
+INSTALL_HELP = """Install the server as a service of this user, start it, and start it again whenever it ends.
+
+Options given here are written into the service's settings file, where they can be changed later. Repeating the
+command is safe: it updates what changed and restarts the service."""
+SERVICE_HELP = f"""\
+usage: {PROGRAM} service install [options of {PROGRAM}]
+       {PROGRAM} service status
+       {PROGRAM} service logs [--follow]
+       {PROGRAM} service uninstall
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; exits by SystemExit."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["--version"]:
-        print(f"localwhisper-server {__version__}")
-        return
-    try:
-        settings = CliApp.run(Settings, cli_args=arguments)
-    except (ValidationError, SettingsError) as failure:
-        _fail(_explain(failure), EX_USAGE)
-    observe.configure_logging(settings.log_level)
-    try:
-        listening = server.listen(settings.host, settings.port)
-    except OSError as failure:
-        _fail(
-            f"cannot listen on {settings.host}:{settings.port}: {failure.strerror}. "
-            "Is another server running? --port takes another number, 0 any free one.",
-            EX_OSERR,
-        )
-    # uvicorn raises the signal that stopped it once more when it is done; a stop that was asked for is a success.
+        print(f"{PROGRAM} {__version__}")
+    elif arguments[:1] == ["doctor"]:
+        sys.exit(_doctor(arguments[1:]))
+    elif arguments[:1] == ["service"]:
+        sys.exit(_service(arguments[1:]))
+    else:
+        parser = _parser(PROGRAM, Settings.__doc__ or "", epilog=COMMANDS)
+        parser.add_argument("--env-file", metavar="FILE", help="Take settings from a file of NAME=value lines, too.")
+        _serve(_settings(parser, arguments))
+
+
+def _serve(settings: Settings) -> None:
+    # Late, since it loads the engine: doctor has to work just where that fails.
+    from localwhisper_server import models, server  # noqa: PLC0415
+
+    log = logstream.Unhurried(sys.stderr)
+    observe.configure_logging(settings.log_level, cast("TextIO", log))
+    # Until the server takes its signals itself: a stop that was asked for is a success.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    clean = False
     try:
-        server.run(settings, listening)
+        with _bound(settings) as listening:
+            clean = server.run(settings, listening, environ=os.environ)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    except models.ModelDamaged as failure:
+        _fail(str(failure), EX_DATAERR)
     except models.ModelError as failure:
         _fail(str(failure), EX_UNAVAILABLE)
-    except (RuntimeError, ValueError, OSError) as failure:
-        _fail(f"the model could not be loaded: {failure}", EX_SOFTWARE)
+    except OSError as failure:
+        _fail(f"the model could not be loaded: {failure}", _code(failure))
+    except (RuntimeError, ValueError, MemoryError) as failure:
+        _fail(f"the model could not be loaded: {str(failure) or type(failure).__name__}", EX_SOFTWARE)
     finally:
-        listening.close()
+        log.finish(LOG_SECONDS)
+    if not clean:
+        # A batch is in flight in a thread that cannot be stopped; the interpreter would pull its memory from under it.
+        os._exit(0)
+
+
+def _bound(settings: Settings) -> socket.socket:
+    """Return the listening socket, or say why there is none."""
+    from localwhisper_server import server  # noqa: PLC0415 - late, as above
+
+    where = f"{settings.host}:{settings.port}"
+    try:
+        return server.listen(settings.host, settings.port)
+    except OSError as failure:
+        hint = {
+            errno.EADDRINUSE: "Is another server running? --port takes another number, 0 any free one.",
+            errno.EACCES: "Ports below 1024 are for the system; --port takes another number.",
+            errno.EADDRNOTAVAIL: "It is no address of this machine; --host takes one, 0.0.0.0 means all.",
+        }.get(failure.errno or 0, "Is --host right?")
+        _fail(f"cannot listen on {where}: {failure.strerror}. {hint}", _code(failure))
+
+
+def _code(failure: OSError) -> int:
+    """Return the exit code for an error of the operating system."""
+    if failure.errno in (errno.EACCES, errno.EPERM):
+        return EX_NOPERM
+    return EX_CANTCREAT if failure.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) else EX_OSERR
+
+
+def _doctor(arguments: list[str]) -> int:
+    parser = _parser(f"{PROGRAM} doctor", DOCTOR_HELP)
+    parser.add_argument("--json", action="store_true", help="Say it as JSON.")
+    parser.add_argument("--env-file", metavar="FILE", help="Settings of the server to look for.")
+    # Unless told otherwise, the server in question is the one that runs as a service.
+    try:
+        service_file = service_unit.describe(service_control.this_place(os.environ)).settings
+    except service_unit.Unsupported:
+        service_file = None
+    settings = _settings(parser, arguments, default_file=service_file)
+    machine = doctor_machine.this_machine(os.environ)
+    options = parser.parse_args(arguments)
+    return doctor.run(machine, settings, as_json=options.json, out=sys.stdout, progress=sys.stderr)
+
+
+def _service(arguments: list[str]) -> int:
+    if arguments in (["--help"], ["-h"]):
+        print(SERVICE_HELP, end="")
+        return 0
+    act: dict[str, Any] = {"run": service_control.run, "say": print}
+    try:
+        place = service_control.this_place(os.environ)
+        service = service_unit.describe(place)
+        match arguments:
+            case ["install", *rest]:
+                settings = _settings(_parser(f"{PROGRAM} service install", INSTALL_HELP), rest)
+                status = service_control.install(service, place, _assignments(settings), **act)
+            case ["uninstall"]:
+                status = service_control.uninstall(service, **act)
+            case ["status"]:
+                status = service_control.show(service, service.status, **act)
+            case ["logs"]:
+                status = service_control.show(service, service.logs, **act)
+            case ["logs", "--follow" | "-f"]:
+                status = service_control.show(service, service.follow, **act)
+            case _:
+                print(SERVICE_HELP, end="", file=sys.stderr)
+                status = EX_USAGE
+    except service_unit.Unsupported as failure:
+        _fail(str(failure), EX_UNAVAILABLE)
+    except ValueError as failure:
+        _fail(str(failure), EX_USAGE)
+    except OSError as failure:
+        _fail(f"{failure.filename}: {failure.strerror}", EX_OSERR)
+    return status
+
+
+def _assignments(settings: Settings) -> dict[str, str]:
+    """Return what was set, by the command line or the environment, as variables of the settings file."""
+    assignments = {}
+    for field, plain in settings.model_dump(mode="json", include=settings.model_fields_set).items():
+        given = getattr(settings, field)
+        value = given.get_secret_value() if isinstance(given, SecretStr) else plain
+        assignments[service_settings.variable(field)] = value if isinstance(value, str) else json.dumps(value)
+    return assignments
+
+
+def _parser(program: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=program,
+        description=inspect.cleandoc(description),
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _settings(parser: argparse.ArgumentParser, arguments: list[str], *, default_file: Path | None = None) -> Settings:
+    """Read the settings from the command line, then the environment, then the file named by --env-file."""
+    source = CliSettingsSource[argparse.ArgumentParser](Settings, root_parser=parser)
+    known = vars(parser.parse_args(arguments))
+    file = Path(known["env_file"]) if known.get("env_file") else None
+    if file is not None and not file.is_file():
+        _fail(f"--env-file: there is no file {file}", EX_USAGE)
+    if "env_file" in known and (file or default_file):
+        # As systemd does with its EnvironmentFile, so that HF_HOME and the like may stand in it, too.
+        dotenv.load_dotenv(file or default_file, override=False, interpolate=False)
+    try:
+        return CliApp.run(Settings, cli_args=arguments, cli_settings_source=source)
+    except (ValidationError, SettingsError) as failure:
+        _fail(_explain(failure), EX_USAGE)
 
 
 def _explain(failure: ValidationError | SettingsError) -> str:
@@ -57,5 +215,6 @@ def _explain(failure: ValidationError | SettingsError) -> str:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"localwhisper-server: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # a full disk under standard error must not hide the code
+        print(f"{PROGRAM}: {message}", file=sys.stderr, flush=True)
     sys.exit(code)

@@ -52,7 +52,13 @@ class Settings(BaseSettings):
     idle_unload: float = Field(
         default=0.0, ge=0, description="Seconds without work after which the model leaves the memory; 0: never."
     )
+    drain: float = Field(
+        default=30.0, ge=0, description="Seconds that requests have to finish when the server is told to stop."
+    )
     api_key: SecretStr | None = Field(default=None, description="Key that callers must send; none: anyone may call.")
+    announce: bool = Field(
+        default=False, description="Tell the network where the server is, for clients with LOCALWHISPER_BASE_URL=auto."
+    )
     max_upload: int = Field(default=512 * MIB, ge=1, description="Largest request body in bytes.")
     max_seconds: float = Field(default=6 * 3600.0, gt=0, description="Longest recording in seconds.")
     cache_dir: Path | None = Field(

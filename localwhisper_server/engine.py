@@ -19,8 +19,9 @@ import numpy.typing as npt
 from faster_whisper.tokenizer import Tokenizer
 from faster_whisper.vad import VadOptions, get_speech_timestamps
 
-from localwhisper_server import gate, reading, window
+from localwhisper_server import cuda_libraries, gate, reading, window
 from localwhisper_server.chunks import SAMPLE_RATE, Piece, Samples, Span, most_speech
+from localwhisper_server.devices import Device
 from localwhisper_server.options import Decoding, Voice
 from localwhisper_server.transcript import Segment, Task
 
@@ -124,33 +125,19 @@ def find_speech(samples: Samples, voice: Voice) -> list[Span]:
     return [Span(span["start"] / SAMPLE_RATE, span["end"] / SAMPLE_RATE) for span in found]
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
-    """Where and in what precision a model runs, and why."""
-
-    name: str
-    compute_type: str
-    reason: str
-
-
-def choose_device(device: str, compute_type: str, *, cuda_devices: int) -> Device:
-    """Settle "auto" into a device and a compute type.
-
-    float16 is CUDA's default because int8 fails on some cards (RTX 50 with cuBLAS before 12.8), float16 on none.
-    """
-    if device == "auto":
-        name = "cuda" if cuda_devices else "cpu"
-        reason = f"{cuda_devices} CUDA device(s) found" if cuda_devices else "no CUDA device found"
-    else:
-        name, reason = device, "as set"
-    if compute_type == "auto":
-        compute_type = "float16" if name == "cuda" else "int8"
-    return Device(name, compute_type, reason)
-
-
 def cuda_devices() -> int:
     """Count the CUDA devices the driver shows; 0 without a driver."""
     return int(ctranslate2.get_cuda_device_count())
+
+
+def compute_types(device: str) -> frozenset[str]:
+    """Return the precisions that "cpu" or "cuda" can run.
+
+    Raises:
+        RuntimeError: there is no such device here.
+
+    """
+    return frozenset(ctranslate2.get_supported_compute_types(device))
 
 
 class Preparer:
@@ -180,6 +167,8 @@ class Engine:
     """
 
     def __init__(self, folder: Path, device: Device, *, threads: int = 0) -> None:
+        if device.name == "cuda":
+            cuda_libraries.load()
         self._whisper = faster_whisper.WhisperModel(
             str(folder), device=device.name, compute_type=device.compute_type, cpu_threads=threads
         )

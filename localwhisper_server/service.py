@@ -2,16 +2,18 @@
 
 import asyncio
 import hashlib
+import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import IO, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
 
-from localwhisper_server import audio, chunks
+from localwhisper_server import chunks, decoder
 from localwhisper_server.engine import Chunk, ChunkResult, find_speech
 from localwhisper_server.options import Decoding, Options
 from localwhisper_server.scheduler import Scheduler, Ticket
@@ -34,7 +36,8 @@ class Prepare(Protocol):
 class Service:
     """Transcribes uploads with one scheduler; safe for any number of concurrent calls on one event loop.
 
-    `kept` finished transcripts are remembered for callers who lost their connection.
+    `blocks` decodes an upload; a server that strangers send to gives that of a `decoder.Pool`. `kept` finished
+    transcripts are remembered for callers who lost their connection.
     """
 
     def __init__(
@@ -43,12 +46,13 @@ class Service:
         prepare: Prepare,
         *,
         max_seconds: float,
+        blocks: decoder.Blocks = decoder.blocks,
         decoders: int = 2,
         kept: int = 0,
     ) -> None:
         self._scheduler = scheduler
         self._prepare = prepare
-        self._max_seconds = max_seconds
+        self._decode = partial(blocks, max_seconds=max_seconds)
         self._decoders = anyio.CapacityLimiter(decoders)
         self._sharing: Sharing[Segment | Transcript] = Sharing(kept)
 
@@ -83,9 +87,9 @@ class Service:
 
     async def _compute(self, source: IO[bytes], options: Options) -> AsyncGenerator[Segment | Transcript]:
         ticket: Ticket[Chunk, ChunkResult] | None = None
+        recording = _Recording(self._decode(source), options, self._prepare)
         try:
             ticket = self._scheduler.admit(bulk=options.bulk)
-            recording = _Recording(source, options, self._prepare, self._max_seconds)
             language, found = options.decoding.language, list[Segment]()
             async with aclosing(self._run(ticket, recording)) as results:
                 async for result in results:
@@ -97,6 +101,7 @@ class Service:
         finally:
             if ticket is not None:
                 ticket.close()
+            recording.close()
             source.close()
 
     async def _run(self, ticket: Ticket[Chunk, ChunkResult], recording: "_Recording") -> AsyncGenerator[ChunkResult]:
@@ -130,14 +135,17 @@ class Service:
 class _Recording:
     """An upload being decoded: gives its chunks one by one and counts its seconds. Used from one thread at a time."""
 
-    def __init__(self, source: IO[bytes], options: Options, prepare: Prepare, max_seconds: float) -> None:
+    def __init__(self, blocks: decoder.Decoding, options: Options, prepare: Prepare) -> None:
         self._samples = 0
         self.language = options.decoding.language
         self._options = options
         self._prepare = prepare
+        self._blocks = blocks
+        self._at_work = threading.Lock()
+        self._closed = False
         voice = options.voice
         self._pieces = chunks.pieces(
-            self._counted(audio.blocks(source, max_seconds=max_seconds)),
+            self._counted(),
             lambda samples: find_speech(samples, voice),
             padding=voice.prefix_padding_ms / 1000,
         )
@@ -149,15 +157,35 @@ class _Recording:
 
     def next_chunk(self) -> Chunk | None:
         """Decode as far as the next chunk; None at the end."""
-        piece = next(self._pieces, None)
+        try:
+            with self._at_work:
+                piece = next(self._pieces, None)
+        finally:
+            if self._closed:
+                self._release()
         if piece is None:
             return None
         return self._prepare(piece, self._options.decoding, full=self._options.full_window)
 
-    def _counted(self, blocks: Iterator[chunks.Samples]) -> Iterator[chunks.Samples]:
-        for block in blocks:
+    def close(self) -> None:
+        """Stop decoding, from any thread: at once where nobody is at it, else at the end of the block in hand."""
+        self._closed = True
+        self._release()
+
+    def _release(self) -> None:
+        """Let go of the decoder, unless a thread is using it: that will."""
+        if self._at_work.acquire(blocking=False):
+            try:
+                self._blocks.close()
+            finally:
+                self._at_work.release()
+
+    def _counted(self) -> Iterator[chunks.Samples]:
+        for block in self._blocks:
             self._samples += block.size
             yield block
+            if self._closed:
+                return
 
 
 def _submitted(ticket: Ticket[Chunk, ChunkResult], chunk: Chunk, language: str | None) -> "asyncio.Future[ChunkResult]":

@@ -298,9 +298,7 @@ async def test_a_model_that_ends_without_a_transcript_is_a_fault() -> None:
     ids=["corrupt", "no extension", "bad extension", "too short"],
 )
 @pytest.mark.parametrize("stream", ["true", "false"])
-async def test_bad_audio(  # noqa: PLR0917 - a table
-    failure: Exception, filename: str, param: str, code: str, message: str, stream: str
-) -> None:
+async def test_bad_audio(failure: Exception, filename: str, param: str, code: str, message: str, stream: str) -> None:
     """The bytes decide; the name of a file that cannot be read only words the error."""
     app = make_app(FakeBackend([failure]))
     answer = await transcribe(app, ("stream", stream), filename=filename)

@@ -18,7 +18,7 @@ ONLY = {
     "av": {"audio"},
     "fastapi": {"api"},
     "starlette": {"api"},
-    "uvicorn": {"server"},
+    "uvicorn": {"server", "lifecycle"},
     "huggingface_hub": {"models"},
     "platformdirs": {"models", "observe"},
     "pydantic_settings": {"config", "cli"},
@@ -135,8 +135,9 @@ def test_importing_reads_and_opens_nothing(path: Path) -> None:
 
 
 def _names(nodes: list[Any]) -> set[str]:
+    """Name what is used; a field that is merely declared (`environ: Mapping`) is not."""
     attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    return attributes | {node.id for node in nodes if isinstance(node, ast.Name)}
+    return attributes | {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
 
 
 @pytest.mark.parametrize("path", SERVER, ids=lambda path: path.stem)

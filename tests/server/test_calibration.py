@@ -69,8 +69,8 @@ def test_a_size_set_by_hand_is_kept() -> None:
 def test_a_fast_machine_gets_what_it_does_in_the_time() -> None:
     """Frames follow the speed: a batch, and one request's part of it, take about so many seconds."""
     limits = Engine({4: 0.25, 16: 0.5, 32: 0.5}).limits(on_cpu=False)
-    assert limits.frames == int(BATCH_SECONDS * 32 * 800 / 0.5)
-    assert limits.share == int(SHARE_SECONDS * 32 * 800 / 0.5)
+    assert limits.frames == int(BATCH_SECONDS * 32 * 1000 / 0.5)
+    assert limits.share == int(SHARE_SECONDS * 32 * 1000 / 0.5)
 
 
 def test_a_slow_machine_still_takes_a_whole_window() -> None:

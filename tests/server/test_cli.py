@@ -18,7 +18,7 @@ from localwhisper_server.models import ModelError
 from tests.server.test_server import Engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 
@@ -38,7 +38,12 @@ def _restored() -> Iterator[None]:
 def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """Give the settings that a server would have run with; none runs."""
     kept: list[Settings] = []
-    monkeypatch.setattr(server, "run", lambda settings, _listening: kept.append(settings))
+
+    def run(settings: Settings, _listening: socket.socket, *, environ: Mapping[str, str]) -> bool:
+        kept.append(settings)
+        return True
+
+    monkeypatch.setattr(server, "run", run)
     return kept
 
 
@@ -82,12 +87,13 @@ OPTIONS: dict[str, tuple[str, Any]] = {
     "max_upload": ("1000", 1000),
     "max_seconds": ("60.5", 60.5),
     "log_level": ("warning", "warning"),
+    "drain": ("5", 5.0),
 }
 
 
 def test_every_option_is_tried() -> None:
-    """The two that are not plain values have tests of their own."""
-    assert set(OPTIONS) | {"api_key", "cache_dir"} == set(Settings.model_fields)
+    """Those that are not plain values have tests of their own."""
+    assert set(OPTIONS) | {"api_key", "cache_dir", "announce"} == set(Settings.model_fields)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -127,6 +133,13 @@ def test_defaults(served: list[Settings], monkeypatch: pytest.MonkeyPatch) -> No
     assert (settings.host, settings.queue, settings.api_key) == ("127.0.0.1", 64, None)
 
 
+def test_announcing_is_a_flag(served: list[Settings]) -> None:
+    """It takes no value, and can be taken back."""
+    cli.main(["--port", "0", "--announce"])
+    cli.main(["--port", "0", "--no-announce"])
+    assert [settings.announce for settings in served] == [True, False]
+
+
 def test_a_key_and_a_folder(served: list[Settings], tmp_path: Path) -> None:
     """The key is not shown by a print of the settings."""
     cli.main(["--port", "0", "--api-key", "hush-hush", "--cache-dir", str(tmp_path)])
@@ -153,7 +166,7 @@ def test_a_key_and_a_folder(served: list[Settings], tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("way", ["option", "environment"])
-def test_a_bad_value_is_one_line_and_exit_64(  # noqa: PLR0917 - a table and its fixtures
+def test_a_bad_value_is_one_line_and_exit_64(
     option: str,
     value: str,
     way: str,
@@ -199,10 +212,10 @@ def test_an_unknown_model(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_weights_that_cannot_be_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """EX_SOFTWARE, with CTranslate2's reason."""
+    """One line and an exit code of its own, since a reinstall helps and a restart does not."""
     (tmp_path / "model.bin").write_bytes(b"not weights")
-    assert _exit(["--port", "0", "--model", str(tmp_path)]) == 70
-    assert "localwhisper-server: the model could not be loaded: " in capsys.readouterr().err
+    assert _exit(["--port", "0", "--model", str(tmp_path)]) == cli.EX_DATAERR
+    assert "localwhisper-server: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -210,7 +223,7 @@ def test_weights_that_cannot_be_loaded(tmp_path: Path, capsys: pytest.CaptureFix
     [
         (ModelError("no such"), 69),
         (RuntimeError("Library libcudnn_ops.so.9 is not found or cannot be loaded"), 70),
-        (OSError(28, "No space left on device"), 70),
+        (OSError(28, "No space left on device"), 73),
         (KeyboardInterrupt(), 130),
     ],
     ids=["no model", "no cuDNN", "disk full", "ctrl-c"],
@@ -220,7 +233,7 @@ def test_exit_codes(
 ) -> None:
     """One clear line, or none for Ctrl-C; never a traceback."""
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise failure
 
     monkeypatch.setattr(server, "run", fail)
@@ -239,23 +252,22 @@ class Session:
         self._failures: list[BaseException] = []
         self._listen, self._run = server.listen, server.run
         self._use: Callable[[httpx2.Client], None] = lambda _client: None
-        self._address, self._stopped = "", False
+        self._address = ""
         monkeypatch.setattr(server, "Engine", lambda *_, **__: engine)
         monkeypatch.setattr(server, "run", self._run_beside)
 
-    def run(self, use: Callable[[httpx2.Client], None]) -> Any:
-        """Start the server, have it used, stop it with SIGTERM; return the exit code."""
+    def run(self, use: Callable[[httpx2.Client], None]) -> None:
+        """Start the server, have it used, stop it with SIGTERM; returns where the command ends in success."""
         self._use = use
-        code = _exit(["--host", "127.0.0.1", "--port", "0", "--model", str(self._folder)])
+        cli.main(["--host", "127.0.0.1", "--port", "0", "--model", str(self._folder)])
         assert not self._failures
-        return code
 
-    def _run_beside(self, settings: Settings, listening: socket.socket) -> None:
+    def _run_beside(self, settings: Settings, listening: socket.socket, *, environ: Mapping[str, str]) -> bool:
         self._address = server.url(listening)
         user = threading.Thread(target=self._user)
         user.start()
         try:
-            self._run(settings, listening)
+            return self._run(settings, listening, environ=environ)
         finally:
             user.join(20)
 
@@ -268,13 +280,7 @@ class Session:
                 self._use(client)
         except BaseException as failure:  # noqa: BLE001 - raised again by `run`
             self._failures.append(failure)
-        self.stop()
-
-    def stop(self) -> None:
-        """Send SIGTERM, once."""
-        if not self._stopped:
-            self._stopped = True
-            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _post(client: httpx2.Client, voice: Path) -> httpx2.Response:
@@ -293,49 +299,12 @@ def test_a_server_from_start_to_stop(
         ids.append(answer.headers["x-request-id"])
 
     ids: list[str] = []
-    assert Session(monkeypatch, tmp_path, Engine()).run(use) == 0
+    Session(monkeypatch, tmp_path, Engine()).run(use)
     log = capsys.readouterr().err
     assert "listening on http://127.0.0.1:" in log
     assert f"ready: {tmp_path}" in log
     assert f"{ids[0]} POST /v1/audio/transcriptions 200" in log
     assert "Traceback" not in log
-
-
-def test_a_stop_does_not_wait_for_ever(
-    tmp_path: Path, voices: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It says that it gave up on the batch in flight, and tells the caller to come back."""
-    engine, slow, entered, gate = Engine(), threading.Event(), threading.Event(), threading.Event()
-    run, callers, answers = engine.run, list[threading.Thread](), list[httpx2.Response]()
-
-    def hang(chunks: Any) -> Any:
-        if slow.is_set():
-            entered.set()
-            gate.wait(20)
-        return run(chunks)
-
-    def call_and_leave(client: httpx2.Client) -> None:
-        answers.append(_post(client, voices["demo"]))
-
-    def use(client: httpx2.Client) -> None:
-        slow.set()
-        callers.append(threading.Thread(target=call_and_leave, args=(client,)))
-        callers[0].start()
-        assert entered.wait(10)
-        session.stop()
-        callers[0].join(10)
-
-    engine.run = hang  # type: ignore[method-assign]
-    monkeypatch.setattr(server, "STOP_SECONDS", 0.1)
-    session = Session(monkeypatch, tmp_path, engine)
-    assert session.run(use) == 0
-    gate.set()
-    log = capsys.readouterr().err
-    assert "stopped without waiting for the batch in flight" in log
-    assert "Traceback" not in log
-    (answer,) = answers
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
-    assert answer.json()["error"]["message"] == "The server is stopping. Try again shortly."
 
 
 def test_the_module_is_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,10 @@ import numpy as np
 import pytest
 
 from localwhisper_server import audio, engine
-from localwhisper_server.audio import SAMPLE_RATE
-from localwhisper_server.engine import Chunk, ChunkResult, Device, Engine, choose_device, find_speech
+from localwhisper_server.chunks import SAMPLE_RATE, Piece, Span
+from localwhisper_server.engine import Chunk, ChunkResult, Device, Engine, Preparer, choose_device, find_speech
 from localwhisper_server.options import Decoding, Voice
-from localwhisper_server.scheduler import Scheduler
+from localwhisper_server.scheduler import Limits, Scheduler
 from localwhisper_server.service import Service
 from tests.server.sound import tone
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from localwhisper_server.chunks import Samples
     from localwhisper_server.transcript import Segment
 
 BEGIN, EOT = 1000, 900  # of the tokenizer double
@@ -56,7 +58,7 @@ def test_counting_devices_needs_no_driver() -> None:
 # Who speaks where
 
 
-def _voice(path: Path) -> audio.Samples:
+def _voice(path: Path) -> Samples:
     with path.open("rb") as file:
         return audio.decode(file, max_seconds=600)
 
@@ -65,7 +67,7 @@ def _voice(path: Path) -> audio.Samples:
 def test_speech_is_found(voices: dict[str, Path], name: str) -> None:
     """In order, without overlap, inside the recording, and most of it."""
     samples = _voice(voices[name])
-    spans = find_speech(samples)
+    spans = find_speech(samples, Voice())
     assert spans
     assert all(before.end <= after.start for before, after in pairwise(spans))
     assert spans[0].start >= 0
@@ -80,7 +82,7 @@ def test_nobody_is_found_in_silence(seconds: float, kind: str) -> None:
     count = round(seconds * SAMPLE_RATE)
     noise = np.random.default_rng(0).normal(0, 0.02, count).astype(np.float32)
     samples = {"silence": np.zeros(count, np.float32), "noise": noise, "tone": tone(seconds)[0]}[kind]
-    assert find_speech(samples) == []
+    assert find_speech(samples, Voice()) == []
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
@@ -113,6 +115,10 @@ def _result(text: str, score: float = -0.1, no_speech: float = 0.0) -> Any:
     return SimpleNamespace(sequences_ids=[[ord(letter) for letter in text]], scores=[score], no_speech_prob=no_speech)
 
 
+def _chunk(temperature: float | None, seconds: float = 30.0) -> Chunk:
+    return Chunk(np.zeros((1, 1), np.float32), seconds, 0.0, Decoding(temperature=temperature))
+
+
 class Ladder:
     """An Engine without a model: `script` gives the result of a row at a temperature."""
 
@@ -120,21 +126,26 @@ class Ladder:
         self.engine = object.__new__(Engine)
         self.calls: list[tuple[list[int], float]] = []
 
-        def generate(encoded: Any, prompts: list[list[int]], temperature: float) -> list[Any]:
-            assert encoded.shape[0] == len(prompts)
-            assert len({len(prompt) for prompt in prompts}) == 1  # as CTranslate2 wants them
-            rows = [int(row) for row in np.asarray(encoded)[:, 0, 0]]
-            self.calls.append((rows, temperature))
-            return [script(row, temperature) for row in rows]
+        def generate(encoded: Any, rows: Sequence[engine._Row], temperature: float, *, full: bool) -> list[Any]:
+            assert encoded.shape[0] == len(rows)
+            assert len({len(row.prompt) for row in rows}) == 1  # as CTranslate2 wants them
+            numbers = [int(row) for row in np.asarray(encoded)[:, 0, 0]]
+            self.calls.append((numbers, temperature))
+            return [script(number, temperature) for number in numbers]
 
         self.engine._generate = generate  # type: ignore[method-assign, assignment]
 
-    def decode(self, asked: Sequence[float | None], lengths: Sequence[int] | None = None) -> list[engine._Hypothesis]:
+    def decode(
+        self, asked: Sequence[float | None], lengths: Sequence[int] | None = None, *, full: bool = True
+    ) -> list[engine._Hypothesis]:
         """Decode one row for each temperature asked, row n encoded as the number n."""
         count = len(asked)
         encoded = engine._storage(np.arange(count, dtype=np.float32).reshape(count, 1, 1))
-        prompts = [[0] * length for length in lengths or [1] * count]
-        return self.engine._decode(encoded, prompts, [Tokenizer()] * count, asked)  # type: ignore[list-item]
+        rows = [
+            engine._Row(_chunk(temperature), "en", None, Tokenizer(), [0] * length)  # type: ignore[arg-type]
+            for temperature, length in zip(asked, lengths or [1] * count, strict=True)
+        ]
+        return self.engine._decode(encoded, rows, full=full)
 
 
 GOOD, UNLIKELY = _result("a quick brown fox"), _result("mumble", -2.0)
@@ -186,13 +197,19 @@ def test_of_bad_answers_the_likeliest_that_does_not_repeat() -> None:
     assert all_loop.temperature == 1.0
 
 
-def test_silence_is_accepted_at_once_and_gives_nothing() -> None:
-    """Unlikely words where the model hears no speech are not climbed for, and not shown."""
+def test_a_short_window_has_no_ladder() -> None:
+    """A bad answer there is for the gate, which gives the chunk its full window."""
+    ladder = Ladder(lambda _row, _temperature: UNLIKELY)
+    assert [hypothesis.temperature for hypothesis in ladder.decode([None, None], full=False)] == [0.0, 0.0]
+    assert len(ladder.calls) == 1
+
+
+def test_silence_is_accepted_at_once() -> None:
+    """Unlikely words where the model hears no speech are not climbed for."""
     ladder = Ladder(lambda _row, _temperature: _result("thanks for watching", -1.5, no_speech=0.9))
     (hypothesis,) = ladder.decode([None])
     assert hypothesis.silent
     assert len(ladder.calls) == 1
-    assert engine._pieces(hypothesis, Tokenizer(), 5.0) == ([], None)  # type: ignore[arg-type]
 
 
 def test_an_empty_answer_is_no_error() -> None:
@@ -207,63 +224,47 @@ def test_an_empty_answer_is_no_error() -> None:
 def test_rows_are_taken_in_any_precision(kind: ctranslate2.DataType) -> None:
     """A GPU encodes in float16 or bfloat16, of which NumPy knows only one."""
     encoded = engine._storage(np.arange(12, dtype=np.float32).reshape(3, 2, 2)).to(kind)
-    taken = engine._rows(encoded, [2, 0]).to(ctranslate2.DataType.float32)
+    taken = engine._taken(encoded, [2, 0]).to(ctranslate2.DataType.float32)
     assert np.asarray(taken).tolist() == [[[8, 9], [10, 11]], [[0, 1], [2, 3]]]
-    assert engine._rows(encoded, [0, 1, 2]) is encoded
-
-
-# Timestamps
-
-
-def _hypothesis(*tokens: int | str) -> engine._Hypothesis:
-    flat = [token for part in tokens for token in (map(ord, part) if isinstance(part, str) else [part])]
-    return engine._Hypothesis(tuple(flat), "", 0.0, -0.1, 1.0, 0.0)
-
-
-def _at(seconds: float) -> int:
-    return BEGIN + round(seconds / engine.TIMESTAMP_SECONDS)
-
-
-@pytest.mark.parametrize(
-    ("tokens", "pieces", "rest"),
-    [
-        ((_at(0), " hi", _at(2)), [(0.0, 2.0, " hi")], None),
-        ((_at(0), " a", _at(2), _at(2), " b", _at(4)), [(0.0, 2.0, " a"), (2.0, 4.0, " b")], None),
-        ((_at(0), " a", _at(2), _at(3), " b", _at(4)), [(0.0, 2.0, " a"), (3.0, 4.0, " b")], None),
-        ((_at(0), " a", _at(2), _at(2)), [(0.0, 2.0, " a")], 2.0),
-        ((_at(0), " a", _at(2), _at(2), " b"), [(0.0, 2.0, " a"), (2.0, 5.0, " b")], None),
-        ((_at(0), " a", _at(9)), [(0.0, 5.0, " a")], None),
-        ((_at(8), " a", _at(9)), [(5.0, 5.0, " a")], None),
-        ((" a",), [(0.0, 5.0, " a")], None),
-        ((_at(0), "  ", _at(2), _at(2), " b", _at(3)), [(2.0, 3.0, " b")], None),
-        ((_at(0), _at(0)), [], None),
-        ((), [], None),
-    ],
-    ids=[
-        *("one", "two", "a gap", "stopped short", "no end", "past the end", "all past the end", "no timestamps"),
-        *("blank", "timestamps alone", "nothing"),
-    ],
-)
-def test_tokens_are_cut_at_their_timestamps(tokens: Any, pieces: list[tuple[float, float, str]], rest: float) -> None:
-    """Pieces with words in them, inside the chunk; a pair of timestamps at the end says that more follows."""
-    found, stopped = engine._pieces(_hypothesis(*tokens), Tokenizer(), 5.0)  # type: ignore[arg-type]
-    assert [(piece.start, piece.end, Tokenizer().decode(piece.tokens)) for piece in found] == pieces
-    assert stopped == rest
+    assert engine._taken(encoded, [0, 1, 2]) is encoded
 
 
 def test_a_rest_is_the_sound_from_there_on() -> None:
     """Where it is in the recording; a second or less is not worth a run."""
-    chunk = Chunk(np.arange(5 * SAMPLE_RATE, dtype=np.float32), 60.0, Decoding(language="de"))
+    features = np.arange(500, dtype=np.float32)[None]
+    chunk = Chunk(features, 5.0, 60.0, Decoding(language="de"), speech_seconds=4.0, speech_end=4.5)
     rest = engine._rest(chunk, 2.0)
     assert rest is not None
-    assert (rest.offset, rest.seconds, rest.samples[0], rest.decoding) == (62.0, 3.0, 32_000.0, chunk.decoding)
+    assert (rest.offset, rest.seconds, rest.features[0, 0], rest.decoding) == (62.0, 3.0, 200.0, chunk.decoding)
+    assert rest.speech_end == pytest.approx(2.5)
     assert engine._rest(chunk, None) is engine._rest(chunk, 4.5) is None
 
 
-def test_token_starts() -> None:
-    """The first step of each token; one without a step, and the end, are where the path ends."""
-    assert engine._token_starts([(0, 5), (0, 6), (1, 10), (1, 20)], 2) == pytest.approx([0.1, 0.2, 0.4])
-    assert engine._token_starts([], 1) == [0.0, 0.0]
+@pytest.mark.parametrize(
+    ("seconds", "full", "temperature", "frames"),
+    [(1.0, False, None, 800), (10.0, False, 0.0, 1300), (10.0, True, None, 3000), (10.0, False, 0.5, 3000)],
+)
+def test_what_a_chunk_costs(
+    seconds: float,
+    full: bool,  # noqa: FBT001 - a table's column
+    temperature: float | None,
+    frames: int,
+) -> None:
+    """Its own length with room; the full window where asked, and where a temperature makes the gate blind."""
+    chunk = Chunk(np.zeros((1, 1), np.float32), seconds, 0.0, Decoding(temperature=temperature), full=full)
+    assert chunk.frames == frames
+
+
+def test_preparing_needs_no_model() -> None:
+    """A piece's features, its speech counted; callable from any thread."""
+    prepare = Preparer(lambda samples: np.zeros((80, samples.size // 160 + 1)))
+    piece = Piece(np.zeros(32_000, np.float32), 7.0, (Span(0.1, 0.6), Span(1.0, 1.5)))
+    chunk = prepare(piece, Decoding(language="de"), full=True)
+    assert chunk.features.shape == (80, 200)
+    assert chunk.features.dtype == np.float32
+    assert (chunk.seconds, chunk.offset, chunk.full, chunk.decoding.language) == (2.0, 7.0, True, "de")
+    assert (chunk.speech_seconds, chunk.speech_end) == (pytest.approx(1.0), 1.5)
+    assert prepare(Piece(np.zeros(1600, np.float32), 0.0, ()), Decoding()).speech_end == 0.0
 
 
 # The real models
@@ -304,19 +305,28 @@ MIXED: dict[str, tuple[str, dict[str, Any]]] = {
     "german": ("de-5s", {"words": True, "logprobs": True}),
     "prompt": ("demo", {"language": "en", "prompt": "A shopping list.", "words": True, "temperature": 0.0}),
     "translation": ("demo", {"task": "translate", "hotwords": "milk, bread", "logprobs": True}),
-    "french": ("fr-5s", {"language": "fr", "temperature": 0.1}),
 }
 
 
-def _mixed(voices: dict[str, Path], name: str) -> Chunk:
+def _prepared(model: Engine, samples: Samples, offset: float = 0.0, *, full: bool = False, **decoding: Any) -> Chunk:
+    piece = Piece(samples, offset, tuple(find_speech(samples, Voice())))
+    return model.prepare(piece, Decoding(**decoding), full=full)
+
+
+def _run(model: Engine, chunks: Sequence[Chunk]) -> list[ChunkResult]:
+    """Run a batch, and what the gate doubts once more, as the service does."""
+    return [model.run([result.rest])[0] if result.doubt and result.rest else result for result in model.run(chunks)]
+
+
+def _mixed(model: Engine, voices: dict[str, Path], name: str) -> Chunk:
     voice, decoding = MIXED[name]
-    return Chunk(_voice(voices[voice]), 0.0, Decoding(**decoding))
+    return _prepared(model, _voice(voices[voice]), **decoding)
 
 
 @pytest.fixture(scope="module")
 def heard(base: Engine, voices: dict[str, Path]) -> dict[str, ChunkResult]:
     """Give what the base model heard in one batch of all of MIXED."""
-    return dict(zip(MIXED, base.run([_mixed(voices, name) for name in MIXED]), strict=True))
+    return dict(zip(MIXED, _run(base, [_mixed(base, voices, name) for name in MIXED]), strict=True))
 
 
 @pytest.mark.model
@@ -345,11 +355,12 @@ def test_german_is_recognised(base: Engine, heard: dict[str, ChunkResult]) -> No
 
 
 @pytest.mark.model
-def test_french_is_answered_in_the_language_asked_for(heard: dict[str, ChunkResult]) -> None:
+def test_french_is_answered_in_the_language_asked_for(base: Engine, voices: dict[str, Path]) -> None:
     """Small models hardly understand this voice, but they answer; at the one temperature asked for."""
-    assert heard["french"].language == "fr"
-    assert _text(heard["french"])
-    assert {segment.temperature for segment in heard["french"].segments} == {0.1}
+    (result,) = base.run([_prepared(base, _voice(voices["fr-5s"]), language="fr", temperature=0.1)])
+    assert result.language == "fr"
+    assert _text(result)
+    assert {segment.temperature for segment in result.segments} == {0.1}
 
 
 @pytest.mark.model
@@ -381,7 +392,7 @@ def test_words_are_in_order_and_inside_the_recording(
     heard: dict[str, ChunkResult], voices: dict[str, Path], name: str
 ) -> None:
     """Together they are the text; none begins before the last has ended."""
-    words = _check_words(heard[name].segments, _mixed(voices, name).seconds)
+    words = _check_words(heard[name].segments, _voice(voices[MIXED[name][0]]).size / SAMPLE_RATE)
     assert "".join(words).split() == _text(heard[name]).split()
 
 
@@ -396,21 +407,41 @@ def test_the_bytes_of_logprobs_are_the_text(heard: dict[str, ChunkResult], name:
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("name", ["german", "translation"])
-def test_a_batch_hears_what_each_alone_does(
-    base: Engine, voices: dict[str, Path], heard: dict[str, ChunkResult], name: str
-) -> None:
-    """Languages, tasks, prompts, keywords, temperatures and lengths share one without touching each other."""
-    (alone,) = base.run([_mixed(voices, name)])
-    assert (_text(alone), alone.language) == (_text(heard[name]), heard[name].language)
-    assert [segment.words for segment in alone.segments] == [segment.words for segment in heard[name].segments]
+def test_a_batch_hears_what_each_alone_does(tiny_en: Engine, voices: dict[str, Path]) -> None:
+    """Prompts, keywords, lengths and what is asked for share one without touching each other."""
+    demo, minute = _voice(voices["demo"]), _voice(voices["en-60s"])[: 9 * SAMPLE_RATE]
+    chunks = [
+        _prepared(tiny_en, demo, full=True, prompt="A shopping list."),
+        _prepared(tiny_en, minute, full=True, words=True),
+        _prepared(tiny_en, demo, full=True, hotwords="milk, bread", logprobs=True),
+    ]
+    for chunk, together in zip(chunks, tiny_en.run(chunks), strict=True):
+        (alone,) = tiny_en.run([chunk])
+        assert _text(alone) == _text(together)
+        assert [segment.words for segment in alone.segments] == [segment.words for segment in together.segments]
+        assert [bool(segment.logprobs) for segment in together.segments] == [
+            chunk.decoding.logprobs for _ in together.segments
+        ]
+
+
+@pytest.mark.model
+def test_a_doubted_answer_comes_back_whole(tiny_en: Engine, voices: dict[str, Path]) -> None:
+    """To be run with the full window, where nothing is doubted any more."""
+    chunk = replace(_prepared(tiny_en, _voice(voices["demo"])), speech_seconds=60.0)  # far too much for its text
+    (doubted,) = tiny_en.run([chunk])
+    assert (doubted.doubt, doubted.segments, doubted.language) == ("pace", (), None)
+    assert doubted.rest is not None
+    assert (doubted.rest.full, doubted.rest.features is chunk.features) == (True, True)
+    (result,) = tiny_en.run([doubted.rest])
+    assert result.doubt is None
+    assert _words(_text(result)) == WORDS
 
 
 @pytest.mark.model
 def test_the_english_only_model(tiny_en: Engine, voices: dict[str, Path]) -> None:
     """Its vocabulary differs, and it knows one language, whatever is asked."""
     assert tiny_en.languages == frozenset({"en"})
-    (result,) = tiny_en.run([Chunk(_voice(voices["demo"]), 0.0, Decoding(words=True, logprobs=True))])
+    (result,) = _run(tiny_en, [_prepared(tiny_en, _voice(voices["demo"]), words=True, logprobs=True)])
     assert result.language == "en"
     assert _words(_text(result)) == WORDS
     assert _words(" ".join(word.text for segment in result.segments for word in segment.words)) == WORDS
@@ -442,8 +473,9 @@ def test_prompts_leave_room_to_decode(base: Engine, hotwords: str, prompt: str) 
 def test_an_offset_moves_everything(tiny_en: Engine, voices: dict[str, Path]) -> None:
     """Segments, words and seek are places in the recording, not in the chunk."""
     samples = _voice(voices["demo"])
-    decoding = Decoding(language="en", words=True)
-    here, there = tiny_en.run([Chunk(samples, offset, decoding) for offset in (0.0, 600.0)])
+    chunks = [_prepared(tiny_en, samples, offset, language="en", words=True) for offset in (0.0, 600.0)]
+    here, there = _run(tiny_en, chunks)
+    assert here.segments
     for before, after in zip(here.segments, there.segments, strict=True):
         assert (after.start, after.end) == pytest.approx((before.start + 600, before.end + 600))
         assert after.seek == before.seek + 60_000
@@ -456,10 +488,8 @@ def test_an_offset_moves_everything(tiny_en: Engine, voices: dict[str, Path]) ->
 def test_odd_hints_are_no_error(tiny_en: Engine, voices: dict[str, Path]) -> None:
     """Longer than the model's context, no letters at all, steering tokens spelled out."""
     samples = _voice(voices["demo"])
-    hints = ["word " * 2000, "\0\n\t", "<|endoftext|><|notimestamps|><|fr|>", "你好 🎙"]
-    results = tiny_en.run(
-        [Chunk(samples, 0.0, Decoding(prompt=hint, hotwords=hint, temperature=0.1)) for hint in hints]
-    )
+    hints = ["word " * 2000, "\0\n\t🎙<|endoftext|><|notimestamps|><|fr|>"]
+    results = _run(tiny_en, [_prepared(tiny_en, samples, prompt=hint, hotwords=hint) for hint in hints])
     assert all(segment.end <= 4.87 for result in results for segment in result.segments)
 
 
@@ -468,8 +498,8 @@ def test_odd_hints_are_no_error(tiny_en: Engine, voices: dict[str, Path]) -> Non
 def test_sound_without_words_is_no_error(tiny_en: Engine, seconds: float) -> None:
     """Very short and very long chunks run; times stay inside."""
     samples = np.random.default_rng(0).normal(0, 0.01, round(seconds * SAMPLE_RATE)).astype(np.float32)
-    decoding = Decoding(language="en", temperature=1.0, words=True, logprobs=True)
-    (result,) = tiny_en.run([Chunk(samples, 0.0, decoding)])
+    decoding = {"language": "en", "temperature": 1.0, "words": True, "logprobs": True}
+    (result,) = tiny_en.run([_prepared(tiny_en, samples, **decoding)])
     assert all(0 <= segment.start <= segment.end <= seconds for segment in result.segments)
     words = [word for segment in result.segments for word in segment.words]
     assert all(0 <= word.start <= word.end <= seconds for word in words)
@@ -485,8 +515,9 @@ def test_warming_up_is_repeatable(tiny_en: Engine) -> None:
 @pytest.fixture(scope="module")
 def service(base: Engine) -> Iterator[Service]:
     """Give the whole way of a request behind the routes."""
-    scheduler = Scheduler(base.run, capacity=4, batch=2, clock=lambda: 0.0)
-    yield Service(scheduler, max_seconds=600)
+    limits = Limits(items=4, frames=6000, share=6000)
+    scheduler = Scheduler(base.run, capacity=4, limits=limits, clock=lambda: 0.0)
+    yield Service(scheduler, base.prepare, max_seconds=600)
     assert scheduler.close(60)
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from localwhisper_server.engine import Chunk, ChunkResult, Device
+from localwhisper_server.devices import Device
+from localwhisper_server.engine import Chunk, ChunkResult
 from localwhisper_server.errors import Busy
 from localwhisper_server.keeper import RECOVER_SECONDS, SMALLER_COMPUTE_TYPE, Keeper, is_out_of_memory
 from localwhisper_server.options import Decoding

@@ -12,7 +12,8 @@ from localwhisper_client._version import __version__
 from localwhisper_server import api, server
 from localwhisper_server.chunks import Piece
 from localwhisper_server.config import Settings
-from localwhisper_server.engine import Chunk, ChunkResult, Device
+from localwhisper_server.devices import Device
+from localwhisper_server.engine import Chunk, ChunkResult
 from localwhisper_server.errors import Busy, EngineFailed
 from localwhisper_server.models import ModelError
 from localwhisper_server.options import Decoding, Options
@@ -301,4 +302,4 @@ def test_a_server_whose_model_fails_stops_and_says_why(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     with listen("127.0.0.1", 0) as bound, pytest.raises(ModelError, match=r"holds no model\.bin"):
-        server.run(Settings(model=str(empty)), bound)
+        server.run(Settings(model=str(empty)), bound, environ={})

@@ -1,0 +1,185 @@
+"""Being started, watched and stopped: what systemd is told, when the engine counts as stuck, and how a server leaves.
+
+The protocol is sd_notify(3): lines of text in a datagram to the socket that NOTIFY_SOCKET names.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from types import FrameType
+from typing import Protocol
+
+import uvicorn
+
+from localwhisper_server.errors import Busy
+
+logger = logging.getLogger(__name__)
+
+# Where no watchdog says how patient it is.
+WATCHDOG_SECONDS = 240.0
+# The part of the watchdog's time after which it is petted, and after which a batch counts as stuck.
+CHECKS_PER_WATCHDOG = 4
+PATIENCE_PER_WATCHDOG = 0.5
+# After the drain, how long answers may take to get out before their connections are cut.
+LAST_WORDS_SECONDS = 3
+
+
+class Notifier:
+    """Tells systemd, where there is one; never fails, never blocks."""
+
+    def __init__(self, address: str | None) -> None:
+        # A leading @ stands for the zero byte of an abstract socket.
+        self._address = f"\0{address[1:]}" if address and address.startswith("@") else address
+
+    def ready(self) -> None:
+        """Say that requests are served."""
+        self._send("READY=1")
+
+    def alive(self) -> None:
+        """Pet the watchdog."""
+        self._send("WATCHDOG=1")
+
+    def stopping(self, seconds: float) -> None:
+        """Say that this ends within so many seconds, and ask to be given them."""
+        self._send(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
+
+    def _send(self, text: str) -> None:
+        if not self._address or not hasattr(socket, "AF_UNIX"):
+            return
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sending:
+            sending.settimeout(0)
+            sending.sendto(text.encode(), self._address)
+
+
+def watchdog_seconds(environ: Mapping[str, str], pid: int) -> float | None:
+    """Return how often systemd wants to hear from this process; None where it does not watch it."""
+    watched = environ.get("WATCHDOG_PID", str(pid))
+    period = environ.get("WATCHDOG_USEC", "")
+    if watched != str(pid) or not period.isdecimal() or not int(period):
+        return None
+    return int(period) / 1e6
+
+
+class Watched(Protocol):
+    """What is looked at to see whether an engine lives."""
+
+    @property
+    def requests(self) -> int:
+        """How many requests are open."""
+
+    @property
+    def running_seconds(self) -> float | None:
+        """How long the batch in flight has been running; None where there is none."""
+
+    @property
+    def works(self) -> bool:
+        """Whether the last batch gave anything but faults of the engine."""
+
+
+class Examiner:
+    """Says whether the engine is well, by its work, or by a test where it has none.
+
+    `test` sends something through the model. It is run when the last inference failed, and whenever there is nothing
+    else to judge by if `always`. Whatever takes longer than `patience` seconds is stuck.
+    """
+
+    def __init__(
+        self, engine: Watched, test: Callable[[], Awaitable[None]], *, patience: float, always: bool = False
+    ) -> None:
+        self._engine = engine
+        self._test = test
+        self._patience = patience
+        self._always = always
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the batch in flight has taken too long."""
+        return (self._engine.running_seconds or 0.0) > self._patience
+
+    async def well(self) -> bool:
+        """Look, and test where there is reason to."""
+        if self.stuck:
+            return False
+        if self._engine.requests or self._engine.running_seconds is not None:
+            return self._engine.works
+        if self._engine.works and not self._always:
+            return True
+        try:
+            await asyncio.wait_for(self._test(), self._patience)
+        except Busy:
+            return True  # somebody else's work, or somebody else's memory; a restart would help neither
+        except Exception:  # noqa: BLE001 - the engine logs what it was; TimeoutError among them
+            return False
+        return True
+
+
+async def watch(
+    well: Callable[[], Awaitable[bool]],
+    notifier: Notifier,
+    *,
+    seconds: float,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> None:
+    """Pet the watchdog every so many seconds as long as all is well: `well`, and this event loop, which runs it."""
+    while True:
+        await sleep(seconds)
+        if await well():
+            notifier.alive()
+        else:
+            logger.error("the engine does not pass its test")
+
+
+class Draining(Protocol):
+    """What is stopped."""
+
+    def drain(self, seconds: float) -> None:
+        """Take nothing new, and send away what could not be finished in so many seconds."""
+
+    def give_up(self) -> None:
+        """Send away whatever still waits."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but a stop lets what was accepted finish, within `drain` seconds, and a second one does not.
+
+    SIGTERM stops; another one, or Ctrl-C at any time, ends the process on the spot, by `leave`.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        backend: Draining,
+        notifier: Notifier,
+        *,
+        drain: float,
+        leave: Callable[[int], object] = os._exit,
+    ) -> None:
+        super().__init__(config)
+        config.timeout_graceful_shutdown = int(drain) + LAST_WORDS_SECONDS
+        self._backend = backend
+        self._notifier = notifier
+        self._drain = drain
+        self._leave = leave
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
+        """Begin to stop, or leave."""
+        if sig == signal.SIGINT:
+            self._leave(128 + sig)
+        elif self.should_exit:
+            self._leave(0)
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let requests finish as long as there is time, then send them away."""
+        logger.info("stopping; what runs has %g s to finish", self._drain)
+        self._notifier.stopping(self._drain + 2 * LAST_WORDS_SECONDS)
+        self._backend.drain(self._drain)
+        giving_up = asyncio.get_running_loop().call_later(self._drain, self._backend.give_up)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            giving_up.cancel()

@@ -1,0 +1,54 @@
+"""A stream for the log that nobody ever waits for: lines that cannot be written in time are dropped and counted.
+
+A full disk, a terminal that is held, a pipe whose reader sleeps: none of them may stop a request.
+"""
+
+import contextlib
+import io
+import queue
+import threading
+from typing import TextIO
+
+# A burst of errors with their tracebacks fits; more than that, and whoever reads is not reading.
+LINES = 2000
+
+
+class Unhurried(io.TextIOBase):
+    """Text written to it is written on to `stream` by a thread of its own."""
+
+    def __init__(self, stream: TextIO, *, lines: int = LINES) -> None:
+        super().__init__()
+        self._stream = stream
+        self._lines: queue.Queue[str | None] = queue.Queue(lines)
+        self._dropped = 0
+        self._thread = threading.Thread(target=self._work, name="localwhisper-log", daemon=True)
+        self._thread.start()
+
+    def writable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def write(self, text: str, /) -> int:
+        """Take `text`, or drop it where too much waits already; never blocks, never fails."""
+        try:
+            self._lines.put_nowait(text)
+        except queue.Full:
+            self._dropped += 1
+        return len(text)
+
+    def finish(self, timeout: float) -> bool:
+        """Write out what waits; False if that takes longer than `timeout` seconds."""
+        with contextlib.suppress(queue.Full):
+            self._lines.put(None, timeout=timeout)
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _work(self) -> None:
+        while (text := self._lines.get()) is not None:
+            dropped, self._dropped = self._dropped, 0
+            if dropped:
+                text = f"({dropped} lines of the log were dropped: nobody took them)\n{text}"
+            # What cannot be written is lost; there is nowhere left to say so.
+            with contextlib.suppress(OSError, ValueError):
+                self._stream.write(text)
+                self._stream.flush()
