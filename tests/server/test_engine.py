@@ -12,7 +12,8 @@ import pytest
 
 from localwhisper_server import audio, engine
 from localwhisper_server.chunks import SAMPLE_RATE, Piece, Span
-from localwhisper_server.engine import Chunk, ChunkResult, Device, Engine, Preparer, choose_device, find_speech
+from localwhisper_server.devices import Device, choose_device
+from localwhisper_server.engine import Chunk, ChunkResult, Engine, Preparer, find_speech
 from localwhisper_server.options import Decoding, Voice
 from localwhisper_server.scheduler import Limits, Scheduler
 from localwhisper_server.service import Service
