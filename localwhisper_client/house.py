@@ -58,7 +58,8 @@ class _AsyncHTTP(openai.DefaultAsyncHttpxClient):
         if not self.is_closed:
             try:
                 loop = asyncio.get_running_loop()
-            except RuntimeError:
+            except (RuntimeError, AttributeError):
+                # No loop; or the interpreter is ending, and has taken the module's names away.
                 return
             self._closing = loop.create_task(self.aclose())
 

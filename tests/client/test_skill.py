@@ -7,6 +7,8 @@ import email.policy
 import os
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +18,6 @@ from tests.client.fault_server import error, refusing, reset, says
 
 if TYPE_CHECKING:
     import socket
-    from pathlib import Path
 
     from tests.client.fault_server import FaultServer, Request
 
@@ -257,7 +258,8 @@ def test_without_a_setting_the_house_is_wsl_home() -> None:
 
 def test_the_script_is_clean() -> None:
     """For shellcheck, where it is installed."""
-    shellcheck = shutil.which("shellcheck")
+    beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    shellcheck = shutil.which("shellcheck", path=beside)
     if shellcheck is None:
         pytest.skip("no shellcheck here")
     subprocess.run([shellcheck, SCRIPT], check=True)

@@ -26,7 +26,7 @@ GOOD = Answer(
     [
         {},
         {"language_probability": 0.7},
-        {"avg_logprob": -0.7},
+        {"avg_logprob": -0.6},
         {"compression_ratio": 2.0},
         {"last_timestamp": 6.0},
         {"last_timestamp": 3.5},
@@ -48,7 +48,7 @@ def test_a_good_answer_stands(changed: dict[str, Any]) -> None:
     ("reason", "changed"),
     [
         ("language", {"language_probability": 0.69}),
-        ("logprob", {"avg_logprob": -0.71}),
+        ("logprob", {"avg_logprob": -0.61}),
         ("compression", {"compression_ratio": 2.01}),
         ("pace", {"tokens": 4}),
         ("pace", {"tokens": 37}),

@@ -10,19 +10,19 @@ from localwhisper_server import window
 @pytest.mark.parametrize(
     ("seconds", "frames"),
     [
-        (0.1, 800),
-        (5.0, 800),
-        (5.01, 900),
-        (8.0, 1100),
-        (8.5, 1200),
-        (15.0, 1800),
-        (26.5, 3000),
-        (27.0, 3000),
+        (0.1, 1000),
+        (5.0, 1000),
+        (5.01, 1100),
+        (8.0, 1300),
+        (8.5, 1400),
+        (15.0, 2000),
+        (24.5, 3000),
+        (25.0, 3000),
         (60, 3000),
     ],
 )
 def test_frames(seconds: float, frames: int) -> None:
-    """Room behind the sound, at least eight seconds, whole seconds, at most Whisper's own window."""
+    """Room behind the sound, at least ten seconds, whole seconds, at most Whisper's own window."""
     assert window.frames(seconds, full=False) == frames
     assert window.frames(seconds, full=True) == 3000
 

@@ -1,0 +1,282 @@
+"""A real server stopped, killed and started again: what was accepted is answered, nothing is left, it comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from localwhisper_client.demo import Server, serving
+from tests.server.driving import multipart
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = [
+    pytest.mark.model,
+    pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals"),
+]
+
+ROOT = Path(__file__).parents[2]
+ENGLISH = (ROOT / "localwhisper_client" / "demo.ogg").read_bytes()
+LONG = (ROOT / "tests" / "voices" / "en-60s.ogg").read_bytes()
+SECONDS = 120.0
+# More of them in the nox session `fuzz`.
+ROUNDS = int(os.environ.get("ROUNDS", "3"))
+
+
+def _until(condition: Callable[[], object], seconds: float = SECONDS) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def _ask(port: int, data: bytes = ENGLISH, path: str = "/v1/audio/transcriptions") -> tuple[int, Any, Any]:
+    """Return status, headers and body of a transcription."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
+    with contextlib.closing(connection):
+        headers, body = multipart(("language", "en"), file=data)
+        connection.request("POST", path, body, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.headers, json.loads(answer.read())
+
+
+def _get(port: int, path: str) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+
+
+def _port(server: Server) -> int:
+    return int(server.url.rsplit(":", 1)[1])
+
+
+def _children(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        return [
+            int(child)
+            for tasks in Path(f"/proc/{pid}/task").iterdir()
+            for child in (tasks / "children").read_text().split()
+        ]
+    return []
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give the folder that the servers of this test use for temporary files."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    return folder
+
+
+@contextlib.contextmanager
+def _callers(port: int, count: int, data: bytes) -> Iterator[list[tuple[int, Any, Any] | Exception]]:
+    """Ask `count` times at once; what came back is in the list when the block ends."""
+    answers: list[tuple[int, Any, Any] | Exception] = []
+
+    def ask() -> None:
+        try:
+            answers.append(_ask(port, data))
+        except Exception as failure:  # noqa: BLE001 - that is what came back
+            answers.append(failure)
+
+    threads = [threading.Thread(target=ask) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    yield answers
+    for thread in threads:
+        thread.join(SECONDS)
+    assert len(answers) == count
+
+
+def test_a_stop_answers_every_accepted_request(temporary: Path) -> None:
+    """Those that fit into the drain with their text, the port closed to others meanwhile; exit status 0."""
+    with serving("--model", "tiny.en", "--cache", "0") as server:
+        port = _port(server)
+        # Different recordings, or they would be computed once.
+        with _callers(port, 1, LONG) as long, _callers(port, 1, ENGLISH) as short:
+            _until(lambda: server.health()["requests"] >= 1)
+            _until(lambda: server.health()["requests"] == 2 or short)
+            server.process.terminate()
+            _until(lambda: not _accepts(port))
+        assert server.process.wait(SECONDS) == 0
+    for answer in (*long, *short):
+        assert not isinstance(answer, Exception), answer
+        assert answer[0] == 200, answer
+        assert answer[2]["text"]
+    assert not list(temporary.iterdir())
+
+
+def _accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_what_does_not_fit_into_the_drain_is_sent_elsewhere(temporary: Path) -> None:
+    """503 with Retry-After, not a broken connection."""
+    with serving("--model", "tiny.en", "--drain", "0.1", "--batch", "1") as server:
+        with _callers(_port(server), 1, LONG * 10) as answers:
+            _until(lambda: server.health()["requests"] == 1)
+            server.process.terminate()
+        assert server.process.wait(SECONDS) == 0
+    ((status, headers, body),) = answers  # type: ignore[misc]
+    assert status == 503
+    assert int(headers["Retry-After"]) >= 1
+    assert body["error"]["code"] == "server_is_overloaded"
+
+
+@pytest.mark.parametrize(
+    ("signals", "status"), [([signal.SIGTERM, signal.SIGTERM], 0), ([signal.SIGINT], 130)], ids=["twice", "ctrl-c"]
+)
+def test_some_stops_do_not_wait(signals: list[signal.Signals], status: int) -> None:
+    """A second SIGTERM, and Ctrl-C: gone within two seconds, whatever runs."""
+    with serving("--model", "tiny.en") as server:
+        children = _children(server.process.pid)
+        with _callers(_port(server), 1, LONG * 10):
+            _until(lambda: server.health()["requests"] == 1)
+            for number in signals:
+                server.process.send_signal(number)
+                time.sleep(0.3)  # two signals at once would be one
+            started = time.monotonic()
+            assert server.process.wait(SECONDS) == status
+            assert time.monotonic() - started < 2
+        _until(lambda: not any(_alive(pid) for pid in children))
+
+
+def test_ready_and_alive(frail_server: Server) -> None:
+    """/ready says yes once the model is loaded, with and without /v1; /health keeps its fields."""
+    port = _port(frail_server)
+    for path in ("/ready", "/v1/ready"):
+        assert _get(port, path) == (200, {"ready": True, "reason": None})
+    assert {"status", "ready", "model", "loaded", "device", "requests", "queue_seconds"} <= set(frail_server.health())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
+def test_kill_9_of_decoders_and_clients(frail_server: Server, temporary: Path) -> None:
+    """The server answers the next request as if nothing had been."""
+    port = _port(frail_server)
+    for _ in range(ROUNDS):
+        workers = _children(frail_server.process.pid)
+        assert workers
+        for pid in workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        status, _, body = _ask(port)
+        assert status == 200, body
+        # A client in another process, in the middle of its upload.
+        code = (
+            "import socket, sys\n"
+            f"s = socket.create_connection(('127.0.0.1', {port}))\n"
+            "s.sendall(b'POST /v1/audio/transcriptions HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: 9000000\\r\\n'\n"
+            "          b'Content-Type: multipart/form-data; boundary=b\\r\\n\\r\\n--b\\r\\n'\n"
+            '          b\'Content-Disposition: form-data; name="file"; filename="a"\\r\\n\\r\\n\' + bytes(3000000))\n'
+            "print('sent', flush=True); sys.stdin.read()"
+        )
+        client = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        with client:
+            assert client.stdout is not None
+            assert client.stdout.readline() == b"sent\n"
+            client.kill()
+        assert _ask(port)[0] == 200
+    _until(lambda: frail_server.health()["requests"] == 0)
+    assert not list(temporary.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
+def test_kill_9_of_the_server_under_a_supervisor(temporary: Path) -> None:
+    """As systemd does it: started again, ready by sd_notify, petting its watchdog; nothing is left of the one before."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    address = str(temporary.parent / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(address)
+        notify.settimeout(SECONDS)
+        environ = os.environ | {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "2000000"}
+        command = [sys.executable, "-m", "localwhisper_server", "--model", "tiny.en", "--port", str(port)]
+        for number in range(ROUNDS):
+            with subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL) as process:
+                try:
+                    assert notify.recv(99) == b"READY=1"
+                    assert _ask(port)[0] == 200
+                    assert notify.recv(99) == b"WATCHDOG=1"
+                    children = _children(process.pid)
+                    assert children
+                    with _callers(port, 1, LONG * 10):
+                        _until(lambda: _get(port, "/health")[1]["requests"] == 1)
+                        last = number == ROUNDS - 1
+                        process.send_signal(signal.SIGTERM if last else signal.SIGKILL)
+                        if last:
+                            process.send_signal(signal.SIGINT)
+                finally:
+                    process.kill()
+            _until(lambda: not any(_alive(pid) for pid in children), 5)  # noqa: B023 - this round's
+            assert not list(temporary.iterdir())
+            notify.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    notify.recv(99)
+            notify.settimeout(SECONDS)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage"])
+def test_a_damaged_model_is_one_line(tmp_path: Path, damage: str) -> None:
+    """Exit status 65, the folder named, no traceback."""
+    (tmp_path / "config.json").write_text("{}")
+    content = {"truncated": b"\x06\0\0\0\x0c\0WhisperSp", "empty": b"", "garbage": bytes(range(256)) * 40}[damage]
+    (tmp_path / "model.bin").write_bytes(content)
+    command = [sys.executable, "-m", "localwhisper_server", "--model", str(tmp_path), "--port", "0"]
+    done = subprocess.run([*command, "--log-level", "error"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 65
+    (line,) = done.stderr.splitlines()
+    assert str(tmp_path) in line
+    assert "damaged or incomplete" in line
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
+def test_a_full_disk_under_the_log_stops_nothing() -> None:
+    """Requests are answered although not one line can be written."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "localwhisper_server", "--model", "tiny.en", "--port", str(port)]
+    with open("/dev/full", "w") as full, subprocess.Popen(command, stderr=full) as process:  # noqa: PTH123 - a device
+        try:
+            _until(lambda: _accepts(port) and _get(port, "/ready")[0] == 200)
+            assert _ask(port)[0] == 200
+            process.terminate()
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+
+
+def test_a_port_in_use_is_one_line() -> None:
+    """Exit status 71."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        command = [sys.executable, "-m", "localwhisper_server", "--port", str(taken.getsockname()[1])]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 71
+    assert len(done.stderr.splitlines()) == 1

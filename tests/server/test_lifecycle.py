@@ -1,0 +1,387 @@
+"""Being started, watched and stopped, without a process: what systemd hears, when an engine is stuck, how to leave."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import io
+import logging
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import uvicorn
+from uvicorn.lifespan.off import LifespanOff
+
+from localwhisper_server import cli, lifecycle, logstream, models
+from localwhisper_server import server as server_module
+from localwhisper_server.errors import Busy, EngineFailed
+from localwhisper_server.lifecycle import Examiner, Notifier, watchdog_seconds
+from localwhisper_server.scheduler import Limits, Queue, Scheduler
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+unix = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="sd_notify is for Unix")
+
+
+@unix
+@pytest.mark.parametrize("abstract", [False, True])
+def test_systemd_hears_the_words_of_sd_notify(tmp_path: Path, *, abstract: bool) -> None:
+    """In datagrams, to a path or to an abstract name."""
+    if abstract and sys.platform != "linux":
+        pytest.skip("abstract sockets are Linux's")
+    name = f"@localwhisper-{tmp_path.name}" if abstract else str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as hearing:
+        hearing.bind(name.replace("@", "\0") if abstract else name)
+        hearing.settimeout(5)
+        notifier = Notifier(name)
+        notifier.ready()
+        notifier.alive()
+        notifier.stopping(1.5)
+        assert [hearing.recv(99) for _ in range(3)] == [
+            b"READY=1",
+            b"WATCHDOG=1",
+            b"STOPPING=1\nEXTEND_TIMEOUT_USEC=1500000",
+        ]
+
+
+@unix
+@pytest.mark.parametrize("address", [None, "", "/nowhere/at/all", "@" + "x" * 300])
+def test_nobody_to_notify_is_no_trouble(address: str | None) -> None:
+    """Neither without systemd nor with a name that leads nowhere."""
+    Notifier(address).ready()
+
+
+@pytest.mark.parametrize(
+    ("environ", "seconds"),
+    [
+        ({}, None),
+        ({"WATCHDOG_USEC": "300000000"}, 300.0),
+        ({"WATCHDOG_USEC": "300000000", "WATCHDOG_PID": "7"}, 300.0),
+        ({"WATCHDOG_USEC": "300000000", "WATCHDOG_PID": "8"}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+    ],
+)
+def test_the_watchdogs_time(environ: dict[str, str], seconds: float | None) -> None:
+    """sd_watchdog_enabled(3): only where it is meant for this process."""
+    assert watchdog_seconds(environ, 7) == seconds
+
+
+class _Engine:
+    requests = 0
+    running_seconds: float | None = None
+    works = True
+
+    def __init__(self, **state: Any) -> None:
+        vars(self).update(state)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("state", "always", "outcome", "tested", "well"),
+    [
+        ({}, False, None, 0, True),
+        ({}, True, None, 1, True),
+        ({}, True, EngineFailed(), 1, False),
+        ({}, True, Busy("memory", retry_after=1), 1, True),
+        ({"works": False}, False, None, 1, True),
+        ({"works": False}, False, EngineFailed(), 1, False),
+        ({"requests": 1}, True, None, 0, True),
+        ({"requests": 1, "works": False}, True, None, 0, False),
+        ({"running_seconds": 4.0}, True, None, 0, True),
+        ({"running_seconds": 6.0}, True, None, 0, False),
+        ({"running_seconds": 6.0, "requests": 1}, False, None, 0, False),
+    ],
+)
+async def test_when_an_engine_is_well(
+    state: dict[str, Any], outcome: Exception | None, tested: int, *, always: bool, well: bool
+) -> None:
+    """By its work where it has some; by a test where it has none and there is a reason; never when it is stuck."""
+    tests = 0
+
+    async def test() -> None:
+        nonlocal tests
+        tests += 1
+        if outcome:
+            raise outcome
+
+    assert await Examiner(_Engine(**state), test, patience=5.0, always=always).well() is well
+    assert tests == tested
+
+
+@pytest.mark.anyio
+async def test_a_test_that_does_not_come_back_is_a_failure() -> None:
+    """In bounded time; it is called off."""
+    ended = asyncio.Event()
+
+    async def test() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    assert not await Examiner(_Engine(), test, patience=0.01, always=True).well()
+    assert ended.is_set()
+
+
+@pytest.mark.anyio
+async def test_the_watchdog_is_petted_only_while_all_is_well() -> None:
+    """Once a period, and not when the examination fails."""
+    answers = [True, False, True]
+    said: list[str] = []
+    slept: list[float] = []
+
+    class Hearing(Notifier):
+        def alive(self) -> None:
+            said.append("alive")
+
+    async def well() -> bool:
+        return answers.pop(0)
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if not answers:
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await lifecycle.watch(well, Hearing(None), seconds=75.0, sleep=sleep)
+    assert said == ["alive", "alive"]
+    assert slept == [75.0] * 4
+
+
+class _Backend:
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+        self.given_up = asyncio.Event()
+
+    def drain(self, seconds: float) -> None:
+        self.told.append(seconds)
+
+    def give_up(self) -> None:
+        self.given_up.set()
+
+
+def _server(backend: _Backend, left: list[int], drain: float = 30.0) -> lifecycle.Server:
+    config = uvicorn.Config(lambda: None, log_config=None)
+    return lifecycle.Server(config, backend, Notifier(None), drain=drain, leave=left.append)
+
+
+@pytest.mark.parametrize(
+    ("signals", "left"),
+    [
+        ([signal.SIGTERM], []),
+        ([signal.SIGTERM, signal.SIGTERM], [0]),
+        ([signal.SIGINT], [130]),
+        ([signal.SIGTERM, signal.SIGINT], [130]),
+    ],
+)
+def test_one_sigterm_stops_and_anything_more_leaves(signals: list[signal.Signals], left: list[int]) -> None:
+    """Ctrl-C at once, a second SIGTERM too."""
+    gone: list[int] = []
+    server = _server(_Backend(), gone)
+    for number in signals:
+        server.handle_exit(number, None)
+    assert server.should_exit
+    assert gone == left
+
+
+@pytest.mark.anyio
+async def test_a_stop_drains_first_and_gives_up_when_time_is_over() -> None:
+    """The backend is told how long there is; what is left then is sent away before connections are cut."""
+    backend = _Backend()
+    server = _server(backend, [], drain=0.05)
+    server.servers = []
+    server.lifespan = LifespanOff(server.config)  # type: ignore[assignment]
+    server.server_state.connections.add(object.__new__(_Connection))  # type: ignore[arg-type]
+    stopping = asyncio.create_task(server.shutdown())
+    await asyncio.wait_for(backend.given_up.wait(), 5)
+    server.server_state.connections.clear()
+    await asyncio.wait_for(stopping, 5)
+    assert backend.told == [0.05]
+
+
+class _Connection:
+    def shutdown(self) -> None:
+        pass
+
+
+# What a scheduler does with those who wait.
+
+
+class _Sound:
+    frames = 100
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+
+LIMITS = Limits(items=1, frames=10_000, share=10_000)
+
+
+def test_the_late_are_those_who_have_not_begun_and_would_not_be_through() -> None:
+    """In order of their turns; who was served stays, whatever it still has waiting."""
+    queue: Queue[_Sound] = Queue(capacity=9, limits=LIMITS)
+    for key, seconds in (("begun", 5.0), ("soon", 5.0), ("later", 5.0)):
+        queue.admit(key)
+        queue.put(key, _Sound(seconds), None)  # type: ignore[arg-type]
+        if key == "begun":
+            queue.take()
+    queue.put("begun", _Sound(1000.0), None)  # type: ignore[arg-type]
+    assert queue.late(100.0) == []
+    assert queue.late(7.0) == ["later"]
+    assert queue.late(0.0) == ["soon", "later"]
+
+
+def test_a_stopping_scheduler_finishes_what_runs_and_refuses_the_rest() -> None:
+    """What waits gets the refusal at once, so does what is handed in later; the batch in flight is answered."""
+    entered, gate = threading.Event(), threading.Event()
+
+    def run(items: Sequence[_Sound]) -> list[str]:
+        entered.set()
+        assert gate.wait(10)
+        return ["heard" for _ in items]
+
+    now = 0.0
+    scheduler: Scheduler[_Sound, str] = Scheduler(run, capacity=5, limits=LIMITS, clock=lambda: now)
+    first, second, third = (scheduler.admit() for _ in range(3))
+    running = first.submit(_Sound(1.0))
+    assert entered.wait(10)
+    now = 3.0
+    assert scheduler.running_seconds == 3.0
+    waiting, late = second.submit(_Sound(1.0)), third.submit(_Sound(1000.0))
+    refusal = Busy("stopping", retry_after=9)
+    scheduler.send_away(refusal, later_than=30.0)
+    assert late.exception(5) is refusal
+    assert not waiting.done()
+    scheduler.refuse(refusal)
+    assert waiting.exception(5) is refusal
+    assert first.submit(_Sound(1.0)).exception(5) is refusal
+    gate.set()
+    assert running.result(5) == "heard"
+    assert scheduler.close(5)
+    assert scheduler.running_seconds is None
+
+
+@pytest.mark.parametrize(("failing", "works"), [(True, False), (False, True)])
+def test_a_scheduler_knows_whether_the_last_inference_worked(*, failing: bool, works: bool) -> None:
+    """`/ready` and the watchdog ask."""
+
+    def run(items: Sequence[_Sound]) -> list[str]:
+        if failing:
+            raise RuntimeError("an illegal memory access was encountered")
+        return ["heard" for _ in items]
+
+    scheduler: Scheduler[_Sound, str] = Scheduler(run, capacity=5, limits=LIMITS, clock=lambda: 0.0)
+    scheduler.admit().submit(_Sound(1.0)).exception(5)
+    assert scheduler.close(5)
+    assert scheduler.works is works
+
+
+# The log, when nobody takes it.
+
+
+class _Stuck(io.StringIO):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+
+    def write(self, text: str, /) -> int:
+        assert self.gate.wait(10)
+        return super().write(text)
+
+
+def test_a_log_that_nobody_reads_blocks_nobody() -> None:
+    """Lines beyond what may wait are dropped, and counted when there is somebody again."""
+    stuck = _Stuck()
+    log = logstream.Unhurried(stuck, lines=3)
+    for number in range(100):
+        assert log.write(f"{number}\n") > 0
+    assert log.writable()
+    assert not log.finish(0.05)
+    stuck.gate.set()
+    log.write("again\n")
+    assert log.finish(10)
+    written = stuck.getvalue()
+    assert written.startswith("0\n") or "0\n" in written
+    assert "lines of the log were dropped" in written
+
+
+def test_a_full_disk_under_the_log_harms_nobody() -> None:
+    """Nothing is raised, and the next line is tried again."""
+    tried = []
+
+    class Full(io.StringIO):
+        def write(self, text: str, /) -> int:
+            tried.append(text)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    log = logstream.Unhurried(Full())
+    log.write("lost\n")
+    log.write("lost as well\n")
+    assert log.finish(10)
+    assert tried == ["lost\n", "lost as well\n"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "said"),
+    [
+        (errno.EADDRINUSE, 71, "Is another server running"),
+        (errno.EACCES, 77, "below 1024"),
+        (errno.EADDRNOTAVAIL, 71, "no address of this machine"),
+        (errno.EAFNOSUPPORT, 71, "Is --host right"),
+    ],
+)
+def test_a_port_that_cannot_be_had_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], failure: int, code: int, said: str
+) -> None:
+    """And an exit code that says which trouble it is."""
+
+    def listen(_host: str, _port: int) -> None:
+        raise OSError(failure, "that is how it is")
+
+    monkeypatch.setattr(server_module, "listen", listen)
+    _fails_with(code, said, capfd)
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "said"),
+    [
+        (models.ModelDamaged(Path("/models/base"), RuntimeError("File model.bin is incomplete")), 65, "Delete that"),
+        (models.ModelError("No model is called so"), 69, "No model is called so"),
+        (RuntimeError("CUDA driver version is insufficient"), 70, "CUDA driver"),
+        (MemoryError(), 70, "MemoryError"),
+        (PermissionError(errno.EACCES, "Permission denied"), 77, "Permission denied"),
+        (OSError(errno.ENOSPC, "No space left on device"), 73, "No space left"),
+    ],
+)
+def test_a_model_that_cannot_be_had_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], failure: Exception, code: int, said: str
+) -> None:
+    """Damaged, unknown, refused by the device, out of bounds: each its own code."""
+
+    def run(*_: Any, **__: Any) -> bool:
+        raise failure
+
+    monkeypatch.setattr(server_module, "run", run)
+    _fails_with(code, said, capfd)
+
+
+def _fails_with(code: int, said: str, capfd: pytest.CaptureFixture[str]) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    try:
+        with pytest.raises(SystemExit) as exiting:
+            cli.main(["--port", "0"])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        root.handlers, root.level = handlers, level
+    assert exiting.value.code == code
+    (line,) = capfd.readouterr().err.splitlines()
+    assert said in line
