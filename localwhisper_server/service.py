@@ -195,7 +195,10 @@ class _Recording:
 def _submitted(ticket: Ticket[Chunk, ChunkResult], chunk: Chunk, language: str | None) -> "asyncio.Future[ChunkResult]":
     if language:
         chunk = replace(chunk, decoding=replace(chunk.decoding, language=language))
-    return asyncio.wrap_future(ticket.submit(chunk))
+    future = asyncio.wrap_future(ticket.submit(chunk))
+    # Where several fail, the first is raised; asyncio would report the others as never retrieved.
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return future
 
 
 def _digest(source: IO[bytes]) -> bytes:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import threading
 from typing import TYPE_CHECKING, Any
@@ -203,6 +204,33 @@ async def test_a_long_recording_looks_ahead_and_no_further(
     assert transcript.duration == 390.0
 
 
+async def test_the_first_words_come_before_the_last_are_read(
+    service: Service, monkeypatch: pytest.MonkeyPatch, wav: Callable[..., bytes]
+) -> None:
+    """An hour is decoded as it is transcribed; here its second minute is read when the first was heard."""
+    heard, ended = threading.Event(), threading.Event()
+
+    def blocks(source: Any, **_limits: Any) -> Iterator[np.ndarray[Any, Any]]:
+        minute = np.ones(60 * SAMPLE_RATE, np.float32)
+        yield minute
+        assert heard.wait(SECONDS)
+        yield minute
+        ended.set()
+
+    monkeypatch.setattr(service_module.audio, "blocks", blocks)
+    monkeypatch.setattr(service_module, "find_speech", lambda samples, _: [Span(0, samples.size / SAMPLE_RATE)])
+    items = service.transcribe(io.BytesIO(b"an hour"), Options(voice=NO_PADDING))
+    first = await anext(items)
+    assert isinstance(first, Segment)
+    assert first.start == 0.0
+    assert not ended.is_set()
+    heard.set()
+    *rest, transcript = [item async for item in items]
+    assert isinstance(transcript, Transcript)
+    assert transcript.duration == 120.0
+    assert [first, *rest] == list(transcript.segments)
+
+
 async def test_silence_never_reaches_the_engine(service: Service, engine: Engine, wav: Callable[..., bytes]) -> None:
     """The real detector finds nobody in a tone, at any length; the transcript is empty and says how long it was."""
     for seconds in (0.1, 1.0, 130.0):
@@ -244,10 +272,12 @@ async def test_closing_midway_takes_the_chunks_along(
 ) -> None:
     """A caller who hangs up after the first words leaves nothing in the queue."""
     speech += THIRDS
-    items = service.transcribe(io.BytesIO(wav(55.0)), Options(Decoding(language="en"), NO_PADDING))
+    source = io.BytesIO(wav(55.0))
+    items = service.transcribe(source, Options(Decoding(language="en"), NO_PADDING))
     first = await anext(items)
     assert isinstance(first, Segment)
     await items.aclose()
+    assert source.closed
     assert scheduler.requests == 0
     assert len(engine.chunks) <= 3
 
@@ -317,6 +347,35 @@ async def test_a_failing_engine_fails_that_request_alone(
     engine.failing = set()
     segments, _ = await _all(service, data)
     assert len(segments) == 3
+
+
+async def test_failures_that_nobody_waits_for_are_not_reported_as_lost(
+    service: Service,
+    engine: Engine,
+    scheduler: Scheduler[Chunk, ChunkResult],
+    speech: list[Span],
+    wav: Callable[..., bytes],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One chunk's failure ends the request; those of its other chunks are no news to the event loop's log."""
+    speech += THIRDS
+    engine.failing = {2.0, 20.0, 40.0}
+    engine.gate.clear()
+    other = scheduler.admit()
+    other.submit(Chunk(np.zeros((1, 1), np.float32), 1.0, 0.0, Decoding()))
+    await asyncio.to_thread(engine.entered.acquire, timeout=SECONDS)
+    reading = asyncio.create_task(_all(service, wav(55.0), Options(Decoding(language="en"), NO_PADDING)))
+    async with asyncio.timeout(SECONDS):
+        while len(scheduler._queue) < 3:  # noqa: ASYNC110 - a poll with a bound
+            await asyncio.sleep(0)
+    engine.gate.set()
+    with pytest.raises(EngineFailed):
+        await reading
+    del reading
+    for _ in range(3):
+        await asyncio.sleep(0.01)
+        gc.collect()
+    assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 async def test_many_at_once_each_get_their_own(
