@@ -217,7 +217,7 @@ async def test_the_first_words_come_before_the_last_are_read(
         yield minute
         ended.set()
 
-    monkeypatch.setattr(service_module.audio, "blocks", blocks)
+    monkeypatch.setattr(service, "_decode", blocks)
     monkeypatch.setattr(service_module, "find_speech", lambda samples, _: [Span(0, samples.size / SAMPLE_RATE)])
     items = service.transcribe(io.BytesIO(b"an hour"), Options(voice=NO_PADDING))
     first = await anext(items)
