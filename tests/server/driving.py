@@ -78,6 +78,7 @@ class FakeBackend:
                     yield item
         finally:
             self.closed += 1
+            source.close()  # as the service does, whose it is from now on
 
     def health(self) -> dict[str, Any]:
         """Say something."""
