@@ -191,7 +191,10 @@ class _Recording:
 def _submitted(ticket: Ticket[Chunk, ChunkResult], chunk: Chunk, language: str | None) -> "asyncio.Future[ChunkResult]":
     if language:
         chunk = replace(chunk, decoding=replace(chunk.decoding, language=language))
-    return asyncio.wrap_future(ticket.submit(chunk))
+    future = asyncio.wrap_future(ticket.submit(chunk))
+    # Where one chunk fails, nobody asks for those behind it; asyncio would complain in the log about each.
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return future
 
 
 def _digest(source: IO[bytes]) -> bytes:
