@@ -3,6 +3,7 @@
 `Queue` decides; `Scheduler` owns the one thread that calls the engine, so the engine is never called twice at once.
 """
 
+import contextlib
 import itertools
 import logging
 import threading
