@@ -87,6 +87,14 @@ def wheel(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Two thousand mutated uploads, the OpenAPI document by schemathesis, and more rounds of kill -9. Takes minutes."""
+    session.install(EVERYTHING, *group("test"), "schemathesis>=4,<5")
+    session.run("pytest", "-s", "tests/fuzz", *session.posargs, env={"UPLOADS": "2000"})
+    session.run("pytest", "tests/e2e/test_lifecycle.py", "-k", "kill", *session.posargs, env={"ROUNDS": "10"})
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Speed and accuracy against plain faster-whisper, in turn in one run. Takes its time; not part of CI."""
     session.install(EVERYTHING, *group("test"))

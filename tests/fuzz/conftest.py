@@ -1,0 +1,57 @@
+"""The whole server but the model: a real decoder, a real scheduler, and an engine that answers at once."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from localwhisper_server import api, server
+from localwhisper_server.config import Settings
+from localwhisper_server.engine import Chunk, ChunkResult
+from localwhisper_server.languages import NAMES
+from localwhisper_server.transcript import Segment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from localwhisper_server.chunks import Piece
+    from localwhisper_server.options import Decoding
+
+
+class Instant:
+    """An engine that takes no time."""
+
+    languages = frozenset(NAMES)
+
+    def warm_up(self) -> None:
+        pass
+
+    def prepare(self, piece: Piece, decoding: Decoding, *, full: bool = False) -> Chunk:
+        return Chunk(np.empty((80, 0), np.float32), piece.seconds, piece.offset, decoding, full=full)
+
+    def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
+        return [
+            ChunkResult("en", (Segment(chunk.offset, chunk.offset + chunk.seconds, " Hello."),)) for chunk in chunks
+        ]
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[server.Backend]:
+    """Give a backend on that engine."""
+    folder: Path = tmp_path_factory.mktemp("model")
+    (folder / "model.bin").touch()
+    settings = Settings(model=str(folder), max_seconds=30.0)
+    made = server.Backend(settings, load=lambda *_: Instant(), cuda_devices=0, environ=os.environ)  # type: ignore[arg-type, return-value]
+    made.start()
+    yield made
+    assert made.stop()
+
+
+@pytest.fixture(scope="module")
+def app(backend: server.Backend) -> api.App:
+    """Give the app on that backend."""
+    return api.create_app(backend, max_upload=20_000_000)

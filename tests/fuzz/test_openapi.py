@@ -1,0 +1,45 @@
+"""Whatever the OpenAPI document allows, and what it does not, is answered without a fault of the server's."""
+
+from __future__ import annotations
+
+import collections
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+
+if TYPE_CHECKING:
+    from localwhisper_server.guard import App
+
+schemathesis = pytest.importorskip("schemathesis", reason="comes with the nox session `fuzz`")
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.filterwarnings("default")
+def test_the_document_is_kept(app: App) -> None:
+    """No 5xx on any route, for valid and for invalid requests."""
+    statuses: collections.Counter[int] = collections.Counter()
+    for found in schemathesis.openapi.from_asgi("/openapi.json", app).get_all_operations():
+        operation = found.ok()
+        for mode in (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE):
+
+            @given(case=operation.as_strategy(generation_mode=mode))
+            @settings(
+                max_examples=100,
+                phases=[Phase.generate],
+                suppress_health_check=list(HealthCheck),
+                database=None,
+            )
+            def ask(case: Any) -> None:
+                answer = case.call()
+                statuses[answer.status_code] += 1
+                assert answer.status_code < 500, (case.as_curl_command(), answer.content)
+
+            try:
+                ask()
+            except Exception as failure:
+                # A route without parameters has nothing to get wrong.
+                if "Unsatisfiable" not in type(failure).__name__:
+                    raise
+    print(f"{sum(statuses.values())} requests: {dict(statuses)}")  # noqa: T201
+    assert sum(statuses.values()) > 500
