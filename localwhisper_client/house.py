@@ -204,4 +204,4 @@ def _harmless(name: str) -> bool:
 
 def belongs_to_house(client: Any) -> bool:
     """Whether an SDK client is a server's inner one."""
-    return isinstance(client._client, tuple(_HTTP.values()))  # noqa: SLF001 - there is no public name
+    return isinstance(client._client, (_SyncHTTP, _AsyncHTTP))  # noqa: SLF001 - there is no public name

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import openai
-from anyio.lowlevel import RunVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -108,6 +107,8 @@ class _RouteOfLoop(_OneRoute):
     """The route of all async clients of an event loop: connections cannot move from one loop to another."""
 
     def __init__(self, name: str, options: dict[str, Any]) -> None:
+        from anyio.lowlevel import RunVar  # noqa: PLC0415 - for whoever installs the patch, not for every import
+
         super().__init__(name, options)
         self._of_loop: RunVar[Any] = RunVar("localwhisper_route")
 

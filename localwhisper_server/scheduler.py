@@ -190,6 +190,14 @@ class Queue(Generic[Item]):
         )
 
 
+class _Timed(Future[Any]):
+    """Knows since when it waits."""
+
+    def __init__(self, since: float) -> None:
+        super().__init__()
+        self.since = since
+
+
 class Ticket(Generic[Item, Result]):
     """An admitted request's way to hand in chunks. Close it when the request ends, however it ends."""
 
@@ -213,7 +221,7 @@ class Scheduler(Generic[Item, Result]):
     """A thread that feeds batches to `run`, which returns one result per chunk.
 
     `max_wait` is the longest wait in seconds that a new request is let in for. `idle` is called from the thread when
-    nothing has been decoded for `idle_seconds`.
+    nothing has been decoded for `idle_seconds`; `waited` with the seconds that each chunk waited for its batch.
     """
 
     def __init__(
@@ -226,11 +234,13 @@ class Scheduler(Generic[Item, Result]):
         max_wait: float = float("inf"),
         idle: Callable[[], None] | None = None,
         idle_seconds: float | None = None,
+        waited: Callable[[float], None] | None = None,
     ) -> None:
         self._run = run
         self._clock = clock
         self._max_wait = max_wait
         self._idle = idle
+        self._waited = waited
         self._idle_seconds = idle_seconds if idle else None
         self._queue: Queue[Item] = Queue(capacity=capacity, limits=limits)
         self._numbers = itertools.count()
@@ -331,7 +341,7 @@ class Scheduler(Generic[Item, Result]):
         return not self._thread.is_alive()
 
     def _submit(self, number: int, item: Item) -> "Future[Result]":
-        future: Future[Result] = Future()
+        future: Future[Result] = Future() if self._waited is None else _Timed(self._clock())
         with self._changed:
             refusal = self._refusal
             taken = refusal is None and self._queue.put(number, item, future)
@@ -382,6 +392,7 @@ class Scheduler(Generic[Item, Result]):
                     self._running = [item for item, _ in batch]
                     self._running_since = self._clock() if batch else None
                     if batch:
+                        self._tell_waits(batch)
                         return batch
                     continue
             # Without the lock: it may take its time, and callers are being admitted.
@@ -390,6 +401,13 @@ class Scheduler(Generic[Item, Result]):
 
     def _needed(self) -> bool:
         return self._closed or len(self._queue) > 0
+
+    def _tell_waits(self, batch: Sequence[tuple[Item, Future[Any]]]) -> None:
+        if self._waited is not None:
+            now = self._clock()
+            for _, future in batch:
+                if isinstance(future, _Timed):
+                    self._waited(now - future.since)
 
     def _be_idle(self) -> None:
         if self._idle is not None:

@@ -49,14 +49,13 @@ def _install() -> None:
                 raise ImportError(f"cannot load {_PACKAGE}")  # noqa: TRY301 - as any other failure to load
             sys.modules[_PACKAGE.name] = package = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(package)
-        patch = importlib.import_module(f"{_PACKAGE.name}.patch")
-    except ImportError as missing:
+        importlib.import_module(f"{_PACKAGE.name}.patch").install()
+    except (ImportError, AttributeError) as missing:
         # Better no program than one that sends audio to the cloud which was meant to stay in the house.
         raise ImportError(
             f"localwhisper run: this program's Python ({sys.executable}) cannot be served. It needs Python 3.11 or "
             f"newer and openai 1.109 or newer: {missing}"
         ) from missing
-    patch.install()
 
 
 def _load_the_other() -> None:

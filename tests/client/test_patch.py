@@ -143,9 +143,10 @@ def test_raw_responses_streams_and_azure(home: FaultServer) -> None:
 
 def test_the_module_itself(home: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """`openai.audio.transcriptions.create`."""
-    for name in ("_client", "api_key", "organization", "project", "webhook_secret", "admin_api_key"):
+    # The SDK keeps its module client's settings, and the connections, in the module.
+    for name in ("_client", "webhook_secret", "admin_api_key", *localwhisper._SETTINGS):
         if hasattr(openai, name):
-            monkeypatch.setattr(openai, name, None)
+            monkeypatch.setattr(openai, name, None if name != "max_retries" else 2)
     localwhisper.install()
     assert openai.audio.transcriptions.create(model="whisper-1", file=FILE).text == TEXT
     assert openai._client is not None

@@ -209,7 +209,7 @@ def test_kill_9_of_decoders_and_clients(frail_server: Server, temporary: Path) -
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
 def test_kill_9_of_the_server_under_a_supervisor(temporary: Path) -> None:
-    """As systemd does it: started again, ready by sd_notify, petting its watchdog; nothing is left of the one before."""
+    """As systemd does it: started again, ready by sd_notify, petting its watchdog; nothing left of the one before."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     address = str(temporary.parent / "notify")
@@ -236,7 +236,7 @@ def test_kill_9_of_the_server_under_a_supervisor(temporary: Path) -> None:
                     process.kill()
             _until(lambda: not any(_alive(pid) for pid in children), 5)  # noqa: B023 - this round's
             assert not list(temporary.iterdir())
-            notify.setblocking(False)
+            notify.setblocking(False)  # noqa: FBT003 - the standard library's own signature
             with contextlib.suppress(BlockingIOError):
                 while True:
                     notify.recv(99)

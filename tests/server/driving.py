@@ -17,8 +17,8 @@ from localwhisper_server.transcript import Segment, TokenLogprob, Transcript, Wo
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Sequence
 
+    from localwhisper_server.asgi import App
     from localwhisper_server.errors import ServerError
-    from localwhisper_server.guard import App
     from localwhisper_server.options import Options
 
 LIMIT = 20_000_000
@@ -55,12 +55,12 @@ class FakeBackend:
     created: int = 1_700_000_000
     languages: frozenset[str] = frozenset(NAMES)
     not_ready: ServerError | None = None
+    queue_seconds: float = 0.0
     uploads: list[bytes] = field(default_factory=list)
     sources: list[Any] = field(default_factory=list)
     asked: list[Options] = field(default_factory=list)
     reached: asyncio.Event = field(default_factory=asyncio.Event)
     closed: int = 0
-    queue_seconds: float = 0.0
 
     async def transcribe(self, source: Any, options: Options) -> AsyncGenerator[Segment | Transcript]:
         """Play the items; an Event among them is waited for."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-# A whole Opus packet (RFC 6716 §3.1): 20 ms frames of CELT, three of them of no bytes at all (code 3), which are silence.
+# A whole Opus packet (RFC 6716 §3.1): 20 ms frames of CELT, three of them of no bytes at all (code 3): silence.
 OPUS_SILENCE = bytes([0b11111011, 3])
 OPUS_PACKET_SAMPLES = 3 * 960
 
@@ -84,7 +84,7 @@ def _zip() -> bytes:
 
 
 def _png() -> bytes:
-    """Return a picture of 30,000 × 30,000 points in a megabyte: a gigabyte and more when unpacked."""
+    """Return a picture of 30,000 by 30,000 points in a megabyte: a gigabyte and more when unpacked."""
 
     def part(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
