@@ -62,7 +62,7 @@ def _words(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-@pytest.mark.parametrize(("name", "seconds"), [("demo", 30.0), ("en-60s", 10.0), ("en-60s", 30.0)])
+@pytest.mark.parametrize(("name", "seconds"), [("demo", 30.0), ("en-60s", 30.0)])
 def test_the_full_window_is_faster_whispers(tiny: Engine, voices: dict[str, Path], name: str, seconds: float) -> None:
     """The same text in the same segments, for whatever fits one window: the reference for the short ones."""
     samples = _voice(voices[name], seconds)
@@ -83,7 +83,7 @@ def test_the_full_window_is_faster_whispers(tiny: Engine, voices: dict[str, Path
 def test_short_windows_in_one_batch_hear_the_same_words(tiny: Engine, voices: dict[str, Path]) -> None:
     """Lengths may differ, and each is padded to the longest; what the gate doubts is done again."""
     minute = _voice(voices["en-60s"])
-    cuts = [0, 5, 12, 20, 33]
+    cuts = [0, 5, 12, 20]
     chunks, references = [], []
     for first, last in pairwise(cuts):
         samples = minute[first * SAMPLE_RATE : last * SAMPLE_RATE]
@@ -92,7 +92,7 @@ def test_short_windows_in_one_batch_hear_the_same_words(tiny: Engine, voices: di
     short, results = _heard(tiny, chunks)
     full, _ = _heard(tiny, references)
     expected = _words("".join(segment.text for segment in full))
-    assert len(expected.split()) > 60
+    assert len(expected.split()) > 30
     # A cut through a word leaves half of it at either side, which may be heard as anything.
     assert jiwer.wer(expected, _words("".join(segment.text for segment in short))) < 0.1
     assert [segment.start for segment in short] == sorted(segment.start for segment in short)

@@ -526,6 +526,21 @@ def test_batches_can_be_made_smaller(engine: Engine, start: Callable[..., Schedu
     assert {len(batch) for batch in engine.batches[1:]} == {1}
 
 
+def test_the_batch_in_flight_is_told(engine: Engine, clock: Clock, start: Callable[..., Scheduler[Any, Any]]) -> None:
+    """How long it has been running, for whoever watches over the engine."""
+    engine.gate.clear()
+    scheduler = start()
+    assert scheduler.running_seconds is None
+    future = scheduler.admit().submit(Item(1))
+    engine.wait()
+    clock.now += 7.0
+    assert scheduler.running_seconds == 7.0
+    engine.gate.set()
+    future.result(SECONDS)
+    scheduler.close(SECONDS)
+    assert scheduler.running_seconds is None
+
+
 # Admission
 
 

@@ -204,31 +204,71 @@ async def test_a_long_recording_looks_ahead_and_no_further(
     assert transcript.duration == 390.0
 
 
-async def test_the_first_words_come_before_the_last_are_read(
-    service: Service, monkeypatch: pytest.MonkeyPatch, wav: Callable[..., bytes]
-) -> None:
-    """An hour is decoded as it is transcribed; here its second minute is read when the first was heard."""
-    heard, ended = threading.Event(), threading.Event()
+class Decoding60:
+    """Decodes any upload to minutes of speech, each when `permits` lets it; to be closed by whoever is done with it."""
 
-    def blocks(source: Any, **_limits: Any) -> Iterator[np.ndarray[Any, Any]]:
-        minute = np.ones(60 * SAMPLE_RATE, np.float32)
-        yield minute
-        assert heard.wait(SECONDS)
-        yield minute
-        ended.set()
+    def __init__(self, minutes: int) -> None:
+        self.minutes, self.read, self.closed = minutes, 0, 0
+        self.permits, self.waiting = threading.Semaphore(1), threading.Event()
 
-    monkeypatch.setattr(service, "_decode", blocks)
+    def __call__(self, source: Any, *, max_seconds: float) -> Any:
+        """Stand in for `decoder.blocks`."""
+        return self
+
+    def __iter__(self) -> Iterator[np.ndarray[Any, Any]]:
+        for _ in range(self.minutes):
+            if not self.permits.acquire(blocking=False):
+                self.waiting.set()
+                assert self.permits.acquire(timeout=SECONDS)
+            assert not self.closed
+            self.read += 1
+            yield np.ones(60 * SAMPLE_RATE, np.float32)
+
+    def close(self) -> None:
+        """Count."""
+        self.closed += 1
+
+
+@pytest.fixture
+def minutes(monkeypatch: pytest.MonkeyPatch) -> Decoding60:
+    """Give three minutes of speech without a pause, of which the first is there."""
     monkeypatch.setattr(service_module, "find_speech", lambda samples, _: [Span(0, samples.size / SAMPLE_RATE)])
+    return Decoding60(3)
+
+
+async def test_the_first_words_come_before_the_last_are_read(
+    scheduler: Scheduler[Chunk, ChunkResult], minutes: Decoding60
+) -> None:
+    """An hour is decoded as it is transcribed: its first words are there before its second minute."""
+    service = Service(scheduler, prepare, max_seconds=400.0, blocks=minutes)
     items = service.transcribe(io.BytesIO(b"an hour"), Options(voice=NO_PADDING))
     first = await anext(items)
     assert isinstance(first, Segment)
-    assert first.start == 0.0
-    assert not ended.is_set()
-    heard.set()
+    assert (first.start, minutes.read) == (0.0, 1)
+    minutes.permits.release(2)
     *rest, transcript = [item async for item in items]
     assert isinstance(transcript, Transcript)
-    assert transcript.duration == 120.0
+    assert transcript.duration == 180.0
     assert [first, *rest] == list(transcript.segments)
+    assert minutes.closed
+
+
+async def test_hanging_up_while_it_is_decoded(scheduler: Scheduler[Chunk, ChunkResult], minutes: Decoding60) -> None:
+    """The caller is gone at once; the decoder is closed by the thread that is using it, after the block in hand."""
+    service = Service(scheduler, prepare, max_seconds=400.0, blocks=minutes)
+    options = Options(Decoding(language="en"), NO_PADDING)
+    reading = asyncio.create_task(_all(service, b"an hour", options))
+    assert await asyncio.to_thread(minutes.waiting.wait, SECONDS)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert scheduler.requests == 0
+    assert not minutes.closed
+    minutes.permits.release(2)
+    async with asyncio.timeout(SECONDS):
+        while not minutes.closed:  # noqa: ASYNC110 - a poll with a bound
+            await asyncio.sleep(0)
+    assert minutes.read == 2
 
 
 async def test_silence_never_reaches_the_engine(service: Service, engine: Engine, wav: Callable[..., bytes]) -> None:
