@@ -82,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _serve(settings: Settings) -> None:
+    # The voice detector's runtime (onnxruntime, from 1.32 on) reports to its maker. Nothing leaves this house.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     # Late, since it loads the engine: doctor has to work just where that fails.
     from localwhisper_server import front, models, server  # noqa: PLC0415
 

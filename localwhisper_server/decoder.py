@@ -35,6 +35,8 @@ MOST = 32
 JOBS_PER_WORKER = 500
 RETRY_SECONDS = 10.0
 EXIT_SECONDS = 5.0
+# A Python process killed by SIGKILL; what the limits of a worker end, ends otherwise.
+KILLED = -9
 
 
 # To be closed where it is not read to its end.
@@ -119,14 +121,19 @@ class Pool:
             Busy: no worker is free and no more may be started.
 
         """
-        worker = self._take()
-        try:
-            yield from worker.decode(source, max_seconds)
-        except (EOFError, OSError) as failure:
-            logger.warning("a decoding process ended in the middle of an upload (%s)", worker.end())
-            raise UnreadableAudio from failure
-        finally:
-            self._give_back(worker)
+        for last in (False, True):
+            worker = self._take()
+            try:
+                yield from worker.decode(source, max_seconds)
+            except (EOFError, OSError) as failure:
+                status = worker.end()
+                if status == KILLED and not worker.answered and not last:
+                    continue  # from outside, most likely before it saw the upload: that is not to blame
+                logger.warning("a decoding process ended in the middle of an upload (%s)", status)
+                raise UnreadableAudio from failure
+            finally:
+                self._give_back(worker)
+            return
 
     def _take(self) -> "_Worker":
         with self._lock:
@@ -185,6 +192,7 @@ class _Worker:
         self.jobs = 0
         self._up = False
         self.free = True
+        self.answered = False
 
     @property
     def pid(self) -> int:
@@ -198,6 +206,9 @@ class _Worker:
 
     def end(self) -> int | None:
         """End the process and return its exit status, a signal's as a negative number."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            # One that closed its pipes is about to end by itself, for a reason worth knowing.
+            self._process.wait(0.2 if not self.free else 0)
         self._process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(EXIT_SECONDS)
@@ -218,6 +229,7 @@ class _Worker:
             self._expect(b"U", self._channel.receive())
             self._up = True
         self.jobs += 1
+        self.answered = False
         size = source.seek(0, io.SEEK_END)
         source.seek(0)
         self._ask(b"O", OPENING.pack(max_seconds, size) + source.read(READ_BYTES))
@@ -238,7 +250,8 @@ class _Worker:
             offset, size = REQUEST.unpack(message[1])
             source.seek(offset)
             self._channel.send(b"D", source.read(min(size, READ_BYTES)))
-        self.free = True
+            self.answered = True
+        self.free = self.answered = True
         return message
 
     @staticmethod

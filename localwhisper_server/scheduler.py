@@ -3,12 +3,13 @@
 `Queue` decides; `Scheduler` owns the one thread that calls the engine, so the engine is never called twice at once.
 """
 
+import contextlib
 import itertools
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -248,6 +249,7 @@ class Scheduler(Generic[Item, Result]):
         self._closed = False
         self._refusal: ServerError | None = None
         self._running: list[Item] = []
+        self._in_flight: list[Future[Any]] = []
         self._running_since: float | None = None
         self._works = True
         self._speed = FIRST_SPEED
@@ -323,10 +325,10 @@ class Scheduler(Generic[Item, Result]):
         _fail(left, refusal)
 
     def refuse(self, refusal: ServerError) -> None:
-        """Fail whatever waits, and whatever will still be handed in; the batch in flight goes on."""
+        """Fail whatever waits or runs, and whatever will still be handed in; nobody hears of the batch in flight."""
         with self._changed:
             self._refusal = refusal
-            left = self._queue.clear()
+            left = [*self._queue.clear(), *self._in_flight]
         _fail(left, refusal)
 
     def close(self, timeout: float | None = None) -> bool:
@@ -368,15 +370,16 @@ class Scheduler(Generic[Item, Result]):
             outcomes = self._outcomes([item for item, _ in batch])
             self._works = not all(isinstance(outcome, EngineFailed) for outcome in outcomes)
             for (_, future), outcome in zip(batch, outcomes, strict=True):
-                # A caller who left meanwhile has cancelled nothing: a future that runs cannot be.
-                if isinstance(outcome, BaseException):
-                    future.set_exception(outcome)
-                else:
-                    future.set_result(outcome)
+                # A caller who left meanwhile has cancelled nothing: a future that runs cannot be. It may be refused.
+                with contextlib.suppress(InvalidStateError):
+                    if isinstance(outcome, BaseException):
+                        future.set_exception(outcome)
+                    else:
+                        future.set_result(outcome)
             took = max(self._clock() - started, 1e-6)
             with self._changed:
                 speed = sum(item.seconds for item in self._running) / took
-                self._running, self._running_since = [], None
+                self._running, self._in_flight, self._running_since = [], [], None
                 # A running mean over the last few batches follows a machine that gets busier or idle.
                 self._speed += (max(speed, 1e-3) - self._speed) / 4
 
@@ -390,6 +393,7 @@ class Scheduler(Generic[Item, Result]):
                         return None
                     batch = [entry for entry in self._queue.take() if entry[1].set_running_or_notify_cancel()]
                     self._running = [item for item, _ in batch]
+                    self._in_flight = [future for _, future in batch]
                     self._running_since = self._clock() if batch else None
                     if batch:
                         self._tell_waits(batch)
@@ -435,5 +439,6 @@ class Scheduler(Generic[Item, Result]):
 
 def _fail(futures: Sequence[Future[Any]], failure: ServerError) -> None:
     for future in futures:
-        if future.set_running_or_notify_cancel():
-            future.set_exception(failure)
+        if future.running() or future.set_running_or_notify_cancel():
+            with contextlib.suppress(InvalidStateError):  # answered in this very moment
+                future.set_exception(failure)

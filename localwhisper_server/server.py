@@ -162,7 +162,7 @@ class Backend:
             self._scheduler.send_away(_stopping(), later_than=seconds)
 
     def give_up(self) -> None:
-        """Send away whatever still waits for the model."""
+        """Send away whoever still waits for the model."""
         if self._scheduler is not None:
             self._scheduler.refuse(_stopping())
 

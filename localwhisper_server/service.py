@@ -196,7 +196,7 @@ def _submitted(ticket: Ticket[Chunk, ChunkResult], chunk: Chunk, language: str |
     if language:
         chunk = replace(chunk, decoding=replace(chunk.decoding, language=language))
     future = asyncio.wrap_future(ticket.submit(chunk))
-    # Where several fail, the first is raised; asyncio would report the others as never retrieved.
+    # Where one chunk fails, nobody asks for those behind it; asyncio would complain in the log about each.
     future.add_done_callback(lambda done: done.cancelled() or done.exception())
     return future
 

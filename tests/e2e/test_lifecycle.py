@@ -113,16 +113,17 @@ def _callers(port: int, count: int, data: bytes) -> Iterator[list[tuple[int, Any
 
 def test_a_stop_answers_every_accepted_request(temporary: Path) -> None:
     """Those that fit into the drain with their text, the port closed to others meanwhile; exit status 0."""
-    with serving("--model", "tiny.en", "--cache", "0") as server:
+    # A machine that is busy with other things must not fail this.
+    with serving("--model", "tiny.en", "--drain", "100") as server:
         port = _port(server)
         # Different recordings, or they would be computed once.
-        with _callers(port, 1, LONG) as long, _callers(port, 1, ENGLISH) as short:
-            _until(lambda: server.health()["requests"] >= 1)
-            _until(lambda: server.health()["requests"] == 2 or short)
+        french = (ROOT / "tests" / "voices" / "fr-5s.ogg").read_bytes()
+        with _callers(port, 1, french) as first, _callers(port, 1, ENGLISH) as second:
+            _until(lambda: server.health()["requests"] + len(first) + len(second) == 2)
             server.process.terminate()
             _until(lambda: not _accepts(port))
         assert server.process.wait(SECONDS) == 0
-    for answer in (*long, *short):
+    for answer in (*first, *second):
         assert not isinstance(answer, Exception), answer
         assert answer[0] == 200, answer
         assert answer[2]["text"]
@@ -209,7 +210,7 @@ def test_kill_9_of_decoders_and_clients(frail_server: Server, temporary: Path) -
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
 def test_kill_9_of_the_server_under_a_supervisor(temporary: Path) -> None:
-    """As systemd does it: started again, ready by sd_notify, petting its watchdog; nothing left of the one before."""
+    """As systemd does it: started again, ready by sd_notify, petting its watchdog; nothing is left over."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     address = str(temporary.parent / "notify")
@@ -221,7 +222,8 @@ def test_kill_9_of_the_server_under_a_supervisor(temporary: Path) -> None:
         for number in range(ROUNDS):
             with subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL) as process:
                 try:
-                    assert notify.recv(99) == b"READY=1"
+                    while (said := notify.recv(99)) != b"READY=1":
+                        assert said == b"WATCHDOG=1"  # a server that is loading is alive, too
                     assert _ask(port)[0] == 200
                     assert notify.recv(99) == b"WATCHDOG=1"
                     children = _children(process.pid)
@@ -236,7 +238,7 @@ def test_kill_9_of_the_server_under_a_supervisor(temporary: Path) -> None:
                     process.kill()
             _until(lambda: not any(_alive(pid) for pid in children), 5)  # noqa: B023 - this round's
             assert not list(temporary.iterdir())
-            notify.setblocking(False)  # noqa: FBT003 - the standard library's own signature
+            notify.settimeout(0)
             with contextlib.suppress(BlockingIOError):
                 while True:
                     notify.recv(99)

@@ -48,7 +48,7 @@ NOTHING = Transcript("transcribe", None, 3.0)
 
 @dataclass
 class FakeBackend:
-    """Yields `items` in order and raises those that are exceptions; keeps what it was asked, and closes the upload."""
+    """Yields `items` in order and raises those that are exceptions; keeps what it was asked."""
 
     items: Sequence[Segment | Transcript | Exception | asyncio.Event] = (*SPOKEN, WHOLE)
     names: tuple[str, ...] = ("base", "org/base", *OPENAI_NAMES)
@@ -78,7 +78,7 @@ class FakeBackend:
                     yield item
         finally:
             self.closed += 1
-            source.close()
+            source.close()  # as the service does, whose it is from now on
 
     def health(self) -> dict[str, Any]:
         """Say something."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-# A whole Opus packet (RFC 6716 §3.1): 20 ms frames of CELT, three of them of no bytes at all (code 3): silence.
+# An Opus packet (RFC 6716 §3.1) of three frames of CELT, 20 ms each, of no bytes at all (code 3): silence.
 OPUS_SILENCE = bytes([0b11111011, 3])
 OPUS_PACKET_SAMPLES = 3 * 960
 

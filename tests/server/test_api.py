@@ -740,6 +740,20 @@ async def test_hanging_up_in_the_middle_of_the_upload(backend: FakeBackend, log:
     assert "POST /v1/audio/transcriptions 499" in log.getvalue()
 
 
+async def test_who_is_cut_off_by_a_stop_is_told_to_come_back(log: io.StringIO) -> None:
+    """At the end of a stop uvicorn cancels what still runs; the caller gets an answer, the log no traceback."""
+    backend = FakeBackend([asyncio.Event()])
+    async with asyncio.timeout(10):
+        calling = asyncio.create_task(transcribe(make_app(backend)))
+        await backend.reached.wait()
+        calling.cancel()
+        answer = await calling
+    assert (answer.status, answer.headers["retry-after"]) == (503, "5")
+    assert answer.error["code"] == "server_is_overloaded"
+    assert backend.closed == 1
+    assert "Traceback" not in log.getvalue()
+
+
 async def test_hanging_up_before_anything_is_done_closes_the_upload(backend: FakeBackend) -> None:
     """The model is never asked, and nothing is left open."""
     opened: list[Any] = []

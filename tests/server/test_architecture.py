@@ -18,7 +18,7 @@ ONLY = {
     "av": {"audio"},
     "fastapi": {"api"},
     "starlette": {"api"},
-    "uvicorn": {"server", "lifecycle"},
+    "uvicorn": {"server", "lifecycle", "protocol"},
     "huggingface_hub": {"models"},
     "platformdirs": {"models", "observe"},
     "pydantic_settings": {"config", "cli"},
@@ -104,9 +104,10 @@ def test_the_client_does_not_import_the_server(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SERVER, ids=lambda path: path.stem)
 def test_the_server_takes_only_the_version_from_the_client(path: Path) -> None:
-    """Two programs, one distribution."""
+    """Two programs, one distribution; they share its version and which HTTP library its SDK brought."""
     ours = {name for name in _imports(path) if name.startswith(("localwhisper_client", "localwhisper."))}
-    assert ours <= {"localwhisper_client._version", "localwhisper_client._version.__version__"}
+    shared = {"localwhisper_client._version", "localwhisper_client._http"}
+    assert {name for name in ours if not name.startswith(tuple(shared))} == set()
 
 
 def _runs_at_import(tree: ast.Module) -> list[ast.AST]:

@@ -87,13 +87,32 @@ OPTIONS: dict[str, tuple[str, Any]] = {
     "max_upload": ("1000", 1000),
     "max_seconds": ("60.5", 60.5),
     "log_level": ("warning", "warning"),
+    "log_format": ("json", "json"),
+    "max_per_address": ("3", 3),
+    "min_upload_rate": ("9", 9.0),
+    "upload_grace": ("4", 4.0),
+    "upstream": ("https://api.example.org/v1", "https://api.example.org/v1"),
+    "otlp_endpoint": ("http://127.0.0.1:4318", "http://127.0.0.1:4318"),
     "drain": ("5", 5.0),
+}
+
+
+LISTS_AND_FILES = {
+    "api_key",
+    "api_key_file",
+    "allow_from",
+    "allow_host",
+    "cors_origin",
+    "trusted_proxy",
+    "certfile",
+    "keyfile",
+    "cache_dir",
 }
 
 
 def test_every_option_is_tried() -> None:
     """Those that are not plain values have tests of their own."""
-    assert set(OPTIONS) | {"api_key", "cache_dir", "announce"} == set(Settings.model_fields)
+    assert set(OPTIONS) | LISTS_AND_FILES | {"announce"} == set(Settings.model_fields)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -113,6 +132,9 @@ def test_an_option_is_read_from_the_command_line_and_the_environment(
             "device": "auto",
             "compute_type": "int8",
             "window": "adaptive",
+            "log_format": "text",
+            "upstream": "http://127.0.0.1:1/v1",
+            "otlp_endpoint": "http://127.0.0.1:1",
         }
         monkeypatch.setenv(
             f"LOCALWHISPER_SERVER_{name.upper()}", given if way == "environment" else other.get(name, "7")
@@ -130,7 +152,7 @@ def test_defaults(served: list[Settings], monkeypatch: pytest.MonkeyPatch) -> No
     settings = served[0]
     assert Settings.model_fields["port"].default == 5000
     assert (settings.model, settings.device, settings.compute_type, settings.threads) == ("auto", "auto", "auto", 0)
-    assert (settings.host, settings.queue, settings.api_key) == ("127.0.0.1", 64, None)
+    assert (settings.host, settings.queue, settings.api_key) == ("127.0.0.1", 64, ())
 
 
 def test_announcing_is_a_flag(served: list[Settings]) -> None:
@@ -143,8 +165,7 @@ def test_announcing_is_a_flag(served: list[Settings]) -> None:
 def test_a_key_and_a_folder(served: list[Settings], tmp_path: Path) -> None:
     """The key is not shown by a print of the settings."""
     cli.main(["--port", "0", "--api-key", "hush-hush", "--cache-dir", str(tmp_path)])
-    assert served[0].api_key is not None
-    assert served[0].api_key.get_secret_value() == "hush-hush"
+    assert [key.get_secret_value() for key in served[0].api_key] == ["hush-hush"]
     assert served[0].cache_dir == tmp_path
     assert "hush-hush" not in repr(served[0])
 

@@ -408,10 +408,9 @@ def test_the_bytes_of_logprobs_are_the_text(heard: dict[str, ChunkResult], name:
 
 @pytest.mark.model
 def test_a_batch_hears_what_each_alone_does(tiny_en: Engine, voices: dict[str, Path]) -> None:
-    """Prompts, keywords, lengths and what is asked for share one without touching each other."""
+    """Keywords, lengths and what is asked for share one without touching each other."""
     demo, minute = _voice(voices["demo"]), _voice(voices["en-60s"])[: 9 * SAMPLE_RATE]
     chunks = [
-        _prepared(tiny_en, demo, full=True, prompt="A shopping list."),
         _prepared(tiny_en, minute, full=True, words=True),
         _prepared(tiny_en, demo, full=True, hotwords="milk, bread", logprobs=True),
     ]

@@ -158,7 +158,9 @@ def test_the_scheduler_tells_how_long_a_chunk_waited() -> None:
     item = SimpleNamespace(frames=100, seconds=1.0)
     assert ticket.submit(item).result(10) is item
     scheduler.close()
-    assert notes.notes == [("waited", 1.0)]
+    ((what, seconds),) = notes.notes
+    assert what == "waited"
+    assert 1.0 <= seconds <= 5.0  # ticks of the clock, which others look at as well
 
 
 # Traces
