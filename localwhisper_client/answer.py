@@ -6,6 +6,8 @@ can fall back; after that the caller has part of the answer, and a fault is thei
 
 from __future__ import annotations
 
+import math
+import time
 from typing import TYPE_CHECKING, Any
 
 from localwhisper_client._http import http
@@ -46,15 +48,16 @@ class _AsyncReplay(http.AsyncByteStream):  # type: ignore[misc] # as above
         await self._original.aclose()
 
 
-def read(response: Any, expected: Expected) -> None:
-    """Read and check a response.
+def read(response: Any, expected: Expected, seconds: float | None = None) -> None:
+    """Read and check a response, within so many seconds: a server may not be slow byte by byte, either.
 
     Raises:
         HouseAnsweredWrongly: it is no answer to this call. The response is closed then, as when reading fails.
+        ReadTimeout (of the HTTP library): it took too long.
 
     """
     try:
-        _read(response, expected)
+        _read(response, expected, _deadline(seconds))
     except WrongAnswer as wrong:
         response.close()
         raise HouseAnsweredWrongly(str(wrong), response=response) from None
@@ -63,21 +66,35 @@ def read(response: Any, expected: Expected) -> None:
         raise
 
 
-def _read(response: Any, expected: Expected) -> None:
+def _read(response: Any, expected: Expected, deadline: float) -> None:
     expected.check_head(response.headers)
-    if not expected.stream:
+    if response.is_closed:
+        # A plain call's: the HTTP library has read it already.
         expected.check_body(response.read())
         return
-    first, chunks = FirstEvent(), iter(response.stream)
-    if not any(first.feed(chunk) for chunk in chunks):
+    chunks = iter(response.stream)
+    if not expected.stream:
+        body: list[bytes] = []
+        for chunk in chunks:
+            body.append(chunk)
+            _in_time(deadline)
+        response.stream = _Replay(body, iter(()), response.stream)
+        expected.check_body(response.read())
+        return
+    first = FirstEvent()
+    for chunk in chunks:
+        _in_time(deadline)
+        if first.feed(chunk):
+            break
+    else:
         first.ended()
     response.stream = _Replay(first.chunks, chunks, response.stream)
 
 
-async def aread(response: Any, expected: Expected) -> None:
+async def aread(response: Any, expected: Expected, seconds: float | None = None) -> None:
     """Read and check a response, as `read` does."""
     try:
-        await _aread(response, expected)
+        await _aread(response, expected, _deadline(seconds))
     except WrongAnswer as wrong:
         await response.aclose()
         raise HouseAnsweredWrongly(str(wrong), response=response) from None
@@ -86,15 +103,34 @@ async def aread(response: Any, expected: Expected) -> None:
         raise
 
 
-async def _aread(response: Any, expected: Expected) -> None:
+async def _aread(response: Any, expected: Expected, deadline: float) -> None:
     expected.check_head(response.headers)
-    if not expected.stream:
+    if response.is_closed:
         expected.check_body(await response.aread())
         return
-    first, chunks = FirstEvent(), aiter(response.stream)
+    chunks = aiter(response.stream)
+    if not expected.stream:
+        body: list[bytes] = []
+        async for chunk in chunks:
+            body.append(chunk)
+            _in_time(deadline)
+        response.stream = _AsyncReplay(body, chunks, response.stream)
+        expected.check_body(await response.aread())
+        return
+    first = FirstEvent()
     async for chunk in chunks:
+        _in_time(deadline)
         if first.feed(chunk):
             break
     else:
         first.ended()
     response.stream = _AsyncReplay(first.chunks, chunks, response.stream)
+
+
+def _deadline(seconds: float | None) -> float:
+    return math.inf if seconds is None else time.monotonic() + seconds
+
+
+def _in_time(deadline: float) -> None:
+    if time.monotonic() > deadline:
+        raise http.ReadTimeout("the answer came too slowly")

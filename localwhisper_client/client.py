@@ -112,8 +112,9 @@ class LocalWhisper(openai.OpenAI):
                 return attempt.failed(error)
         server = self._route.house.server(step.backend)
         try:
+            server.find_name(step.seconds)
             raw: Any = server.client.request(cast_to, routed.house_options(server, step.seconds), **streaming)
-            answer.read(raw.http_response, routed.expected)
+            answer.read(raw.http_response, routed.expected, step.seconds)
             return routed.answer(raw)
         except Exception as error:  # noqa: BLE001 - raised again unless it is the network's or the server's
             return routed.house_fault(error)
@@ -213,7 +214,7 @@ class AsyncLocalWhisper(openai.AsyncOpenAI):
         server = self._route.house.server(step.backend)
         try:
             raw: Any = await server.client.request(cast_to, routed.house_options(server, step.seconds), **streaming)
-            await answer.aread(raw.http_response, routed.expected)
+            await answer.aread(raw.http_response, routed.expected, step.seconds)
             return routed.answer(raw)
         except Exception as error:  # noqa: BLE001 - as above
             return routed.house_fault(error)

@@ -20,6 +20,8 @@ DEFAULT_LAN_URL = "http://localhost:5000/v1"
 DEFAULT_CLOUD_URL = "https://api.openai.com/v1"
 DEFAULT_CONNECT_TIMEOUT = 1.0
 
+# RFC 3490 §3.1: what counts as a dot between labels.
+_FULL_STOPS = dict.fromkeys(map(ord, "\u3002\uff0e\uff61"), ".")
 # Azure's endpoints are OpenAI's models on somebody else's machine: as far from the house.
 _OPENAI_DOMAINS = ("openai.com", "openai.azure.com")
 
@@ -120,7 +122,8 @@ def parse_policy(name: str, value: str | None) -> Policy | None:
 
 def is_openai(url: str) -> bool:
     """Whether the URL points at OpenAI's own service."""
-    host = (urlsplit(url.strip()).hostname or "").rstrip(".")
+    # In the letters that are looked up: some other full stops mean the same one.
+    host = (urlsplit(url.strip()).hostname or "").translate(_FULL_STOPS).rstrip(".")
     return any(host == domain or host.endswith("." + domain) for domain in _OPENAI_DOMAINS)
 
 

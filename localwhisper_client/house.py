@@ -12,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import openai
 
-from localwhisper_client import hooks
+from localwhisper_client import hooks, names
 from localwhisper_client._http import http
 from localwhisper_client.config import health_url, is_openai
 from localwhisper_client.hooks import AUTO
@@ -99,8 +99,20 @@ class Server(Generic[ClientT]):
         self.client._custom_headers = {}  # noqa: SLF001 - where OPENAI_CUSTOM_HEADERS ends up; there is no public name
         if hasattr(self.client, "admin_api_key"):
             self.client.admin_api_key = None
+        self._name = names.Name(urlsplit(url).hostname or "")
         self._keyless = settings.lan_key is None
         self._connect_timeout = settings.connect_timeout
+
+    def find_name(self, seconds: float | None) -> None:
+        """Look the server's name up within the time for a connection, which the HTTP library does not bound.
+
+        Raises:
+            ConnectTimeout (of the HTTP library): nobody could say in time where it is.
+
+        """
+        allowed = self._connect_timeout if seconds is None else min(self._connect_timeout, seconds)
+        if not self._name.known(allowed):
+            raise http.ConnectTimeout(f"the name {self._name.host} was not found in time")
 
     def options(self, options: Any, files: Any, seconds: float | None, *, raw: str) -> Any:
         """Return the request as it goes to this server: none of the cloud's headers or query, and our own timeouts.

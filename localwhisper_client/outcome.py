@@ -61,13 +61,15 @@ class Expected:
 
     def check_body(self, body: bytes) -> None:
         """Raise `WrongAnswer` unless a body that was read to its end is a whole transcript."""
+        if self.response_format == "vtt" and not body.removeprefix(b"\xef\xbb\xbf").startswith(b"WEBVTT"):
+            raise WrongAnswer(f"a 200 whose {len(body)} bytes are not WebVTT")
         if self.response_format not in _JSON_FORMATS:
             return
         try:
             answer = json.loads(body)
         except ValueError:
             raise WrongAnswer(f"a 200 whose {len(body)} bytes are not whole JSON") from None
-        if not isinstance(answer, dict) or "text" not in answer:
+        if not isinstance(answer, dict) or not isinstance(answer.get("text"), str) or answer.get("error"):
             raise WrongAnswer("a 200 whose JSON has no text")
 
 

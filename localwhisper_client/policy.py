@@ -45,7 +45,11 @@ def current() -> Policy | None:
 
 @contextmanager
 def within(wish: Policy) -> Iterator[None]:
-    """Hold every call that this task or thread makes inside the block to a policy; the strictest of nested ones."""
+    """Hold every call that this task or thread makes inside the block to a policy; the strictest of nested ones.
+
+    Work that runs elsewhere is not held: a pool's threads, or a response that is made here and entered later. For
+    those, call a client that is held to it wherever it is used: `client.with_policy(...)`.
+    """
     token = _within.set(strictest([_within.get(), wish]))
     try:
         yield

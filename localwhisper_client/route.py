@@ -7,6 +7,7 @@ import random
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic
+from urllib.parse import unquote, urlsplit
 
 import openai
 
@@ -133,8 +134,13 @@ class Route(Generic[ClientT]):
 
 
 def is_speech_to_text(options: Any) -> bool:
-    """Whether a request is one that the house answers."""
-    return options.method.lower() == "post" and options.url.strip("/") in _SPEECH_TO_TEXT
+    """Whether a request is one that the house answers, in whatever way its address is spelled.
+
+    A server would find the way from `/./Audio//transcriptions?x=1`, too, and so would the audio.
+    """
+    path = unquote(urlsplit(options.url).path).lower()
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    return options.method.lower() == "post" and "/".join(parts[-2:]) in _SPEECH_TO_TEXT
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """`python -m localwhisper_server`."""
 
-from localwhisper_server.cli import main
+from localwhisper_server.entry import main
 
 if __name__ == "__main__":
     main()

@@ -95,6 +95,7 @@ def test_health_lives_beside_v1(base: str, health: str) -> None:
 def test_what_is_openai() -> None:
     """By host, not by what the URL looks like."""
     assert is_openai("https://API.openai.com./v1")
+    assert is_openai("https://api\u3002openai\u3002com/v1")  # looked up under the same name
     assert not is_openai("http://openai.com.evil.example/v1")
     assert not is_openai("http://pc/api.openai.com")
 

@@ -58,7 +58,11 @@ def test_content_type(response_format: str | None, stream: bool, kind: str, righ
         ("json", b'{"detail":"x"}', False),
         ("json", b"[]", False),
         ("text", b"", True),
-        ("srt", b"{", True),
+        ("json", b'{"text":null}', False),
+        ("json", b'{"text":"","error":{"message":"x"}}', False),
+        ("vtt", b"Service is starting up", False),
+        ("vtt", b"", False),
+        ("vtt", b"WEBVTT\n\n", True),
     ],
 )
 def test_body(response_format: str, body: bytes, right: bool) -> None:  # noqa: FBT001

@@ -114,3 +114,24 @@ def test_an_import_reads_no_environment_and_opens_nothing() -> None:
 def test_the_version_alone_does_not_bring_the_sdk() -> None:
     """The server asks this package for its version."""
     assert "openai" not in _modules("import localwhisper_client; localwhisper_client.__version__")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "/audio/transcriptions?x=1",
+        "audio/translations#a",
+        "/./audio//Transcriptions",
+        "https://api.openai.com/v1/audio/transcriptions",
+        "/audio%2Ftranscriptions",
+    ],
+)
+def test_however_its_address_is_spelled_speech_stays_in_the_house(url: str) -> None:
+    """A server would understand it, so the routing has to."""
+    from types import SimpleNamespace
+
+    from localwhisper_client.route import is_speech_to_text
+
+    assert is_speech_to_text(SimpleNamespace(method="post", url=url))
+    assert not is_speech_to_text(SimpleNamespace(method="post", url="/audio/speech"))
+    assert not is_speech_to_text(SimpleNamespace(method="get", url=url))

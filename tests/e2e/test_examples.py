@@ -98,7 +98,9 @@ def voice_update() -> MagicMock:
 async def test_telegram_bot(server: Server, voice_update: MagicMock, monkeypatch: pytest.MonkeyPatch) -> None:
     """A voice message is answered with its words."""
     monkeypatch.setenv("LOCALWHISPER_BASE_URL", server.base_url)
-    await load("telegram_bot").handle_voice(voice_update, MagicMock())
+    bot = load("telegram_bot")
+    async with bot.client:
+        await bot.handle_voice(voice_update, MagicMock())
     (reply,) = voice_update.effective_message.reply_text.await_args.args
     assert "Please buy milk" in reply
 
@@ -107,7 +109,9 @@ async def test_telegram_bot(server: Server, voice_update: MagicMock, monkeypatch
 async def test_telegram_bot_without_the_house(voice_update: MagicMock, monkeypatch: pytest.MonkeyPatch) -> None:
     """With nobody in the house, the bot says so and lives on."""
     monkeypatch.setenv("LOCALWHISPER_BASE_URL", "http://127.0.0.1:9/v1")
-    await load("telegram_bot").handle_voice(voice_update, MagicMock())
+    bot = load("telegram_bot")
+    async with bot.client:
+        await bot.handle_voice(voice_update, MagicMock())
     (reply,) = voice_update.effective_message.reply_text.await_args.args
     assert "Nobody is listening" in reply
 
