@@ -58,7 +58,7 @@ def minimums(session: nox.Session) -> None:
     # httpx2's mocking plugin would bring what this SDK does not know.
     lowest = [name for name in group("test") if not name.startswith("pytest-httpx2")]
     session.install("uv")
-    session.run_install("uv", "pip", "install", "--resolution=lowest-direct", "-e.[cli]")
+    session.run_install("uv", "pip", "install", "--resolution=lowest-direct", "-e.[cli,discovery]")
     session.install(*lowest, "openai==1.109.*")
     session.run("pytest", "tests/client", *session.posargs)
 
@@ -67,7 +67,7 @@ def minimums(session: nox.Session) -> None:
 def sdk_2(session: nox.Session) -> None:
     """Run the client's suite on the last SDK before it moved to httpx2."""
     lowest = [name for name in group("test") if not name.startswith("pytest-httpx2")]
-    session.install("-e.[cli]", *lowest, "openai>=2,<3")
+    session.install("-e.[cli,discovery]", *lowest, "openai>=2,<3")
     session.run("pytest", "tests/client", *session.posargs)
 
 

@@ -23,7 +23,8 @@ from localwhisper_server import api, server
 from localwhisper_server.chunks import Piece
 from localwhisper_server.config import Settings
 from localwhisper_server.decoder import decode
-from localwhisper_server.engine import Chunk, ChunkResult, Device, find_speech
+from localwhisper_server.devices import Device
+from localwhisper_server.engine import Chunk, ChunkResult, find_speech
 from localwhisper_server.options import Decoding, Voice
 from localwhisper_server.transcript import Segment
 

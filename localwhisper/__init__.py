@@ -14,11 +14,29 @@ import openai
 
 from localwhisper_client._version import __version__
 from localwhisper_client.client import AsyncLocalWhisper, LocalWhisper
+from localwhisper_client.config import parse_policy
+from localwhisper_client.patch import install, uninstall
+from localwhisper_client.policy import Policy, within
+from localwhisper_client.provenance import LastCall, last_call
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from openai.resources.audio import Audio
 
-__all__ = ["AsyncLocalWhisper", "AsyncOpenAI", "LocalWhisper", "OpenAI", "__version__", "audio"]
+__all__ = [
+    "AsyncLocalWhisper",
+    "AsyncOpenAI",
+    "LastCall",
+    "LocalWhisper",
+    "OpenAI",
+    "__version__",
+    "audio",
+    "install",
+    "last_call",
+    "policy",
+    "uninstall",
+]
 
 OpenAI = Client = LocalWhisper
 AsyncOpenAI = AsyncClient = AsyncLocalWhisper
@@ -31,6 +49,19 @@ _SETTINGS = (
 
 _lock = threading.Lock()
 _current: tuple[dict[str, Any], LocalWhisper] | None = None
+
+
+def policy(wish: Policy | str) -> AbstractContextManager[None]:
+    """Hold every call inside a `with` block to a policy: `with localwhisper.policy("local_only"):`.
+
+    It holds for the task or thread that runs the block, and for tasks started in it; the strictest of this, the
+    client's and the environment's wins.
+
+    Raises:
+        ConfigurationError: there is no such policy.
+
+    """
+    return within(parse_policy("policy", wish))
 
 
 def _client() -> LocalWhisper:

@@ -10,6 +10,9 @@ from localwhisper_client._version import __version__
 if TYPE_CHECKING:
     from localwhisper_client.client import AsyncLocalWhisper, LocalWhisper
     from localwhisper_client.errors import (
+        AudioStaysHome,
+        BudgetSpent,
+        CloudCannot,
         CloudKeyMissing,
         ConfigurationError,
         HouseAnsweredWrongly,
@@ -17,14 +20,19 @@ if TYPE_CHECKING:
         HouseUnavailable,
         LocalWhisperError,
     )
-    from localwhisper_client.events import Attempt, BreakerClosed, BreakerOpened, Event, Fallback
+    from localwhisper_client.events import Attempt, BreakerClosed, BreakerOpened, BudgetReached, Event, Fallback
     from localwhisper_client.policy import Policy
+    from localwhisper_client.provenance import LastCall, last_call
 
 __all__ = [
     "AsyncLocalWhisper",
     "Attempt",
+    "AudioStaysHome",
     "BreakerClosed",
     "BreakerOpened",
+    "BudgetReached",
+    "BudgetSpent",
+    "CloudCannot",
     "CloudKeyMissing",
     "ConfigurationError",
     "Event",
@@ -32,17 +40,21 @@ __all__ = [
     "HouseAnsweredWrongly",
     "HouseTimedOut",
     "HouseUnavailable",
+    "LastCall",
     "LocalWhisper",
     "LocalWhisperError",
     "Policy",
     "__version__",
+    "last_call",
 ]
 
 _HOME = {
     **dict.fromkeys(("AsyncLocalWhisper", "LocalWhisper"), "client"),
-    **dict.fromkeys(("Attempt", "BreakerClosed", "BreakerOpened", "Event", "Fallback"), "events"),
     **dict.fromkeys(
         (
+            "AudioStaysHome",
+            "BudgetSpent",
+            "CloudCannot",
             "CloudKeyMissing",
             "ConfigurationError",
             "HouseAnsweredWrongly",
@@ -52,7 +64,9 @@ _HOME = {
         ),
         "errors",
     ),
-    "Policy": "policy",
+    **dict.fromkeys(("Attempt", "BreakerClosed", "BreakerOpened", "BudgetReached", "Event", "Fallback"), "events"),
+    **dict.fromkeys(("Policy",), "policy"),
+    **dict.fromkeys(("LastCall", "last_call"), "provenance"),
 }
 
 

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 import anyio.to_thread
 import openai
 
-from localwhisper_client import answer
+from localwhisper_client import answer, race
 from localwhisper_client.errors import CloudKeyMissing
-from localwhisper_client.route import Route, is_speech_to_text
-from localwhisper_client.routing import Outcome, Probe, Try, Verdict, Wait
+from localwhisper_client.provenance import traced
+from localwhisper_client.route import Route, Wishes, is_speech_to_text
+from localwhisper_client.steps import Probe, Race, Try, Wait
 from localwhisper_client.upload import Upload, needs_copy
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from localwhisper_client.events import Event
     from localwhisper_client.policy import Policy
     from localwhisper_client.route import Routed
-    from localwhisper_client.routing import Reply
+    from localwhisper_client.steps import Outcome, Reply
 
 
 class LocalWhisper(openai.OpenAI):
@@ -43,6 +46,8 @@ class LocalWhisper(openai.OpenAI):
         lan_key: the key that server wants. Default: `LOCALWHISPER_API_KEY`.
         policy: `local_only` (the default), `wait` or `cloud`; the stricter of this and `LOCALWHISPER_POLICY` wins.
         connect_timeout: seconds the server has to accept a connection; default 1.
+        hedge_after: seconds after which a call that the house has not answered is sent to the cloud as well, where the
+            policy lets it; the first answer counts, and the other is paid for all the same. Default: never.
         on_event: called with each `localwhisper_client.Event`, in the thread or task where it happens.
         sdk: the arguments of `openai.OpenAI`.
 
@@ -58,53 +63,53 @@ class LocalWhisper(openai.OpenAI):
         lan_key: str | None = None,
         policy: Policy | str | None = None,
         connect_timeout: float | None = None,
+        hedge_after: float | None = None,
         on_event: Callable[[Event], None] | None = None,
         _route: Route[openai.OpenAI] | None = None,
         **sdk: Any,
     ) -> None:
-        self._route = _route or Route.load(
-            openai.OpenAI,
-            os.environ,
-            lan_url=lan_url,
-            lan_key=lan_key,
-            policy=policy,
-            connect_timeout=connect_timeout,
-            on_event=on_event,
-        )
+        wishes = Wishes(lan_url, lan_key, policy, connect_timeout, hedge_after, on_event)
+        self._route = _route or Route.load(openai.OpenAI, os.environ, wishes)
         super().__init__(**self._route.cloud_arguments(sdk, os.environ, _no_key))
 
     def request(self, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
         """Send one request: speech-to-text where the routing says, everything else where it always went."""
         if not is_speech_to_text(options):
             return super().request(cast_to, options, stream=stream, stream_cls=stream_cls)
-        with Upload(options.files) as upload:
+        with Upload(options.files, shared=self._route.hedges) as upload, traced(options.url):
             routed = self._route.call(self, options, upload.files, stream=stream)
-            plan = routed.start().plan()
-            reply: Reply = None
-            while True:
-                try:
-                    step = plan.send(reply)
-                except StopIteration as end:
-                    return routed.result(end.value)
-                match step:
-                    case Wait():
-                        time.sleep(step.seconds)
-                        reply = None
-                    case Probe():
-                        probe = self._route.house.server(step.backend).prober.ask(self._route.announce)
-                        reply = probe.result() if step.wait else None
-                    case Try() if step.backend.cloud:
-                        try:
-                            value = super().request(
-                                cast_to, routed.cloud_options(step.seconds), stream=stream, stream_cls=stream_cls
-                            )
-                            reply = Outcome(Verdict.ANSWERED, value=value)
-                        except openai.OpenAIError as error:
-                            reply = routed.cloud_fault(error)
-                    case Try():
-                        reply = self._ask_house(routed, step, cast_to, stream=stream, stream_cls=stream_cls)
+            ask = partial(self._ask, routed, cast_to, stream=stream, stream_cls=stream_cls)
+            with closing(routed.start().plan()) as plan:
+                reply: Reply = None
+                while True:
+                    try:
+                        step = plan.send(reply)
+                    except StopIteration as end:
+                        routed.book(end.value)
+                        return routed.result(end.value)
+                    match step:
+                        case Wait():
+                            time.sleep(step.seconds)
+                            reply = None
+                        case Probe():
+                            probe = self._route.house.server(step.backend).prober.ask(self._route.announce)
+                            reply = probe.result() if step.wait else None
+                        case Race():
+                            reply = race.run(partial(ask, step.first), partial(ask, step.second), step.after)
+                        case Try():
+                            reply = ask(step)
+                        case _:
+                            reply = routed.perform(step)
 
-    def _ask_house(self, routed: Routed[openai.OpenAI], step: Try, cast_to: Any, **streaming: Any) -> Outcome:
+    def _ask(self, routed: Routed[openai.OpenAI], cast_to: Any, step: Try, **streaming: Any) -> Outcome:
+        if step.backend.cloud:
+            attempt = routed.attempt(step)
+            try:
+                attempt.prepare()
+                value = super().request(cast_to, attempt.options, **streaming)
+                return attempt.answered(value)
+            except openai.OpenAIError as error:
+                return attempt.failed(error)
         server = self._route.house.server(step.backend)
         try:
             raw: Any = server.client.request(cast_to, routed.house_options(server, step.seconds), **streaming)
@@ -120,23 +125,28 @@ class LocalWhisper(openai.OpenAI):
         lan_key: str | None = None,
         policy: Policy | str | None = None,
         connect_timeout: float | None = None,
+        hedge_after: float | None = None,
         on_event: Callable[[Event], None] | None = None,
         _extra_kwargs: Mapping[str, Any] | None = None,
         **sdk: Any,
     ) -> Self:
         """Return a client with some options changed; it shares house and breakers, and its policy is never looser."""
-        route = self._route.narrowed(
-            openai.OpenAI, policy, on_event, lan_url=lan_url, lan_key=lan_key, connect_timeout=connect_timeout
-        )
+        wishes = Wishes(lan_url, lan_key, policy, connect_timeout, hedge_after, on_event)
+        route = self._route.narrowed(wishes)
         return super().copy(_extra_kwargs={**(_extra_kwargs or {}), "_route": route}, **sdk)
 
     with_options = copy
+
+    def with_policy(self, policy: Policy | str) -> Self:
+        """Return a client under this policy; where that is stricter, the one of the original stays in force."""
+        return self.copy(policy=policy)
 
     def close(self) -> None:
         """Close the connections to the cloud and to the house; as with the SDK, those of its copies too."""
         super().close()
         for server in self._route.house.servers:
             server.client.close()
+        self._route.books.close()
 
 
 class AsyncLocalWhisper(openai.AsyncOpenAI):
@@ -149,57 +159,57 @@ class AsyncLocalWhisper(openai.AsyncOpenAI):
         lan_key: str | None = None,
         policy: Policy | str | None = None,
         connect_timeout: float | None = None,
+        hedge_after: float | None = None,
         on_event: Callable[[Event], None] | None = None,
         _route: Route[openai.AsyncOpenAI] | None = None,
         **sdk: Any,
     ) -> None:
-        self._route = _route or Route.load(
-            openai.AsyncOpenAI,
-            os.environ,
-            lan_url=lan_url,
-            lan_key=lan_key,
-            policy=policy,
-            connect_timeout=connect_timeout,
-            on_event=on_event,
-        )
+        wishes = Wishes(lan_url, lan_key, policy, connect_timeout, hedge_after, on_event)
+        self._route = _route or Route.load(openai.AsyncOpenAI, os.environ, wishes)
         super().__init__(**self._route.cloud_arguments(sdk, os.environ, _no_async_key))
 
     async def request(self, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
         """Send one request: speech-to-text where the routing says, everything else where it always went."""
         if not is_speech_to_text(options):
             return await super().request(cast_to, options, stream=stream, stream_cls=stream_cls)
-        # Only a stream that must be copied can block.
-        copied = needs_copy(options.files)
-        with await anyio.to_thread.run_sync(Upload, options.files) if copied else Upload(options.files) as upload:
+        # Only a file that must be copied can block.
+        make = partial(Upload, options.files, shared=self._route.hedges)
+        copied = self._route.hedges or needs_copy(options.files)
+        with await anyio.to_thread.run_sync(make) if copied else make() as upload, traced(options.url):
             routed = self._route.call(self, options, upload.files, stream=stream)
-            plan = routed.start().plan()
-            reply: Reply = None
-            while True:
-                try:
-                    step = plan.send(reply)
-                except StopIteration as end:
-                    return routed.result(end.value)
-                match step:
-                    case Wait():
-                        await anyio.sleep(step.seconds)
-                        reply = None
-                    case Probe():
-                        probe = self._route.house.server(step.backend).prober.ask(self._route.announce)
-                        reply = await _result_of(probe) if step.wait else None
-                    case Try() if step.backend.cloud:
-                        try:
-                            value = await super().request(
-                                cast_to, routed.cloud_options(step.seconds), stream=stream, stream_cls=stream_cls
-                            )
-                            reply = Outcome(Verdict.ANSWERED, value=value)
-                        except openai.OpenAIError as error:
-                            reply = routed.cloud_fault(error)
-                    case Try():
-                        reply = await self._ask_house(routed, step, cast_to, stream=stream, stream_cls=stream_cls)
+            ask = partial(self._ask, routed, cast_to, stream=stream, stream_cls=stream_cls)
+            with closing(routed.start().plan()) as plan:
+                reply: Reply = None
+                while True:
+                    try:
+                        step = plan.send(reply)
+                    except StopIteration as end:
+                        if routed.books_kept:
+                            await anyio.to_thread.run_sync(routed.book, end.value)
+                        return routed.result(end.value)
+                    match step:
+                        case Wait():
+                            await anyio.sleep(step.seconds)
+                            reply = None
+                        case Probe():
+                            probe = self._route.house.server(step.backend).prober.ask(self._route.announce)
+                            reply = await _result_of(probe) if step.wait else None
+                        case Race():
+                            reply = await race.arun(partial(ask, step.first), partial(ask, step.second), step.after)
+                        case Try():
+                            reply = await ask(step)
+                        case _:
+                            reply = await anyio.to_thread.run_sync(routed.perform, step, abandon_on_cancel=True)
 
-    async def _ask_house(
-        self, routed: Routed[openai.AsyncOpenAI], step: Try, cast_to: Any, **streaming: Any
-    ) -> Outcome:
+    async def _ask(self, routed: Routed[openai.AsyncOpenAI], cast_to: Any, step: Try, **streaming: Any) -> Outcome:
+        if step.backend.cloud:
+            attempt = routed.attempt(step)
+            try:
+                await anyio.to_thread.run_sync(attempt.prepare)
+                value = await super().request(cast_to, attempt.options, **streaming)
+                return await anyio.to_thread.run_sync(attempt.answered, value)
+            except openai.OpenAIError as error:
+                return await anyio.to_thread.run_sync(attempt.failed, error)
         server = self._route.house.server(step.backend)
         try:
             raw: Any = await server.client.request(cast_to, routed.house_options(server, step.seconds), **streaming)
@@ -215,23 +225,28 @@ class AsyncLocalWhisper(openai.AsyncOpenAI):
         lan_key: str | None = None,
         policy: Policy | str | None = None,
         connect_timeout: float | None = None,
+        hedge_after: float | None = None,
         on_event: Callable[[Event], None] | None = None,
         _extra_kwargs: Mapping[str, Any] | None = None,
         **sdk: Any,
     ) -> Self:
         """Return a client with some options changed; it shares house and breakers, and its policy is never looser."""
-        route = self._route.narrowed(
-            openai.AsyncOpenAI, policy, on_event, lan_url=lan_url, lan_key=lan_key, connect_timeout=connect_timeout
-        )
+        wishes = Wishes(lan_url, lan_key, policy, connect_timeout, hedge_after, on_event)
+        route = self._route.narrowed(wishes)
         return super().copy(_extra_kwargs={**(_extra_kwargs or {}), "_route": route}, **sdk)
 
     with_options = copy
+
+    def with_policy(self, policy: Policy | str) -> Self:
+        """Return a client under this policy; where that is stricter, the one of the original stays in force."""
+        return self.copy(policy=policy)
 
     async def close(self) -> None:
         """Close the connections to the cloud and to the house; as with the SDK, those of its copies too."""
         await super().close()
         for server in self._route.house.servers:
             await server.client.close()
+        self._route.books.close()
 
 
 async def _result_of(probe: Future[bool]) -> bool:

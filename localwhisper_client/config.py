@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
 from urllib.parse import urlsplit, urlunsplit
 
+from localwhisper_client.budget import Budget
 from localwhisper_client.errors import ConfigurationError
+from localwhisper_client.hooks import AUTO
+from localwhisper_client.ledger import default_path
 from localwhisper_client.policy import Policy
 
 if TYPE_CHECKING:
@@ -25,7 +29,7 @@ class Settings:
     """Where the house is, where the cloud is, and what may go where."""
 
     lan_urls: tuple[str, ...] = (DEFAULT_LAN_URL,)
-    """Base URLs of the servers in the house, in the order they are asked; without a final slash."""
+    """Base URLs of the servers in the house, without a final slash; `auto` for those that are found."""
     lan_key: str | None = field(default=None, repr=False)
     """The key the house's servers want; `None` sends none."""
     policy: Policy | None = None
@@ -33,6 +37,12 @@ class Settings:
     cloud_url: str = DEFAULT_CLOUD_URL
     connect_timeout: float = DEFAULT_CONNECT_TIMEOUT
     """Seconds a server in the house has to accept a connection."""
+    wake: str | None = None
+    """The machine to wake on an outage, `AA:BB:CC:DD:EE:FF[@host]`."""
+    ledger: Path | None = None
+    """Where calls are written down; `None` for nowhere."""
+    budget: Budget | None = None
+    """What may be spent on the cloud; `None` for no limit."""
 
     @classmethod
     def load(
@@ -46,7 +56,9 @@ class Settings:
         """Read the environment; arguments win over it.
 
         Variables: `LOCALWHISPER_BASE_URL` (several, separated by commas), else `OPENAI_BASE_URL` where it points away
-        from OpenAI; `LOCALWHISPER_API_KEY`; `LOCALWHISPER_POLICY`; `LOCALWHISPER_CLOUD_BASE_URL`.
+        from OpenAI; `LOCALWHISPER_API_KEY`; `LOCALWHISPER_POLICY`; `LOCALWHISPER_CLOUD_BASE_URL`;
+        `LOCALWHISPER_WAKE`; `LOCALWHISPER_LEDGER` (a path, or `1` for the usual place; a budget without one uses that
+        too); `LOCALWHISPER_CLOUD_BUDGET` (`5.00/month`, `0.50/day`).
 
         Raises:
             ConfigurationError: a value cannot be used; the message names it and says what would do.
@@ -60,19 +72,24 @@ class Settings:
             if value and is_openai(value):
                 value = None
         cloud_name, cloud_url = "LOCALWHISPER_CLOUD_BASE_URL", _set(environ, "LOCALWHISPER_CLOUD_BASE_URL")
+        budget = _budget("LOCALWHISPER_CLOUD_BUDGET", _set(environ, "LOCALWHISPER_CLOUD_BUDGET"))
         settings = cls(
-            lan_urls=tuple(_base_url(name, part) for part in value.split(",") if part.strip())
+            lan_urls=tuple(_lan_url(name, part.strip()) for part in value.split(",") if part.strip())
             if value
             else (DEFAULT_LAN_URL,),
             lan_key=lan_key or _set(environ, "LOCALWHISPER_API_KEY"),
             policy=parse_policy("LOCALWHISPER_POLICY", _set(environ, "LOCALWHISPER_POLICY")),
             cloud_url=_base_url(cloud_name, cloud_url) if cloud_url else DEFAULT_CLOUD_URL,
             connect_timeout=DEFAULT_CONNECT_TIMEOUT if connect_timeout is None else connect_timeout,
+            wake=_set(environ, "LOCALWHISPER_WAKE"),
+            ledger=_ledger("LOCALWHISPER_LEDGER", environ, budget),
+            budget=budget,
         )
-        settings._check(name)
+        settings.check(name)
         return settings
 
-    def _check(self, name: str) -> None:
+    def check(self, name: str) -> None:
+        """Raise `ConfigurationError` where the settings contradict each other; `name` is what named the servers."""
         if not self.lan_urls:
             raise ConfigurationError(f"{name} names no server. Give a URL such as {DEFAULT_LAN_URL}.")
         if self.connect_timeout <= 0:
@@ -86,6 +103,10 @@ class Settings:
                 )
 
 
+@overload
+def parse_policy(name: str, value: str) -> Policy: ...
+@overload
+def parse_policy(name: str, value: str | None) -> Policy | None: ...
 def parse_policy(name: str, value: str | None) -> Policy | None:
     """Return the policy called `value`; `name` is what the user set, for the error."""
     if value is None:
@@ -109,17 +130,36 @@ def health_url(base_url: str) -> str:
     return urlunsplit(parts._replace(path=parts.path.rstrip("/").removesuffix("/v1") + "/health"))
 
 
+def _budget(name: str, value: str | None) -> Budget | None:
+    try:
+        return None if value is None else Budget.parse(value)
+    except ValueError:
+        raise ConfigurationError(f"{name} is {value!r}, which is not a budget. Use 5.00/month or 0.50/day.") from None
+
+
+def _ledger(name: str, environ: Mapping[str, str], budget: Budget | None) -> Path | None:
+    value = _set(environ, name)
+    if value is not None and value.lower() in ("0", "off", "false", "no"):
+        if budget is not None:
+            raise ConfigurationError(f"{name} is {value!r}, but a budget needs a ledger. Unset one of the two.")
+        return None
+    if value is None and budget is None:
+        return None
+    named = value is not None and value.lower() not in ("1", "on", "true", "yes")
+    return Path(value).expanduser() if value is not None and named else default_path(environ)
+
+
 def _set(environ: Mapping[str, str], name: str) -> str | None:
     # A variable set to nothing is how people unset one in a compose file.
     return environ.get(name, "").strip() or None
 
 
+def _lan_url(name: str, value: str) -> str:
+    return AUTO if value.lower() == AUTO else _base_url(name, value)
+
+
 def _base_url(name: str, value: str) -> str:
     url = value.strip().rstrip("/")
-    if url == "auto":
-        raise ConfigurationError(
-            f"{name}=auto needs discovery, which this version does not have. Give a URL such as {DEFAULT_LAN_URL}."
-        )
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)

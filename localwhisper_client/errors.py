@@ -5,7 +5,10 @@
     │   ├── ConfigurationError            a setting cannot be used; raised before anything is sent
     │   ├── CloudKeyMissing               something of the cloud's was called, and there is no key for it
     │   ├── HouseUnavailable              nobody in the house could be reached, or the connection broke
-    │   │   └── HouseTimedOut             …because the time was up
+    │   │   ├── HouseTimedOut             …because the time was up
+    │   │   ├── AudioStaysHome            …and the cloud, which the program asked for, is forbidden by a stricter policy
+    │   │   ├── BudgetSpent               …and there is no money left for the cloud
+    │   │   └── CloudCannot               …and the cloud cannot give what the call asks for
     │   └── HouseAnsweredWrongly          an answer, but not one of a speech-to-text server
     └── openai.APIError
         ├── openai.APIConnectionError     HouseUnavailable is one of these too
@@ -24,10 +27,10 @@ from typing import TYPE_CHECKING, Any
 import openai
 
 from localwhisper_client.policy import Policy
-from localwhisper_client.routing import Verdict
+from localwhisper_client.steps import FINAL, Verdict
 
 if TYPE_CHECKING:
-    from localwhisper_client.routing import Ending
+    from localwhisper_client.steps import Ending
 
 
 class LocalWhisperError(openai.OpenAIError):
@@ -60,6 +63,18 @@ class HouseTimedOut(HouseUnavailable, openai.APITimeoutError):
     """Nobody in the house answered in time."""
 
 
+class AudioStaysHome(HouseUnavailable):
+    """The house could not answer, the program asked for the cloud, and a stricter policy kept the audio at home."""
+
+
+class BudgetSpent(HouseUnavailable):
+    """The house could not answer, and the cloud's budget is spent or cannot be checked; nothing was sent there."""
+
+
+class CloudCannot(HouseUnavailable):
+    """The house could not answer, and the cloud has nothing that could; nothing was sent there."""
+
+
 class HouseAnsweredWrongly(LocalWhisperError, openai.APIResponseValidationError):
     """Somebody answered, but not as a speech-to-text server does: a login page, half a transcript, a redirect."""
 
@@ -67,13 +82,26 @@ class HouseAnsweredWrongly(LocalWhisperError, openai.APIResponseValidationError)
         openai.APIResponseValidationError.__init__(self, response, None, message=message)
 
 
-def explained(ending: Ending, request: Any) -> Exception:
+def explained(ending: Ending, request: Any, *, asked_for_cloud: bool = False) -> Exception:
     """Return the exception for a call that failed: the backends tried, why each failed, and what to do.
 
-    `request` stands in where no request was sent at all.
+    `request` stands in where no request was sent at all. `asked_for_cloud`: the program did, whatever the policy says.
     """
     error = ending.outcome.error
+    if asked_for_cloud and not ending.policy.leaves_house and ending.outcome.verdict not in FINAL:
+        home = AudioStaysHome(
+            f"{_tried(ending)} This client may ask the cloud, but a stricter policy ({ending.policy}) is set by the "
+            "environment, by the client that it was copied from, or by the block around the call. Nothing left the "
+            "house.",
+            request=request,
+        )
+        home.__cause__ = error
+        return home
     words = _words(ending)
+    if isinstance(error, (BudgetSpent, CloudCannot)):
+        error.message = f"{error.message} {words}"
+        error.args = (error.message,)
+        return error
     if isinstance(error, (openai.APIStatusError, HouseAnsweredWrongly)):
         error.message = f"{error.message} {words}" if isinstance(error, openai.APIStatusError) else words
         error.args = (error.message,)
@@ -89,9 +117,14 @@ def explained(ending: Ending, request: Any) -> Exception:
 
 
 def _words(ending: Ending) -> str:
-    tried = "; ".join(f"{line.backend} ({line.verdict}: {line.reason})" for line in ending.tried)
+    return f"{_tried(ending)} {_advice(ending)}".rstrip()
+
+
+def _tried(ending: Ending) -> str:
+    lines = [line for line in ending.tried if line.verdict is not Verdict.REFUSED]
+    tried = "; ".join(f"{line.backend} ({line.verdict}: {line.reason})" for line in lines)
     opening = "The call's time is up. " if ending.timed_out else ""
-    return f"{opening}Tried: {tried}. {_advice(ending)}".rstrip()
+    return f"{opening}Tried: {tried}."
 
 
 def _advice(ending: Ending) -> str:

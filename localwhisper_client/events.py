@@ -26,13 +26,15 @@ class Attempt(Event):
     """A backend was tried and this came of it."""
 
     verdict: str
-    """`answered`, `outage`, `failure`, `busy`, `misconfigured` or `caller`."""
+    """`answered`, `outage`, `failure`, `busy`, `misconfigured`, `caller`, `refused` or `dropped`."""
     reason: str
     """What was seen, in words; empty for an answer."""
     seconds: float
     """How long the attempt took; for a stream, until its first event."""
     cloud: bool
     """Whether the audio left the house."""
+    cost: float | None = 0.0
+    """Dollars that it cost; `None` where unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,15 @@ class BreakerOpened(Event):
 @dataclass(frozen=True, slots=True)
 class BreakerClosed(Event):
     """Calls go to this backend again."""
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetReached(Event):
+    """The cloud was not asked, because the budget is spent or cannot be checked."""
+
+    reason: str
+    cost: float | None
+    """The most that the call could have cost, in dollars; `None` where no price is known."""
 
 
 class Announcer:

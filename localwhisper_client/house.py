@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import socket
+import threading
+import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import openai
 
+from localwhisper_client import hooks
 from localwhisper_client._http import http
-from localwhisper_client.config import health_url
+from localwhisper_client.config import health_url, is_openai
+from localwhisper_client.hooks import AUTO
 from localwhisper_client.probe import Prober
-from localwhisper_client.routing import Backend
+from localwhisper_client.steps import Backend
 
 if TYPE_CHECKING:
     from localwhisper_client.config import Settings
+    from localwhisper_client.hooks import Resolver, Waker
 
 ClientT = TypeVar("ClientT", openai.OpenAI, openai.AsyncOpenAI)
 
@@ -23,6 +29,16 @@ _KEYLESS = "no-key"
 # Seconds an idle connection is kept. Servers drop theirs after five (uvicorn's default), and a box that was switched
 # off drops none: a call on a dead connection would look like a fault of a server that is well, or hang.
 _IDLE = 2.0
+# A box that loses power while it works says nothing more; the kernel asks after it in its stead, and gives up after
+# ten seconds. Each system has the options that it has.
+_KEEPALIVE = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in (("TCP_KEEPIDLE", 4), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3))
+        if hasattr(socket, name)
+    ),
+]
 # Headers a call may bring along; every other could be the cloud's credential under some gateway's name.
 _HARMLESS = ("content-type", "accept", "x-stainless-", "____stainless", "x-client-request-id", "traceparent")
 
@@ -42,12 +58,16 @@ class _AsyncHTTP(openai.DefaultAsyncHttpxClient):
         if not self.is_closed:
             try:
                 loop = asyncio.get_running_loop()
-            except RuntimeError:
+            except (RuntimeError, AttributeError):
+                # No loop; or the interpreter is ending, and has taken the module's names away.
                 return
             self._closing = loop.create_task(self.aclose())
 
 
-_HTTP: dict[type, type] = {openai.OpenAI: _SyncHTTP, openai.AsyncOpenAI: _AsyncHTTP}
+_HTTP: dict[type, tuple[Any, Any]] = {
+    openai.OpenAI: (_SyncHTTP, http.HTTPTransport),
+    openai.AsyncOpenAI: (_AsyncHTTP, http.AsyncHTTPTransport),
+}
 
 
 class Server(Generic[ClientT]):
@@ -58,12 +78,16 @@ class Server(Generic[ClientT]):
         self.prober = Prober(self.backend, health_url(url), settings.connect_timeout)
         # No proxy of the environment's: one would carry the audio out of the house, and could not reach it anyway.
         # No redirects, for the same reason. Certificates are read only where the address has one.
-        make_http: Any = _HTTP[kind]
+        make_http, make_transport = _HTTP[kind]
         http_client = make_http(
-            trust_env=False,
             follow_redirects=False,
-            verify=url.startswith("https:"),
-            limits=http.Limits(max_connections=1000, max_keepalive_connections=100, keepalive_expiry=_IDLE),
+            trust_env=False,
+            transport=make_transport(
+                trust_env=False,
+                verify=url.startswith("https:"),
+                limits=http.Limits(max_connections=1000, max_keepalive_connections=100, keepalive_expiry=_IDLE),
+                socket_options=_KEEPALIVE,
+            ),
         )
         self.client: ClientT = kind(
             api_key=settings.lan_key or _KEYLESS, base_url=url, max_retries=0, http_client=http_client
@@ -102,16 +126,70 @@ class Server(Generic[ClientT]):
 
 
 class House(Generic[ClientT]):
-    """All servers in the house, in the order they are asked; shared by a client and its copies."""
+    """All servers in the house, given and found; shared by a client and its copies."""
 
-    def __init__(self, settings: Settings, kind: type[ClientT]) -> None:
+    def __init__(
+        self, settings: Settings, kind: type[ClientT], *, resolver: Resolver | None = None, waker: Waker | None = None
+    ) -> None:
         self.settings = settings
-        self.servers: list[Server[ClientT]] = [Server(url, settings, kind) for url in settings.lan_urls]
-        self.backends: list[Backend] = [server.backend for server in self.servers]
+        self._kind: type[ClientT] = kind
+        self._lock = threading.Lock()
+        self._servers: dict[str, Server[ClientT]] = {}
+        self._resolver = resolver
+        if resolver is None and AUTO in settings.lan_urls:
+            self._resolver = hooks.resolver()
+        self._waker = waker
+        if waker is None and settings.wake is not None:
+            self._waker = hooks.waker(settings.wake)
+        self.backends: tuple[Backend, ...] = self._backends(())
+        """Those known now: the given ones, and the found ones of the last `find()`."""
+
+    def moved(self, settings: Settings) -> House[ClientT]:
+        """Return another house, which is found and woken in the same way."""
+        return House(settings, self._kind, resolver=self._resolver, waker=self._waker)
+
+    @property
+    def servers(self) -> list[Server[ClientT]]:
+        """Every server ever known."""
+        return list(self._servers.values())
+
+    @property
+    def finds(self) -> bool:
+        """Whether some servers are to be found by `find()`."""
+        return self._resolver is not None
+
+    @property
+    def wakes(self) -> bool:
+        """Whether there is a machine to wake."""
+        return self._waker is not None
+
+    def find(self, lost: bool = False) -> tuple[Backend, ...]:  # noqa: FBT001, FBT002 - passed on by position
+        """Look for the servers in the house and return all; may block. `lost`: one that was found is not there."""
+        if self._resolver is not None:
+            if lost:
+                self._resolver.forget()
+            self.backends = self._backends(self._resolver.urls())
+        return self.backends
+
+    def wake(self) -> bool:
+        """Wake the machine in the house; return whether that was done. May block."""
+        return self._waker is not None and self._waker.wake(time.monotonic())
 
     def server(self, backend: Backend) -> Server[ClientT]:
         """Return the server that the routing knows as this backend."""
         return next(server for server in self.servers if server.backend is backend)
+
+    def _backends(self, found: tuple[str, ...]) -> tuple[Backend, ...]:
+        urls: dict[str, None] = {}
+        for url in self.settings.lan_urls:
+            # Whatever answers to a search is not trusted to name the cloud.
+            wanted = [each for each in found if not is_openai(each)] if url == AUTO else [url]
+            urls.update(dict.fromkeys(wanted))
+        with self._lock:
+            for url in urls:
+                if url not in self._servers:
+                    self._servers[url] = Server(url, self.settings, self._kind)
+            return tuple(self._servers[url].backend for url in urls)
 
 
 def without_credentials(url: str) -> str:
@@ -122,3 +200,8 @@ def without_credentials(url: str) -> str:
 
 def _harmless(name: str) -> bool:
     return name.lower().startswith(_HARMLESS)
+
+
+def belongs_to_house(client: Any) -> bool:
+    """Whether an SDK client is a server's inner one."""
+    return isinstance(client._client, (_SyncHTTP, _AsyncHTTP))  # noqa: SLF001 - there is no public name

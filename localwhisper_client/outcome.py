@@ -13,7 +13,7 @@ import openai
 
 from localwhisper_client._http import http
 from localwhisper_client.errors import HouseAnsweredWrongly
-from localwhisper_client.routing import Outcome, Verdict
+from localwhisper_client.steps import Outcome, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -138,7 +138,14 @@ def _status(error: openai.APIStatusError, now: float) -> Outcome:
     status = error.status_code
     reason = f"status {status}"
     if status in _BUSY:
-        return Outcome(Verdict.BUSY, reason, retry_after=retry_after(error.response.headers, now), error=error)
+        headers = error.response.headers
+        return Outcome(
+            Verdict.BUSY,
+            reason,
+            retry_after=retry_after(headers, now),
+            queue_seconds=queue_seconds(headers),
+            error=error,
+        )
     if status in _MISCONFIGURED:
         return Outcome(Verdict.MISCONFIGURED, reason, error=error)
     if 300 <= status < 400:  # noqa: PLR2004 - the statuses that mean "elsewhere"
@@ -184,6 +191,15 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
         return seconds if math.isfinite(seconds) and seconds >= 0 else None
     when = _date(headers.get("retry-after"))
     return None if when is None else max(0.0, when - (_date(headers.get("date")) or now))
+
+
+def queue_seconds(headers: Mapping[str, str]) -> float | None:
+    """Return how long a server says that its next call will wait, or `None` where it does not say so."""
+    try:
+        seconds = float(headers["x-localwhisper-queue-seconds"])
+    except (KeyError, ValueError):
+        return None
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None
 
 
 def _date(value: str | None) -> float | None:

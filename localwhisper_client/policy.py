@@ -1,12 +1,14 @@
-"""Where the audio of a call may go, and which of two wishes about it wins."""
+"""Where the audio of a call may go, and which of several wishes about it wins."""
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from contextvars import ContextVar
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 
 class Policy(StrEnum):
@@ -27,7 +29,25 @@ class Policy(StrEnum):
         return self is Policy.CLOUD
 
 
+_within: ContextVar[Policy | None] = ContextVar("localwhisper_policy", default=None)
+
+
 def strictest(wishes: Iterable[Policy | None]) -> Policy:
     """Return the strictest of the wishes that were uttered; `local_only` where none was."""
     uttered = {wish for wish in wishes if wish is not None}
     return next((policy for policy in Policy if policy in uttered), Policy.LOCAL_ONLY)
+
+
+def current() -> Policy | None:
+    """Return the policy of the block that the calling task or thread is in; `None` outside of any."""
+    return _within.get()
+
+
+@contextmanager
+def within(wish: Policy) -> Iterator[None]:
+    """Hold every call that this task or thread makes inside the block to a policy; the strictest of nested ones."""
+    token = _within.set(strictest([_within.get(), wish]))
+    try:
+        yield
+    finally:
+        _within.reset(token)

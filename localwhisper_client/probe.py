@@ -17,7 +17,7 @@ from localwhisper_client._http import http
 from localwhisper_client.circuit import Signal
 
 if TYPE_CHECKING:
-    from localwhisper_client.routing import Announce, Backend
+    from localwhisper_client.steps import Announce, Backend
 
 
 class Prober:

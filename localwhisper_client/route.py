@@ -11,24 +11,42 @@ from typing import TYPE_CHECKING, Any, Generic
 import openai
 
 from localwhisper_client._http import http
+from localwhisper_client.books import Books
+from localwhisper_client.cloud import Attempt, house_row, usage_of
 from localwhisper_client.config import Settings, parse_policy
-from localwhisper_client.errors import explained
+from localwhisper_client.errors import ConfigurationError, explained
 from localwhisper_client.events import Announcer
 from localwhisper_client.house import ClientT, House, Server, without_credentials
-from localwhisper_client.outcome import Expected, failed
-from localwhisper_client.policy import Policy, strictest
-from localwhisper_client.routing import Backend, Call, Ending, Outcome, Verdict
+from localwhisper_client.outcome import Expected, failed, queue_seconds
+from localwhisper_client.policy import Policy, current, strictest
+from localwhisper_client.provenance import LastCall, remember
+from localwhisper_client.routing import Call
+from localwhisper_client.steps import Backend, Ending, Find, Outcome, Try, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from localwhisper_client.events import Event
+    from localwhisper_client.hooks import Resolver, Waker
+    from localwhisper_client.steps import Reply, Wake
 
 _SPEECH_TO_TEXT = frozenset({"audio/transcriptions", "audio/translations"})
 _RAW = "x-stainless-raw-response"
 # With one of these the SDK finds its own way to the cloud, and refuses to be told another.
 _OWN_ROUTE = ("provider", "data_residency", "workload_identity")
 _OWN_KEY = ("api_key", "provider", "workload_identity")
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a constructor or a copy was told of routing; `None` where it was told nothing."""
+
+    lan_url: str | None = None
+    lan_key: str | None = None
+    policy: Policy | str | None = None
+    connect_timeout: float | None = None
+    hedge_after: float | None = None
+    on_event: Callable[[Event], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -38,44 +56,60 @@ class Route(Generic[ClientT]):
     house: House[ClientT]
     policy: Policy
     announce: Announcer
+    books: Books
+    hedge_after: float | None = None
+    asked_for_cloud: bool = False
+    """Whether the program wished for the cloud, which a stricter wish may have overruled."""
+    wall: Callable[[], float] = time.time
+    """The time of day, in seconds since the epoch."""
 
     @classmethod
     def load(
-        cls,
-        kind: type[ClientT],
-        environ: Mapping[str, str],
-        *,
-        lan_url: str | None = None,
-        lan_key: str | None = None,
-        policy: Policy | str | None = None,
-        connect_timeout: float | None = None,
-        on_event: Callable[[Event], None] | None = None,
+        cls, kind: type[ClientT], environ: Mapping[str, str], wishes: Wishes, **house: Resolver | Waker | None
     ) -> Route[ClientT]:
-        """Read the constructor's arguments and the environment; opens no connection."""
-        settings = Settings.load(environ, lan_url=lan_url, lan_key=lan_key, connect_timeout=connect_timeout)
-        wished = strictest([settings.policy, parse_policy("policy", policy)])
-        return cls(House(settings, kind), wished, Announcer(on_event))
+        """Read the constructor's arguments and the environment; opens no connection and no file."""
+        settings = Settings.load(
+            environ, lan_url=wishes.lan_url, lan_key=wishes.lan_key, connect_timeout=wishes.connect_timeout
+        )
+        wished = parse_policy("policy", wishes.policy)
+        return cls(
+            House(settings, kind, **house),  # type: ignore[arg-type] # a resolver and a waker, by name
+            strictest([settings.policy, wished]),
+            Announcer(wishes.on_event),
+            Books(settings.ledger, settings.budget),
+            _hedge(wishes.hedge_after),
+            wished is Policy.CLOUD,
+        )
 
-    def narrowed(
-        self, kind: type[ClientT], policy: Policy | str | None, on_event: Callable[[Event], None] | None, **house: Any
-    ) -> Route[ClientT]:
+    def narrowed(self, wishes: Wishes) -> Route[ClientT]:
         """Return the route of a copy: same house and breakers unless told of another, never a looser policy."""
         settings = self.house.settings
-        changes = {name: value for name, value in house.items() if value is not None}
-        if changes:
-            url = changes.get("lan_url") or ",".join(settings.lan_urls)
+        moved = wishes.lan_url or wishes.lan_key or wishes.connect_timeout is not None
+        if moved:
             new = Settings.load(
                 {},
-                lan_url=url,
-                lan_key=changes.get("lan_key") or settings.lan_key,
-                connect_timeout=changes.get("connect_timeout", settings.connect_timeout),
+                lan_url=wishes.lan_url or ",".join(settings.lan_urls),
+                lan_key=wishes.lan_key or settings.lan_key,
+                connect_timeout=settings.connect_timeout if wishes.connect_timeout is None else wishes.connect_timeout,
             )
-            settings = replace(new, policy=settings.policy, cloud_url=settings.cloud_url)
-        return Route(
-            House(settings, kind) if changes else self.house,
-            strictest([self.policy, parse_policy("policy", policy)]),
-            self.announce if on_event is None else Announcer(on_event),
+            settings = replace(
+                settings, lan_urls=new.lan_urls, lan_key=new.lan_key, connect_timeout=new.connect_timeout
+            )
+            settings.check("lan_url")
+        wished = parse_policy("policy", wishes.policy)
+        return replace(
+            self,
+            house=self.house.moved(settings) if moved else self.house,
+            policy=strictest([self.policy, wished]),
+            announce=self.announce if wishes.on_event is None else Announcer(wishes.on_event),
+            hedge_after=self.hedge_after if wishes.hedge_after is None else _hedge(wishes.hedge_after),
+            asked_for_cloud=self.asked_for_cloud if wished is None else wished is Policy.CLOUD,
         )
+
+    @property
+    def hedges(self) -> bool:
+        """Whether two backends may be sent the same file at once."""
+        return self.hedge_after is not None and self.policy.leaves_house
 
     def cloud_arguments(self, sdk: dict[str, Any], environ: Mapping[str, str], no_key: object) -> dict[str, Any]:
         """Return the SDK's own constructor arguments, which describe the cloud, with what must not be left to it.
@@ -103,7 +137,7 @@ def is_speech_to_text(options: Any) -> bool:
     return options.method.lower() == "post" and options.url.strip("/") in _SPEECH_TO_TEXT
 
 
-@dataclass(frozen=True)
+@dataclass
 class Routed(Generic[ClientT]):
     """One call: what to send to whom, and how to read what came back."""
 
@@ -115,34 +149,60 @@ class Routed(Generic[ClientT]):
     cloud_url: str
     asked_raw: str | None = field(init=False)
     """How the caller wants the response: `"true"`, `"stream"`, or parsed."""
+    call: Call = field(init=False)
+    """Its way through the backends, once it has started."""
 
     def __post_init__(self) -> None:
         headers = self.options.headers if isinstance(self.options.headers, dict) else {}
-        raw = next((value for name, value in headers.items() if name.lower() == _RAW), None)
-        object.__setattr__(self, "asked_raw", raw)
+        self.asked_raw = next((value for name, value in headers.items() if name.lower() == _RAW), None)
 
     def start(self) -> Call:
         """Return the routing of this call, its clock started."""
         seconds = self.timeout.read if hasattr(self.timeout, "read") else self.timeout
         cloud = Backend(without_credentials(self.cloud_url).rstrip("/"), cloud=True)
         route = self.route
-        return Call(route.house.backends, cloud, route.policy, seconds, time.monotonic, random.random, route.announce)
+        self.call = Call(
+            route.house.backends,
+            cloud,
+            strictest([route.policy, current()]),
+            seconds,
+            time.monotonic,
+            random.random,
+            route.announce,
+            route.hedge_after,
+            route.house.finds,
+            route.house.wakes,
+        )
+        return self.call
+
+    def perform(self, step: Find | Wake) -> Reply:
+        """Carry out a step that may block but sends no audio."""
+        return self.route.house.find(step.lost) if isinstance(step, Find) else self.route.house.wake()
 
     def house_options(self, server: Server[ClientT], seconds: float | None) -> Any:
         """Return the request as it goes to a server in the house."""
         return server.options(self.options, self.files, seconds, raw=self.asked_raw or "true")
 
-    def cloud_options(self, seconds: float | None) -> Any:
-        """Return the request as it goes to the cloud: the caller's own, within the time that is left."""
+    def attempt(self, step: Try) -> Attempt:
+        """Return the call's attempt in the cloud: the caller's own request, within the time that is left."""
         options = copy.copy(self.options)
         options.files = self.files
-        if seconds is not None:
-            options.timeout = _capped(self.timeout, seconds)
-        return options
+        if step.seconds is not None:
+            options.timeout = _capped(self.timeout, step.seconds)
+        route = self.route
+        # A hedge goes out while nothing is wrong yet.
+        reason = self.call.reason or f"no answer after {route.hedge_after} s"
+        return Attempt(options, step.backend.name, route.books, route.announce, route.wall(), reason)
 
     def answer(self, raw: Any) -> Outcome:
         """Return the outcome of a response that was read and found right, in the form the caller asked for."""
-        return Outcome(Verdict.ANSWERED, value=raw if self.asked_raw else raw.parse())
+        value = raw if self.asked_raw else raw.parse()
+        return Outcome(
+            Verdict.ANSWERED,
+            value=value,
+            queue_seconds=queue_seconds(raw.http_response.headers),
+            audio_seconds=None if self.expected.stream else usage_of(value).seconds,
+        )
 
     @staticmethod
     def house_fault(error: Exception) -> Outcome:
@@ -152,17 +212,42 @@ class Routed(Generic[ClientT]):
             raise error
         return outcome
 
-    @staticmethod
-    def cloud_fault(error: openai.OpenAIError) -> Outcome:
-        """Return the outcome of an attempt in the cloud that failed; the SDK has tried again as often as it may."""
-        status = getattr(error, "status_code", None)
-        return Outcome(Verdict.FAILURE, f"status {status}" if status else str(error), error=error)
+    @property
+    def books_kept(self) -> bool:
+        """Whether `book` has something to write."""
+        return self.route.books.kept
+
+    def book(self, ending: Ending) -> None:
+        """Write a call that the house answered into the ledger. Blocks."""
+        if ending.cloud or ending.outcome.verdict is not Verdict.ANSWERED:
+            return
+        fields = self.options.json_data or {}
+        self.route.books.record(house_row(ending, fields, self.files, self.route.wall()))
 
     def result(self, ending: Ending) -> Any:
-        """Return the answer, or raise what explains why there is none."""
-        if ending.outcome.verdict is Verdict.ANSWERED:
-            return ending.outcome.value
-        raise explained(ending, http.Request("POST", self.cloud_url))
+        """Return the answer, or raise what explains why there is none; either becomes the task's last call."""
+        outcome = ending.outcome
+        remember(
+            LastCall(
+                ending.backend,
+                ending.cloud,
+                ending.reason,
+                ending.seconds,
+                ending.cost_usd,
+                outcome.audio_seconds,
+                ending.attempts,
+            )
+        )
+        if outcome.verdict is Verdict.ANSWERED:
+            return outcome.value
+        request = http.Request("POST", self.cloud_url)
+        raise explained(ending, request, asked_for_cloud=self.route.asked_for_cloud)
+
+
+def _hedge(seconds: float | None) -> float | None:
+    if seconds is not None and not seconds >= 0:
+        raise ConfigurationError(f"hedge_after must be 0 seconds or more, not {seconds}.")
+    return seconds
 
 
 def _any_given(arguments: dict[str, Any], *names: str) -> bool:

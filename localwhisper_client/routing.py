@@ -8,120 +8,47 @@
 | `Wait(seconds)` | sleeps | `None` |
 | `Probe(backend, wait=False)` | starts asking the backend's health, in the background | `None` |
 | `Probe(backend, wait=True)` | asks the backend's health and waits for the answer | whether it is well |
+| `Race(first, second, after)` | as `first`; from `after` seconds on as `second` too; drops the loser | `Raced` |
+| `Find(lost)` | has the house found, anew if a found server is lost | its backends, as a tuple |
+| `Wake()` | wakes the machine in the house | whether that was done |
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import TypeAlias
+from typing import TYPE_CHECKING
 
-from localwhisper_client.circuit import Breaker, Signal, State
-from localwhisper_client.events import Attempt, BreakerClosed, BreakerOpened, Event, Fallback
+from localwhisper_client.circuit import Signal
+from localwhisper_client.events import Attempt, Fallback
 from localwhisper_client.policy import Policy
+from localwhisper_client.steps import (
+    FINAL,
+    Announce,
+    Backend,
+    Ending,
+    Find,
+    Outcome,
+    Plan,
+    Probe,
+    Race,
+    Raced,
+    Reply,
+    Step,
+    Tried,
+    Try,
+    Verdict,
+    Wait,
+    Wake,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Sequence
 
 FIRST_BACKOFF = 0.25
 LONGEST_BACKOFF = 15.0
 # A server that says "come back in 0 seconds" again and again is not to be hammered.
 SHORTEST_BUSY_WAIT = 0.05
-
-
-class Verdict(StrEnum):
-    """What a backend's behaviour means for the call."""
-
-    ANSWERED = "answered"
-    OUTAGE = "outage"
-    """Nobody there: the breaker opens at once; next backend."""
-    FAILURE = "failure"
-    """Somebody there who failed: the breaker counts; next backend."""
-    BUSY = "busy"
-    """Well, but full: the breaker stays as it is; wait if the answer says how long, else next backend."""
-    MISCONFIGURED = "misconfigured"
-    """Wrong key, wrong address: raised, never hidden behind the cloud."""
-    CALLER = "caller"
-    """The call itself is wrong: raised, never paid for a second time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of trying one backend."""
-
-    verdict: Verdict
-    reason: str = ""
-    retry_after: float | None = None
-    """Seconds after which a busy backend wants to be asked again; `None` when it did not say."""
-    value: object = None
-    """The answer."""
-    error: Exception | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Backend:
-    """Somebody who can transcribe, and what is known of their health."""
-
-    name: str
-    """The base URL, without credentials."""
-    cloud: bool = False
-    breaker: Breaker = field(default_factory=Breaker)
-
-    def learn(self, signal: Signal, now: float, reason: str, announce: Announce) -> None:
-        """Tell the breaker, and tell the world if that opened or closed it."""
-        before, after = self.breaker.signal(signal, now)
-        if after.state is State.OPEN and before.state is State.CLOSED:
-            announce(BreakerOpened(self.name, reason))
-        elif after.state is State.CLOSED and before.state is not State.CLOSED:
-            announce(BreakerClosed(self.name))
-
-
-@dataclass(frozen=True, slots=True)
-class Tried:
-    """One line of a call's history."""
-
-    backend: str
-    verdict: Verdict
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How a call ended: in an answer if the outcome's verdict is so, else in an error."""
-
-    outcome: Outcome
-    tried: tuple[Tried, ...]
-    policy: Policy
-    timed_out: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Try:
-    """Send the call to this backend."""
-
-    backend: Backend
-    seconds: float | None
-    """How long the backend may be silent; `None` for ever."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Do nothing for a while."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """Ask after the backend's health, without the user's audio."""
-
-    backend: Backend
-    wait: bool
-
-
-Announce: TypeAlias = Callable[[Event], None]
-Step: TypeAlias = Try | Wait | Probe
-Reply: TypeAlias = Outcome | bool | None
-Plan: TypeAlias = Generator[Step, Reply, Ending]
 
 _SIGNALS = {
     Verdict.ANSWERED: Signal.ANSWERED,
@@ -130,7 +57,6 @@ _SIGNALS = {
     Verdict.OUTAGE: Signal.OUTAGE,
     Verdict.FAILURE: Signal.FAILURE,
 }
-_FINAL = frozenset({Verdict.ANSWERED, Verdict.MISCONFIGURED, Verdict.CALLER})
 
 
 @dataclass
@@ -146,19 +72,37 @@ class Call:
     jitter: Callable[[], float]
     """Random numbers in [0, 1)."""
     announce: Announce
+    hedge_after: float | None = None
+    """Seconds after which the cloud is asked too, where the policy lets it; `None` for never."""
+    finds: bool = False
+    """Whether `house` is what a `Find` says."""
+    wakes: bool = False
+    """Whether there is a machine to wake."""
     tried: list[Tried] = field(default_factory=list)
     last: Outcome = field(default_factory=lambda: Outcome(Verdict.OUTAGE, "no backend could be tried"))
 
     def __post_init__(self) -> None:
-        self.deadline = math.inf if self.seconds is None else self.clock() + self.seconds
+        self.started = self.clock()
+        self.deadline = math.inf if self.seconds is None else self.started + self.seconds
+        hedges = self.hedge_after is not None and self.policy.leaves_house
+        self.hedge_at = self.started + (self.hedge_after or 0.0) if hedges else math.inf
+        self.speaker: Backend | None = None
+        self.reason = ""
+        self.attempts = 0
+        self.cost: float | None = 0.0
+        self.lost = False
 
     def plan(self) -> Plan:
         """Yield steps, be sent replies, return how the call ended."""
         rounds = 0
+        awake = False
         while True:
             yield from self._ask_house()
-            if self.last.verdict in _FINAL:
+            if self._over():
                 return self._ending()
+            if self.wakes and not awake and self.last.verdict is Verdict.OUTAGE:
+                awake = True
+                yield Wake()
             if self.policy.leaves_house:
                 if self._left() <= 0:
                     return self._ending(timed_out=True)
@@ -173,59 +117,143 @@ class Call:
                 return self._ending(timed_out=True)
             yield Wait(pause)
 
+    def _over(self) -> bool:
+        """Whether nobody is left to be asked: somebody gave the last word, or the cloud was asked beside the house."""
+        return self.last.verdict in FINAL or self.speaker is self.cloud
+
     def _ask_house(self) -> Generator[Step, Reply]:
-        skipped: list[Backend] = []
-        for backend in self.house:
-            if not backend.breaker.lets_pass():
-                skipped.append(backend)
-                continue
-            yield from self._try_until_told(backend)
-            if self.last.verdict in _FINAL:
-                break
-        alone = not self.policy.leaves_house and self.last.verdict not in _FINAL
+        if not self.finds:
+            yield from self._ask(self.house)
+            return
+        yield from self._find()
+        known = set(self.house)
+        yield from self._ask(self.house)
+        if self.lost and not self._over():
+            # Perhaps it only changed its address.
+            yield from self._find()
+            yield from self._ask([backend for backend in self.house if backend not in known])
+
+    def _find(self) -> Generator[Step, Reply]:
+        found = yield Find(self.lost)
+        if not isinstance(found, tuple):
+            raise TypeError(f"a Find is answered with a tuple of backends, not with {found!r}")
+        self.house, self.lost = found, False
+        if not found:
+            self._note(Backend("auto"), Outcome(Verdict.OUTAGE, "no server was found in the house"))
+
+    def _ask(self, backends: Sequence[Backend]) -> Generator[Step, Reply]:
+        passing = [backend for backend in backends if backend.breaker.lets_pass()]
+        skipped = [backend for backend in backends if backend not in passing]
+        now = self.clock()
+        passing.sort(key=lambda backend: backend.pace.expected(now))
+        yield from self._try_each(passing)
+        alone = not self.policy.leaves_house and not self._over()
         for backend in skipped:
             if not alone:
                 # Somebody else takes the call, so nobody waits for the probe.
                 if backend.breaker.claims_probe(self.clock()):
                     yield Probe(backend, wait=False)
-                if self.last.verdict not in _FINAL:
+                if not self._over():
                     self._note(backend, Outcome(Verdict.OUTAGE, "down a moment ago, not asked again yet"))
                 continue
             # Nobody else may take the call: better to ask now than to refuse because of what was true a moment ago.
             if (yield Probe(backend, wait=True)):
-                yield from self._try_until_told(backend)
-                if self.last.verdict in _FINAL:
+                yield from self._try_each([backend])
+                if self._over():
                     return
             else:
                 self._note(backend, Outcome(Verdict.OUTAGE, "down a moment ago, and still not well"))
 
-    def _try_until_told(self, backend: Backend) -> Generator[Step, Reply]:
-        """Try a backend; while it is busy and says for how long, wait for it if the deadline allows."""
+    def _try_each(self, backends: Sequence[Backend]) -> Generator[Step, Reply]:
+        """Try backends in turn, then those again that were busy and said for how long, if the deadline allows it."""
+        ready: dict[Backend, float] = {}
         shortest = SHORTEST_BUSY_WAIT
-        while True:
+        queue = list(backends)
+        while queue:
+            backend = queue.pop(0)
             # Half of what is left is kept for the others, where there are others.
             others = self.policy.leaves_house or backend is not self.house[-1]
             yield from self._try(backend, self._left() / 2 if others else self._left())
-            if self.last.verdict is not Verdict.BUSY or self.last.retry_after is None:
+            if self._over():
                 return
-            pause = max(self.last.retry_after, shortest)
-            if pause >= self._left():
-                return
-            shortest = min(shortest * 2, LONGEST_BACKOFF)
-            yield Wait(pause)
+            if self.last.verdict is Verdict.BUSY and self.last.retry_after is not None:
+                ready[backend] = self.clock() + max(self.last.retry_after, shortest)
+            if not queue and ready:
+                soonest = min(ready, key=ready.__getitem__)
+                pause = max(0.0, ready.pop(soonest) - self.clock())
+                # Where the cloud is to be asked in the meantime anyway, it may as well be asked now.
+                if pause >= min(self._left(), self.hedge_at - self.clock()):
+                    return
+                shortest = min(shortest * 2, LONGEST_BACKOFF)
+                yield Wait(pause)
+                queue.append(soonest)
 
     def _try(self, backend: Backend, seconds: float) -> Generator[Step, Reply]:
+        step = self._step(backend, seconds)
         started = self.clock()
-        outcome = yield Try(backend, None if seconds == math.inf else max(seconds, 0.001))
-        if not isinstance(outcome, Outcome):
-            raise TypeError(f"a Try is answered with an Outcome, not with {outcome!r}")
+        backend.pace.began()
+        try:
+            if backend.cloud or self.hedge_at == math.inf:
+                outcome = yield step
+                raced = None
+            else:
+                raced = yield Race(step, self._step(self.cloud, self._left()), max(0.0, self.hedge_at - started))
+                outcome = raced.first if isinstance(raced, Raced) else None
+        finally:
+            backend.pace.ended()
+        if isinstance(raced, Raced) and raced.hedged:
+            self._hedged(backend, raced, started)
+        elif isinstance(outcome, Outcome):
+            self._learn(backend, outcome, self.clock() - started)
+        else:
+            raise TypeError(f"a Try is answered with an Outcome and a Race with a Raced, not with {raced or outcome!r}")
+
+    def _hedged(self, backend: Backend, raced: Raced, started: float) -> None:
+        """Take in a race in which both were sent; the winner, or else the cloud, has the last word."""
+        seconds = self.clock() - started
+        late = f"no answer after {self.hedge_after:g} s"
+        self.announce(Fallback(self.cloud.name, late))
+        lines = [
+            (backend, raced.first, seconds),
+            (self.cloud, raced.second, self.clock() - max(self.hedge_at, started)),
+        ]
+        if raced.first is not None and raced.first.verdict in FINAL:
+            lines.reverse()
+        for each, outcome, took in lines:
+            if outcome is None:
+                self._note(each, Outcome(Verdict.FAILURE, late if each is backend else "no longer needed"))
+                self.announce(
+                    Attempt(each.name, "dropped", "another was faster", took, each.cloud, None if each.cloud else 0.0)
+                )
+                self.attempts += 1
+                # What was sent to the cloud is paid for, whether or not anybody waits for it.
+                self.cost = None if each.cloud else self.cost
+            else:
+                self._learn(each, outcome, took)
+        self.hedge_at = math.inf
+
+    def _learn(self, backend: Backend, outcome: Outcome, seconds: float) -> None:
         now = self.clock()
+        self.attempts += outcome.verdict is not Verdict.REFUSED
+        self.cost = None if self.cost is None or outcome.cost_usd is None else self.cost + outcome.cost_usd
+        self.speaker = backend
+        self.lost |= outcome.verdict is Verdict.OUTAGE
         self._note(backend, outcome)
-        self.announce(Attempt(backend.name, outcome.verdict.value, outcome.reason, now - started, backend.cloud))
+        left = backend.cloud and outcome.verdict is not Verdict.REFUSED
+        self.announce(Attempt(backend.name, outcome.verdict.value, outcome.reason, seconds, left, outcome.cost_usd))
         if outcome.verdict in _SIGNALS:
             backend.learn(_SIGNALS[outcome.verdict], now, outcome.reason, self.announce)
+        if outcome.verdict is Verdict.ANSWERED:
+            backend.pace.answered(seconds, outcome.audio_seconds, now)
+        if outcome.queue_seconds is not None:
+            backend.pace.queued(outcome.queue_seconds, now)
+
+    def _step(self, backend: Backend, seconds: float) -> Try:
+        return Try(backend, None if seconds == math.inf else max(seconds, 0.001))
 
     def _note(self, backend: Backend, outcome: Outcome) -> None:
+        if outcome.verdict is not Verdict.ANSWERED:
+            self.reason = outcome.reason
         self.last = outcome
         line = Tried(backend.name, outcome.verdict, outcome.reason)
         # A call that waits meets the same trouble again and again; its history says it once.
@@ -236,7 +264,18 @@ class Call:
         return self.deadline - self.clock()
 
     def _ending(self, *, timed_out: bool = False) -> Ending:
-        return Ending(self.last, tuple(self.tried), self.policy, timed_out)
+        return Ending(
+            self.last,
+            tuple(self.tried),
+            self.policy,
+            timed_out,
+            backend=self.speaker.name if self.speaker else "",
+            cloud=self.speaker is self.cloud,
+            reason=self.reason,
+            seconds=self.clock() - self.started,
+            attempts=self.attempts,
+            cost_usd=self.cost,
+        )
 
 
 def backoff(round_: int, jitter: float) -> float:

@@ -30,13 +30,16 @@ class Upload:
     """A request's files, such that every attempt sends all of them from their beginning.
 
     `files` is what the SDK's request options hold: a list of pairs or a mapping, of field name and bytes, open file, or
-    tuple of file name, content, and so on. Reading a stream may block; `Upload` is made where that does no harm.
+    tuple of file name, content, and so on. `shared`: two attempts may read at once, so each file becomes bytes. Reading
+    a stream may block; `Upload` is made where that does no harm.
     """
 
-    def __init__(self, files: Any) -> None:
+    def __init__(self, files: Any, *, shared: bool = False) -> None:
         self._copies = ExitStack()
         self.files = files
-        if needs_copy(files):
+        if shared:
+            self.files = [(name, _in_memory(value)) for name, value in _items(files)]
+        elif needs_copy(files):
             try:
                 self.files = [(name, self._replayable(value)) for name, value in _items(files)]
             except BaseException:
@@ -65,8 +68,25 @@ class Upload:
         copy.seek(0)
         if isinstance(value, tuple):
             return (value[0], copy, *value[2:])
-        # The name that the HTTP library would have sent for the original.
-        return (PurePath(str(getattr(content, "name", "upload"))).name, copy)
+        return (_name(content), copy)
+
+
+def _in_memory(value: Any) -> Any:
+    content = _content(value)
+    if isinstance(content, (bytes, bytearray, memoryview, str)):
+        return value
+    if isinstance(content, os.PathLike):
+        data = Path(content).read_bytes()
+    else:
+        if not _read_once(content):
+            content.seek(0)
+        data = b"".join(_chunks(content))
+    return (value[0], data, *value[2:]) if isinstance(value, tuple) else (_name(content), data)
+
+
+def _name(content: Any) -> str:
+    # What the HTTP library would have sent for the original.
+    return PurePath(str(getattr(content, "name", "upload"))).name
 
 
 def _items(files: Any) -> list[tuple[str, Any]]:

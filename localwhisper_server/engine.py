@@ -20,7 +20,8 @@ from faster_whisper.tokenizer import Tokenizer
 from faster_whisper.vad import VadOptions, get_speech_timestamps
 
 from localwhisper_server import cuda_libraries, gate, reading, window
-from localwhisper_server.chunks import LONGEST_SECONDS, SAMPLE_RATE, Piece, Samples, Span
+from localwhisper_server.chunks import SAMPLE_RATE, Piece, Samples, Span, most_speech
+from localwhisper_server.devices import Device
 from localwhisper_server.options import Decoding, Voice
 from localwhisper_server.transcript import Segment, Task
 
@@ -116,35 +117,12 @@ def find_speech(samples: Samples, voice: Voice) -> list[Span]:
         threshold=voice.threshold,
         min_speech_duration_ms=voice.min_speech_ms,
         min_silence_duration_ms=voice.silence_duration_ms,
-        max_speech_duration_s=LONGEST_SECONDS,
+        # It cuts at the pauses there are, the plan without looking; so it is told what the plan will ask for.
+        max_speech_duration_s=most_speech(voice.prefix_padding_ms / 1000),
         speech_pad_ms=0,
     )
     found = get_speech_timestamps(samples, options)
     return [Span(span["start"] / SAMPLE_RATE, span["end"] / SAMPLE_RATE) for span in found]
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """Where and in what precision a model runs, and why."""
-
-    name: str
-    compute_type: str
-    reason: str
-
-
-def choose_device(device: str, compute_type: str, *, cuda_devices: int) -> Device:
-    """Settle "auto" into a device and a compute type.
-
-    float16 is CUDA's default because int8 fails on some cards (RTX 50 with cuBLAS before 12.8), float16 on none.
-    """
-    if device == "auto":
-        name = "cuda" if cuda_devices else "cpu"
-        reason = f"{cuda_devices} CUDA device(s) found" if cuda_devices else "no CUDA device found"
-    else:
-        name, reason = device, "as set"
-    if compute_type == "auto":
-        compute_type = "float16" if name == "cuda" else "int8"
-    return Device(name, compute_type, reason)
 
 
 def cuda_devices() -> int:
@@ -248,11 +226,7 @@ class Engine:
         if len(features) <= at_once:
             return self._model.encode(_storage(np.stack(features)))
         parts = [
-            np.asarray(
-                self._model.encode(_storage(np.stack(features[first : first + at_once]))).to_device(
-                    ctranslate2.Device.cpu
-                )
-            )
+            _on_host(self._model.encode(_storage(np.stack(features[first : first + at_once]))))
             for first in range(0, len(features), at_once)
         ]
         return _storage(np.concatenate(parts))
@@ -269,14 +243,23 @@ class Engine:
             given = chunk.decoding.language if self._model.is_multilingual else "en"
             language = given or name.strip("<|>")
             tokenizer = self._tokenizer(language, chunk.decoding.task)
-            said = chunk.decoding.prompt.strip()
-            prompt = self._whisper.get_prompt(
-                tokenizer,
-                tokenizer.encode(f" {said}") if said else [],
-                hotwords=chunk.decoding.hotwords or None,
-            )
+            prompt = self._prompt(tokenizer, chunk.decoding)
             rows.append(_Row(chunk, language, None if given else probability, tokenizer, prompt))
         return rows
+
+    def _prompt(self, tokenizer: Tokenizer, decoding: Decoding) -> list[int]:
+        """Return the tokens before the first that is decoded.
+
+        faster-whisper lets hotwords and prompt take half the context each, which leaves none to decode in. Together
+        they get what Whisper gives a prompt; the prompt's beginning is dropped first.
+        """
+        room = self._whisper.max_length // 2 - 1
+        hotwords, said = decoding.hotwords.strip(), decoding.prompt.strip()
+        if hotwords:
+            room = max(0, room - len(tokenizer.encode(f" {hotwords}")))
+        before = tokenizer.encode(f" {said}") if said else []
+        before = before[max(0, len(before) - room) :]
+        return list(self._whisper.get_prompt(tokenizer, before, hotwords=hotwords or None))
 
     def _decode(self, encoded: ctranslate2.StorageView, rows: Sequence[_Row], *, full: bool) -> list[_Hypothesis]:
         """Decode every row; in the full window those that are not accepted climb the temperature ladder."""
@@ -367,8 +350,14 @@ def _taken(encoded: ctranslate2.StorageView, numbers: Sequence[int]) -> ctransla
     """Take some rows of a batch; by way of the host, since a StorageView cannot be sliced on the device."""
     if len(numbers) == encoded.shape[0]:
         return encoded
+    return _storage(_on_host(encoded)[list(numbers)])
+
+
+def _on_host(encoded: ctranslate2.StorageView) -> npt.NDArray[Any]:
     host = encoded.to_device(ctranslate2.Device.cpu)
-    return _storage(np.asarray(host)[list(numbers)])
+    if host.dtype == ctranslate2.DataType.bfloat16:  # which NumPy does not know; the model converts it back
+        host = host.to(ctranslate2.DataType.float32)
+    return np.asarray(host)
 
 
 def _ladder(temperature: float | None) -> tuple[float, ...]:

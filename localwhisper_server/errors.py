@@ -3,10 +3,17 @@
     ServerError
     ├── InvalidRequest      400  the caller's field is wrong: `param` names it, `code` says how
     │   └── UnreadableAudio 400  the bytes are not audio that can be decoded
+    ├── MissingKey          401  no key where one is needed
+    ├── WrongKey            401  another key
+    ├── Forbidden           403  from outside the house, or for a web page; the message says what lets it in
     ├── UnknownModel        404  a name that is neither served nor an alias
     ├── NotFound            404  no such route
     ├── MethodNotAllowed    405  the route exists, the method does not
+    ├── TooSlow             408  the body comes too slowly
     ├── TooLarge            413  the body is over the limit
+    ├── TooManyRequests     429  one address takes more than its share of the queue
+    ├── TooManyHeaders      431  more header fields than any client sends
+    ├── UpstreamFailed      502  what the server passes on to did not answer; UpstreamSilent 504: not in time
     ├── Busy                503  the queue is full or the model is not ready; `retry_after` says when to come back
     └── EngineFailed        500  the model failed; the cause is in the log under the request's id, never in the answer
 
@@ -58,6 +65,45 @@ class UnreadableAudio(InvalidRequest):
         super().__init__(message, param="file", code="invalid_value")
 
 
+class MissingKey(ServerError):
+    """No `Authorization` header where a key is needed."""
+
+    status = 401
+    type = INVALID_REQUEST
+
+    def __init__(self) -> None:
+        super().__init__(
+            "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer "
+            "auth (i.e. Authorization: Bearer YOUR_KEY). This server's key is the one it was started with (--api-key)."
+        )
+
+
+class WrongKey(ServerError):
+    """A key that is not this server's. OpenAI answers this one with the status in the body, too."""
+
+    status = 401
+    type = INVALID_REQUEST
+
+    def __init__(self, key: str) -> None:
+        # Enough of it to be recognised, never enough to be used; of a short one nothing.
+        masked = f"{key[:3]}***{key[-4:]}" if len(key) > 12 else "***"  # noqa: PLR2004
+        super().__init__(
+            f"Incorrect API key provided: {masked}. This server's key is the one it was started with (--api-key).",
+            code="invalid_api_key",
+        )
+
+    def body(self) -> dict[str, Any]:
+        """Return the envelope with OpenAI's top-level `status`."""
+        return super().body() | {"status": self.status}
+
+
+class Forbidden(ServerError):
+    """A caller who may not come in, whatever the key; `type` is what OpenAI calls its own refusal of a country."""
+
+    status = 403
+    type = "request_forbidden"
+
+
 class UnknownModel(ServerError):
     """A model that this server does not serve; the message lists what it does."""
 
@@ -98,6 +144,19 @@ class MethodNotAllowed(ServerError):
         return {"Allow": self.allowed}
 
 
+class TooSlow(ServerError):
+    """A body that comes at less than `rate` bytes a second."""
+
+    status = 408
+    type = INVALID_REQUEST
+
+    def __init__(self, rate: float) -> None:
+        super().__init__(
+            f"The request's body came too slowly: this server waits for at least {rate:.0f} bytes a second.",
+            code="request_timeout",
+        )
+
+
 class TooLarge(ServerError):
     """A body over the limit. OpenAI types this one `server_error` and adds an empty usage."""
 
@@ -125,6 +184,50 @@ class Busy(ServerError):
     def headers(self) -> dict[str, str]:
         """Whole seconds, as OpenAI sends them."""
         return {"Retry-After": str(self.retry_after)}
+
+
+class TooManyRequests(ServerError):
+    """One address has as many requests open as one may. `retry_after` is in seconds."""
+
+    status = 429
+    type = "requests"
+
+    def __init__(self, limit: int, *, retry_after: float) -> None:
+        super().__init__(
+            f"Rate limit reached: one address may have {limit} requests open at a time (--max-per-address).",
+            code="rate_limit_exceeded",
+        )
+        self.retry_after = max(1, math.ceil(retry_after))
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Whole seconds, as OpenAI sends them."""
+        return {"Retry-After": str(self.retry_after)}
+
+
+class TooManyHeaders(ServerError):
+    """More header fields than any client sends."""
+
+    status = 431
+    type = INVALID_REQUEST
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"The request has more than {limit} header fields.", code="too_many_headers")
+
+
+class UpstreamFailed(ServerError):
+    """The server behind this one did not answer, or broke off. The cause is in the log."""
+
+    status = 502
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="upstream_failed")
+
+
+class UpstreamSilent(UpstreamFailed):
+    """The server behind this one took too long."""
+
+    status = 504
 
 
 class EngineFailed(ServerError):

@@ -6,7 +6,7 @@ of the signs below; BENCHMARKS.md has the thresholds' measurements, on clips the
 
 from dataclasses import dataclass
 
-LOWEST_LOGPROB = -0.7
+LOWEST_LOGPROB = -0.6
 HIGHEST_COMPRESSION = 2.0
 LOWEST_LANGUAGE_PROBABILITY = 0.7
 # Tokens of text per second of speech.
@@ -19,6 +19,8 @@ HEARD_SPEECH_SECONDS = 0.3
 # How far the last timestamp may be from where the sound and the speech end.
 PAST_END_SECONDS = 1.0
 STOPS_EARLY_SECONDS = 1.0
+# A phrase that comes again so many times at once, or words so many of which do, are no way to speak.
+MOST_AGAIN = 2
 LEAST_REPEATED_WORDS = 3
 LONGEST_PHRASE = 8
 
@@ -61,13 +63,14 @@ def doubt(answer: Answer) -> str | None:
 
 
 def repeats(text: str) -> bool:
-    """Whether a phrase of up to 8 words comes again at once, three words or more of it in all."""
+    """Whether a phrase of up to 8 words comes three times in a row, or three words or more of it twice."""
     words = text.lower().split()
     for length in range(1, min(LONGEST_PHRASE, len(words) // 2) + 1):
         run = 0
         for before, word in zip(words, words[length:], strict=False):
             run = run + 1 if before == word else 0
-            if run // length * length >= LEAST_REPEATED_WORDS:
+            again = run // length
+            if again >= MOST_AGAIN or again * length >= LEAST_REPEATED_WORDS:
                 return True
     return False
 

@@ -1,108 +1,153 @@
-"""Who may come in and with how much: the key and the size of the body, before anything is parsed.
+"""Who may come in and with how much: address, name, page, key, size and pace, before anything is parsed.
 
-Pure ASGI, so that it sees bytes as they arrive and costs a request nothing it does not need.
+Pure ASGI, so that it sees bytes as they arrive and costs a request nothing it does not need. Two wrappers, because
+what lies between them answers browsers: `Door` looks at where a request comes from, `Guard` at what it brings.
 """
 
-import hmac
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
-from localwhisper_server.errors import INVALID_REQUEST, ServerError, TooLarge
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from localwhisper_server import network, origin
+from localwhisper_server.asgi import App, Receive, Scope, Send, header_values
+from localwhisper_server.body import Floor, limited
+from localwhisper_server.errors import Forbidden, TooLarge, TooManyHeaders, TooManyRequests
+from localwhisper_server.keys import check_key
 
 # What a monitor or a client's breaker asks has no secrets in it.
 OPEN_PATHS = frozenset({"/health", "/v1/health", "/ready", "/v1/ready"})
+# A stock SDK sends 20; proxies add a few.
+MOST_HEADERS = 100
+_CALLER = "localwhisper.caller"  # where the door leaves the address for the guard
 
 
-class MissingKey(ServerError):
-    """No `Authorization` header where a key is needed."""
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Who may come in. Loopback always may; what is in `allow_from` may, by default what is private.
 
-    status = 401
-    type = INVALID_REQUEST
+    `trusted_proxies` are believed about whom they speak for. `hosts` and `origins`, in lower case, are what browsers
+    may name and which pages may call beside the house's own; see `origin`. No `keys`: none is needed. `per_address` 0
+    sets no limit.
+    """
 
-    def __init__(self) -> None:
-        super().__init__(
-            "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer "
-            "auth (i.e. Authorization: Bearer YOUR_KEY). This server's key is the one it was started with (--api-key)."
-        )
-
-
-class WrongKey(ServerError):
-    """A key that is not this server's. OpenAI answers this one with the status in the body, too."""
-
-    status = 401
-    type = INVALID_REQUEST
-
-    def __init__(self, key: str) -> None:
-        super().__init__(
-            f"Incorrect API key provided: {_masked(key)}. "
-            "This server's key is the one it was started with (--api-key).",
-            code="invalid_api_key",
-        )
-
-    def body(self) -> dict[str, Any]:
-        """Return the envelope with OpenAI's top-level `status`."""
-        return super().body() | {"status": self.status}
+    allow_from: Sequence[network.Network] = network.HOUSE
+    trusted_proxies: Sequence[network.Network] = ()
+    hosts: Sequence[str] = ()
+    origins: Sequence[str] = ()
+    keys: Sequence[str] = field(default=(), repr=False)
+    max_upload: int = 512 * 1024 * 1024
+    floor: Floor = field(default_factory=Floor)
+    per_address: int = 0
 
 
-def check_key(authorization: str | None, expected: str) -> None:
-    """Compare a Bearer header with the server's key, in constant time.
+def check_origin(rules: Rules, scope: Scope) -> network.Address:
+    """Return whose request this is, if it may come in.
 
     Raises:
-        MissingKey: there is no key.
-        WrongKey: there is another one.
+        TooManyHeaders: more of them than any client sends.
+        Forbidden: an address from outside, a name that is not ours, or a page that may not call.
 
     """
-    scheme, _, key = (authorization or "").strip().partition(" ")
-    key = key.strip()
-    if scheme.lower() != "bearer" or not key:
-        raise MissingKey
-    if not hmac.compare_digest(key.encode(), expected.encode()):
-        raise WrongKey(key)
+    headers = scope["headers"]
+    if len(headers) > MOST_HEADERS:
+        raise TooManyHeaders(MOST_HEADERS)
+    peer = scope.get("client")
+    forwarded = [value.decode("latin-1") for value in header_values(headers, b"x-forwarded-for")]
+    address = network.caller(peer[0] if peer else None, forwarded, rules.trusted_proxies)
+    if address is None or not network.within(address, (*network.LOOPBACK, *rules.allow_from)):
+        raise Forbidden(
+            f"Requests from {address or 'an unknown address'} are not allowed: this server answers only its own "
+            "network. To let this address in, start it with --allow-from and the address or its range.",
+            code="address_not_allowed",
+        )
+    hosts = [value.decode("latin-1") for value in header_values(headers, b"host")]
+    for host in hosts:
+        if host.strip() and not origin.is_ours(host, rules.hosts):
+            raise Forbidden(
+                f"This server does not answer to the name {_shown(host)}, so that no web page can reach it under a "
+                "name of its own. Call it by its address, or start it with --allow-host and the name.",
+                code="host_not_allowed",
+            )
+    for value in header_values(headers, b"origin"):
+        page = value.decode("latin-1")
+        if not origin.may_call(page, hosts[0] if hosts else None, rules.origins):
+            raise Forbidden(
+                f"Web pages from {_shown(page)} may not call this server. To let them, start it with --cors-origin "
+                "and that origin.",
+                code="origin_not_allowed",
+            )
+    return address
+
+
+class Door:
+    """An ASGI wrapper that lets in whom the rules let in; what it raises, what is around it answers."""
+
+    def __init__(self, app: App, rules: Rules) -> None:
+        self._app = app
+        self._rules = rules
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check, then pass on."""
+        if scope["type"] == "http":
+            scope[_CALLER] = check_origin(self._rules, scope)
+        elif scope["type"] != "lifespan":
+            await send({"type": "websocket.close", "code": 1008})  # nothing here speaks it
+            return
+        await self._app(scope, receive, send)
 
 
 class Guard:
-    """An ASGI wrapper that checks the key and counts the body; what it raises, the app behind it answers."""
+    """An ASGI wrapper that checks the key and counts the body and each caller's open requests.
 
-    def __init__(self, app: App, *, api_key: str | None, max_upload: int) -> None:
+    `is_work` tells the paths of which one address may have only so many open; `retry_after` estimates in seconds when
+    there will be room again.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        rules: Rules,
+        *,
+        is_work: Callable[[str], bool] = lambda _path: False,
+        retry_after: Callable[[], float] = lambda: 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._app = app
-        self._api_key = api_key
-        self._max_upload = max_upload
+        self._rules = rules
+        self._is_work = is_work
+        self._retry_after = retry_after
+        self._clock = clock
+        self._open: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check, then pass on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        if self._api_key is not None and scope["path"] not in OPEN_PATHS:
-            check_key(headers.get("authorization"), self._api_key)
-        announced = headers.get("content-length", "")
-        if announced.isdecimal() and int(announced) > self._max_upload:
-            raise TooLarge(self._max_upload, int(announced))
-        await self._app(scope, _counted(receive, self._max_upload), send)
+        rules, headers = self._rules, scope["headers"]
+        if rules.keys and scope["path"] not in OPEN_PATHS:
+            check_key(headers, rules.keys)
+        for announced in header_values(headers, b"content-length"):
+            if announced.isdigit() and int(announced[:20]) > rules.max_upload:
+                raise TooLarge(rules.max_upload, int(announced[:20]))
+        receive = limited(receive, limit=rules.max_upload, floor=rules.floor, clock=self._clock)
+        address = scope.get(_CALLER)
+        if not rules.per_address or address is None or address.is_loopback or not self._is_work(scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        who = network.of_one_host(address)
+        if self._open[who] >= rules.per_address:
+            raise TooManyRequests(rules.per_address, retry_after=self._retry_after())
+        self._open[who] += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._open[who] -= 1
+            if not self._open[who]:
+                del self._open[who]  # else it would grow with every address that ever called
 
 
-def _counted(receive: Receive, limit: int) -> Receive:
-    """Pass messages on until the body grows over `limit`; chunked bodies announce no length."""
-    read = 0
-
-    async def counting() -> Message:
-        nonlocal read
-        message = await receive()
-        read += len(message.get("body", b""))
-        if read > limit:
-            raise TooLarge(limit, read)
-        return message
-
-    return counting
-
-
-def _masked(key: str) -> str:
-    """Show enough of a key to recognise it, never enough to use it."""
-    return f"{key[:3]}***{key[-4:]}" if len(key) > 12 else "***"  # noqa: PLR2004 - shorter ones would be shown whole
+def _shown(value: str) -> str:
+    """Return a header's value fit for a message."""
+    return repr(value[:100])

@@ -10,8 +10,10 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from localwhisper_server.engine import Chunk, ChunkResult, Device, Engine
+from localwhisper_server.devices import Device
+from localwhisper_server.engine import Chunk, ChunkResult, Engine
 from localwhisper_server.errors import Busy
+from localwhisper_server.observe import Nobody, Observer
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +34,14 @@ def is_out_of_memory(failure: BaseException) -> bool:
 class Keeper:
     """Runs batches on an engine that may come and go."""
 
-    def __init__(self, load: Load, device: Device, *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, load: Load, device: Device, *, clock: Callable[[], float], observer: Observer | None = None
+    ) -> None:
         self._load = load
         self._wanted = device
         self._device = device
         self._clock = clock
+        self._observer = observer or Nobody()
         self._engine: Engine | None = None
         self._most = 0  # chunks at a time; 0 for as many as come
         self._cramped_until = 0.0
@@ -57,6 +62,7 @@ class Keeper:
         if self._engine is None:
             self._engine = self._load(self._device)
             self.loads += 1
+            self._observer.model_loaded()
         return self._engine
 
     def unload(self) -> None:
@@ -83,6 +89,7 @@ class Keeper:
             except (RuntimeError, MemoryError, ValueError) as failure:
                 if not is_out_of_memory(failure):
                     raise
+                self._observer.out_of_memory()
                 self._shrink(len(part), failure)
         return results
 
@@ -98,9 +105,10 @@ class Keeper:
             self._device = replace(self._device, compute_type=SMALLER_COMPUTE_TYPE, reason="out of memory")
             logger.warning("out of memory with one chunk; reloading the model as %s", SMALLER_COMPUTE_TYPE)
             return
+        # Without its traceback, whose frames would keep the model's memory for as long as somebody keeps the error.
         raise Busy(
             "The device's memory is taken by something else. Try again later.", retry_after=RECOVER_SECONDS
-        ) from failure
+        ) from failure.with_traceback(None)
 
     def _recover(self) -> None:
         self._cramped_until, self._most = 0.0, 0

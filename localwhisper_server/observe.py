@@ -1,11 +1,17 @@
-"""What the server says about its work: request ids and the log. Never a transcript, a key, a file name or its bytes."""
+"""What the server says about its work: request ids, the log, and whom else to tell.
+
+Never a transcript, a key, a file name or its bytes.
+"""
 
 import contextvars
+import datetime as dt
+import json
 import logging
 import re
 import secrets
 import sys
-from typing import TextIO
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol, TextIO, TypeVar
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
 
@@ -19,19 +25,136 @@ def new_request_id(given: str | None) -> str:
     return f"req_{secrets.token_hex(16)}"
 
 
+class Observer(Protocol):
+    """Who is told what happens. Called from the event loop and from the engine's thread; must not block or raise."""
+
+    def answered(self, method: str, route: str | None, status: int, seconds: float) -> None:
+        """Note an answer; `route` is the template that matched, None where none did; status 0: the caller hung up."""
+
+    def transcribed(self, seconds: float) -> None:
+        """Note a recording of so many seconds that was transcribed."""
+
+    def waited(self, seconds: float) -> None:
+        """Note that a chunk waited so long for its batch."""
+
+    def decoded(self, chunks: int, most: int, sound: float, took: float) -> None:
+        """Note a batch: its chunks, how many it may hold, their seconds of sound, the seconds it took."""
+
+    def doubted(self, reason: str) -> None:
+        """Note a chunk that was done again with the full window, and why; see `gate`."""
+
+    def model_loaded(self) -> None:
+        """Note that the model was loaded."""
+
+    def out_of_memory(self) -> None:
+        """Note that the device's memory ran out."""
+
+
+class Nobody:
+    """An observer who does not care."""
+
+    def answered(self, method: str, route: str | None, status: int, seconds: float) -> None:
+        """Ignore it, as all of this."""
+
+    def transcribed(self, seconds: float) -> None:
+        """Ignore it."""
+
+    def waited(self, seconds: float) -> None:
+        """Ignore it."""
+
+    def decoded(self, chunks: int, most: int, sound: float, took: float) -> None:
+        """Ignore it."""
+
+    def doubted(self, reason: str) -> None:
+        """Ignore it."""
+
+    def model_loaded(self) -> None:
+        """Ignore it."""
+
+    def out_of_memory(self) -> None:
+        """Ignore it."""
+
+
+class _Sounding(Protocol):
+    @property
+    def seconds(self) -> float: ...
+
+
+class _Doubted(Protocol):
+    @property
+    def doubt(self) -> str | None: ...
+
+
+Item = TypeVar("Item", bound=_Sounding)
+Result = TypeVar("Result", bound=_Doubted)
+
+
+def watched(
+    run: Callable[[Sequence[Item]], Sequence[Result]],
+    observer: Observer,
+    *,
+    most: int,
+    clock: Callable[[], float],
+) -> Callable[[Sequence[Item]], Sequence[Result]]:
+    """Return `run` with every batch that succeeds told to the observer; `most` is how many chunks one may hold."""
+
+    def running(items: Sequence[Item]) -> Sequence[Result]:
+        started = clock()
+        results = run(items)
+        observer.decoded(len(items), most, sum(item.seconds for item in items), clock() - started)
+        for result in results:
+            if result.doubt is not None:
+                observer.doubted(result.doubt)
+        return results
+
+    return running
+
+
 class _WithRequestId(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         record.request_id = request_id.get()
         return True
 
 
-def configure_logging(level: str, stream: TextIO | None = None) -> None:
+class _OneLine(logging.Formatter):
+    """Text for people. What callers sent cannot begin a line of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        record.message = "".join(c if c.isprintable() else repr(c)[1:-1] for c in record.message)
+        return super().formatMessage(record)
+
+
+class _Json(logging.Formatter):
+    """An object a line, for programs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, Any] = {
+            "time": dt.datetime.fromtimestamp(record.created, dt.UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "request_id": request_id.get(),
+            "message": record.getMessage(),
+        }
+        # What a line is about, field by field; see `fields`.
+        entry |= getattr(record, "fields", {})
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False, default=str)
+
+
+def fields(**values: object) -> dict[str, dict[str, object]]:
+    """Return `extra` for a log call: the same facts as in its message, apart, for the JSON log."""
+    return {"fields": values}
+
+
+def configure_logging(level: str, stream: TextIO | None = None, log_format: Literal["text", "json"] = "text") -> None:
     """Log to `stream` (standard error by default), one line a record, each with the id of its request."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.addFilter(_WithRequestId())
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(request_id)s %(message)s"))
+    text = "%(asctime)s %(levelname)-7s %(request_id)s %(message)s"
+    handler.setFormatter(_Json() if log_format == "json" else _OneLine(text))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    for chatty in ("httpx", "httpx2", "filelock", "faster_whisper", "uvicorn", "python_multipart"):
+    for chatty in ("httpx", "httpx2", "httpcore", "filelock", "faster_whisper", "uvicorn", "python_multipart"):
         logging.getLogger(chatty).setLevel(max(root.level, logging.WARNING))

@@ -72,10 +72,10 @@ class Queue(Generic[Item]):
     """The waiting work of all open requests. Pure: no clock, no thread, no I/O.
 
     A request is admitted, hands in chunks in order, and leaves. Each batch begins with the first chunk of the request
-    whose turn it is and is filled with chunks of others, in turn, that are not much longer. Turns: who was passed over
-    too often; then interactive before bulk; then a new request before those already served, and of these the one
-    served longest ago. So a short message that comes while an hour-long file is decoded is in the very next batch,
-    and nobody waits for ever.
+    whose turn it is and is filled with chunks of others, in turn, that are not much longer. Turns: interactive before
+    bulk; a new request before those already served, and of these the one served longest ago; but first the one passed
+    over most often, where that was PATIENCE times or more. So a short message that comes while hour-long files are
+    decoded is in the very next batch, and nobody is passed over more than PATIENCE times and once for each other.
     """
 
     def __init__(self, *, capacity: int, limits: Limits) -> None:
@@ -171,11 +171,13 @@ class Queue(Generic[Item]):
     def _turns(self) -> list[Hashable]:
         waiting = [key for key, request in self._open.items() if request.waiting]
         # Stable: within a class, the order of turns holds.
-        return sorted(waiting, key=lambda key: self._rank(self._open[key]))
-
-    def _rank(self, request: _Open[Item]) -> tuple[int, bool, bool]:
-        overdue = request.passed if request.passed >= PATIENCE else 0
-        return -overdue, request.bulk, request.served
+        waiting.sort(key=lambda key: (self._open[key].bulk, self._open[key].served))
+        longest = max(waiting, key=lambda key: self._open[key].passed, default=None)
+        if longest is not None and self._open[longest].passed >= PATIENCE:
+            # One alone, so that it takes a batch's first place and not all of them.
+            waiting.remove(longest)
+            waiting.insert(0, longest)
+        return waiting
 
     def _fits(self, item: Item, batch: Sequence[tuple[Item, Future[Any]]], served: int) -> bool:
         if not batch:
@@ -187,6 +189,14 @@ class Queue(Generic[Item]):
             and (len(batch) + 1) * widest <= self.limits.frames
             and (not served or served + item.frames <= self.limits.share)
         )
+
+
+class _Timed(Future[Any]):
+    """Knows since when it waits."""
+
+    def __init__(self, since: float) -> None:
+        super().__init__()
+        self.since = since
 
 
 class Ticket(Generic[Item, Result]):
@@ -212,7 +222,7 @@ class Scheduler(Generic[Item, Result]):
     """A thread that feeds batches to `run`, which returns one result per chunk.
 
     `max_wait` is the longest wait in seconds that a new request is let in for. `idle` is called from the thread when
-    nothing has been decoded for `idle_seconds`.
+    nothing has been decoded for `idle_seconds`; `waited` with the seconds that each chunk waited for its batch.
     """
 
     def __init__(
@@ -225,11 +235,13 @@ class Scheduler(Generic[Item, Result]):
         max_wait: float = float("inf"),
         idle: Callable[[], None] | None = None,
         idle_seconds: float | None = None,
+        waited: Callable[[float], None] | None = None,
     ) -> None:
         self._run = run
         self._clock = clock
         self._max_wait = max_wait
         self._idle = idle
+        self._waited = waited
         self._idle_seconds = idle_seconds if idle else None
         self._queue: Queue[Item] = Queue(capacity=capacity, limits=limits)
         self._numbers = itertools.count()
@@ -331,7 +343,7 @@ class Scheduler(Generic[Item, Result]):
         return not self._thread.is_alive()
 
     def _submit(self, number: int, item: Item) -> "Future[Result]":
-        future: Future[Result] = Future()
+        future: Future[Result] = Future() if self._waited is None else _Timed(self._clock())
         with self._changed:
             refusal = self._refusal
             taken = refusal is None and self._queue.put(number, item, future)
@@ -373,24 +385,40 @@ class Scheduler(Generic[Item, Result]):
 
     def _next(self) -> list[tuple[Item, Future[Any]]] | None:
         """Wait for the next batch of chunks that somebody still wants; None when closed."""
+        seconds = self._idle_seconds
         while True:
             with self._changed:
-                if not self._changed.wait_for(lambda: self._closed or len(self._queue), self._idle_seconds):
-                    self._be_idle()
-                    self._changed.wait_for(lambda: self._closed or len(self._queue))
-                if self._closed:
-                    return None
-                batch = [entry for entry in self._queue.take() if entry[1].set_running_or_notify_cancel()]
-                self._running = [item for item, _ in batch]
-                self._in_flight = [future for _, future in batch]
-                self._running_since = self._clock() if batch else None
-            if batch:
-                return batch
+                if self._changed.wait_for(self._needed, seconds):
+                    if self._closed:
+                        return None
+                    batch = [entry for entry in self._queue.take() if entry[1].set_running_or_notify_cancel()]
+                    self._running = [item for item, _ in batch]
+                    self._in_flight = [future for _, future in batch]
+                    self._running_since = self._clock() if batch else None
+                    if batch:
+                        self._tell_waits(batch)
+                        return batch
+                    continue
+            # Without the lock: it may take its time, and callers are being admitted.
+            self._be_idle()
+            seconds = None  # once, until there was work
+
+    def _needed(self) -> bool:
+        return self._closed or len(self._queue) > 0
+
+    def _tell_waits(self, batch: Sequence[tuple[Item, Future[Any]]]) -> None:
+        if self._waited is not None:
+            now = self._clock()
+            for _, future in batch:
+                if isinstance(future, _Timed):
+                    self._waited(now - future.since)
 
     def _be_idle(self) -> None:
         if self._idle is not None:
-            with contextlib.suppress(Exception):  # the next batch will meet whatever is wrong
+            try:
                 self._idle()
+            except Exception:  # the thread has to live: the next batch will meet whatever is wrong
+                logger.exception("could not go idle")
 
     def _outcomes(self, items: Sequence[Item]) -> "Sequence[Result | ServerError]":
         """Run a batch; if it fails, each chunk alone, so that one bad chunk does not take its neighbours along."""

@@ -13,13 +13,27 @@ from pathlib import Path
 from typing import IO, Any
 
 import uvicorn
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from localwhisper_client._version import __version__
-from localwhisper_server import api, calibration, decoder, engine, lifecycle, models
+from localwhisper_server import (
+    announce,
+    api,
+    calibration,
+    decoder,
+    devices,
+    engine,
+    front,
+    lifecycle,
+    models,
+    observe,
+    vram,
+)
 from localwhisper_server.config import Settings
 from localwhisper_server.engine import Chunk, ChunkResult, Engine
 from localwhisper_server.errors import Busy, EngineFailed
 from localwhisper_server.keeper import Keeper, is_out_of_memory
+from localwhisper_server.metrics import Metrics
 from localwhisper_server.options import Decoding, Options
 from localwhisper_server.scheduler import Scheduler
 from localwhisper_server.service import Service
@@ -36,7 +50,7 @@ RESTART_RETRY_SECONDS = 10.0
 # What CTranslate2 and CUDA speak of where a device is the trouble and not the model's files.
 DEVICE_TROUBLE = ("cuda", "cublas", "cudnn", "driver", "device", "libcu")
 
-Load = Callable[[Path, engine.Device], Engine]
+Load = Callable[[Path, devices.Device], Engine]
 
 
 class Backend:
@@ -56,8 +70,10 @@ class Backend:
         environ: Mapping[str, str] | None = None,
         patience: float = lifecycle.WATCHDOG_SECONDS * lifecycle.PATIENCE_PER_WATCHDOG,
         examine: bool = False,
+        observer: observe.Observer | None = None,
     ) -> None:
         self._settings = settings
+        self._observer = observer or observe.Nobody()
         self._decoders = decoder.Pool(environ=environ or {})
         self._patience = patience
         # A test would keep a model in memory that is to leave it.
@@ -67,7 +83,7 @@ class Backend:
         self._draining = False
         self._load = load or (lambda folder, device: Engine(folder, device, threads=settings.threads))
         count = engine.cuda_devices() if cuda_devices is None else cuda_devices
-        self._device = engine.choose_device(settings.device, settings.compute_type, cuda_devices=count)
+        self._device = devices.choose_device(settings.device, settings.compute_type, cuda_devices=count)
         self.model = settings.model if settings.model != "auto" else models.default_model(self._device.name)
         self.names = models.served_names(self.model)
         self.created = 0
@@ -88,7 +104,9 @@ class Backend:
         self._decoders.start()
         folder = models.find(self.model, cache_dir=self._settings.cache_dir)
         started = time.monotonic()
-        keeper = Keeper(lambda device: self._load(folder, device), self._device, clock=time.monotonic)
+        keeper = Keeper(
+            lambda device: self._load(folder, device), self._device, clock=time.monotonic, observer=self._observer
+        )
         try:
             loaded = keeper.engine()
             loaded.warm_up()
@@ -109,13 +127,14 @@ class Backend:
         del loaded  # the keeper alone holds the engine, so that it can let go of it
         self._keeper = keeper
         self._scheduler = Scheduler(
-            keeper.run,
+            observe.watched(keeper.run, self._observer, most=limits.items, clock=time.monotonic),
             capacity=self._settings.queue,
             limits=limits,
             clock=time.monotonic,
             max_wait=self._settings.max_wait,
             idle=keeper.unload,
             idle_seconds=self._settings.idle_unload or None,
+            waited=self._observer.waited,
         )
         self._examiner = lifecycle.Examiner(self._scheduler, self._test, patience=self._patience, always=self._examine)
         self._service = Service(
@@ -124,6 +143,7 @@ class Backend:
             max_seconds=self._settings.max_seconds,
             blocks=self._decoders.blocks,
             kept=self._settings.cache,
+            observer=self._observer,
         )
         logger.info(
             "ready: %s on %s, %s (%s), loaded and warmed in %.1f s, batches of up to %d",
@@ -155,6 +175,16 @@ class Backend:
     def queue_seconds(self) -> float:
         """Estimate how long a request that came now would wait, in seconds."""
         return self._scheduler.queue_seconds if self._scheduler else 0.0
+
+    @property
+    def open_requests(self) -> int:
+        """How many transcriptions wait or run."""
+        return self._scheduler.requests if self._scheduler else 0
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the model is in memory."""
+        return self._keeper is not None and self._keeper.loaded
 
     def require_ready(self) -> None:
         """Raise Busy while the model is being loaded or the server stops, EngineFailed if it could not be loaded."""
@@ -224,11 +254,11 @@ class Backend:
             "status": "ok" if ready else "failed" if self.failure else "loading",
             "ready": ready,
             "model": self.model,
-            "loaded": self._keeper is not None and self._keeper.loaded,
+            "loaded": self.loaded,
             "device": device.name,
             "compute_type": device.compute_type,
             "version": __version__,
-            "requests": self._scheduler.requests if self._scheduler else 0,
+            "requests": self.open_requests,
             "queue_seconds": round(self.queue_seconds, 3),
             "speed": round(self._scheduler.speed, 2) if self._scheduler else None,
         }
@@ -253,10 +283,11 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def url(listening: socket.socket) -> str:
+def url(listening: socket.socket, *, tls: bool = False) -> str:
     """Return the base address of a bound socket."""
     host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def run(settings: Settings, listening: socket.socket, *, environ: Mapping[str, str]) -> bool:
@@ -265,17 +296,26 @@ def run(settings: Settings, listening: socket.socket, *, environ: Mapping[str, s
     `environ` says whether systemd wants to be told.
 
     Raises:
+        Misconfigured: a certificate or a file of keys cannot be used, or a package is missing.
         ModelError, RuntimeError, ValueError, OSError: the model could not be found or loaded; nothing is served.
 
     """
     notifier = lifecycle.Notifier(environ.get("NOTIFY_SOCKET"))
     watchdog = lifecycle.watchdog_seconds(environ, os.getpid())
+    rules = front.rules(settings, front.own_names())
+    surroundings = front.Surroundings(settings, rules.keys)
+    web_options = front.web_options(settings)
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    numbers = Metrics(registry)
     backend = Backend(
         settings,
         environ=environ,
         patience=(watchdog or lifecycle.WATCHDOG_SECONDS) * lifecycle.PATIENCE_PER_WATCHDOG,
         examine=watchdog is not None,
+        observer=numbers,
     )
+    numbers.look_at(backend, vram.reader())
 
     def load() -> None:
         try:
@@ -289,19 +329,25 @@ def run(settings: Settings, listening: socket.socket, *, environ: Mapping[str, s
     async def lifespan(_app: object) -> AsyncIterator[None]:
         # Not awaited: the server answers while the model loads.
         threading.Thread(target=load, name="localwhisper-load", daemon=True).start()
-        logger.info("listening on %s", url(listening))
+        logger.info("listening on %s", url(listening, tls=settings.certfile is not None))
         seconds = (watchdog or lifecycle.WATCHDOG_SECONDS) / lifecycle.CHECKS_PER_WATCHDOG
         watching = asyncio.create_task(lifecycle.watch(backend.well, notifier, seconds=seconds))
-        yield
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(surroundings.open())
+            if settings.announce:
+                host, port = listening.getsockname()[:2]
+                await stack.enter_async_context(announce.announced(host, port, backend.model))
+            yield
         watching.cancel()
 
     app = api.create_app(
         backend,
-        api_key=settings.api_key.get_secret_value() if settings.api_key else None,
-        max_upload=settings.max_upload,
+        rules=rules,
+        metrics=numbers,
+        upstream=surroundings.upstream,
         lifespan=lifespan,
     )
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on")
+    config = uvicorn.Config(surroundings.around(app), log_config=None, access_log=False, lifespan="on", **web_options)
     server = lifecycle.Server(config, backend, notifier, drain=settings.drain)
     server.run(sockets=[listening])
     if backend.failure is not None:

@@ -15,6 +15,7 @@ import anyio.to_thread
 
 from localwhisper_server import chunks, decoder
 from localwhisper_server.engine import Chunk, ChunkResult, find_speech
+from localwhisper_server.observe import Nobody, Observer
 from localwhisper_server.options import Decoding, Options
 from localwhisper_server.scheduler import Scheduler, Ticket
 from localwhisper_server.sharing import Sharing
@@ -49,10 +50,12 @@ class Service:
         blocks: decoder.Blocks = decoder.blocks,
         decoders: int = 2,
         kept: int = 0,
+        observer: Observer | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._prepare = prepare
         self._decode = partial(blocks, max_seconds=max_seconds)
+        self._observer = observer or Nobody()
         self._decoders = anyio.CapacityLimiter(decoders)
         self._sharing: Sharing[Segment | Transcript] = Sharing(kept)
 
@@ -97,6 +100,7 @@ class Service:
                     for segment in result.segments:
                         found.append(segment)
                         yield segment
+            self._observer.transcribed(recording.seconds)
             yield Transcript(options.decoding.task, language, recording.seconds, tuple(found))
         finally:
             if ticket is not None:

@@ -7,7 +7,7 @@ import re
 import textwrap
 from collections.abc import Mapping
 
-from localwhisper_server.config import ENV_PREFIX, Settings
+from localwhisper_server.config import ENV_PREFIX, Settings, written
 
 _ASSIGNMENT = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)\s*=")
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@%+,=-]*")
@@ -26,8 +26,7 @@ def template() -> str:
     blocks = [_HEAD]
     for name, field in Settings.model_fields.items():
         comment = "\n".join(f"# {line}" for line in textwrap.wrap(field.description or "", 110))
-        default = "" if field.default is None else field.default
-        blocks.append(f"{comment}\n#{variable(name)}={default}\n")
+        blocks.append(f"{comment}\n#{variable(name)}={written(field.default)}\n")
     return "\n".join(blocks)
 
 

@@ -1,8 +1,8 @@
 """How much a chunk is given of Whisper's window: frames to encode, tokens to write. Pure.
 
 Whisper was trained on windows of 30 s and pays for 30 s; it also hears shorter ones, which are several times cheaper.
-Too tight a window loops or invents an ending, so a chunk gets room behind it. The numbers were chosen on 131 English
-clips (BENCHMARKS.md): with less than 3 s of room or less than 8 s in all, more answers have to be done again.
+Too tight a window loops or invents an ending, so a chunk gets room behind it. The numbers come from measurements
+(BENCHMARKS.md): with 3 s of room and 8 s in all, more words go wrong than the gate catches.
 """
 
 import math
@@ -10,8 +10,8 @@ import math
 FRAMES_PER_SECOND = 100
 FULL_SECONDS = 30.0
 FULL_FRAMES = int(FULL_SECONDS * FRAMES_PER_SECOND)
-MARGIN_SECONDS = 3.0
-SHORTEST_SECONDS = 8.0
+MARGIN_SECONDS = 5.0
+SHORTEST_SECONDS = 10.0
 # Windows are rounded up to whole seconds, so that chunks of about one length share a batch.
 GRID_SECONDS = 1.0
 

@@ -10,10 +10,13 @@ import anyio
 import anyio.from_thread
 import openai
 
-from localwhisper_client import AsyncLocalWhisper, LocalWhisper
+from localwhisper_client import AsyncLocalWhisper, LocalWhisper, policy
+from localwhisper_client.provenance import last_call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from localwhisper_client import LastCall, Policy
 
 SHAPES = ("plain", "raw", "streaming", "events", "raw_events")
 FLAVOURS = ("sync", "async")
@@ -27,6 +30,7 @@ class Driver:
         self._portal = portal
         self._clients: list[Any] = []
         self.events: list[Any] = []
+        self.last: LastCall | None = None
 
     def client(self, **options: Any) -> Any:
         """Return a client that is closed with the driver; its events are kept."""
@@ -39,10 +43,26 @@ class Driver:
         """Run a coroutine function in the client's event loop, or a plain one at once."""
         return self._portal.call(function, *args) if self.flavour == "async" else _finish(function(*args))
 
-    def call(self, client: Any, shape: str = "plain", **fields: Any) -> str:
-        """Transcribe; return the text, read out of whatever this shape gives."""
+    def call(self, client: Any, shape: str = "plain", within: Policy | None = None, **fields: Any) -> str:
+        """Transcribe, perhaps within a policy; return the text, read out of whatever this shape gives."""
         fields = {"model": "whisper-1", "file": ("a.ogg", b"audio"), **fields}
-        return str(self.run(_CALLS[self.flavour, shape], client.audio.transcriptions, fields))
+        speak = _CALLS[self.flavour, shape]
+
+        def call() -> Any:
+            with policy.within(within) if within else contextlib.nullcontext():
+                try:
+                    return speak(client.audio.transcriptions, fields)
+                finally:
+                    self.last = last_call()
+
+        async def acall() -> Any:
+            with policy.within(within) if within else contextlib.nullcontext():
+                try:
+                    return await speak(client.audio.transcriptions, fields)
+                finally:
+                    self.last = last_call()
+
+        return str(self.run(acall if self.flavour == "async" else call))
 
     def close(self) -> None:
         """Close every client that was made."""

@@ -19,7 +19,9 @@ def _imports(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("module", ["routing", "circuit", "policy", "events"])
+@pytest.mark.parametrize(
+    "module", ["routing", "steps", "circuit", "pace", "policy", "events", "adapt", "cloud_models", "prices", "budget"]
+)
 def test_the_core_does_no_io(module: str) -> None:
     """Neither itself nor through what it imports."""
     seen, queue = set(), [module]

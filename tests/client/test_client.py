@@ -19,7 +19,7 @@ from localwhisper_client import Attempt, CloudKeyMissing, ConfigurationError, Lo
 from localwhisper_client._http import http
 from localwhisper_client.circuit import Circuit
 from localwhisper_client.probe import Prober
-from localwhisper_client.routing import Backend
+from localwhisper_client.steps import Backend
 from tests.client.driving import SHAPES
 from tests.client.fault_server import TEXT, answers, error, in_turn, refusing, reset, says, serving
 
@@ -426,8 +426,12 @@ def test_the_public_surface() -> None:
     assert sorted(localwhisper_client.__all__) == [
         "AsyncLocalWhisper",
         "Attempt",
+        "AudioStaysHome",
         "BreakerClosed",
         "BreakerOpened",
+        "BudgetReached",
+        "BudgetSpent",
+        "CloudCannot",
         "CloudKeyMissing",
         "ConfigurationError",
         "Event",
@@ -435,10 +439,12 @@ def test_the_public_surface() -> None:
         "HouseAnsweredWrongly",
         "HouseTimedOut",
         "HouseUnavailable",
+        "LastCall",
         "LocalWhisper",
         "LocalWhisperError",
         "Policy",
         "__version__",
+        "last_call",
     ]
     for name in localwhisper_client.__all__:
         thing = getattr(localwhisper_client, name)

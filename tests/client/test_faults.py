@@ -84,6 +84,10 @@ class Fault:
     file: tuple[str, bytes] = ("a.ogg", b"audio")
     reads_body: bool = True
 
+    def seconds(self, short: float) -> float:
+        """Return a deadline for a call: short only where it will be waited for."""
+        return short if self.behaviour in (_stalls, _stalls_in_body) else 15.0
+
     @contextlib.contextmanager
     def url(self) -> Iterator[str]:
         """Yield the base URL of a server with this fault."""
@@ -156,7 +160,9 @@ def no_such_host(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_fault_ends_as_the_table_says(fault: Fault, shape: str, drive: Driver, cloud: FaultServer) -> None:
     """Under `cloud`: the next backend takes the call, once and whole; or it is raised, and the cloud hears nothing."""
     with fault.url() as url:
-        client = drive.client(lan_url=url, policy="cloud", connect_timeout=0.3, timeout=1.6, max_retries=0)
+        client = drive.client(
+            lan_url=url, policy="cloud", connect_timeout=0.15, timeout=fault.seconds(1.0), max_retries=0
+        )
         if fault.verdict in FINAL:
             with pytest.raises(fault.error) as raised:
                 drive.call(client, shape, file=fault.file)
@@ -177,7 +183,7 @@ def test_each_fault_ends_as_the_table_says(fault: Fault, shape: str, drive: Driv
 def test_nothing_leaves_the_house_by_default(fault: Fault, drive: Driver, cloud: FaultServer) -> None:
     """Under `local_only` each fault is an error of the SDK's that names the backend; the cloud hears nothing."""
     with fault.url() as url:
-        client = drive.client(lan_url=url, connect_timeout=0.3, timeout=0.6)
+        client = drive.client(lan_url=url, connect_timeout=0.15, timeout=fault.seconds(0.3))
         with pytest.raises(fault.error) as raised:
             drive.call(client, file=fault.file)
     assert isinstance(raised.value, openai.APIError)

@@ -10,7 +10,7 @@ import pytest
 
 from localwhisper_client._http import http
 from localwhisper_client.outcome import Expected, FirstEvent, WrongAnswer, failed, retry_after
-from localwhisper_client.routing import Verdict
+from localwhisper_client.steps import Verdict
 
 JSON, TEXT, SSE, HTML = "application/json", "text/plain; charset=utf-8", "text/event-stream", "text/html"
 

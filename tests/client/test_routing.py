@@ -10,7 +10,8 @@ import pytest
 from localwhisper_client.circuit import Signal, State
 from localwhisper_client.events import Attempt, BreakerClosed, BreakerOpened, Fallback
 from localwhisper_client.policy import Policy
-from localwhisper_client.routing import Backend, Call, Ending, Outcome, Probe, Try, Verdict, Wait, backoff
+from localwhisper_client.routing import Call, backoff
+from localwhisper_client.steps import Backend, Ending, Outcome, Probe, Try, Verdict, Wait
 
 OK = Outcome(Verdict.ANSWERED, value="words")
 OUTAGE = Outcome(Verdict.OUTAGE, "refused")

@@ -17,8 +17,8 @@ from localwhisper_server.transcript import Segment, TokenLogprob, Transcript, Wo
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Sequence
 
+    from localwhisper_server.asgi import App
     from localwhisper_server.errors import ServerError
-    from localwhisper_server.guard import App
     from localwhisper_server.options import Options
 
 LIMIT = 20_000_000
@@ -55,6 +55,7 @@ class FakeBackend:
     created: int = 1_700_000_000
     languages: frozenset[str] = frozenset(NAMES)
     not_ready: ServerError | None = None
+    queue_seconds: float = 0.0
     uploads: list[bytes] = field(default_factory=list)
     sources: list[Any] = field(default_factory=list)
     asked: list[Options] = field(default_factory=list)
@@ -77,6 +78,7 @@ class FakeBackend:
                     yield item
         finally:
             self.closed += 1
+            source.close()  # as the service does, whose it is from now on
 
     def health(self) -> dict[str, Any]:
         """Say something."""

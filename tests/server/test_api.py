@@ -298,9 +298,7 @@ async def test_a_model_that_ends_without_a_transcript_is_a_fault() -> None:
     ids=["corrupt", "no extension", "bad extension", "too short"],
 )
 @pytest.mark.parametrize("stream", ["true", "false"])
-async def test_bad_audio(  # noqa: PLR0917 - a table
-    failure: Exception, filename: str, param: str, code: str, message: str, stream: str
-) -> None:
+async def test_bad_audio(failure: Exception, filename: str, param: str, code: str, message: str, stream: str) -> None:
     """The bytes decide; the name of a file that cannot be read only words the error."""
     app = make_app(FakeBackend([failure]))
     answer = await transcribe(app, ("stream", stream), filename=filename)
@@ -649,6 +647,13 @@ async def test_openais_other_headers(app: App) -> None:
     assert answer.headers["openai-processing-ms"] == "0"
 
 
+async def test_every_answer_says_how_long_the_queue_is(app: App, backend: FakeBackend) -> None:
+    """For clients with several servers to choose from."""
+    backend.queue_seconds = 12.3456
+    assert (await call(app, "GET", "/health")).headers["x-localwhisper-queue-seconds"] == "12.346"
+    assert (await transcribe(app, ("model", "nope"))).headers["x-localwhisper-queue-seconds"] == "12.346"
+
+
 async def test_the_log_never_holds_words_keys_or_sound(log: io.StringIO) -> None:
     """One line for the request, with its status; none of what was said or who may come in."""
     app = make_app(FakeBackend(), api_key=KEY)
@@ -733,6 +738,47 @@ async def test_hanging_up_in_the_middle_of_the_upload(backend: FakeBackend, log:
     assert not answer.body
     assert "Traceback" not in log.getvalue()
     assert "POST /v1/audio/transcriptions 499" in log.getvalue()
+
+
+async def test_who_is_cut_off_by_a_stop_is_told_to_come_back(log: io.StringIO) -> None:
+    """At the end of a stop uvicorn cancels what still runs; the caller gets an answer, the log no traceback."""
+    backend = FakeBackend([asyncio.Event()])
+    async with asyncio.timeout(10):
+        calling = asyncio.create_task(transcribe(make_app(backend)))
+        await backend.reached.wait()
+        calling.cancel()
+        answer = await calling
+    assert (answer.status, answer.headers["retry-after"]) == (503, "5")
+    assert answer.error["code"] == "server_is_overloaded"
+    assert backend.closed == 1
+    assert "Traceback" not in log.getvalue()
+
+
+async def test_hanging_up_before_anything_is_done_closes_the_upload(backend: FakeBackend) -> None:
+    """The model is never asked, and nothing is left open."""
+    opened: list[Any] = []
+    app, gone = make_app(backend), asyncio.Event()
+    gone.set()
+    real = backend.transcribe
+
+    def keep(source: Any, options: Any) -> Any:
+        opened.append(source)
+        return real(source, options)
+
+    backend.transcribe = keep  # type: ignore[method-assign]
+    backend.items = [asyncio.Event()]
+    headers, body = multipart()
+    await call(app, "POST", "/v1/audio/transcriptions", headers, body, hang_up=gone)
+    assert [source.closed for source in opened] == [True]
+
+
+async def test_extra_files_are_closed(app: App, backend: FakeBackend) -> None:
+    """Uploads under other names are read by nobody."""
+    headers, body = multipart()
+    extra = b'--b\r\nContent-Disposition: form-data; name="image"; filename="b.png"\r\n\r\npixels\r\n--b--\r\n'
+    answer = await call(app, "POST", "/v1/audio/transcriptions", headers, body.replace(b"--b--\r\n", extra))
+    assert answer.status == 200
+    assert backend.uploads == [b"sound"]
 
 
 @pytest.mark.parametrize("outcome", [WHOLE, UnreadableAudio(), RuntimeError()], ids=["heard", "refused", "failed"])

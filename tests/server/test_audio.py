@@ -220,6 +220,24 @@ def test_too_long_is_noticed_early(wav: Callable[..., bytes]) -> None:
     assert source.tell() < len(source.getvalue()) / 4
 
 
+def test_a_header_that_lies_is_found_out(wav: Callable[..., bytes]) -> None:
+    """A container that says nothing of its length is stopped where it gets too long, not at its end."""
+    live = _without_duration(encode(tone(30.0, 48_000), container="webm", codec="libopus", rate=48_000))
+    with pytest.raises(InvalidRequest, match=r"^audio duration [\d.]+ seconds is longer than 2 seconds") as failure:
+        _decode(live, max_seconds=2.0)
+    assert float(failure.value.message.split()[2]) < 8
+
+
+def test_blocks_come_while_the_rest_is_unread(wav: Callable[..., bytes]) -> None:
+    """A few seconds at a time; together they are the whole."""
+    source = io.BytesIO(wav(60.0))
+    blocks = decoder.blocks(source, max_seconds=600)
+    first = next(blocks)
+    assert 0 < first.size <= 5 * 16_000
+    assert source.tell() < len(source.getvalue()) / 4
+    assert first.size + sum(block.size for block in blocks) == 960_000
+
+
 def test_exactly_the_maximum_is_taken(wav: Callable[..., bytes]) -> None:
     """The limit is inclusive."""
     assert _decode(wav(2.0), max_seconds=2.0).size == 32_000

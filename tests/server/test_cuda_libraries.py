@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from localwhisper_server import cuda_libraries, engine
+from localwhisper_server import cuda_libraries, devices, engine
 
 LINUX = ("libcublasLt.so.12", "libcublas.so.12")
 
@@ -127,7 +127,7 @@ def test_the_engine_has_them_before_the_model(tmp_path, monkeypatch, device, ste
     monkeypatch.setattr(cuda_libraries, "load", lambda: taken.append("libraries"))
     monkeypatch.setattr(engine.faster_whisper, "WhisperModel", model)
     with pytest.raises(RuntimeError, match="far enough"):
-        engine.Engine(tmp_path, engine.Device(device, "float32", "as set"))
+        engine.Engine(tmp_path, devices.Device(device, "float32", "as set"))
     assert taken == steps
 
 

@@ -80,6 +80,10 @@ ACCEPTED: list[tuple[dict[str, Any], str, Any]] = [
     ({"response_format": "verbose_json", "timestamp_granularities__": ["word", "segment"]}, "segments", True),
     ({"response_format": "verbose_json", "timestamp_granularities__": ["segment"]}, "words", False),
     ({"response_format": "verbose_json"}, "segments", True),
+    ({"window": "exact"}, "full_window", True),
+    ({"window": "adaptive"}, "full_window", False),
+    ({"priority": "bulk"}, "bulk", True),
+    ({"priority": "interactive"}, "bulk", False),
     ({"known_speaker_names__": [""]}, "response_format", "json"),
     ({"some_new_field": "x", "user[name]": "y"}, "response_format", "json"),
 ]
@@ -90,7 +94,8 @@ def test_accepted_fields(fields: dict[str, Any], name: str, value: Any) -> None:
     """Every field in every spelling OpenAI's clients send; unknown ones are ignored, as the live API does."""
     asked = _parse(**fields)
     decoding = asked.options.decoding
-    assert (getattr(asked, name) if hasattr(asked, name) else getattr(decoding, name)) == value
+    holder = next(part for part in (asked, asked.options, decoding) if hasattr(part, name))
+    assert getattr(holder, name) == value
     assert (asked.words, asked.logprobs) == (decoding.words, decoding.logprobs)
 
 
@@ -118,6 +123,18 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
             f"response_format '{name}' cannot be streamed. Use 'json' or 'text' with stream=true.",
         )
         for name in ("srt", "vtt", "verbose_json")
+    ),
+    (
+        {"window": "short"},
+        "window",
+        "invalid_value",
+        "Invalid value: 'short'. Supported values are: 'adaptive', 'exact'.",
+    ),
+    (
+        {"priority": "high"},
+        "priority",
+        "invalid_value",
+        "Invalid value: 'high'. Supported values are: 'interactive', 'bulk'.",
     ),
     ({"stream": "perhaps"}, "stream", "invalid_type", BOOLEAN),
     *(({"temperature": value}, "temperature", "invalid_value", TEMPERATURE) for value in ("-0.1", "1.1", "nan", "hot")),
@@ -301,6 +318,8 @@ def test_an_unreadable_upload_with_a_good_name(filename: str | None) -> None:
     assert form.unreadable(filename) is None
 
 
+# Letters of one to four bytes, what ends lines, and what numbers and JSON are made of.
+LETTERS = "aZ\u00e4\u20ac\U0001f3a4\u2028\0\n\r\t <>,.:-+019eEnul{}[]\"'\\"
 NAMES_ON_THE_WIRE = st.sampled_from(
     [
         *("response_format", "stream", "temperature", "language", "languages[]", "languages", "keywords[]", "prompt"),
@@ -313,11 +332,11 @@ TELLING = st.sampled_from(
 )
 OBJECTS = st.dictionaries(
     st.sampled_from(["type", "threshold", "prefix_padding_ms", "x"]),
-    st.one_of(st.just("server_vad"), st.integers(), st.floats(), st.none(), st.lists(st.integers()), st.text()),
+    st.one_of(st.just("server_vad"), st.integers(), st.floats(), st.none(), st.lists(st.integers()), st.text(LETTERS)),
 ).map(json.dumps)
 
 
-@given(st.dictionaries(NAMES_ON_THE_WIRE, st.lists(st.one_of(TELLING, OBJECTS, st.text()), max_size=3)))
+@given(st.dictionaries(NAMES_ON_THE_WIRE, st.lists(st.one_of(TELLING, OBJECTS, st.text(LETTERS)), max_size=3)))
 def test_no_value_raises_anything_else(fields: dict[str, list[str]]) -> None:
     """Whatever is sent, the form is understood or refused by name."""
     try:

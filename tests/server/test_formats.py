@@ -249,7 +249,7 @@ def test_events_are_data_lines_alone() -> None:
     )
 
 
-@given(st.text())
+@given(st.text('a\u00e4\u20ac\U0001f3a4\0\n\r\u2028\u0085 :{}"\\'))
 def test_no_text_breaks_a_frame(text: str) -> None:
     """Whatever is said, line ends stay inside the JSON."""
     (payload,) = _events(formats.delta_event(text, HELLO.segments[0]))

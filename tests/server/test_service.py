@@ -1,21 +1,20 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import threading
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from localwhisper_server import service as service_module
-from localwhisper_server.audio import SAMPLE_RATE
-from localwhisper_server.chunks import Span
+from localwhisper_server.chunks import LONGEST_SECONDS, SAMPLE_RATE, Piece, Span
 from localwhisper_server.engine import Chunk, ChunkResult
 from localwhisper_server.errors import Busy, EngineFailed, InvalidRequest, UnreadableAudio
 from localwhisper_server.options import Decoding, Options, Voice
-from localwhisper_server.scheduler import Scheduler
+from localwhisper_server.scheduler import Limits, Scheduler
 from localwhisper_server.service import LOOKAHEAD, Service
 from localwhisper_server.transcript import Segment, Transcript
 
@@ -65,10 +64,16 @@ def engine() -> Engine:
     return Engine()
 
 
+def prepare(piece: Piece, decoding: Decoding, *, full: bool = False) -> Chunk:
+    """Stand in for the model's features: the samples themselves."""
+    return Chunk(piece.samples[None], piece.seconds, piece.offset, decoding, full=full)
+
+
 @pytest.fixture
 def scheduler(engine: Engine) -> Iterator[Scheduler[Chunk, ChunkResult]]:
     """Give a scheduler on it."""
-    made = Scheduler(engine.run, capacity=2, batch=2, clock=lambda: 0.0)
+    limits = Limits(items=2, frames=10**9, share=10**9)
+    made = Scheduler(engine.run, capacity=2, limits=limits, clock=lambda: 0.0)
     yield made
     engine.gate.set()
     assert made.close(SECONDS)
@@ -77,22 +82,30 @@ def scheduler(engine: Engine) -> Iterator[Scheduler[Chunk, ChunkResult]]:
 @pytest.fixture
 def service(scheduler: Scheduler[Chunk, ChunkResult]) -> Service:
     """Give a service on that."""
-    return Service(scheduler, max_seconds=400.0)
+    return Service(scheduler, prepare, max_seconds=400.0)
 
 
 @pytest.fixture
 def speech(monkeypatch: pytest.MonkeyPatch) -> list[Span]:
-    """Give the spans that the detector will find; a test fills them in."""
+    """Give the spans that will be found in a recording of up to a minute; a test fills them in."""
     spans: list[Span] = []
     monkeypatch.setattr(service_module, "find_speech", lambda _samples, _voice: spans)
     return spans
 
 
-MINUTES = [Span(2, 25), Span(31, 55), Span(62, 85)]
+# Three pieces: no two fit in one.
+THIRDS = [Span(2, 12), Span(20, 30), Span(40, 50)]
+NO_PADDING = Voice(prefix_padding_ms=0)
 
 
 async def _all(service: Service, data: bytes, options: Options | None = None) -> tuple[list[Segment], Transcript]:
-    *segments, transcript = [item async for item in service.transcribe(io.BytesIO(data), options or Options())]
+    source = io.BytesIO(data)
+    items = service.transcribe(source, options or Options(voice=NO_PADDING))
+    try:
+        *segments, transcript = [item async for item in items]
+    finally:
+        await items.aclose()
+        assert source.closed  # it was the service's
     assert isinstance(transcript, Transcript)
     assert all(isinstance(segment, Segment) for segment in segments)
     return segments, transcript  # type: ignore[return-value]
@@ -102,31 +115,32 @@ async def test_segments_in_order_then_the_transcript(
     service: Service, engine: Engine, speech: list[Span], wav: Callable[..., bytes]
 ) -> None:
     """Of a recording in three chunks: each cut where it was said to be, the whole with all of them."""
-    speech += MINUTES
-    segments, transcript = await _all(service, wav(90.0))
-    assert [segment.text for segment in segments] == [" 2", " 31", " 62"]
-    assert transcript == Transcript("transcribe", "de", 90.0, tuple(segments))
-    assert [chunk.seconds for chunk in engine.chunks] == [23.0, 24.0, 23.0]
-    assert all(chunk.samples.dtype == np.float32 for chunk in engine.chunks)
+    speech += THIRDS
+    segments, transcript = await _all(service, wav(55.0))
+    assert [segment.text for segment in segments] == [" 2", " 20", " 40"]
+    assert transcript == Transcript("transcribe", "de", 55.0, tuple(segments))
+    assert [chunk.seconds for chunk in engine.chunks] == [10.0, 10.0, 10.0]
+    assert all(chunk.features.dtype == np.float32 for chunk in engine.chunks)
 
 
 async def test_the_first_chunk_decides_the_language(
     service: Service, engine: Engine, speech: list[Span], wav: Callable[..., bytes]
 ) -> None:
     """It goes alone; the others are told, so that one recording has one language."""
-    speech += MINUTES
-    await _all(service, wav(90.0))
-    assert [[chunk.decoding.language for chunk in batch] for batch in engine.batches] == [[None], ["de", "de"]]
+    speech += THIRDS
+    await _all(service, wav(55.0))
+    assert [chunk.decoding.language for chunk in engine.chunks] == [None, "de", "de"]
+    assert len(engine.batches[0]) == 1
 
 
 async def test_a_language_that_is_given_needs_no_waiting(
     service: Service, engine: Engine, speech: list[Span], wav: Callable[..., bytes]
 ) -> None:
     """All chunks may share batches from the start, with everything that was asked."""
-    speech += MINUTES
+    speech += THIRDS
     engine.gate.clear()
     decoding = Decoding("translate", "fr", prompt="p", hotwords="h", temperature=0.5, words=True, logprobs=True)
-    reading = asyncio.create_task(_all(service, wav(90.0), Options(decoding)))
+    reading = asyncio.create_task(_all(service, wav(55.0), Options(decoding, NO_PADDING)))
     await asyncio.to_thread(engine.entered.acquire, timeout=SECONDS)
     engine.gate.set()
     _, transcript = await reading
@@ -138,42 +152,128 @@ async def test_what_the_model_left_is_run_before_the_next_chunk(
     service: Service, engine: Engine, speech: list[Span], wav: Callable[..., bytes]
 ) -> None:
     """A `rest`, and the rest of the rest, in their place, in the language that was found."""
-    speech += MINUTES[:2]
-    samples = np.zeros(SAMPLE_RATE, np.float32)
-    engine.rests = {2.0: Chunk(samples, 10.0, Decoding()), 10.0: Chunk(samples, 20.0, Decoding())}
-    segments, _ = await _all(service, wav(90.0))
-    assert [segment.text for segment in segments] == [" 2", " 10", " 20", " 31"]
+    speech += THIRDS[:2]
+    features = np.zeros((1, SAMPLE_RATE), np.float32)
+    engine.rests = {2.0: Chunk(features, 1.0, 10.0, Decoding()), 10.0: Chunk(features, 1.0, 15.0, Decoding())}
+    segments, _ = await _all(service, wav(55.0))
+    assert [segment.text for segment in segments] == [" 2", " 10", " 15", " 20"]
     assert {chunk.offset: chunk.decoding.language for chunk in engine.chunks} == {
         2.0: None,
         10.0: "de",
+        15.0: "de",
         20.0: "de",
-        31.0: "de",
     }
 
 
 async def test_a_long_recording_looks_ahead_and_no_further(
-    service: Service, engine: Engine, scheduler: Scheduler[Chunk, ChunkResult], speech: list[Span], wav: Any
+    service: Service,
+    engine: Engine,
+    scheduler: Scheduler[Chunk, ChunkResult],
+    monkeypatch: pytest.MonkeyPatch,
+    wav: Callable[..., bytes],
 ) -> None:
     """Enough chunks wait to fill batches, few enough to bound memory; all come out in order."""
-    speech += [Span(start, start + 16.0) for start in range(0, 400, 20)]  # 20 chunks: no two fit one window
+    monkeypatch.setattr(
+        service_module,
+        "find_speech",
+        lambda samples, _voice: [Span(0, samples.size / SAMPLE_RATE)] if samples.size else [],
+    )
+    asked = 0
+    submit = scheduler._submit
+
+    def count(number: int, item: Chunk) -> Any:
+        nonlocal asked
+        asked += 1
+        return submit(number, item)
+
+    monkeypatch.setattr(scheduler, "_submit", count)
     engine.gate.clear()
-    decoding = Decoding(language="en")
-    reading = asyncio.create_task(_all(service, wav(400.0), Options(decoding)))
-    await asyncio.to_thread(engine.entered.acquire, timeout=SECONDS)
+    options = Options(Decoding(language="en"), NO_PADDING)
+    reading = asyncio.create_task(_all(service, wav(390.0, 8000), options))
     async with asyncio.timeout(SECONDS):
-        while scheduler.queue_seconds < LOOKAHEAD:  # noqa: ASYNC110 - a poll with a bound
+        while asked < LOOKAHEAD:  # noqa: ASYNC110 - a poll with a bound
             await asyncio.sleep(0)
-    for _ in range(100):
+    for _ in range(200):
         await asyncio.sleep(0)
-    assert scheduler.queue_seconds == LOOKAHEAD  # of one second each, before anything is measured
+    assert asked == LOOKAHEAD
     engine.gate.set()
-    segments, _ = await reading
-    assert [segment.start for segment in segments] == [span.start for span in speech]
+    segments, transcript = await reading
+    assert asked >= 390 / LONGEST_SECONDS
+    assert sum(segment.end - segment.start for segment in segments) == pytest.approx(390.0, abs=0.1)
+    assert [segment.start for segment in segments] == sorted(segment.start for segment in segments)
+    assert transcript.duration == 390.0
+
+
+class Decoding60:
+    """Decodes any upload to minutes of speech, each when `permits` lets it; to be closed by whoever is done with it."""
+
+    def __init__(self, minutes: int) -> None:
+        self.minutes, self.read, self.closed = minutes, 0, 0
+        self.permits, self.waiting = threading.Semaphore(1), threading.Event()
+
+    def __call__(self, source: Any, *, max_seconds: float) -> Any:
+        """Stand in for `decoder.blocks`."""
+        return self
+
+    def __iter__(self) -> Iterator[np.ndarray[Any, Any]]:
+        for _ in range(self.minutes):
+            if not self.permits.acquire(blocking=False):
+                self.waiting.set()
+                assert self.permits.acquire(timeout=SECONDS)
+            assert not self.closed
+            self.read += 1
+            yield np.ones(60 * SAMPLE_RATE, np.float32)
+
+    def close(self) -> None:
+        """Count."""
+        self.closed += 1
+
+
+@pytest.fixture
+def minutes(monkeypatch: pytest.MonkeyPatch) -> Decoding60:
+    """Give three minutes of speech without a pause, of which the first is there."""
+    monkeypatch.setattr(service_module, "find_speech", lambda samples, _: [Span(0, samples.size / SAMPLE_RATE)])
+    return Decoding60(3)
+
+
+async def test_the_first_words_come_before_the_last_are_read(
+    scheduler: Scheduler[Chunk, ChunkResult], minutes: Decoding60
+) -> None:
+    """An hour is decoded as it is transcribed: its first words are there before its second minute."""
+    service = Service(scheduler, prepare, max_seconds=400.0, blocks=minutes)
+    items = service.transcribe(io.BytesIO(b"an hour"), Options(voice=NO_PADDING))
+    first = await anext(items)
+    assert isinstance(first, Segment)
+    assert (first.start, minutes.read) == (0.0, 1)
+    minutes.permits.release(2)
+    *rest, transcript = [item async for item in items]
+    assert isinstance(transcript, Transcript)
+    assert transcript.duration == 180.0
+    assert [first, *rest] == list(transcript.segments)
+    assert minutes.closed
+
+
+async def test_hanging_up_while_it_is_decoded(scheduler: Scheduler[Chunk, ChunkResult], minutes: Decoding60) -> None:
+    """The caller is gone at once; the decoder is closed by the thread that is using it, after the block in hand."""
+    service = Service(scheduler, prepare, max_seconds=400.0, blocks=minutes)
+    options = Options(Decoding(language="en"), NO_PADDING)
+    reading = asyncio.create_task(_all(service, b"an hour", options))
+    assert await asyncio.to_thread(minutes.waiting.wait, SECONDS)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert scheduler.requests == 0
+    assert not minutes.closed
+    minutes.permits.release(2)
+    async with asyncio.timeout(SECONDS):
+        while not minutes.closed:  # noqa: ASYNC110 - a poll with a bound
+            await asyncio.sleep(0)
+    assert minutes.read == 2
 
 
 async def test_silence_never_reaches_the_engine(service: Service, engine: Engine, wav: Callable[..., bytes]) -> None:
     """The real detector finds nobody in a tone, at any length; the transcript is empty and says how long it was."""
-    for seconds in (0.1, 1.0, 45.0):
+    for seconds in (0.1, 1.0, 130.0):
         segments, transcript = await _all(service, wav(seconds))
         assert not segments
         assert transcript == Transcript("transcribe", None, seconds)
@@ -197,15 +297,27 @@ async def test_the_voice_settings_reach_the_detector(
     assert seen == [Voice(0.25, 1, 2)]
 
 
+async def test_the_full_window_is_for_who_asks(
+    service: Service, engine: Engine, speech: list[Span], wav: Callable[..., bytes]
+) -> None:
+    """With `window=exact`; of every chunk."""
+    speech += THIRDS
+    await _all(service, wav(55.0), Options(voice=NO_PADDING, full_window=True))
+    await _all(service, wav(54.0))
+    assert [chunk.full for chunk in engine.chunks] == [True] * 3 + [False] * 3
+
+
 async def test_closing_midway_takes_the_chunks_along(
     service: Service, engine: Engine, scheduler: Scheduler[Chunk, ChunkResult], speech: list[Span], wav: Any
 ) -> None:
     """A caller who hangs up after the first words leaves nothing in the queue."""
-    speech += MINUTES
-    items = service.transcribe(io.BytesIO(wav(90.0)), Options(Decoding(language="en")))
+    speech += THIRDS
+    source = io.BytesIO(wav(55.0))
+    items = service.transcribe(source, Options(Decoding(language="en"), NO_PADDING))
     first = await anext(items)
     assert isinstance(first, Segment)
     await items.aclose()
+    assert source.closed
     assert scheduler.requests == 0
     assert len(engine.chunks) <= 3
 
@@ -214,10 +326,10 @@ async def test_cancelling_while_the_engine_works_takes_the_chunks_along(
     service: Service, engine: Engine, scheduler: Scheduler[Chunk, ChunkResult], speech: list[Span], wav: Any
 ) -> None:
     """Those that wait are never decoded."""
-    speech += MINUTES
+    speech += THIRDS
     engine.gate.clear()
-    options = Options(replace(Decoding(), language="en"))
-    reading = asyncio.create_task(_all(service, wav(90.0), options))
+    options = Options(Decoding(language="en"), NO_PADDING)
+    reading = asyncio.create_task(_all(service, wav(55.0), options))
     await asyncio.to_thread(engine.entered.acquire, timeout=SECONDS)
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -266,15 +378,44 @@ async def test_a_failing_engine_fails_that_request_alone(
     service: Service, engine: Engine, scheduler: Scheduler[Chunk, ChunkResult], speech: list[Span], wav: Any
 ) -> None:
     """The one after it is served."""
-    speech += MINUTES
-    engine.failing = {31.0}
-    data = wav(90.0)
+    speech += THIRDS
+    engine.failing = {20.0}
+    data = wav(55.0)
     with pytest.raises(EngineFailed):
         await _all(service, data)
     assert scheduler.requests == 0
     engine.failing = set()
     segments, _ = await _all(service, data)
     assert len(segments) == 3
+
+
+async def test_failures_that_nobody_waits_for_are_not_reported_as_lost(
+    service: Service,
+    engine: Engine,
+    scheduler: Scheduler[Chunk, ChunkResult],
+    speech: list[Span],
+    wav: Callable[..., bytes],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One chunk's failure ends the request; those of its other chunks are no news to the event loop's log."""
+    speech += THIRDS
+    engine.failing = {2.0, 20.0, 40.0}
+    engine.gate.clear()
+    other = scheduler.admit()
+    other.submit(Chunk(np.zeros((1, 1), np.float32), 1.0, 0.0, Decoding()))
+    await asyncio.to_thread(engine.entered.acquire, timeout=SECONDS)
+    reading = asyncio.create_task(_all(service, wav(55.0), Options(Decoding(language="en"), NO_PADDING)))
+    async with asyncio.timeout(SECONDS):
+        while len(scheduler._queue) < 3:  # noqa: ASYNC110 - a poll with a bound
+            await asyncio.sleep(0)
+    engine.gate.set()
+    with pytest.raises(EngineFailed):
+        await reading
+    del reading
+    for _ in range(3):
+        await asyncio.sleep(0.01)
+        gc.collect()
+    assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 async def test_many_at_once_each_get_their_own(
@@ -285,3 +426,60 @@ async def test_many_at_once_each_get_their_own(
     answers = await asyncio.gather(*(_all(service, wav(float(seconds))) for seconds in (1, 2, 3, 4)))
     assert [transcript.duration for _, transcript in answers] == [1.0, 2.0, 3.0, 4.0]
     assert sorted(chunk.seconds for chunk in engine.chunks) == [1.0, 2.0, 3.0, 4.0]
+
+
+# The same upload asked for twice
+
+
+async def test_the_same_bytes_in_flight_are_computed_once(
+    service: Service, engine: Engine, scheduler: Scheduler[Chunk, ChunkResult], speech: list[Span], wav: Any
+) -> None:
+    """Whoever asks for the same gets the same, from its first segment; other options are another question."""
+    speech += THIRDS
+    engine.gate.clear()
+    data = wav(55.0)
+    first = asyncio.create_task(_all(service, data))
+    await asyncio.to_thread(engine.entered.acquire, timeout=SECONDS)
+    second = asyncio.create_task(_all(service, data))
+    other = asyncio.create_task(_all(service, data, Options(Decoding(words=True), NO_PADDING)))
+    async with asyncio.timeout(SECONDS):
+        while scheduler.requests < 2:  # noqa: ASYNC110 - a poll with a bound
+            await asyncio.sleep(0)
+    engine.gate.set()
+    assert await first == await second
+    await other
+    assert len(engine.chunks) == 6
+
+
+async def test_one_of_two_may_hang_up(
+    service: Service, engine: Engine, scheduler: Scheduler[Chunk, ChunkResult], speech: list[Span], wav: Any
+) -> None:
+    """The other is served to the end, from the upload of the one who left."""
+    speech += THIRDS
+    data = wav(55.0)
+    source = io.BytesIO(data)
+    leaving = service.transcribe(source, Options(voice=NO_PADDING))
+    await anext(leaving)
+    staying = service.transcribe(io.BytesIO(data), Options(voice=NO_PADDING))
+    heard = [await anext(staying)]
+    await leaving.aclose()
+    heard += [item async for item in staying]
+    assert len(heard) == 4
+    assert isinstance(heard[-1], Transcript)
+    assert source.closed
+    assert scheduler.requests == 0
+
+
+async def test_finished_transcripts_are_kept_for_who_asks_again(
+    scheduler: Scheduler[Chunk, ChunkResult], engine: Engine, speech: list[Span], wav: Callable[..., bytes]
+) -> None:
+    """As many as were asked for, the least used forgotten; none by default."""
+    speech.append(Span(0, 1))
+    keeping = Service(scheduler, prepare, max_seconds=400.0, kept=1)
+    forgetting = Service(scheduler, prepare, max_seconds=400.0)
+    for service, lengths, runs in ((keeping, (1, 1, 2, 2, 1), 3), (forgetting, (1, 1), 2)):
+        engine.batches.clear()
+        for seconds in lengths:
+            _, transcript = await _all(service, wav(float(seconds)))
+            assert transcript.duration == seconds
+        assert len(engine.chunks) == runs

@@ -1,0 +1,80 @@
+"""Turns the form of a call made for the house into one that the cloud can answer; pure.
+
+The house gives every format under every model's name. The cloud does not, less and less of it as time goes by, and a
+request that it refuses is a voice message lost at the worst moment. What it cannot give is said here, before anything
+is sent.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from localwhisper_client.cloud_models import BY_CHOICE, MODELS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import date
+
+    from localwhisper_client.cloud_models import CloudModel
+
+_ONLY_WITH_HINTS = ("languages", "keywords")
+
+
+class Impossible(Exception):
+    """The cloud cannot answer this call; says why."""
+
+
+def adapted(path: str, fields: Mapping[str, Any], day: date) -> dict[str, Any]:
+    """Return the fields as the cloud takes them: its own model where the caller's is not one that can do it.
+
+    Args:
+        path: the endpoint, `/audio/transcriptions` or `/audio/translations`.
+        fields: the form's fields by the SDK's names, the file not among them.
+        day: today, in UTC.
+
+    Raises:
+        Impossible: no model can do it.
+
+    """
+    asked = MODELS.get(str(fields.get("model")))
+    translate = path.strip("/").endswith("translations")
+    candidates = [model for model in (asked, *BY_CHOICE) if model is not None]
+    able = [model for model in candidates if not _missing(model, fields, translate=translate)]
+    model = next((model for model in able if model.alive(day)), None)
+    if model is None:
+        raise Impossible(_why(able[0] if able else None, fields, translate=translate))
+    mine = dict(fields, model=model.name)
+    if not model.hints:
+        for name in _ONLY_WITH_HINTS:
+            mine.pop(name, None)
+    # The house takes it for "find out"; the cloud takes its absence for that.
+    if mine.get("language") == "auto":
+        del mine["language"]
+    return mine
+
+
+def _missing(model: CloudModel, fields: Mapping[str, Any], *, translate: bool) -> bool:
+    return (
+        _format(fields) not in model.formats
+        or (translate and not model.translates)
+        or (bool(fields.get("stream")) and not model.streams)
+        or ("logprobs" in (fields.get("include") or ()) and not model.logprobs)
+    )
+
+
+def _why(gone: CloudModel | None, fields: Mapping[str, Any], *, translate: bool) -> str:
+    wish = f"response_format={_format(fields)!r}"
+    if fields.get("stream"):
+        wish += " with stream=True"
+    if "logprobs" in (fields.get("include") or ()):
+        wish += " with logprobs"
+    if translate:
+        wish = f"a translation with {wish}"
+    if gone is None:
+        return f"OpenAI has no model that gives {wish}; only the house does"
+    return f"OpenAI has no model that gives {wish} since {gone.name} was shut down on {gone.gone_from}"
+
+
+def _format(fields: Mapping[str, Any]) -> str:
+    asked = fields.get("response_format")
+    return asked if isinstance(asked, str) else "json"

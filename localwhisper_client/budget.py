@@ -1,0 +1,41 @@
+"""How much may be spent on the cloud, and since when that counts; pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import datetime, tzinfo
+from typing import Self
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """An amount for each day or each month of the calendar."""
+
+    dollars: float
+    period: str
+    """`day` or `month`."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `5.00/month` or `0.50/day`.
+
+        Raises:
+            ValueError: it is neither.
+
+        """
+        amount, slash, period = text.strip().lower().partition("/")
+        dollars = float(amount.strip().removeprefix("$"))
+        period = period.strip()
+        if not slash or period not in ("day", "month") or not math.isfinite(dollars) or dollars < 0:
+            raise ValueError(text)
+        return cls(dollars, period)
+
+    def since(self, now: float, timezone: tzinfo | None = None) -> float:
+        """Return when the current period began; both in seconds since the epoch. Local time, unless told."""
+        start = datetime.fromtimestamp(now, timezone).replace(hour=0, minute=0, second=0, microsecond=0)
+        return (start.replace(day=1) if self.period == "month" else start).timestamp()
+
+    def __str__(self) -> str:
+        cents = f"{self.dollars:.2f}"
+        return f"{cents if float(cents) == self.dollars else self.dollars}/{self.period}"

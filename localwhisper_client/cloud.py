@@ -1,0 +1,188 @@
+"""One attempt in the cloud: the call made into one that the cloud can answer, entered in the books, and settled."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import openai
+
+from localwhisper_client import media
+from localwhisper_client._http import http
+from localwhisper_client.adapt import Impossible, adapted
+from localwhisper_client.books import Spent
+from localwhisper_client.cloud_models import BY_CHOICE
+from localwhisper_client.errors import BudgetSpent, CloudCannot
+from localwhisper_client.events import BudgetReached
+from localwhisper_client.ledger import Row
+from localwhisper_client.prices import Usage, cost
+from localwhisper_client.steps import Outcome, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from datetime import date
+
+    from localwhisper_client.books import Books
+    from localwhisper_client.steps import Announce, Ending
+
+UPLOAD_LIMIT = 25 * 1024 * 1024
+"""Bytes that OpenAI takes in one request."""
+# The limit is on the whole request: what the form needs beside the file.
+_FORM = 64 * 1024
+_USAGE = ("seconds", "input_tokens", "output_tokens")
+
+
+@dataclass
+class Attempt:
+    """One attempt; `options` is what to send."""
+
+    options: Any
+    backend: str
+    books: Books
+    announce: Announce
+    now: float
+    """Seconds since the epoch."""
+    reason: str
+    clock: Callable[[], float] = time.monotonic
+    sent: float = field(init=False)
+    row: Row = field(init=False)
+    number: int | None = field(init=False, default=None)
+
+    def prepare(self) -> None:
+        """Adapt the request and enter it in the books. Blocks.
+
+        Raises:
+            CloudCannot: no model of the cloud's can answer it, or its file cannot be made small enough.
+            BudgetSpent: it must not be paid for.
+
+        """
+        self.sent = self.clock()
+        self.options = copy.copy(self.options)
+        request = http.Request("POST", self.backend + self.options.url)
+        try:
+            self.options.json_data = adapted(self.options.url, self.options.json_data, day(self.now))
+            self.options.files = _fitting(self.options.files)
+        except Impossible as why:
+            raise CloudCannot(f"The cloud was not asked: {why}.", request=request) from why
+        audio_seconds, most = None, None
+        if self.books.kept:
+            content = content_of(self.options.files)
+            audio_seconds = media.seconds(content)
+            longest = audio_seconds + 1 if audio_seconds is not None else media.most_seconds(content)
+            most = cost(self.model, Usage(longest))
+        self.row = Row(self.now, self.backend, True, self.reason, audio_seconds, None, None, 0.0)  # noqa: FBT003
+        try:
+            self.number = self.books.enter(self.row, most)
+        except Spent as why:
+            self.announce(BudgetReached(self.backend, str(why), most))
+            raise BudgetSpent(f"The cloud was not asked: {why}.", request=request) from why
+
+    @property
+    def model(self) -> str:
+        """The model that the cloud is asked for."""
+        return str(self.options.json_data["model"])
+
+    def answered(self, value: Any) -> Outcome:
+        """Settle an answer. Blocks."""
+        seconds = self.clock() - self.sent
+        usage = usage_of(value)
+        if usage.seconds is None:
+            usage = replace(usage, seconds=self.row.audio_seconds)
+        price = cost(self.model, usage)
+        self._settle(replace(self.row, audio_seconds=usage.seconds, seconds=seconds, cost_usd=price))
+        return Outcome(Verdict.ANSWERED, value=value, audio_seconds=usage.seconds, cost_usd=price)
+
+    def failed(self, error: openai.OpenAIError) -> Outcome:
+        """Settle a failure: an error status costs nothing, nor does what was never sent; else nobody knows. Blocks."""
+        if isinstance(error, (BudgetSpent, CloudCannot)):
+            return Outcome(Verdict.REFUSED, str(error), error=error)
+        seconds = self.clock() - self.sent
+        status = getattr(error, "status_code", None)
+        reason = f"status {status}" if status else f"{type(error).__name__}: {error}"
+        unsent = isinstance(error.__cause__, (http.ConnectError, http.ConnectTimeout))
+        free = unsent or not isinstance(error, openai.APIConnectionError)
+        price = 0.0 if free else None
+        self._settle(replace(self.row, reason=reason, seconds=seconds, cost_usd=price))
+        return Outcome(Verdict.FAILURE, reason, error=error, cost_usd=price)
+
+    def _settle(self, row: Row) -> None:
+        if self.number is not None:
+            self.books.settle(self.number, row)
+
+
+def house_row(ending: Ending, fields: Mapping[str, Any], files: Any, now: float) -> Row:
+    """Return the row of a call that the house answered just now, and what that saved. Blocks."""
+    outcome = ending.outcome
+    length = outcome.audio_seconds
+    if length is None:
+        length = media.seconds(content_of(files))
+    asked = str(fields.get("model"))
+    stand_in = next(model.name for model in BY_CHOICE if model.alive(day(now)))
+    usage = Usage(length)
+    saved = cost(asked, usage)
+    return Row(
+        now - ending.seconds,
+        ending.backend,
+        cloud=False,
+        reason=ending.reason,
+        audio_seconds=length,
+        seconds=ending.seconds,
+        cost_usd=0.0,
+        saved_usd=cost(stand_in, usage) if saved is None else saved,
+    )
+
+
+def day(now: float) -> date:
+    """Return the day in UTC; `now` in seconds since the epoch."""
+    return datetime.fromtimestamp(now, UTC).date()
+
+
+def usage_of(value: Any) -> Usage:
+    """Return what an answer says of its usage, in any form in which the SDK hands one over; a stream says nothing."""
+    told, duration = getattr(value, "usage", None), getattr(value, "duration", None)
+    response = getattr(value, "http_response", None)
+    if told is None and duration is None and response is not None:
+        try:
+            body = json.loads(response.content)
+            told, duration = body.get("usage"), body.get("duration")
+        except (http.StreamError, ValueError, AttributeError):
+            return Usage()
+    said = told if isinstance(told, dict) else {name: getattr(told, name, None) for name in _USAGE}
+    seconds = said.get("seconds")
+    return Usage(_number(duration if seconds is None else seconds), said.get("input_tokens"), said.get("output_tokens"))
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def content_of(files: Any) -> Any:
+    """Return the content of a request's file: bytes, or an open file that can be rewound."""
+    for _, value in files.items() if hasattr(files, "items") else files or ():
+        return value[1] if isinstance(value, tuple) else value
+    return b""
+
+
+def _fitting(files: Any) -> Any:
+    """Return the files as they are where the cloud takes them, else made smaller."""
+    content = content_of(files)
+    big = media.size(content)
+    if big <= UPLOAD_LIMIT - _FORM:
+        return files
+    wish = f"the file has {big / 1e6:.0f} MB, and OpenAI takes {UPLOAD_LIMIT / 1e6:.0f}"
+    try:
+        smaller = media.to_opus(content)
+    except ModuleNotFoundError:
+        raise Impossible(f"{wish}; with pip install 'localwhisper-lan[transcode]' it would be made smaller") from None
+    except media.Unreadable as error:
+        raise Impossible(f"{wish}, and it cannot be read to make it smaller ({error})") from error
+    if len(smaller) > UPLOAD_LIMIT - _FORM:
+        raise Impossible(f"{wish}; as Opus it still has {len(smaller) / 1e6:.0f} MB")
+    return [("file", ("audio.ogg", smaller, "audio/ogg"))]

@@ -1,0 +1,141 @@
+"""What must be known of a file itself: how big it is, how long it plays, and how to make it small enough for the cloud.
+
+The client needs none of this to work. PyAV does both where it is installed (extra `[transcode]`, and part of
+`[server]`); tinytag, which is small, tells the length of most formats (extra `[ledger]`). Without either, a length is
+unknown. All of it blocks.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import Any
+
+RATE = 16_000
+BITS_PER_SECOND = 24_000
+"""Opus at this rate is transparent to speech recognition, and puts two hours and more into 25 MB."""
+# Fewer bytes than any speech codec in use needs for a second: a file is no longer than its size by this.
+_LEAST_BYTES_PER_SECOND = 500
+
+
+class Unreadable(Exception):
+    """PyAV cannot read the file as audio."""
+
+
+def size(content: Any) -> int:
+    """Return the bytes of a file's content: bytes, or an open file that can be rewound."""
+    if isinstance(content, (bytes, bytearray, memoryview)):
+        return len(content)
+    if isinstance(content, str):
+        return len(content.encode())
+    before = content.tell()
+    try:
+        return int(content.seek(0, os.SEEK_END) or content.tell())
+    finally:
+        content.seek(before)
+
+
+def most_seconds(content: Any) -> float:
+    """Return a length that the audio surely does not exceed."""
+    return size(content) / _LEAST_BYTES_PER_SECOND
+
+
+def seconds(content: Any) -> float | None:
+    """Return how long the audio plays, by the file's own word; `None` where that cannot be had."""
+    for measure in (_by_av, _by_tinytag):
+        try:
+            measured = measure(_opened(content))
+        except Exception:  # noqa: BLE001 - a parser at odds with a file; the call matters, its length does not
+            measured = None
+        if measured is not None and measured > 0:
+            return measured
+    return None
+
+
+def to_opus(content: Any) -> bytes:
+    """Return the audio as 16 kHz mono Opus in Ogg, the whole of it in memory.
+
+    Raises:
+        ModuleNotFoundError: PyAV is not installed.
+        Unreadable: it is no audio that PyAV knows.
+
+    """
+    import av  # noqa: PLC0415 - an extra
+
+    target = io.BytesIO()
+    try:
+        with av.open(_opened(content)) as source, av.open(target, "w", format="ogg") as sink:
+            out = sink.add_stream("libopus", rate=RATE, layout="mono")
+            out.bit_rate = BITS_PER_SECOND
+            resampler = av.AudioResampler("s16", "mono", RATE)
+            for frame in source.decode(audio=0):
+                # Joined recordings begin their clock anew; the encoder counts for itself.
+                frame.pts = None
+                for piece in resampler.resample(frame):
+                    sink.mux(out.encode(piece))
+            for piece in resampler.resample(None):
+                sink.mux(out.encode(piece))
+            sink.mux(out.encode(None))
+    except (av.FFmpegError, IndexError) as error:
+        raise Unreadable(str(error)) from error
+    return target.getvalue()
+
+
+def _opened(content: Any) -> Any:
+    """Return a file over the content that leaves the caller's own file where it is when it is closed."""
+    if isinstance(content, str):
+        content = content.encode()
+    if isinstance(content, (bytes, bytearray, memoryview)):
+        return io.BytesIO(content)
+    content.seek(0)
+    return _Borrowed(content)
+
+
+class _Borrowed(io.RawIOBase):
+    """Somebody else's file, read but not closed."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+
+def _by_av(file: Any) -> float | None:
+    try:
+        import av  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError:
+        return None
+    with av.open(file) as source:
+        if source.duration is not None:
+            return float(source.duration) / float(av.time_base)
+        # A recorder that streams, a browser's for one, writes no length; the packets tell.
+        ends = (
+            float((packet.pts + (packet.duration or 0)) * packet.time_base)
+            for packet in source.demux(audio=0)
+            if packet.pts is not None and packet.time_base is not None
+        )
+        return max(ends, default=None)
+
+
+def _by_tinytag(file: Any) -> float | None:
+    try:
+        from tinytag import TinyTag  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError:
+        return None
+    duration = TinyTag.get(file_obj=file, tags=False).duration
+    return None if duration is None else float(duration)

@@ -1,0 +1,117 @@
+"""What stands between the socket and the routes, made from the settings: rules, certificate, upstream, traces."""
+
+import socket
+import ssl
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from localwhisper_server.asgi import App
+from localwhisper_server.body import Floor
+from localwhisper_server.config import Settings
+from localwhisper_server.guard import Rules
+from localwhisper_server.protocol import MOST_HEAD_BYTES, PatientProtocol
+
+
+class Misconfigured(Exception):
+    """A setting that this machine cannot follow: a file that is not there, a certificate that is none."""
+
+
+def own_names() -> tuple[str, ...]:
+    """Return what this machine is called: its name, and in full."""
+    return tuple(dict.fromkeys(name.lower() for name in (socket.gethostname(), socket.getfqdn())))
+
+
+def rules(settings: Settings, names: Sequence[str]) -> Rules:
+    """Return who may come in; `names` are the machine's own.
+
+    Raises:
+        Misconfigured: the file of keys cannot be read.
+
+    """
+    try:
+        keys = settings.keys()
+    except (OSError, ValueError) as failure:
+        raise Misconfigured(f"--api-key-file: {failure}") from failure
+    return Rules(
+        allow_from=settings.allow_from,
+        trusted_proxies=settings.trusted_proxy,
+        hosts=(*settings.allow_host, *names),
+        origins=settings.cors_origin,
+        keys=keys,
+        max_upload=settings.max_upload,
+        floor=Floor(settings.min_upload_rate, settings.upload_grace),
+        per_address=settings.max_per_address,
+    )
+
+
+def web_options(settings: Settings) -> dict[str, Any]:
+    """Return what uvicorn is told about the network.
+
+    Raises:
+        Misconfigured: the certificate and its key cannot be used.
+
+    """
+    options: dict[str, Any] = {
+        # httptools, which it would take where it is installed, sets no limit to a head.
+        "http": PatientProtocol,
+        "h11_max_incomplete_event_size": MOST_HEAD_BYTES,
+        "ws": "none",
+        # It would believe any proxy on this machine; whom to believe is `network`'s business.
+        "proxy_headers": False,
+        "server_header": False,
+    }
+    if settings.certfile is not None:
+        try:
+            # Once for the sake of a clear message, before anything slow.
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(settings.certfile, settings.keyfile)
+        except (OSError, ssl.SSLError) as failure:
+            raise Misconfigured(f"--certfile, --keyfile: {failure}") from failure
+        options |= {"ssl_certfile": settings.certfile, "ssl_keyfile": settings.keyfile}
+    return options
+
+
+class Surroundings:
+    """What a server may have around it, and what has to be closed with it.
+
+    `upstream` is an application for what is not ours, None where nothing is passed on.
+
+    Raises:
+        Misconfigured: the traces' packages are not installed.
+
+    """
+
+    def __init__(self, settings: Settings, keys: Sequence[str]) -> None:
+        self.upstream: Any = None
+        self._tracer_provider: Any = None
+        if settings.upstream is not None:
+            # Late, here and below: the SDK and its HTTP library are slow to import.
+            from localwhisper_server.upstream import Upstream  # noqa: PLC0415
+
+            self.upstream = Upstream(settings.upstream, keys=keys)
+        if settings.otlp_endpoint is not None:
+            from localwhisper_server import tracing  # noqa: PLC0415
+
+            try:
+                self._tracer_provider = tracing.provider(settings.otlp_endpoint)
+            except tracing.NotInstalled as failure:
+                raise Misconfigured(str(failure)) from failure
+
+    def around(self, app: App) -> App:
+        """Return the application with a span for each request, where there are traces."""
+        if self._tracer_provider is None:
+            return app
+        from localwhisper_server import tracing  # noqa: PLC0415
+
+        return tracing.traced(app, self._tracer_provider)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Close all of it at the end of the block."""
+        try:
+            yield
+        finally:
+            if self.upstream is not None:
+                await self.upstream.aclose()
+            if self._tracer_provider is not None:
+                self._tracer_provider.shutdown()

@@ -1,0 +1,353 @@
+"""What a call costs, who pays, what is written down, and what the program hears of it; both flavours, real sockets."""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+import json
+import logging
+import sys
+import threading
+import wave
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import openai
+import pytest
+
+import localwhisper
+from localwhisper_client import (
+    Attempt,
+    BudgetReached,
+    BudgetSpent,
+    CloudCannot,
+    HouseUnavailable,
+    LocalWhisper,
+    LocalWhisperError,
+    media,
+)
+from localwhisper_client.cloud_models import SHUTDOWN
+from localwhisper_client.ledger import Ledger
+from tests.client.driving import SHAPES
+from tests.client.fault_server import EVENTS, TEXT, answers, error, refusing, reset, response, says, serving
+
+if TYPE_CHECKING:
+    import socket
+
+    from tests.client.driving import Driver
+    from tests.client.fault_server import FaultServer, Request
+
+VOICE = Path(__file__).parents[1] / "voices" / "en-60s.ogg"
+MINUTE = 0.006
+
+
+def metered(conn: socket.socket, request: Request) -> None:
+    """Answer as OpenAI does, with the usage of one minute; a stream tells none."""
+    if request.wants_events:
+        conn.sendall(response(200, b"text/event-stream", EVENTS))
+    else:
+        body = {"text": TEXT, "usage": {"type": "duration", "seconds": 60}}
+        conn.sendall(response(200, b"application/json", json.dumps(body).encode()))
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Have the calls written down."""
+    path = tmp_path / "ledger.sqlite3"
+    monkeypatch.setenv("LOCALWHISPER_LEDGER", str(path))
+    return path
+
+
+@pytest.fixture
+def off() -> Any:
+    """Give the address of a house where nobody is."""
+    with refusing() as port:
+        yield f"http://127.0.0.1:{port}/v1"
+
+
+def rows(path: Path) -> Any:
+    """Read the ledger."""
+    with Ledger.open(path) as ledger:
+        return ledger.rows()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_call_in_the_house_saves_money(shape: str, drive: Driver, ledger: Path) -> None:
+    """By the answer's usage, or the file's own length where it tells none; neither text nor file name is kept."""
+    with serving(metered) as house:
+        file = ("secret.ogg", VOICE.read_bytes())
+        assert drive.call(drive.client(lan_url=house.url), shape, file=file) == TEXT
+        (row,) = rows(ledger)
+        assert (row.backend, row.cloud, row.reason, row.cost_usd) == (house.url, False, "", 0.0)
+    assert row.audio_seconds == pytest.approx(60, abs=1.5)
+    assert row.saved_usd == pytest.approx(MINUTE, rel=0.05)
+    assert row.seconds > 0
+    written = b"".join(path.read_bytes() for path in ledger.parent.iterdir())
+    assert b"secret" not in written
+    assert TEXT.encode() not in written
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_call_to_the_cloud_costs_money(shape: str, off: str, drive: Driver, cloud: FaultServer, ledger: Path) -> None:
+    """One row, with the reason; a stream is paid by the file's length, at the price of the model that streams."""
+    cloud.behaviour = metered
+    client = drive.client(lan_url=off, policy="cloud")
+    assert drive.call(client, shape, model="large-v3", file=("a.ogg", VOICE.read_bytes())) == TEXT
+    (row,) = rows(ledger)
+    assert (row.backend, row.cloud, row.saved_usd) == (cloud.url, True, 0.0)
+    assert "ConnectError" in row.reason
+    price = 0.0045 if shape.endswith("events") else MINUTE
+    assert row.cost_usd == pytest.approx(price, rel=0.05)
+    assert drive.last is not None
+    assert (drive.last.backend, drive.last.cloud, drive.last.attempts) == (cloud.url, True, 2)
+    assert drive.last.cost == row.cost_usd if shape != "streaming" else True
+    assert "ConnectError" in drive.last.reason
+    attempts = [event for event in drive.events if isinstance(event, Attempt)]
+    assert [event.cost for event in attempts] == [0.0, drive.last.cost]
+
+
+def test_what_is_not_known_is_not_nothing(off: str, drive: Driver, cloud: FaultServer, ledger: Path) -> None:
+    """A file of unknown length and an answer without usage: no cost is made up, in ledger, event or last call."""
+    drive.call(drive.client(lan_url=off, policy="cloud"))
+    (row,) = rows(ledger)
+    assert (row.audio_seconds, row.cost_usd) == (None, None)
+    assert drive.last is not None
+    assert (drive.last.cost, drive.last.audio_seconds) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "cost", "reason"),
+    [
+        (error(429), 0.0, "status 429"),
+        (lambda conn, _: reset(conn), None, "APIConnectionError"),
+    ],
+)
+def test_what_failed_in_the_cloud(
+    behaviour: Any, cost: float | None, reason: str, off: str, drive: Driver, cloud: FaultServer, ledger: Path
+) -> None:
+    """An error is not billed; of a connection that broke nobody knows."""
+    cloud.behaviour = behaviour
+    client = drive.client(lan_url=off, policy="cloud", max_retries=0)
+    with pytest.raises(openai.APIError):
+        drive.call(client)
+    (row,) = rows(ledger)
+    assert row.cost_usd == cost
+    assert row.reason.startswith(reason)
+
+
+def test_without_a_ledger_nothing_is_written(
+    drive: Driver, house: FaultServer, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """It is off unless it was asked for."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    drive.call(drive.client(lan_url=house.url))
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("LOCALWHISPER_LEDGER", "1")
+    drive.call(drive.client(lan_url=house.url))
+    assert len(rows(tmp_path / "localwhisper" / "ledger.sqlite3")) == 1
+
+
+def test_a_ledger_that_cannot_be_written_stops_no_call(
+    off: str, drive: Driver, house: FaultServer, cloud: FaultServer, tmp_path: Path, monkeypatch: Any, caplog: Any
+) -> None:
+    """In the house, nor in the cloud where no budget hangs on it; the log says so."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LOCALWHISPER_LEDGER", str(tmp_path / "file" / "ledger"))
+    with caplog.at_level(logging.WARNING, "localwhisper"):
+        assert drive.call(drive.client(lan_url=house.url)) == TEXT
+        assert drive.call(drive.client(lan_url=off, policy="cloud")) == TEXT
+    assert caplog.text.count("cannot be written") == 2
+
+
+def test_a_budget_that_cannot_be_checked_stops_the_cloud(
+    off: str, drive: Driver, house: FaultServer, cloud: FaultServer, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """It fails closed; the house is none of its business."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LOCALWHISPER_LEDGER", str(tmp_path / "file" / "ledger"))
+    monkeypatch.setenv("LOCALWHISPER_CLOUD_BUDGET", "5/month")
+    assert drive.call(drive.client(lan_url=house.url, policy="cloud")) == TEXT
+    client = drive.client(lan_url=off, policy="cloud")
+    with pytest.raises(BudgetSpent, match="cannot be checked"):
+        drive.call(client)
+    assert not cloud.calls
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_spent_budget_is_a_hard_stop(
+    shape: str, off: str, drive: Driver, cloud: FaultServer, ledger: Path, monkeypatch: Any
+) -> None:
+    """Before anything is sent; said by an error that handlers know and by an event, with the amounts."""
+    monkeypatch.setenv("LOCALWHISPER_CLOUD_BUDGET", "0.0080/month")
+    cloud.behaviour = metered
+    client = drive.client(lan_url=off, policy="cloud")
+    file = ("a.ogg", VOICE.read_bytes())
+    drive.call(client, shape, file=file)
+    for _ in range(2):
+        with pytest.raises(BudgetSpent, match=r"\$0.008/month") as raised:
+            drive.call(client, shape, file=file)
+    assert isinstance(raised.value, (HouseUnavailable, openai.APIConnectionError))
+    assert off in str(raised.value)
+    assert len(cloud.calls) == len(rows(ledger)) == 1
+    events = [event for event in drive.events if isinstance(event, BudgetReached)]
+    assert len(events) == 2
+    assert events[0].cost is not None
+    refused = [event for event in drive.events if isinstance(event, Attempt) and event.verdict == "refused"]
+    assert [event.cloud for event in refused] == [False, False]
+    assert drive.last is not None
+    assert drive.last.attempts == 0
+
+
+def test_a_new_month_is_a_new_budget(
+    off: str, drive: Driver, cloud: FaultServer, ledger: Path, monkeypatch: Any
+) -> None:
+    """On the injected clock."""
+    monkeypatch.setenv("LOCALWHISPER_CLOUD_BUDGET", "0.008/day")
+    cloud.behaviour = metered
+    client = drive.client(lan_url=off, policy="cloud")
+    now = dt.datetime.fromisoformat("2026-11-22T12:00").astimezone().timestamp()
+    file = ("a.ogg", VOICE.read_bytes())
+    for day in (0, 1):
+        client._route = replace(client._route, wall=lambda day=day: now + day * 86400)
+        drive.call(client, file=file)
+        with pytest.raises(BudgetSpent):
+            drive.call(client, file=file)
+    assert len(cloud.calls) == 2
+
+
+def test_fifty_threads_do_not_overspend(off: str, cloud: FaultServer, ledger: Path, monkeypatch: Any) -> None:
+    """What a call may cost is held before it is made."""
+    monkeypatch.setenv("LOCALWHISPER_CLOUD_BUDGET", "0.035/month")
+    cloud.behaviour = metered
+    file = ("a.ogg", VOICE.read_bytes())
+
+    def call(_: int) -> bool:
+        try:
+            client.audio.transcriptions.create(model="whisper-1", file=file)
+        except BudgetSpent:
+            return False
+        return True
+
+    with LocalWhisper(lan_url=off, policy="cloud") as client, ThreadPoolExecutor(50) as threads:
+        answered = sum(threads.map(call, range(50)))
+    assert answered == len(cloud.calls) == len(rows(ledger)) == 5
+    assert sum(row.cost_usd for row in rows(ledger)) <= 0.035
+
+
+@pytest.mark.filterwarnings("ignore:The 'warn' method:DeprecationWarning")  # SDK 1, of a format it does not know
+@pytest.mark.parametrize("response_format", ["diarized_json", "srt"])
+def test_what_the_cloud_cannot_give_is_not_asked_for(
+    response_format: str, off: str, drive: Driver, cloud: FaultServer
+) -> None:
+    """Said at once, and nothing is paid for its 400."""
+    client = drive.client(lan_url=off, policy="cloud")
+    with pytest.raises(CloudCannot, match="OpenAI has no model") as raised:
+        drive.call(client, "events" if response_format == "srt" else "plain", response_format=response_format)
+    assert isinstance(raised.value, LocalWhisperError)
+    assert not cloud.calls
+
+
+def test_the_day_whisper_goes(off: str, drive: Driver, cloud: FaultServer) -> None:
+    """The successor takes what it can; srt stays with the house, and the error says since when."""
+    client = drive.client(lan_url=off, policy="cloud")
+    at = dt.datetime.combine(SHUTDOWN, dt.time(), dt.UTC).timestamp()
+    for wall, model in ((at - 1, b"whisper-1"), (at, b"gpt-transcribe")):
+        client._route = replace(client._route, wall=lambda wall=wall: wall)
+        drive.call(client, model="large-v3")
+        assert b'name="model"\r\n\r\n' + model + b"\r\n" in cloud.calls[-1].body
+    with pytest.raises(CloudCannot, match="2027-02-26"):
+        drive.call(client, response_format="srt")
+    assert len(cloud.calls) == 2
+
+
+def _long() -> bytes:
+    target = io.BytesIO()
+    with wave.open(target, "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(48000)
+        sound.writeframes(bytes(26_300_000))
+    return target.getvalue()
+
+
+def test_a_file_too_big_for_the_cloud(off: str, drive: Driver, cloud: FaultServer, monkeypatch: Any) -> None:
+    """Made small where PyAV is; else, or if it is no audio, the error says so. The house gets it as it is."""
+    client = drive.client(lan_url=off, policy="cloud")
+    big = _long()
+    drive.call(client, file=("a.wav", big))
+    body = cloud.calls[0].body
+    assert len(body) < 2_000_000
+    assert b"OggS" in body
+    assert b"a.wav" not in body
+    with pytest.raises(CloudCannot, match="cannot be read"):
+        drive.call(client, file=("a.wav", bytes(27_000_000)))
+    monkeypatch.setattr(media, "to_opus", lambda _: bytes(27_000_000))
+    with pytest.raises(CloudCannot, match="still has 27 MB"):
+        drive.call(client, file=("a.wav", big))
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(CloudCannot, match=r"localwhisper-lan\[transcode\]"):
+        drive.call(client, file=("a.wav", big))
+    assert len(cloud.calls) == 1
+
+
+def test_last_call_is_the_tasks_own(house: FaultServer) -> None:
+    """A thread that called nothing has none."""
+    house.behaviour = metered
+    with LocalWhisper(lan_url=house.url) as client:
+        client.audio.transcriptions.create(model="whisper-1", file=b"x")
+    last = localwhisper.last_call()
+    assert last is not None
+    assert (last.backend, last.cloud, last.reason, last.cost, last.audio_seconds, last.attempts) == (
+        house.url, False, "", 0.0, 60.0, 1,
+    )  # fmt: skip
+    others: list[Any] = []
+    thread = threading.Thread(target=lambda: others.append(localwhisper.last_call()))
+    thread.start()
+    thread.join()
+    assert others == [None]
+
+
+def test_a_call_that_failed_is_told_of_too(off: str, drive: Driver) -> None:
+    """Where it ended, and why."""
+    with pytest.raises(HouseUnavailable):
+        drive.call(drive.client(lan_url=off))
+    assert drive.last is not None
+    assert (drive.last.backend, drive.last.attempts) == (off, 1)
+    assert "ConnectError" in drive.last.reason
+
+
+def test_a_span_for_each_call(drive: Driver, house: FaultServer, monkeypatch: Any) -> None:
+    """Where OpenTelemetry is; without it nothing is missed."""
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    drive.call(drive.client(lan_url=house.url))
+    (span,) = exporter.get_finished_spans()
+    assert span.name == "localwhisper audio/transcriptions"
+    assert span.attributes is not None
+    assert (span.attributes["localwhisper.backend"], span.attributes["localwhisper.cloud"]) == (house.url, False)
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    assert drive.call(drive.client(lan_url=house.url)) == TEXT
+    assert len(exporter.get_finished_spans()) == 1
+
+
+@pytest.mark.filterwarnings("ignore:The 'warn' method:DeprecationWarning")  # SDK 1, of a format it does not know
+def test_a_policy_of_ours_is_no_fault_of_the_clouds(off: str, drive: Driver, cloud: FaultServer) -> None:
+    """A refused call says what the house did, and what the cloud could not."""
+    cloud.behaviour = says(500, b"text/plain", b"")
+    client = drive.client(lan_url=off, policy="cloud", max_retries=0)
+    with pytest.raises(openai.InternalServerError, match="Tried"):
+        drive.call(client)
+    cloud.behaviour = answers
+    with pytest.raises(CloudCannot, match="outage") as raised:
+        drive.call(client, response_format="diarized_json")
+    assert cloud.url not in str(raised.value)

@@ -1,0 +1,344 @@
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import signal
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import pytest
+
+from localwhisper_client._version import __version__
+from localwhisper_server import cli, server
+from localwhisper_server.config import Settings
+from localwhisper_server.models import ModelError
+from tests.server.test_server import Engine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    """Put back what the command changes for its whole process: the log and a signal's handler."""
+    import logging
+
+    root = logging.getLogger()
+    handlers, level, handler = root.handlers, root.level, signal.getsignal(signal.SIGTERM)
+    yield
+    root.handlers, root.level = handlers, level
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+    """Give the settings that a server would have run with; none runs."""
+    kept: list[Settings] = []
+
+    def run(settings: Settings, _listening: socket.socket, *, environ: Mapping[str, str]) -> bool:
+        kept.append(settings)
+        return True
+
+    monkeypatch.setattr(server, "run", run)
+    return kept
+
+
+def _exit(arguments: list[str]) -> Any:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    return stopped.value.code
+
+
+def test_help_mentions_every_option(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a sentence each, and that the environment takes them too."""
+    monkeypatch.setenv("COLUMNS", "200")
+    assert _exit(["--help"]) == 0
+    text = capsys.readouterr().out
+    for name, option in Settings.model_fields.items():
+        assert f"--{name.replace('_', '-')} " in text
+        assert option.description
+        assert option.description[:30] in text
+    assert "LOCALWHISPER_SERVER_" in text
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """One line."""
+    cli.main(["--version"])
+    assert capsys.readouterr().out == f"localwhisper-server {__version__}\n"
+
+
+OPTIONS: dict[str, tuple[str, Any]] = {
+    "model": ("small", "small"),
+    "host": ("127.0.0.1", "127.0.0.1"),
+    "port": ("0", 0),
+    "device": ("cpu", "cpu"),
+    "compute_type": ("float32", "float32"),
+    "threads": ("3", 3),
+    "batch": ("4", 4),
+    "window": ("exact", "exact"),
+    "max_wait": ("30", 30.0),
+    "cache": ("9", 9),
+    "idle_unload": ("60", 60.0),
+    "queue": ("0", 0),
+    "max_upload": ("1000", 1000),
+    "max_seconds": ("60.5", 60.5),
+    "log_level": ("warning", "warning"),
+    "log_format": ("json", "json"),
+    "max_per_address": ("3", 3),
+    "min_upload_rate": ("9", 9.0),
+    "upload_grace": ("4", 4.0),
+    "upstream": ("https://api.example.org/v1", "https://api.example.org/v1"),
+    "otlp_endpoint": ("http://127.0.0.1:4318", "http://127.0.0.1:4318"),
+    "drain": ("5", 5.0),
+}
+
+
+LISTS_AND_FILES = {
+    "api_key",
+    "api_key_file",
+    "allow_from",
+    "allow_host",
+    "cors_origin",
+    "trusted_proxy",
+    "certfile",
+    "keyfile",
+    "cache_dir",
+}
+
+
+def test_every_option_is_tried() -> None:
+    """Those that are not plain values have tests of their own."""
+    assert set(OPTIONS) | LISTS_AND_FILES | {"announce"} == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("way", ["option", "option=", "environment", "both"])
+def test_an_option_is_read_from_the_command_line_and_the_environment(
+    name: str, way: str, served: list[Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every one, in each way; the command line wins."""
+    given, value = OPTIONS[name]
+    option, arguments = f"--{name.replace('_', '-')}", []
+    monkeypatch.setenv("LOCALWHISPER_SERVER_PORT", "0")
+    if way in ("environment", "both"):
+        other = {
+            "model": "tiny",
+            "host": "localhost",
+            "log_level": "error",
+            "device": "auto",
+            "compute_type": "int8",
+            "window": "adaptive",
+            "log_format": "text",
+            "upstream": "http://127.0.0.1:1/v1",
+            "otlp_endpoint": "http://127.0.0.1:1",
+        }
+        monkeypatch.setenv(
+            f"LOCALWHISPER_SERVER_{name.upper()}", given if way == "environment" else other.get(name, "7")
+        )
+    if way != "environment":
+        arguments = [f"{option}={given}"] if way == "option=" else [option, given]
+    cli.main(arguments)
+    assert getattr(served[0], name) == value
+
+
+def test_defaults(served: list[Settings], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the issue's table; an empty variable is none."""
+    monkeypatch.setenv("LOCALWHISPER_SERVER_MODEL", "")
+    cli.main(["--port", "0"])
+    settings = served[0]
+    assert Settings.model_fields["port"].default == 5000
+    assert (settings.model, settings.device, settings.compute_type, settings.threads) == ("auto", "auto", "auto", 0)
+    assert (settings.host, settings.queue, settings.api_key) == ("127.0.0.1", 64, ())
+
+
+def test_announcing_is_a_flag(served: list[Settings]) -> None:
+    """It takes no value, and can be taken back."""
+    cli.main(["--port", "0", "--announce"])
+    cli.main(["--port", "0", "--no-announce"])
+    assert [settings.announce for settings in served] == [True, False]
+
+
+def test_a_key_and_a_folder(served: list[Settings], tmp_path: Path) -> None:
+    """The key is not shown by a print of the settings."""
+    cli.main(["--port", "0", "--api-key", "hush-hush", "--cache-dir", str(tmp_path)])
+    assert [key.get_secret_value() for key in served[0].api_key] == ["hush-hush"]
+    assert served[0].cache_dir == tmp_path
+    assert "hush-hush" not in repr(served[0])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *[("port", value) for value in ("abc", "-1", "70000")],
+        ("device", "tpu"),
+        ("compute-type", "int4"),
+        ("threads", "-1"),
+        ("batch", "257"),
+        ("window", "short"),
+        ("max-wait", "0"),
+        ("queue", "many"),
+        ("max-upload", "0"),
+        ("max-seconds", "nan"),
+        ("log-level", "loud"),
+    ],
+)
+@pytest.mark.parametrize("way", ["option", "environment"])
+def test_a_bad_value_is_one_line_and_exit_64(
+    option: str,
+    value: str,
+    way: str,
+    served: list[Settings],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """EX_USAGE; the line names the option and what would do, without a traceback."""
+    monkeypatch.setenv("LOCALWHISPER_SERVER_PORT", "0")
+    if way == "environment":
+        monkeypatch.setenv(f"LOCALWHISPER_SERVER_{option.upper().replace('-', '_')}", value)
+    assert _exit([f"--{option}={value}"] if way == "option" else []) == 64
+    line = capsys.readouterr().err
+    assert re.fullmatch(rf"localwhisper-server: --{option}: Input should be .+\n", line)
+    assert not served
+
+
+@pytest.mark.parametrize("arguments", [["--nonsense", "1"], ["extra"], ["--port"]])
+def test_an_unknown_argument_is_refused(
+    arguments: list[str], served: list[Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the usage, as every command does."""
+    assert _exit(arguments) == 2
+    assert "localwhisper-server: error: " in capsys.readouterr().err
+    assert not served
+
+
+def test_a_busy_port(served: list[Settings], capsys: pytest.CaptureFixture[str]) -> None:
+    """EX_OSERR, at once, with the way out."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert _exit(["--port", str(port)]) == 71
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use." in line
+    assert not served
+
+
+def test_an_unknown_model(capsys: pytest.CaptureFixture[str]) -> None:
+    """EX_UNAVAILABLE, with the names that are known."""
+    assert _exit(["--port", "0", "--model", "whisper-nine"]) == 69
+    assert "localwhisper-server: No model is called 'whisper-nine'" in capsys.readouterr().err
+
+
+def test_weights_that_cannot_be_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line and an exit code of its own, since a reinstall helps and a restart does not."""
+    (tmp_path / "model.bin").write_bytes(b"not weights")
+    assert _exit(["--port", "0", "--model", str(tmp_path)]) == cli.EX_DATAERR
+    assert "localwhisper-server: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        (ModelError("no such"), 69),
+        (RuntimeError("Library libcudnn_ops.so.9 is not found or cannot be loaded"), 70),
+        (OSError(28, "No space left on device"), 73),
+        (KeyboardInterrupt(), 130),
+    ],
+    ids=["no model", "no cuDNN", "disk full", "ctrl-c"],
+)
+def test_exit_codes(
+    failure: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One clear line, or none for Ctrl-C; never a traceback."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(server, "run", fail)
+    assert _exit(["--port", "0"]) == code
+    text = capsys.readouterr().err
+    assert "Traceback" not in text
+    assert (str(failure) in text) if str(failure) else not text.count("localwhisper-server:")
+
+
+class Session:
+    """The command run in this process on a real socket, with somebody beside it who calls and then stops it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, engine: Engine) -> None:
+        (folder / "model.bin").touch()
+        self._folder = folder
+        self._failures: list[BaseException] = []
+        self._listen, self._run = server.listen, server.run
+        self._use: Callable[[httpx2.Client], None] = lambda _client: None
+        self._address = ""
+        monkeypatch.setattr(server, "Engine", lambda *_, **__: engine)
+        monkeypatch.setattr(server, "run", self._run_beside)
+
+    def run(self, use: Callable[[httpx2.Client], None]) -> None:
+        """Start the server, have it used, stop it with SIGTERM; returns where the command ends in success."""
+        self._use = use
+        cli.main(["--host", "127.0.0.1", "--port", "0", "--model", str(self._folder)])
+        assert not self._failures
+
+    def _run_beside(self, settings: Settings, listening: socket.socket, *, environ: Mapping[str, str]) -> bool:
+        self._address = server.url(listening)
+        user = threading.Thread(target=self._user)
+        user.start()
+        try:
+            return self._run(settings, listening, environ=environ)
+        finally:
+            user.join(20)
+
+    def _user(self) -> None:
+        try:
+            transport = httpx2.HTTPTransport(retries=50)
+            with httpx2.Client(base_url=self._address, transport=transport, timeout=10, trust_env=False) as client:
+                while not client.get("/health").json()["ready"]:
+                    pass
+                self._use(client)
+        except BaseException as failure:  # noqa: BLE001 - raised again by `run`
+            self._failures.append(failure)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _post(client: httpx2.Client, voice: Path) -> httpx2.Response:
+    files = {"file": voice.read_bytes()}
+    return client.post("/v1/audio/transcriptions", data={"model": "whisper-1"}, files=files)
+
+
+def test_a_server_from_start_to_stop(
+    tmp_path: Path, voices: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It answers, and a stop that was asked for is a success."""
+
+    def use(client: httpx2.Client) -> None:
+        answer = _post(client, voices["demo"])
+        assert answer.json() == {"text": "ja", "usage": {"type": "duration", "seconds": 5}}
+        ids.append(answer.headers["x-request-id"])
+
+    ids: list[str] = []
+    Session(monkeypatch, tmp_path, Engine()).run(use)
+    log = capsys.readouterr().err
+    assert "listening on http://127.0.0.1:" in log
+    assert f"ready: {tmp_path}" in log
+    assert f"{ids[0]} POST /v1/audio/transcriptions 200" in log
+    assert "Traceback" not in log
+
+
+def test_the_module_is_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """`python -m localwhisper_server`."""
+    monkeypatch.setattr("sys.argv", ["localwhisper-server", "--version"])
+    runpy.run_module("localwhisper_server", run_name="__main__")
+    assert __version__ in capsys.readouterr().out
+    runpy.run_module("localwhisper_server.__main__", run_name="imported")
+    assert not capsys.readouterr().out
+
+
+def test_settings_that_cannot_be_read_at_all() -> None:
+    """Pydantic's own word for it is passed on."""
+    from pydantic_settings import SettingsError
+
+    assert cli._explain(SettingsError("no such thing")) == "no such thing"

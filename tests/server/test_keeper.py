@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from localwhisper_server.devices import Device
+from localwhisper_server.engine import Chunk, ChunkResult
+from localwhisper_server.errors import Busy
+from localwhisper_server.keeper import RECOVER_SECONDS, SMALLER_COMPUTE_TYPE, Keeper, is_out_of_memory
+from localwhisper_server.options import Decoding
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+GPU = Device("cuda", "float16", "1 CUDA device(s) found")
+CPU = Device("cpu", "int8", "as set")
+# What CTranslate2 raises; it has one class for everything.
+CUDA = RuntimeError("CUDA failed with error out of memory")
+CUBLAS = RuntimeError("cuBLAS failed with status CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def _chunks(count: int) -> list[Chunk]:
+    return [Chunk(np.zeros((80, 100), np.float32), 1.0, float(number), Decoding()) for number in range(count)]
+
+
+class Engine:
+    """Hears each chunk's offset in it, as long as the device has room for them."""
+
+    def __init__(self, gpu: Gpu, device: Device) -> None:
+        self.gpu, self.device = gpu, device
+
+    def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
+        """Run one batch."""
+        self.gpu.check(self.device)
+        self.gpu.batches.append((self.device.compute_type, len(chunks)))
+        if len(chunks) > self.gpu.room[self.device.compute_type]:
+            raise self.gpu.fresh_failure()
+        return [ChunkResult(f"{chunk.offset:g}", ()) for chunk in chunks]
+
+
+class Gpu:
+    """A device with room for so many chunks at a time, by compute type; none at all for a model without an entry."""
+
+    def __init__(self, room: dict[str, int], failure: Exception = CUDA) -> None:
+        self.room, self.failure, self.now = room, failure, 0.0
+        self.batches: list[tuple[str, int]] = []
+        self.loaded: list[str] = []
+        self.engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+    def check(self, device: Device) -> None:
+        """Raise where the model does not fit."""
+        if device.compute_type not in self.room:
+            raise self.fresh_failure()
+
+    def fresh_failure(self) -> Exception:
+        """Return a new one, as it is each time: one that is kept would keep the frames it passed."""
+        return type(self.failure)(*self.failure.args)
+
+    def load(self, device: Device) -> Any:
+        """Load a model; never two at a time."""
+        assert not list(self.engines)
+        self.check(device)
+        engine = Engine(self, device)
+        self.engines.add(engine)
+        self.loaded.append(device.compute_type)
+        return engine
+
+    def keeper(self, device: Device = GPU) -> Keeper:
+        """Return a keeper on this device."""
+        return Keeper(self.load, device, clock=lambda: self.now)
+
+
+def _run(keeper: Keeper, count: int) -> None:
+    """Every chunk gets its own result, in order, however it went."""
+    assert [result.language for result in keeper.run(_chunks(count))] == [f"{number}" for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [
+        (CUDA, True),
+        (CUBLAS, True),
+        (RuntimeError("cuDNN failed with status CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA failed with error an illegal memory access was encountered"), False),
+        (ValueError("unsupported"), False),
+    ],
+    ids=str,
+)
+def test_what_is_out_of_memory(failure: Exception, expected: bool) -> None:  # noqa: FBT001 - a table's column
+    """In the words of CTranslate2, CUDA and C++."""
+    assert is_out_of_memory(failure) is expected
+
+
+def test_a_batch_that_fits_is_run_at_once() -> None:
+    """The model is loaded once, when it is first needed."""
+    gpu = Gpu({"float16": 8})
+    keeper = gpu.keeper()
+    assert not keeper.loaded
+    _run(keeper, 8)
+    _run(keeper, 3)
+    assert keeper.loaded
+    assert (keeper.loads, gpu.batches) == (1, [("float16", 8), ("float16", 3)])
+
+
+@pytest.mark.parametrize("failure", [CUDA, CUBLAS, MemoryError()], ids=str)
+def test_too_large_a_batch_is_halved(failure: Exception) -> None:
+    """Until it fits, and stays so; the next one is not tried in vain."""
+    gpu = Gpu({"float16": 2}, failure)
+    keeper = gpu.keeper()
+    _run(keeper, 8)
+    assert [size for _, size in gpu.batches] == [8, 4, 2, 2, 2, 2]
+    gpu.batches.clear()
+    _run(keeper, 5)
+    assert [size for _, size in gpu.batches] == [2, 2, 1]
+    assert keeper.device == GPU
+
+
+def test_results_before_the_failure_are_kept() -> None:
+    """What was decoded is not decoded again."""
+    gpu = Gpu({"float16": 4})
+    keeper = gpu.keeper()
+    _run(keeper, 8)
+    gpu.room["float16"] = 1
+    gpu.batches.clear()
+    _run(keeper, 4)
+    assert [size for _, size in gpu.batches] == [4, 2, 1, 1, 1, 1]
+
+
+def test_one_chunk_too_many_makes_the_model_smaller() -> None:
+    """It takes half the memory; /health says so."""
+    gpu = Gpu({"float16": 0, SMALLER_COMPUTE_TYPE: 1})
+    keeper = gpu.keeper()
+    _run(keeper, 2)
+    assert gpu.loaded == ["float16", SMALLER_COMPUTE_TYPE]
+    assert keeper.device == Device("cuda", SMALLER_COMPUTE_TYPE, "out of memory")
+    assert keeper.loads == 2
+
+
+@pytest.mark.parametrize("device", [GPU, CPU, Device("cuda", SMALLER_COMPUTE_TYPE, "as set")], ids=lambda d: d.name)
+def test_nothing_fits_is_busy(device: Device) -> None:
+    """A 503 with the time after which more is tried; the memory is given back, even while the error is kept."""
+    gpu = Gpu({"float16": 0, "int8": 0, SMALLER_COMPUTE_TYPE: 0})
+    keeper = gpu.keeper(device)
+    with pytest.raises(Busy) as refused:
+        keeper.run(_chunks(2))
+    assert refused.value.retry_after == RECOVER_SECONDS
+    assert not keeper.loaded
+    assert not list(gpu.engines)
+    assert str(refused.value.__cause__) == str(CUDA)  # for the log
+
+
+def test_a_model_that_does_not_fit_is_busy() -> None:
+    """Memory may run out while loading, too; as soon as there is some, it works again."""
+    gpu = Gpu({})
+    keeper = gpu.keeper()
+    for _ in range(2):
+        with pytest.raises(Busy):
+            keeper.run(_chunks(1))
+    gpu.room[SMALLER_COMPUTE_TYPE] = 4
+    _run(keeper, 1)
+    assert keeper.device.compute_type == SMALLER_COMPUTE_TYPE
+
+
+def test_it_recovers_by_itself() -> None:
+    """When the game is over: the first settings are tried again, some time after the last failure and not before."""
+    gpu = Gpu({"float16": 0, SMALLER_COMPUTE_TYPE: 1})
+    keeper = gpu.keeper()
+    _run(keeper, 2)
+    gpu.room = {"float16": 8, SMALLER_COMPUTE_TYPE: 16}
+    gpu.now = RECOVER_SECONDS - 0.1
+    gpu.batches.clear()
+    _run(keeper, 2)
+    gpu.now = RECOVER_SECONDS
+    _run(keeper, 2)
+    assert gpu.batches == [(SMALLER_COMPUTE_TYPE, 1)] * 2 + [("float16", 2)]
+    assert keeper.device == GPU
+    gpu.now *= 10
+    _run(keeper, 2)
+    assert keeper.loads == 3  # and there it stays
+
+
+def test_a_larger_batch_comes_back_without_loading() -> None:
+    """Where only the batch was too large."""
+    gpu = Gpu({"float16": 1})
+    keeper = gpu.keeper()
+    _run(keeper, 2)
+    gpu.room["float16"] = 2
+    gpu.now = RECOVER_SECONDS
+    _run(keeper, 2)
+    assert gpu.batches[-1] == ("float16", 2)
+    assert keeper.loads == 1
+
+
+def test_another_fault_passes() -> None:
+    """It is the scheduler's business, and no reason to shrink."""
+    gpu = Gpu({"float16": 0}, RuntimeError("CUDA failed with error device-side assert triggered"))
+    keeper = gpu.keeper()
+    with pytest.raises(RuntimeError, match="assert triggered"):
+        keeper.run(_chunks(4))
+    assert gpu.batches == [("float16", 4)]
+    assert keeper.loaded
+
+
+def test_an_idle_model_leaves_and_comes_back() -> None:
+    """Its memory is free in between; unloading twice is no error."""
+    gpu = Gpu({"float16": 4})
+    keeper = gpu.keeper()
+    _run(keeper, 1)
+    keeper.unload()
+    keeper.unload()
+    assert not keeper.loaded
+    assert not list(gpu.engines)
+    _run(keeper, 1)
+    assert keeper.loads == 2

@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import time
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import pytest
+import trustme
+
+from localwhisper_server import api, front
+from localwhisper_server.body import Floor
+from localwhisper_server.config import Settings, written
+from localwhisper_server.guard import Rules
+from localwhisper_server.protocol import MOST_HEAD_BYTES, PatientProtocol
+from tests.server.driving import FakeBackend
+from tests.server.listening import serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from localwhisper_server.asgi import App
+
+HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+SLOW = Rules(floor=Floor(rate=1000, grace=0.2), max_upload=1_000_000)
+
+
+class Hasty(PatientProtocol):
+    """Waits as long as a test may take."""
+
+    head_seconds = 0.3
+
+
+def _app(rules: Rules) -> App:
+    return api.create_app(FakeBackend(), rules=rules)
+
+
+@pytest.fixture
+def address() -> Iterator[tuple[str, int]]:
+    """A server without patience."""
+    with serving(_app(SLOW), http=Hasty, h11_max_incomplete_event_size=MOST_HEAD_BYTES) as at:
+        yield at
+
+
+@contextlib.contextmanager
+def _connected(address: tuple[str, int]) -> Iterator[socket.socket]:
+    with socket.create_connection(address, timeout=10) as connection:
+        yield connection
+
+
+def _rest(connection: socket.socket) -> bytes:
+    """Read until the server closes."""
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while part := connection.recv(65536):
+            received += part
+    return received
+
+
+def _trickle(connection: socket.socket, part: bytes, *, most: int = 400) -> bytes:
+    """Send a part now and then until the server has had enough; return what it says."""
+    connection.settimeout(0.05)
+    for _ in range(most):
+        try:
+            connection.sendall(part)
+            answer = connection.recv(65536)
+        except TimeoutError:
+            continue
+        except (ConnectionResetError, BrokenPipeError):
+            return b"reset"
+        connection.settimeout(10)
+        return answer + _rest(connection)
+    raise AssertionError("it was let go on")
+
+
+def test_a_head_that_never_ends(address: tuple[str, int]) -> None:
+    """A header now and then does not hold a connection."""
+    with _connected(address) as connection:
+        connection.sendall(HEAD)
+        assert _trickle(connection, b"X-A: b\r\n").startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_connection_that_says_nothing(address: tuple[str, int]) -> None:
+    """It is closed, without a word that nobody asked for."""
+    with _connected(address) as connection:
+        assert _rest(connection) == b""
+
+
+def test_the_second_head_is_not_waited_for_longer(address: tuple[str, int]) -> None:
+    """One good request buys no patience."""
+    with _connected(address) as connection:
+        connection.sendall(HEAD + b"\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        connection.sendall(HEAD)
+        assert b"HTTP/1.1 408 " in _trickle(connection, b"X-A: b\r\n")
+
+
+def test_requests_one_after_another(address: tuple[str, int]) -> None:
+    """Those who do not dawdle keep their connection, pipelined or not."""
+    with _connected(address) as connection:
+        connection.sendall((HEAD + b"\r\n") * 3 + HEAD + b"Connection: close\r\n\r\n")
+        assert _rest(connection).count(b"HTTP/1.1 200 ") == 4
+
+
+def test_a_head_too_large(address: tuple[str, int]) -> None:
+    """It is refused before it is whole."""
+    with _connected(address) as connection:
+        connection.sendall(HEAD + b"X: " + b"x" * MOST_HEAD_BYTES)
+        assert _rest(connection).startswith(b"HTTP/1.1 400 ")
+
+
+UPLOAD = (
+    b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\n"
+    b"Content-Type: multipart/form-data; boundary=b\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
+PART = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.ogg"\r\n\r\n'
+UPLOAD += b"%x\r\n%s\r\n" % (len(PART), PART)
+
+
+def test_an_upload_by_drops(address: tuple[str, int]) -> None:
+    """408 in OpenAI's words, and the connection is not left to go on."""
+    with _connected(address) as connection:
+        connection.sendall(UPLOAD)
+        answer = _trickle(connection, b"1\r\nx\r\n")
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b'"code":"request_timeout"' in answer
+
+
+def test_an_upload_that_stops(address: tuple[str, int]) -> None:
+    """Silence is slow, too."""
+    with _connected(address) as connection:
+        connection.sendall(UPLOAD + b"1\r\nx\r\n")
+        assert _rest(connection).startswith(b"HTTP/1.1 408 ")
+
+
+def test_an_endless_body_is_answered_and_ended(address: tuple[str, int]) -> None:
+    """413 as soon as it is too much; after that, what still comes is thrown away for a moment only."""
+    with _connected(address) as connection:
+        connection.sendall(UPLOAD)
+        began = time.monotonic()
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            while time.monotonic() - began < 10:
+                connection.sendall(b"10000\r\n" + bytes(0x10000) + b"\r\n")
+        assert time.monotonic() - began < 10
+        assert _rest(connection).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_refused_upload_that_ends_keeps_its_connection(address: tuple[str, int]) -> None:
+    """A client that sends all of it before it reads still gets the answer."""
+    with _connected(address) as connection:
+        head = f"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {2_000_000}\r\n\r\n"
+        connection.sendall(head.encode() + bytes(2_000_000) + HEAD + b"Connection: close\r\n\r\n")
+        answers = _rest(connection)
+    assert answers.startswith(b"HTTP/1.1 413 ")
+    assert b"HTTP/1.1 200 " in answers
+
+
+# Certificates
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[trustme.CA, Path, Path]:
+    """An authority, and the files of a certificate of its for this machine."""
+    folder, authority = tmp_path_factory.mktemp("tls"), trustme.CA()
+    issued = authority.issue_cert("127.0.0.1", "localhost")
+    chain, key = folder / "chain.pem", folder / "key.pem"
+    chain.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    key.write_bytes(issued.private_key_pem.bytes())
+    return authority, chain, key
+
+
+def test_https(certificate: tuple[trustme.CA, Path, Path]) -> None:
+    """Through uvicorn, with the options that the server gives it."""
+    authority, chain, key = certificate
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    options = front.web_options(Settings(certfile=chain, keyfile=key))
+    with serving(_app(Rules()), **options) as (_, port), httpx2.Client(verify=context, trust_env=False) as client:
+        answer = client.get(f"https://localhost:{port}/health")
+    assert answer.status_code == 200
+    assert "server" not in answer.headers
+
+
+@pytest.mark.parametrize("broken", ["missing", "no certificate", "no key"])
+def test_a_certificate_that_cannot_be_used(
+    certificate: tuple[trustme.CA, Path, Path], tmp_path: Path, broken: str
+) -> None:
+    """One clear line before anything slow."""
+    _, chain, _ = certificate
+    nonsense = tmp_path / "nonsense.pem"
+    nonsense.write_text("nonsense")
+    file = {"missing": tmp_path / "none.pem", "no certificate": nonsense, "no key": chain}[broken]
+    with pytest.raises(front.Misconfigured, match="--certfile"):
+        front.web_options(Settings(certfile=file))
+
+
+# Settings
+
+
+def test_settings_become_rules(tmp_path: Path) -> None:
+    """Lists come separated by commas; keys from both places; the machine's own names are added."""
+    file = tmp_path / "keys"
+    file.write_text("three\n")
+    given: dict[str, Any] = {
+        "api_key": "one, two",
+        "api_key_file": file,
+        "allow_from": "192.168.1.0/24,fd00::/8",
+        "trusted_proxy": "127.0.0.1",
+        "allow_host": "PC.example.org",
+        "cors_origin": "https://App.example.org/",
+        "min_upload_rate": 10,
+        "upload_grace": 3,
+        "max_per_address": 5,
+    }
+    rules = front.rules(Settings(**given), front.own_names())
+    assert rules.keys == ("one", "two", "three")
+    assert [str(network) for network in rules.allow_from] == ["192.168.1.0/24", "fd00::/8"]
+    assert [str(network) for network in rules.trusted_proxies] == ["127.0.0.1/32"]
+    assert rules.hosts == ("pc.example.org", *front.own_names())
+    assert rules.origins == ("https://app.example.org",)
+    assert (rules.floor, rules.per_address) == (Floor(10, 3), 5)
+    assert socket.gethostname().lower() in rules.hosts
+
+
+def test_the_environment_and_the_command_line_say_it_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commas in both; an option can also be given twice."""
+    from pydantic_settings import CliApp
+
+    line = CliApp.run(Settings, cli_args=["--api-key", "a", "--api-key=b,c", "--allow-from", "10.0.0.0/8"])
+    monkeypatch.setenv("LOCALWHISPER_SERVER_API_KEY", "a,b,c")
+    monkeypatch.setenv("LOCALWHISPER_SERVER_ALLOW_FROM", "10.0.0.0/8")
+    assert Settings().keys() == line.keys() == ("a", "b", "c")
+    assert Settings().allow_from == line.allow_from
+
+
+def test_the_default_is_this_machine_and_the_house() -> None:
+    """No key, no other names, no pages, no upstream; and nobody from outside."""
+    settings = Settings()
+    rules = front.rules(settings, ())
+    assert (settings.host, settings.upstream) == ("127.0.0.1", None)
+    assert rules.allow_from == Rules().allow_from
+    assert [*rules.keys, *rules.hosts, *rules.origins, *rules.trusted_proxies] == []
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"api_key": "one,two", "allow_from": "10.0.0.0/8,fd00::/8"},
+        {"cors_origin": "*", "certfile": "chain.pem", "max_wait": 2.5},
+    ],
+)
+def test_settings_can_be_written_down_and_read_again(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the service's settings file does."""
+    settings = Settings(**given)
+    for name in Settings.model_fields:
+        monkeypatch.setenv(f"LOCALWHISPER_SERVER_{name.upper()}", written(getattr(settings, name)))
+    assert Settings() == settings
+    assert written(True) == "true"  # noqa: FBT003 - how a flag is written
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"allow_from": 5},
+        {"allow_from": "the house"},
+        {"trusted_proxy": "10.0.0.1/8"},
+        {"upstream": "api.openai.com"},
+        {"upstream": "ftp://api.openai.com"},
+        {"upstream": "https://"},
+        {"upstream": "https://api.openai.com/v1?x=1"},
+        {"keyfile": "key.pem"},
+    ],
+)
+def test_settings_that_make_no_sense(given: dict[str, Any]) -> None:
+    """They are refused at the start."""
+    with pytest.raises(ValueError, match="1 validation error"):
+        Settings(**given)
+
+
+def test_a_file_of_keys_that_is_not_there(tmp_path: Path) -> None:
+    """A server that was to be locked does not start."""
+    with pytest.raises(front.Misconfigured, match="--api-key-file"):
+        front.rules(Settings(api_key_file=tmp_path / "none"), ())

@@ -1,0 +1,481 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import openai
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from localwhisper_server import api
+from localwhisper_server.guard import Rules
+from localwhisper_server.protocol import PatientProtocol
+from localwhisper_server.upstream import Upstream, may_leave, to_caller, to_upstream
+from tests.server.driving import TEXT, Answer, FakeBackend, call, multipart
+from tests.server.listening import serving
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from localwhisper_server.asgi import App
+
+pytestmark = pytest.mark.anyio
+
+KEY = "lw-0123456789abcdef"
+SPEECH = bytes(range(256)) * 2000
+EVENTS = [
+    {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
+    for choice in (
+        {"index": 0, "delta": {"role": "assistant", "content": "Grüß"}},
+        {"index": 0, "delta": {"content": " Gott"}, "finish_reason": "stop"},
+    )
+]
+
+
+class FakeOpenAI:
+    """Answers chat, embeddings and speech; keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str, dict[str, str], bytes]] = []
+        self.second_event = threading.Event()
+        self.left = threading.Event()
+
+    async def _told_to_go_on(self, receive: Any) -> bool:
+        """Wait for the test, or for the caller to hang up."""
+        watching = asyncio.ensure_future(receive())
+        # The test is in another thread, and both are waited for.
+        while not self.second_event.is_set() and not watching.done():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        return watching.cancel()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
+        target = scope["raw_path"].decode() + ("?" + scope["query_string"].decode() if scope["query_string"] else "")
+        self.seen.append((scope["method"], target, headers, body))
+        path = scope["path"]
+        if path == "/v1/chat/completions" and json.loads(body).get("stream"):
+            await self._start(send, 200, "text/event-stream; charset=utf-8")
+            await self._part(send, b"data: " + json.dumps(EVENTS[0]).encode() + b"\n\n")
+            if not await self._told_to_go_on(receive):
+                self.left.set()
+                return
+            await self._part(send, b"data: " + json.dumps(EVENTS[1]).encode() + b"\n\ndata: [DONE]\n\n")
+            await self._part(send, b"", more=False)
+        elif path == "/v1/chat/completions":
+            await self._json(send, {"id": "c1", "object": "chat.completion", "created": 1, "model": "m", "choices": []})
+        elif path == "/v1/embeddings":
+            vectors = [{"object": "embedding", "index": 0, "embedding": [0.25, -0.5]}]
+            usage = {"prompt_tokens": 1, "total_tokens": 1}
+            await self._json(send, {"object": "list", "data": vectors, "model": "m", "usage": usage})
+        elif path == "/v1/audio/speech":
+            await self._start(send, 200, "audio/mpeg")
+            for start in range(0, len(SPEECH), 50_000):
+                await self._part(send, SPEECH[start : start + 50_000])
+            await self._part(send, b"", more=False)
+        elif path == "/v1/cut":
+            await self._start(send, 200, "text/plain", (b"content-length", b"100"))
+            await self._part(send, b"half")
+        elif path == "/v1/moved":
+            await self._start(send, 307, "text/plain", (b"location", b"https://elsewhere.example/"))
+            await self._part(send, b"", more=False)
+        else:
+            error = {"message": "no", "type": "requests", "param": None, "code": "rate_limit_exceeded"}
+            await self._json(send, {"error": error}, 429, (b"retry-after", b"7"))
+
+    async def _start(self, send: Any, status: int, content_type: str, *headers: tuple[bytes, bytes]) -> None:
+        fixed = [(b"x-request-id", b"req_theirs"), (b"openai-processing-ms", b"42"), (b"set-cookie", b"__cf=1")]
+        headers = (*fixed, (b"content-type", content_type.encode()), *headers)
+        await send({"type": "http.response.start", "status": status, "headers": list(headers)})
+
+    async def _part(self, send: Any, part: bytes, *, more: bool = True) -> None:
+        await send({"type": "http.response.body", "body": part, "more_body": more})
+
+    async def _json(self, send: Any, value: Any, status: int = 200, *headers: tuple[bytes, bytes]) -> None:
+        await self._start(send, status, "application/json", *headers)
+        await self._part(send, json.dumps(value).encode(), more=False)
+
+
+class Two:
+    """A fake OpenAI and a server in front of it, both on real sockets, and a client of each."""
+
+    def __init__(self, fake: FakeOpenAI, direct: str, through: str) -> None:
+        self.fake = fake
+        settings: dict[str, Any] = {"api_key": "sk-callers-own", "max_retries": 0}
+        self.direct = openai.OpenAI(base_url=direct, **settings)
+        self.through = openai.OpenAI(base_url=through, **settings)
+
+    def __iter__(self) -> Iterator[openai.OpenAI]:
+        return iter((self.direct, self.through))
+
+    def both(self, ask: Any) -> Any:
+        """Ask both the same; return the answer, which is the same."""
+        direct, through = ask(self.direct), ask(self.through)
+        assert direct == through
+        first, second = self.fake.seen[-2:]
+        assert (first[0], first[1], first[3]) == (second[0], second[1], second[3])
+        assert _told(first[2]) == _told(second[2])
+        return through
+
+
+def _told(headers: dict[str, str]) -> dict[str, str]:
+    """Return the headers but for those that say which connection it is."""
+    return {name: value for name, value in headers.items() if name not in ("host", "connection")}
+
+
+@pytest.fixture
+def two() -> Iterator[Two]:
+    """Both, closed at the end."""
+    fake = FakeOpenAI()
+    with serving(fake, lifespan="off") as (_, far):
+        upstream = Upstream(f"http://127.0.0.1:{far}/v1/")
+
+        @contextlib.asynccontextmanager
+        async def lifespan(_app: Any) -> AsyncIterator[None]:
+            yield
+            await upstream.aclose()
+
+        app = api.create_app(FakeBackend(), rules=Rules(), upstream=upstream, lifespan=lifespan)
+        with serving(app, http=PatientProtocol) as (_, near):
+            pair = Two(fake, f"http://127.0.0.1:{far}/v1", f"http://127.0.0.1:{near}/v1")
+            with pair.direct, pair.through:
+                yield pair
+
+
+def test_embeddings(two: Two) -> None:
+    """The stock SDK gets the same, and the upstream is asked the same, with the caller's own key."""
+    answer = two.both(lambda client: client.embeddings.create(model="m", input="é" * 5000).model_dump())
+    assert answer["data"][0]["embedding"] == [0.25, -0.5]
+    assert two.fake.seen[-1][2]["authorization"] == "Bearer sk-callers-own"
+
+
+def test_chat(two: Two) -> None:
+    """Method, query and body arrive as they were sent."""
+    two.both(
+        lambda client: client.chat.completions.create(
+            model="m", messages=[{"role": "user", "content": "hi"}], extra_query={"a": "b c", "d": "/?&"}
+        ).model_dump()
+    )
+    assert two.fake.seen[-1][1].startswith("/v1/chat/completions?")
+
+
+def test_chat_stream_arrives_as_it_is_sent(two: Two) -> None:
+    """The first event is here before the second was made."""
+    for client in two:
+        two.fake.second_event.clear()
+        stream = client.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi"}], stream=True)
+        events = iter(stream)
+        first = next(events)
+        assert not two.fake.second_event.is_set()
+        two.fake.second_event.set()
+        rest = list(events)
+        assert [first.model_dump(exclude_unset=True), *(e.model_dump(exclude_unset=True) for e in rest)] == EVENTS
+
+
+def test_speech(two: Two) -> None:
+    """Every byte of the sound, and its type."""
+
+    def say(client: openai.OpenAI) -> tuple[bytes, str]:
+        with client.audio.speech.with_streaming_response.create(model="m", voice="v", input="hi") as response:
+            return b"".join(response.iter_bytes()), response.headers["content-type"]
+
+    assert two.both(say) == (SPEECH, "audio/mpeg")
+
+
+def test_errors_keep_their_class_and_id(two: Two) -> None:
+    """The id is the upstream's, which its support asks for; and there is only one."""
+
+    def ask(client: openai.OpenAI) -> tuple[Any, ...]:
+        with pytest.raises(openai.RateLimitError) as caught:
+            client.get("/files", cast_to=object)
+        error = caught.value
+        return error.request_id, error.code, error.response.headers["retry-after"], error.message
+
+    assert two.both(ask)[:3] == ("req_theirs", "rate_limit_exceeded", "7")
+
+
+def test_redirects_and_cookies_stay_apart(two: Two) -> None:
+    """A redirect is the caller's to follow; cookies are set by neither for the other."""
+    with httpx2.Client(trust_env=False) as client:
+        answer = client.get(f"{two.through.base_url}moved", headers={"cookie": "session=1", "x-kept": "yes"})
+    assert answer.status_code == 307
+    assert "set-cookie" not in answer.headers
+    assert answer.headers.get_list("date") == answer.headers.get_list("date")[:1]
+    assert "cookie" not in two.fake.seen[-1][2]
+    assert two.fake.seen[-1][2]["x-kept"] == "yes"
+
+
+def test_a_chunked_body_is_passed_on(two: Two) -> None:
+    """One whose length nobody announced."""
+    parts = [b'{"a":', b"1}"]
+    with httpx2.Client(trust_env=False) as client:
+        client.post(f"{two.through.base_url}embeddings", content=iter(parts))
+    assert two.fake.seen[-1][3] == b'{"a":1}'
+
+
+def test_hanging_up_closes_the_request_upstream(two: Two) -> None:
+    """A stream nobody reads costs money."""
+    stream = two.through.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi"}], stream=True)
+    next(iter(stream))
+    stream.close()
+    two.through.close()
+    assert two.fake.left.wait(10)
+
+
+def test_an_answer_that_breaks_off_does_so_here(two: Two) -> None:
+    """Rather than look complete."""
+    for client in two:
+        with httpx2.Client(trust_env=False) as http, pytest.raises(httpx2.RemoteProtocolError):
+            http.get(f"{client.base_url}cut")
+
+
+def test_recordings_stay_with_or_without_the_prefix(two: Two) -> None:
+    """Transcriptions and translations are answered here, whatever else is passed on."""
+    assert two.through.audio.transcriptions.create(model="whisper-1", file=("a.ogg", b"sound")).text == TEXT
+    base = str(two.through.base_url).removesuffix("/v1/")
+    with httpx2.Client(trust_env=False) as http:
+        for path in ("/audio/transcriptions", "/v1/audio/translations"):
+            headers, body = multipart()
+            assert http.post(base + path, headers=headers, content=body).json()["text"] == TEXT
+    assert not two.fake.seen
+
+
+# Never a recording
+
+
+def _refusing() -> tuple[App, list[Any]]:
+    asked: list[Any] = []
+
+    async def never(request: httpx2.Request) -> httpx2.Response:
+        asked.append(request)
+        return httpx2.Response(200)
+
+    upstream = Upstream("https://api.example/v1", transport=httpx2.MockTransport(never))
+    return api.create_app(FakeBackend(), rules=Rules(), upstream=upstream, clock=lambda: 0.0), asked
+
+
+SLY = [
+    "/v1/audio/transcriptions/",
+    "/v1//audio/transcriptions",
+    "/v1/audio//transcriptions",
+    "/v1/./audio/transcriptions",
+    "/v1/chat/../audio/transcriptions",
+    "/v1/audio/speech/../transcriptions",
+    "/v1/audio/%74ranscriptions",
+    "/v1/%61udio/transcriptions",
+    "/v1/audio%2Ftranscriptions",
+    "/v1/audio%2ftranscriptions",
+    "/v1/audio%252Ftranscriptions",
+    "/v1/chat/%2e%2e/audio/transcriptions",
+    "/v1/audio\\transcriptions",
+    "/v1/audio%5Ctranscriptions",
+    "/v1/Audio/Transcriptions",
+    "/V1/audio/transcriptions",
+    "/v1/audio/transcriptions;v=1",
+    "/v1/audio/transcriptions%00",
+    "/v1/audio/transcriptions%20",
+    "/v1/audio/translations/x",
+    "/v1/audio/voices",
+    "/v1/openai/deployments/d/audio/transcriptions",
+    "/v1/realtime/translations",
+    "/v1/chat/audio/translations",
+    "/v1/audio",
+    "/v1/",
+    "/v1",
+    "/audio/transcriptions/",
+    "/chat/completions",
+    "http://api.example/v1/audio/transcriptions",
+]
+
+
+@pytest.mark.parametrize("path", SLY)
+async def test_no_disguise_takes_a_recording_out(path: str) -> None:
+    """However the path is written, and whether the upstream would have read it so or not."""
+    app, asked = _refusing()
+    headers, body = multipart()
+    answer = await call(app, "POST", path, headers, body)
+    assert answer.status == 404
+    assert not asked
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS"])
+async def test_no_other_method_does(method: str) -> None:
+    """The path decides."""
+    app, asked = _refusing()
+    assert (await call(app, method, "/v1/audio/transcriptions")).status == 405
+    assert not asked
+
+
+@pytest.mark.parametrize("content_type", ["audio/ogg", "Audio/WAV", " video/mp4"])
+async def test_what_says_it_is_sound_stays(content_type: str) -> None:
+    """Wherever it is sent."""
+    app, asked = _refusing()
+    assert (await call(app, "POST", "/v1/files", {"content-type": content_type}, b"x")).status == 404
+    assert not asked
+
+
+async def test_other_paths_do_leave() -> None:
+    """Else the tests above would prove nothing."""
+    app, asked = _refusing()
+    for path in ("/v1/chat/completions", "/v1/audio/speech", "/v1/files/", "/v1/ft%3Agpt", "/v1/responses/r_1"):
+        assert (await call(app, "POST", path, {"content-length": "1"}, b"x")).status == 200
+    assert [request.url.raw_path for request in asked] == [
+        b"/v1/chat/completions",
+        b"/v1/audio/speech",
+        b"/v1/files/",
+        b"/v1/ft%3Agpt",
+        b"/v1/responses/r_1",
+    ]
+    assert {request.url.host for request in asked} == {"api.example"}
+
+
+@given(st.binary(max_size=40))
+def test_whatever_leaves_is_plain(tail: bytes) -> None:
+    """No path that leaves can be read as one with recordings, and none breaks the reading."""
+    path = b"/v1/" + tail
+    if may_leave(path):
+        assert b".." not in path.split(b"/")
+        assert b"//" not in path
+        assert b"transcriptions" not in path.lower().split(b"/")
+
+
+# Headers
+
+
+def test_hop_by_hop_headers_stop_here() -> None:
+    """And those that a Connection header names, and those that would tell of the house."""
+    kept = [(b"accept", b"*/*"), (b"Authorization", b"Bearer sk-x"), (b"x-stainless-os", b"Linux")]
+    dropped = [
+        (b"Connection", b"close, X-Secret"),
+        (b"x-secret", b"1"),
+        (b"Transfer-Encoding", b"chunked"),
+        (b"te", b"trailers"),
+        (b"upgrade", b"h2c"),
+        (b"proxy-authorization", b"Basic x"),
+        (b"host", b"pc.lan:5000"),
+        (b"cookie", b"a=b"),
+        (b"x-forwarded-for", b"192.168.1.5"),
+        (b"x-localwhisper-key", KEY.encode()),
+        (b"origin", b"http://pc.lan:5000"),
+    ]
+    expected = [(name.lower(), value) for name, value in kept]
+    assert to_upstream([*dropped, *kept], ()) == expected
+    back = [(b"content-type", b"text/plain"), (b"content-encoding", b"gzip")]
+    assert to_caller([(b"Date", b"now"), (b"keep-alive", b"5"), *back]) == back
+
+
+async def _headers_seen(rules: Rules, headers: dict[str, str]) -> tuple[Answer, Any]:
+    seen = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        seen.append(request.headers)
+        return httpx2.Response(200, stream=httpx2.ByteStream(b"{}"))
+
+    upstream = Upstream("https://api.example/v1", keys=rules.keys, transport=httpx2.MockTransport(answer))
+    app = api.create_app(FakeBackend(), rules=rules, upstream=upstream, clock=lambda: 0.0)
+    answered = await call(app, "GET", "/v1/files", headers)
+    await upstream.aclose()
+    return answered, seen[0] if seen else None
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "authorization"),
+    [
+        ({"x-localwhisper-key": KEY, "authorization": "Bearer sk-mine"}, 200, "Bearer sk-mine"),
+        ({"x-localwhisper-key": KEY}, 200, None),
+        ({"authorization": f"Bearer {KEY}"}, 200, None),
+        ({"authorization": f"bearer  {KEY} "}, 200, None),
+        ({"x-localwhisper-key": KEY, "authorization": f"Bearer {KEY}"}, 200, None),
+        ({"authorization": "Bearer sk-mine"}, 401, None),
+        ({"x-localwhisper-key": "other", "authorization": f"Bearer {KEY}"}, 401, None),
+    ],
+)
+async def test_two_keys(headers: dict[str, str], status: int, authorization: str | None) -> None:
+    """This server's opens the door and stays here; the other goes on."""
+    answer, seen = await _headers_seen(Rules(keys=(KEY,)), headers)
+    assert answer.status == status
+    if seen is not None:
+        assert seen.get("authorization") == authorization
+        assert KEY not in str(seen.raw)
+    assert (seen is not None) == (status == 200)
+
+
+async def test_nothing_is_added_to_a_request() -> None:
+    """Not even the HTTP library's own headers."""
+    _, seen = await _headers_seen(Rules(), {"x-one": "1"})
+    assert sorted(seen) == ["host", "x-one"]
+
+
+# When there is no answer
+
+
+class Failing(httpx2.AsyncBaseTransport):
+    """Raises instead of answering."""
+
+    def __init__(self, failure: Exception) -> None:
+        self._failure = failure
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        raise self._failure
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "code"),
+    [
+        (httpx2.ConnectError("refused"), 502, "upstream_failed"),
+        (httpx2.ConnectTimeout("slow"), 502, "upstream_failed"),
+        (httpx2.ReadError("reset"), 502, "upstream_failed"),
+        (httpx2.ReadTimeout("slow"), 504, "upstream_failed"),
+        (httpx2.PoolTimeout("full"), 503, "server_is_overloaded"),
+        (RuntimeError("a fault of ours"), 500, None),
+    ],
+)
+async def test_an_upstream_that_fails(failure: Exception, status: int, code: str | None) -> None:
+    """Has a status of its own in the envelope, and never its own words."""
+    upstream = Upstream("https://api.example/v1", transport=Failing(failure))
+    app = api.create_app(FakeBackend(), rules=Rules(), upstream=upstream, clock=lambda: 0.0)
+    answer = await call(app, "POST", "/v1/embeddings", {"content-length": "1"}, b"x")
+    assert (answer.status, answer.error["code"]) == (status, code)
+    assert str(failure) not in answer.error["message"]
+
+
+class Reading(httpx2.AsyncBaseTransport):
+    """Reads the body before it answers."""
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        assert isinstance(request.stream, httpx2.AsyncByteStream)
+        async for _ in request.stream:
+            pass
+        return httpx2.Response(200)
+
+
+async def test_a_body_over_the_limit_is_refused_here() -> None:
+    """The guard counts what is passed on, too."""
+    upstream = Upstream("https://api.example/v1", transport=Reading())
+    app = api.create_app(FakeBackend(), rules=Rules(max_upload=10), upstream=upstream, clock=lambda: 0.0)
+    chunked = {"transfer-encoding": "chunked"}
+    assert (await call(app, "POST", "/v1/embeddings", chunked, [b"x" * 6] * 2)).status == 413
+
+
+async def test_a_caller_who_leaves_in_the_middle_of_the_body() -> None:
+    """There is nobody to answer."""
+    upstream = Upstream("https://api.example/v1", transport=Reading())
+    app = api.create_app(FakeBackend(), rules=Rules(), upstream=upstream, clock=lambda: 0.0)
+    answer = await call(app, "POST", "/v1/embeddings", {"content-length": "9"}, [b"x"], unfinished=True)
+    assert answer.status == 0
+
+
+async def test_without_an_upstream_there_is_nothing() -> None:
+    """Off by default."""
+    app = api.create_app(FakeBackend(), rules=Rules(), clock=lambda: 0.0)
+    answer = await call(app, "POST", "/v1/chat/completions", {}, b"{}")
+    assert (answer.status, answer.error["message"]) == (404, "Invalid URL (POST /v1/chat/completions)")
