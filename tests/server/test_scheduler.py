@@ -548,7 +548,10 @@ def test_admission_is_bounded(engine: Engine, start: Callable[..., Scheduler[Any
     """One more than fits gets Busy with an estimate; a place that gets free can be had."""
     engine.gate.clear()
     scheduler = start(capacity=1, batch=1)
-    tickets = [scheduler.admit(), scheduler.admit()]
+    tickets = [scheduler.admit()]
+    assert not scheduler.full
+    tickets.append(scheduler.admit())
+    assert scheduler.full
     assert scheduler.requests == 2
     for ticket in tickets:
         ticket.submit(Item(1, 2000))

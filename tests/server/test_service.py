@@ -204,7 +204,7 @@ async def test_a_long_recording_looks_ahead_and_no_further(
     assert transcript.duration == 390.0
 
 
-class Decoding60:
+class Minutes:
     """Decodes any upload to minutes of speech, each when `permits` lets it; to be closed by whoever is done with it."""
 
     def __init__(self, minutes: int) -> None:
@@ -230,14 +230,14 @@ class Decoding60:
 
 
 @pytest.fixture
-def minutes(monkeypatch: pytest.MonkeyPatch) -> Decoding60:
+def minutes(monkeypatch: pytest.MonkeyPatch) -> Minutes:
     """Give three minutes of speech without a pause, of which the first is there."""
     monkeypatch.setattr(service_module, "find_speech", lambda samples, _: [Span(0, samples.size / SAMPLE_RATE)])
-    return Decoding60(3)
+    return Minutes(3)
 
 
 async def test_the_first_words_come_before_the_last_are_read(
-    scheduler: Scheduler[Chunk, ChunkResult], minutes: Decoding60
+    scheduler: Scheduler[Chunk, ChunkResult], minutes: Minutes
 ) -> None:
     """An hour is decoded as it is transcribed: its first words are there before its second minute."""
     service = Service(scheduler, prepare, max_seconds=400.0, blocks=minutes)
@@ -253,7 +253,7 @@ async def test_the_first_words_come_before_the_last_are_read(
     assert minutes.closed
 
 
-async def test_hanging_up_while_it_is_decoded(scheduler: Scheduler[Chunk, ChunkResult], minutes: Decoding60) -> None:
+async def test_hanging_up_while_it_is_decoded(scheduler: Scheduler[Chunk, ChunkResult], minutes: Minutes) -> None:
     """The caller is gone at once; the decoder is closed by the thread that is using it, after the block in hand."""
     service = Service(scheduler, prepare, max_seconds=400.0, blocks=minutes)
     options = Options(Decoding(language="en"), NO_PADDING)
