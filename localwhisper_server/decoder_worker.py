@@ -192,7 +192,7 @@ def warm_up() -> None:
         pass
 
 
-def confine() -> None:
+def confine() -> None:  # pragma: no cover - what happens in there cannot be written down any more
     """Close the cage: no new file or socket, no byte written to a file, no core, so much memory and no more."""
     if sys.platform != "win32":
         for limit, value in (
@@ -205,7 +205,7 @@ def confine() -> None:
                 resource.setrlimit(limit, (value, value))
 
 
-def main(confine: Callable[[], None] = confine) -> None:
+def main(confine: Callable[[], None] = confine) -> None:  # pragma: no cover - as above
     """Serve on the process's own standard input and output."""
     # The server ends this process, by closing its input or by killing it; a signal to all must not, or a stop that
     # lets requests finish would take their decoders away.
@@ -219,5 +219,5 @@ def main(confine: Callable[[], None] = confine) -> None:
     os._exit(0)  # nothing is left to be tidied up
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # pragma: no cover - as above
     main()

@@ -453,6 +453,37 @@ def test_a_decoder_that_takes_all_memory_gets_none() -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 7
 
 
+def test_warming_up_decodes_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recording of its own making, which the decoder takes."""
+    heard: list[bytes] = []
+    decode = audio.pcm
+
+    def listening(*how: Any, **limits: Any) -> Iterator[bytes]:
+        for part in decode(*how, **limits):
+            heard.append(part)
+            yield part
+
+    monkeypatch.setattr(audio, "pcm", listening)
+    decoder_worker.warm_up()
+    assert sum(map(len, heard)) == audio.SAMPLE_RATE
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limits there")
+def test_time_is_allowed_in_proportion_to_the_sound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And counts only from the beginning of an upload, while the decoder works."""
+    limits: list[int] = []
+    alarms: list[int] = []
+    monkeypatch.setattr(decoder_worker.resource, "setrlimit", lambda _kind, limit: limits.append(limit[0]))
+    monkeypatch.setattr(signal, "alarm", alarms.append)
+    monkeypatch.setattr(time, "process_time", lambda: 100.0)
+    clock = decoder_worker.Clock()
+    clock.begin()
+    clock.allow(2000.0)
+    clock.rest()
+    assert limits == [111, 211]
+    assert alarms == [decoder_worker.STUCK_SECONDS, decoder_worker.STUCK_SECONDS, 0]
+
+
 def test_the_rate_is_the_projects() -> None:
     """Said twice, since the worker goes without NumPy: both say the same."""
     assert audio.SAMPLE_RATE == chunks.SAMPLE_RATE
