@@ -77,13 +77,14 @@ def test_a_recording_becomes_a_file_beside_it(here: Path, home: FaultServer) -> 
 def test_formats_and_fields(format_: str, suffix: str, here: Path, home: FaultServer) -> None:
     """What the server sends is what is written, byte for byte."""
     kind = b"application/json" if "json" in format_ else b"text/plain"
-    home.behaviour = says(200, kind, b'{"text": "x"}')
+    body = b"WEBVTT\n\n" if format_ == "vtt" else b'{"text": "x"}'
+    home.behaviour = says(200, kind, body)
     record("a.ogg")
     assert (
         command("transcribe", "a.ogg", "-f", format_, "--language", "de", "--prompt", "Peter", "--model", "m").exit_code
         == 0
     )
-    assert Path(f"a.{suffix}").read_bytes() == b'{"text": "x"}'
+    assert Path(f"a.{suffix}").read_bytes() == body
     for value in (format_, "de", "Peter", "m"):
         assert f"\r\n\r\n{value}\r\n".encode() in home.calls[0].body
 

@@ -154,7 +154,7 @@ def test_what_does_not_fit_into_the_drain_is_sent_elsewhere(temporary: Path) -> 
     ("signals", "status"), [([signal.SIGTERM, signal.SIGTERM], 0), ([signal.SIGINT], 130)], ids=["twice", "ctrl-c"]
 )
 def test_some_stops_do_not_wait(signals: list[signal.Signals], status: int) -> None:
-    """A second SIGTERM, and Ctrl-C: gone within two seconds, whatever runs."""
+    """A second SIGTERM, and Ctrl-C: gone at once, whatever runs; the bound is for machines that are busy."""
     with serving("--model", "tiny.en") as server:
         children = _children(server.process.pid)
         with _callers(_port(server), 1, LONG * 10):
@@ -164,7 +164,7 @@ def test_some_stops_do_not_wait(signals: list[signal.Signals], status: int) -> N
                 time.sleep(0.3)  # two signals at once would be one
             started = time.monotonic()
             assert server.process.wait(SECONDS) == status
-            assert time.monotonic() - started < 2
+            assert time.monotonic() - started < 10
         _until(lambda: not any(_alive(pid) for pid in children))
 
 
