@@ -72,6 +72,16 @@ def sdk_2(session: nox.Session) -> None:
 
 
 @nox.session
+def node(session: nox.Session) -> None:
+    """Run the OpenAI SDK for Node against a real server; needs Node and npm."""
+    session.install(EVERYTHING, *group("test"))
+    folder = Path(session.create_tmp()).resolve()
+    session.run("npm", "install", "--silent", "--prefix", str(folder), "openai@>=6 <8", external=True)
+    modules = str(folder / "node_modules")
+    session.run("pytest", "tests/e2e/test_node_sdk.py", *session.posargs, env={"LOCALWHISPER_NODE_MODULES": modules})
+
+
+@nox.session
 def wheel(session: nox.Session) -> None:
     """Build the wheel, install it into an empty environment, import it, run its commands."""
     session.install("build")
@@ -98,5 +108,5 @@ def fuzz(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Speed and accuracy against plain faster-whisper, in turn in one run. Takes its time; not part of CI."""
     session.install(EVERYTHING, *group("test"))
-    for script in session.posargs or sorted(str(path) for path in (ROOT / "benchmarks").glob("*.py")):
-        session.run("python", script)
+    for script in session.posargs or ("overhead", "fallback", "speed", "accuracy"):
+        session.run("python", f"benchmarks/{script}.py")

@@ -1,9 +1,10 @@
 """Do the words stay the same? Error rates of several transcribers on the same clips, in one run, in turn.
 
 A transcriber is anything that maps a clip's samples to a text, so plain faster-whisper, our engine and our server are
-measured by the same code. Run it as a script for the first of them alone, or call `compare` with more::
+measured by the same code. As a script it compares plain faster-whisper, our engine's full window and its adaptive one,
+the latter two by way of a server that it starts, or that is running already::
 
-    python benchmarks/accuracy.py --model PATH_OR_NAME --server http://localhost:5000/v1
+    python benchmarks/accuracy.py [--model PATH_OR_NAME] [--server http://localhost:5000/v1]
 
 Rates are errors / reference words over all clips of a language (not a mean of clips). English passes through Whisper's
 own English normaliser, other languages through its basic one; Japanese and Chinese are counted in characters, since
@@ -13,33 +14,36 @@ their words are not separated. On clips without speech every word that comes out
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
-import io
+import random
 import sys
 import time
-import wave
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import corpus
 import jiwer
-import numpy as np
 from faster_whisper import WhisperModel
 from openai import OpenAI
 from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
+from localwhisper_client.demo import serving
+from localwhisper_server import models
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
 CHARACTERS = frozenset({"ja", "zh"})
 """Languages counted in characters."""
 
 BAR = 0.3
-"""Points of error rate by which a transcriber may be worse than the first one."""
+"""Points of error rate by which the adaptive window may be worse than the full one."""
 
 WORST = 10
 
@@ -156,8 +160,8 @@ def report(scores: Mapping[str, Sequence[Score]]) -> list[str]:
 
 
 def passed(scores: Mapping[str, Sequence[Score]]) -> bool:
-    """Whether every transcriber keeps `BAR` to the first in English and invents no more than it on non-speech."""
-    first, *others = scores.values()
+    """Whether the adaptive window keeps `BAR` to the full one in English and invents no more where nobody speaks."""
+    first, others = scores["full window"], [scores["adaptive"]]
 
     def english(part: Sequence[Score], group: str) -> float:
         return rate([s for s in part if s.clip.language == "en" and s.clip.group == group])
@@ -185,45 +189,46 @@ def server(client: OpenAI, model: str, **fields: str) -> Transcriber:
 
     def transcribe(audio: NDArray[np.float32], /) -> str:
         answer = client.audio.transcriptions.create(
-            model=model, file=("clip.wav", wav(audio), "audio/wav"), response_format="json", extra_body=fields
+            model=model, file=("clip.wav", corpus.wav(audio), "audio/wav"), response_format="json", extra_body=fields
         )
         return answer.text.strip()
 
     return transcribe
 
 
-def wav(audio: NDArray[np.float32]) -> bytes:
-    """Return ``audio`` as a 16-bit mono WAV file."""
-    buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(corpus.RATE)
-        file.writeframes((np.clip(audio, -1, 1) * 32767).astype("<i2").tobytes())
-    return buffer.getvalue()
-
-
 def main(arguments: Sequence[str]) -> int:
     """Print the tables; return 1 where a transcriber misses a bar."""
     parser = argparse.ArgumentParser(description="Error rates of plain faster-whisper and of a server, in one run.")
-    parser.add_argument("--model", required=True, help="folder or name of the model for plain faster-whisper")
-    parser.add_argument("--server", action="append", default=[], help="base URL of a server to compare (repeatable)")
+    parser.add_argument("--model", default="base", help="folder or name of the model")
+    parser.add_argument("--server", help="base URL of a running server; without one, one is started")
     parser.add_argument("--server-model", default="whisper-1", help="model name to ask the server for")
     parser.add_argument("--language", action="append", help="only clips in these languages (zxx: no speech)")
     parser.add_argument("--max-seconds", type=float, default=30.0, help="leave out longer clips")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "localwhisper-bench")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clips", type=int, default=0, help="no more than so many from packages, drawn by lot")
     options = parser.parse_args(arguments)
     clips = [
         clip
         for clip in corpus.load(Path(__file__).resolve().parents[1], options.cache)
         if clip.seconds <= options.max_seconds and (not options.language or clip.language in options.language)
     ]
-    model = WhisperModel(options.model, device="cpu", compute_type="int8", cpu_threads=options.threads)
-    transcribers = {"faster-whisper": faster_whisper(model)}
-    for url in options.server:
-        transcribers[url] = server(OpenAI(base_url=url, api_key="none", max_retries=0), options.server_model)
-    scores = compare(transcribers, clips)
+    if options.clips:
+        packaged = [clip for clip in clips if clip.group == "debian"]
+        random.Random(0).shuffle(packaged)  # noqa: S311 - the same draw every time
+        clips = [clip for clip in clips if clip.group != "debian"] + packaged[: options.clips]
+    folder = str(models.find(options.model))
+    with contextlib.ExitStack() as stack:
+        url = options.server or stack.enter_context(serving("--model", folder)).base_url
+        client = OpenAI(base_url=url, api_key="none", max_retries=0)
+        model = WhisperModel(folder, device="cpu", compute_type="int8")
+        scores = compare(
+            {
+                "full window": server(client, options.server_model, window="exact"),
+                "adaptive": server(client, options.server_model),
+                "faster-whisper": faster_whisper(model),
+            },
+            clips,
+        )
     print("\n".join(report(scores)))
     return 0 if passed(scores) else 1
 

@@ -34,10 +34,12 @@ import csv
 import dataclasses
 import gzip
 import hashlib
+import io
 import re
 import shutil
 import subprocess
 import sys
+import wave
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -122,6 +124,17 @@ class Clip:
     def held_out(self) -> bool:
         """Whether the clip is in the half that no threshold was chosen on (by its words: copies stay together)."""
         return hashlib.sha256((self.reference or self.id).lower().encode()).digest()[0] % 2 == 1
+
+
+def wav(audio: NDArray[np.float32]) -> bytes:
+    """Return ``audio`` as a 16-bit mono WAV file."""
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes((np.clip(audio, -1, 1) * 32767).astype("<i2").tobytes())
+    return buffer.getvalue()
 
 
 def shared(root: Path) -> Iterator[Clip]:

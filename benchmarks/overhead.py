@@ -20,11 +20,12 @@ import openai
 import uvicorn
 
 from localwhisper_server import api, server
+from localwhisper_server.batch import Chunk, ChunkResult
 from localwhisper_server.chunks import Piece
 from localwhisper_server.config import Settings
 from localwhisper_server.decoder import decode
 from localwhisper_server.devices import Device
-from localwhisper_server.engine import Chunk, ChunkResult, find_speech
+from localwhisper_server.engine import find_speech
 from localwhisper_server.options import Decoding, Voice
 from localwhisper_server.transcript import Segment
 

@@ -3,19 +3,17 @@
 Only the ratios mean anything on a machine that is not alone. Every part lets one server do its work while the other
 is idle, then the other, several times over.
 
-    python benchmarks/speed.py MODEL_FOLDER [alone] [clients] [minute] [long] [behind]
+    python benchmarks/speed.py [--model base] [alone] [clients] [minute] [long] [behind]
 """
 
 import argparse
 import contextlib
-import io
 import itertools
 import statistics
 import subprocess
 import sys
 import threading
 import time
-import wave
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ import numpy as np
 import openai
 
 from localwhisper_client.demo import serving
+from localwhisper_server import models
 from localwhisper_server import server as house
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,17 +87,6 @@ def ours(folder: str) -> Iterator[Rival]:
 def upload(path: Path) -> Upload:
     """Read a file as the SDK takes it."""
     return path.name, path.read_bytes()
-
-
-def as_wav(samples: "np.typing.NDArray[np.float32]") -> bytes:
-    """Return samples at 16 kHz as a 16-bit WAV file."""
-    buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(corpus.RATE)
-        file.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
-    return buffer.getvalue()
 
 
 def report(title: str, plain_value: float, our_value: float, unit: str) -> None:
@@ -175,9 +163,9 @@ def behind(rivals: Sequence[Rival], _clips: Sequence[Upload], times: int = 20) -
 
 
 def thirty_minutes() -> Upload:
-    """Join clips to a recording of half an hour."""
-    samples = np.concatenate([clip.audio for clip in _clips(60.0)])
-    return "long.wav", as_wav(
+    """Join clips to a recording of half an hour, in one language as recordings are."""
+    samples = np.concatenate([clip.audio for clip in _clips(60.0) if clip.language == "en"])
+    return "long.wav", corpus.wav(
         np.tile(samples, int(LONG_SECONDS * corpus.RATE / samples.size) + 1)[: int(LONG_SECONDS * corpus.RATE)]
     )
 
@@ -211,11 +199,12 @@ def _clips(longest: float) -> list[corpus.Clip]:
 def main() -> None:
     """Run the parts asked for."""
     parser = argparse.ArgumentParser(description="Our server against plain faster-whisper, in turn.")
-    parser.add_argument("folder", help="the model's folder")
+    parser.add_argument("--model", default="base", help="folder or name of the model")
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[])
     options = parser.parse_args()
-    clips = [("clip.wav", as_wav(clip.audio)) for clip in _clips(15.0)]
-    with plain(options.folder) as first, ours(options.folder) as second:
+    clips = [("clip.wav", corpus.wav(clip.audio)) for clip in _clips(15.0)]
+    folder = str(models.find(options.model))
+    with plain(folder) as first, ours(folder) as second:
         for part in options.parts or PARTS:
             globals()[part]((first, second), clips)
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import math
 import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
+import anyio
 import openai
 
-from localwhisper_client import hooks, names
+from localwhisper_client import answer, hooks, names
 from localwhisper_client._http import http
 from localwhisper_client.config import health_url, is_openai
 from localwhisper_client.hooks import AUTO
@@ -44,7 +46,16 @@ _HARMLESS = ("content-type", "accept", "x-stainless-", "____stainless", "x-clien
 
 
 class _SyncHTTP(openai.DefaultHttpxClient):
-    """An HTTP client that closes itself when it is forgotten, as the SDK's own does."""
+    """An HTTP client whose timeout is for an answer as a whole; it closes itself when forgotten, as the SDK's does."""
+
+    def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
+        """Send a request and read its answer, however slowly that comes, within the time for reading."""
+        seconds = _seconds(request)
+        deadline = math.inf if seconds is None else time.monotonic() + seconds
+        response = super().send(request, stream=True, **options)
+        if not stream:
+            answer.read_whole(response, deadline)
+        return response
 
     def __del__(self) -> None:
         if not self.is_closed:
@@ -52,7 +63,15 @@ class _SyncHTTP(openai.DefaultHttpxClient):
 
 
 class _AsyncHTTP(openai.DefaultAsyncHttpxClient):
-    """The same; what can be done at that point depends on a loop being there."""
+    """The same; what it can do when it is forgotten depends on a loop being there."""
+
+    async def send(self, request: Any, **options: Any) -> Any:
+        """Send a request, as the other does."""
+        try:
+            with anyio.fail_after(_seconds(request)):
+                return await super().send(request, **options)
+        except TimeoutError as error:
+            raise http.ReadTimeout("the answer came too slowly", request=request) from error
 
     def __del__(self) -> None:
         if not self.is_closed:
@@ -62,6 +81,11 @@ class _AsyncHTTP(openai.DefaultAsyncHttpxClient):
                 # No loop; or the interpreter is ending, and has taken the module's names away.
                 return
             self._closing = loop.create_task(self.aclose())
+
+
+def _seconds(request: Any) -> float | None:
+    seconds: float | None = request.extensions["timeout"]["read"]
+    return seconds
 
 
 _HTTP: dict[type, tuple[Any, Any]] = {

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 _JSON_FORMATS = frozenset({"json", "verbose_json", "diarized_json"})
 _TEXT_FORMATS = frozenset({"text", "srt", "vtt"})
 
+# In JSON a quotation mark within a text is escaped, so none of these can be a part of a transcript. The stream ends
+# with the first or, when something went wrong on the way, with the last.
+_LAST_EVENTS = (b'"transcript.text.done"', b'"error"')
+
 _MISCONFIGURED = frozenset({401, 403, 404, 405})
 _BUSY = frozenset({429, 503})
 # Time-outs and "too early" are the server's trouble, whatever their class says.
@@ -79,6 +83,8 @@ class FirstEvent:
     def __init__(self) -> None:
         self.chunks: list[bytes] = []
         """Every byte seen so far, to be given out again."""
+        self.last: LastEvent | None = None
+        """What to watch the rest of the stream with; `None` where it need not end in any event we know."""
 
     def feed(self, chunk: bytes) -> bool:
         """Take in bytes; return whether the first event has been seen.
@@ -93,7 +99,8 @@ class FirstEvent:
         for block in blocks:
             lines = [line[5:].strip() for line in block.split(b"\n") if line.startswith(b"data:")]
             if lines:
-                self._check(b"\n".join(lines))
+                if self._check(b"\n".join(lines)).startswith("transcript."):
+                    self.last = LastEvent()
                 return True
         return False
 
@@ -103,15 +110,31 @@ class FirstEvent:
         raise WrongAnswer("an event stream that ended before its first event")
 
     @staticmethod
-    def _check(data: bytes) -> None:
+    def _check(data: bytes) -> str:
         if data.startswith(b"[DONE]"):
-            return
+            return ""
         try:
             event = json.loads(data)
         except ValueError:
             raise WrongAnswer("an event stream whose first event is not JSON") from None
         if isinstance(event, dict) and (event.get("error") or event.get("type") == "error"):
             raise WrongAnswer("an event stream that begins with an error")
+        return str(event.get("type")) if isinstance(event, dict) else ""
+
+
+class LastEvent:
+    """Watches the bytes of an event stream of OpenAI's for an event that may be its last."""
+
+    def __init__(self) -> None:
+        self.seen = False
+        self._tail = b""
+
+    def feed(self, chunk: bytes) -> None:
+        """Take in bytes."""
+        if not self.seen:
+            text = self._tail + chunk
+            self.seen = any(end in text for end in _LAST_EVENTS)
+            self._tail = text[1 - max(map(len, _LAST_EVENTS)) :]
 
 
 def failed(error: Exception, now: float) -> Outcome | None:

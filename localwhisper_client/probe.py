@@ -6,10 +6,12 @@ caused it, outlives that call's event loop, and is there under trio as well as a
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 import time
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import openai
 
@@ -18,6 +20,10 @@ from localwhisper_client.circuit import Signal
 
 if TYPE_CHECKING:
     from localwhisper_client.steps import Announce, Backend
+
+
+# Time-outs that a probe may take in all: to connect, to send, and to hear the beginning of an answer.
+_PATIENCE = 3
 
 
 class Prober:
@@ -64,11 +70,36 @@ def is_well(url: str, timeout: float) -> tuple[bool, str]:
     client = openai.DefaultHttpxClient(
         timeout=timeout, follow_redirects=False, trust_env=False, verify=url.startswith("https:")
     )
+    line = _Line()
+    # The timeout above is for each piece of an answer, this one for all of it: a probe that hung would be the last.
+    hang_up = threading.Timer(_PATIENCE * timeout, line.cut)
+    hang_up.daemon = True
+    hang_up.start()
     try:
-        with client, client.stream("GET", url) as response:
+        with client, client.stream("GET", url, extensions={"trace": line.trace}) as response:
             status = response.status_code
             page = response.headers.get("content-type", "").startswith("text/html")
     except http.HTTPError as error:
         return False, f"health: {type(error).__name__}"
+    finally:
+        hang_up.cancel()
     well = not page and (200 <= status < 300 or 400 <= status < 500)  # noqa: PLR2004 - classes of statuses
     return well, f"health: status {status}"
+
+
+class _Line:
+    """The connection of a request, to be cut from another thread."""
+
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+
+    def trace(self, event: str, info: dict[str, Any]) -> None:
+        """Listen to what the HTTP library tells of a request (its `trace` extension)."""
+        if event == "connection.connect_tcp.complete":
+            self._socket = info["return_value"].get_extra_info("socket")
+
+    def cut(self) -> None:
+        """End whatever waits for the other side."""
+        if self._socket is not None:
+            with contextlib.suppress(OSError):  # closed in this very moment
+                self._socket.shutdown(socket.SHUT_RDWR)

@@ -4,17 +4,19 @@ from collections.abc import Callable
 from importlib.resources import files
 
 from localwhisper_server import decoder
-from localwhisper_server.chunks import Piece
+from localwhisper_server.chunks import LONGEST_SECONDS, Piece
 from localwhisper_server.engine import Engine, find_speech
 from localwhisper_server.options import Decoding, Voice
-from localwhisper_server.scheduler import Limits
-from localwhisper_server.window import FULL_FRAMES
+from localwhisper_server.turns import Limits
+from localwhisper_server.window import FULL_FRAMES, frames
 
 # A larger batch has to save at least this part of the time per chunk to be worth the wait.
 LEAST_GAIN = 0.05
 # A whole batch may take so long, and one request's part of it so long: what a short message may have to wait for.
 BATCH_SECONDS = 2.5
 SHARE_SECONDS = 1.0
+# A chunk of a long recording, however slow the machine.
+LEAST_SHARE = frames(LONGEST_SECONDS, full=False)
 SIZES_ON_CPU = (2, 8)
 SIZES_ON_GPU = (4, 16, 32)
 
@@ -39,7 +41,7 @@ def limits(engine: Engine, *, on_cpu: bool, items: int, clock: Callable[[], floa
     return Limits(
         items=best,
         frames=max(FULL_FRAMES, best * message.frames, int(BATCH_SECONDS * frames_per_second)),
-        share=max(FULL_FRAMES // 2, int(SHARE_SECONDS * frames_per_second)),
+        share=max(LEAST_SHARE, int(SHARE_SECONDS * frames_per_second)),
     )
 
 

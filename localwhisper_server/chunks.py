@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 SAMPLE_RATE = 16_000
-LONGEST_SECONDS = 15.0
+LONGEST_SECONDS = 12.0
 # Speech is looked for in stretches of this length, so that a recording of any length is cut in bounded memory.
-STRETCH_SECONDS = 60.0
+STRETCH_SECONDS = 30.0
 # So much of a stretch that ends in silence is looked at again: a word may begin there, too short to be noticed yet.
 EDGE_SECONDS = 1.0
 

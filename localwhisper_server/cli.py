@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
@@ -44,7 +45,7 @@ LOG_SECONDS = 1.0
 
 PROGRAM = "localwhisper-server"
 COMMANDS = f"""\
-commands:
+other commands:
   {PROGRAM} doctor [--json]      look this machine over: what is missing, and how to mend it
   {PROGRAM} service install      keep the server running, from the next start of the machine on
   {PROGRAM} service status | logs [--follow] | uninstall
@@ -66,6 +67,17 @@ usage: {PROGRAM} service install [options of {PROGRAM}]
 """
 
 
+# What the value of an option is called in --help, by its Python type.
+VALUES = {int: "N", float: "N", Path: "PATH"}
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are a line, with the exit status of every other wrong setting."""
+
+    def error(self, message: str) -> NoReturn:
+        _fail(f"{message}. `{self.prog} --help` lists the options.", EX_USAGE)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; exits by SystemExit."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -76,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif arguments[:1] == ["service"]:
         sys.exit(_service(arguments[1:]))
     else:
-        parser = _parser(PROGRAM, Settings.__doc__ or "", epilog=COMMANDS)
+        parser = _parser(PROGRAM, f"{inspect.cleandoc(Settings.__doc__ or '')}\n\n{COMMANDS}")
         parser.add_argument("--env-file", metavar="FILE", help="Take settings from a file of NAME=value lines, too.")
         _serve(_settings(parser, arguments))
 
@@ -106,7 +118,12 @@ def _serve(settings: Settings) -> None:
     except OSError as failure:
         _fail(f"the model could not be loaded: {failure}", _code(failure))
     except (RuntimeError, ValueError, MemoryError) as failure:
-        _fail(f"the model could not be loaded: {str(failure) or type(failure).__name__}", EX_SOFTWARE)
+        hint = (
+            ""
+            if settings.device == "cpu"
+            else f" `{PROGRAM} doctor` looks for the reason; --device cpu does without a GPU."
+        )
+        _fail(f"the model could not be loaded: {str(failure) or type(failure).__name__}.{hint}", EX_SOFTWARE)
     finally:
         log.finish(LOG_SECONDS)
     if not clean:
@@ -189,18 +206,36 @@ def _assignments(settings: Settings) -> dict[str, str]:
     return {service_settings.variable(name): written(getattr(settings, name)) for name in settings.model_fields_set}
 
 
-def _parser(program: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
+def _parser(program: str, description: str) -> argparse.ArgumentParser:
+    return _Parser(
         prog=program,
+        usage=f"{program} [options]",
         description=inspect.cleandoc(description),
-        epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
 
+def _add_option(parser: argparse.ArgumentParser, *names: str, **option: Any) -> argparse.Action:
+    """Add an option as people read it: pydantic-settings would show Python's types and the source of its defaults."""
+    field = Settings.model_fields[option["dest"]]
+    default = written(field.default)
+    # Ranges are described, not listed; no is what a flag means until it is given.
+    said = default and default != "false" and not isinstance(field.default, tuple)
+    option["help"] = f"{field.description} (default: {default})" if said else field.description
+    if option.get("metavar"):
+        kinds = [kind for kind in typing.get_args(field.annotation) or (field.annotation,) if isinstance(kind, type)]
+        choices = typing.get_origin(field.annotation) is typing.Literal
+        option["metavar"] = (
+            "|".join(map(str, typing.get_args(field.annotation)))
+            if choices
+            else next((VALUES[kind] for kind in kinds if kind in VALUES), "TEXT")
+        )
+    return parser.add_argument(*names, **option)
+
+
 def _settings(parser: argparse.ArgumentParser, arguments: list[str], *, default_file: Path | None = None) -> Settings:
     """Read the settings from the command line, then the environment, then the file named by --env-file."""
-    source = CliSettingsSource[argparse.ArgumentParser](Settings, root_parser=parser)
+    source = CliSettingsSource[argparse.ArgumentParser](Settings, root_parser=parser, add_argument_method=_add_option)
     known = vars(parser.parse_args(arguments))
     file = Path(known["env_file"]) if known.get("env_file") else None
     if file is not None and not file.is_file():

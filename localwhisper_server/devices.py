@@ -1,6 +1,13 @@
-"""Where a model runs and in what precision: the choice, and its reason. Pure."""
+"""Where a model runs and in what precision: the choice, and its reason."""
 
+import os
 from dataclasses import dataclass
+
+# On a CPU a step of the decoder is too small to be shared by threads: one thread decodes a chunk faster than two do,
+# and two decode two chunks in the time of one (BENCHMARKS.md). So there are two workers, each with half of the threads,
+# and so many each at most.
+CPU_WORKERS = 2
+CPU_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,3 +32,28 @@ def choose_device(device: str, compute_type: str, *, cuda_devices: int) -> Devic
     if compute_type == "auto":
         compute_type = "float16" if name == "cuda" else "int8"
     return Device(name, compute_type, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """How many batches a model decodes side by side, with how many threads each; 0: as CTranslate2 likes."""
+
+    count: int = 1
+    threads: int = 0
+
+
+ONE_WORKER = Workers()
+
+
+def cores() -> int:
+    """Count the cores this process may use; only some systems can keep one from using all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def workers(device: str, threads: int, *, cores: int) -> Workers:
+    """Return a model's workers, with so many threads in all; 0 fits the cores."""
+    if device != "cpu":
+        return Workers(1, threads)
+    wanted = threads or min(cores, CPU_WORKERS * CPU_THREADS)
+    count = min(CPU_WORKERS, wanted)
+    return Workers(count, wanted // count)

@@ -1,8 +1,7 @@
 """A batch of chunks through Whisper. The only importer of faster_whisper and ctranslate2.
 
-One `Engine` holds one model on one device. `run` is called from one thread at a time; `features` and `find_speech`
-may be called from others meanwhile. The decoding rules (thresholds, the temperature ladder) are those of the Whisper
-paper, §4.5, with the values of its reference code (https://github.com/openai/whisper, `whisper/transcribe.py`).
+One `Engine` holds one model on one device. `run` is called from as many threads at a time as it has workers;
+`prepare` and `find_speech` may be called from others meanwhile.
 """
 
 import math
@@ -20,84 +19,18 @@ from faster_whisper.tokenizer import Tokenizer
 from faster_whisper.vad import VadOptions, get_speech_timestamps
 
 from localwhisper_server import cuda_libraries, gate, reading, window
-from localwhisper_server.chunks import SAMPLE_RATE, Piece, Samples, Span, most_speech
-from localwhisper_server.devices import Device
+from localwhisper_server.batch import Chunk, ChunkResult, Features, Preparer, padded, rest_of
+from localwhisper_server.chunks import LONGEST_SECONDS, SAMPLE_RATE, Piece, Samples, Span, most_speech
+from localwhisper_server.devices import ONE_WORKER, Device, Workers
+from localwhisper_server.hypothesis import TEMPERATURES, Hypothesis, best, ladder
 from localwhisper_server.options import Decoding, Voice
 from localwhisper_server.transcript import Segment, Task
 
 BEAM_SIZE = 5
 BEST_OF = 5
-TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-COMPRESSION_RATIO_THRESHOLD = 2.4
-LOGPROB_THRESHOLD = -1.0
-NO_SPEECH_THRESHOLD = 0.6
 MAX_INITIAL_TIMESTAMP = int(1.0 / reading.TIMESTAMP_SECONDS)
-# A window whose text ends well before the sound does is decoded again from there.
-MIN_REST_SECONDS = 1.0
 # The encoder gains nothing from a batch on a CPU and loses its cache to a large one (BENCHMARKS.md).
 ENCODED_AT_ONCE = {"cpu": 2400, "cuda": 96_000}
-
-Features = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Chunk:
-    """A piece of a recording, ready for the model.
-
-    `features` are its log-mel frames of 10 ms, shape (mels, n); it is `seconds` long and begins `offset` seconds into
-    the recording. `speech_seconds` of it are speech, the last of which ends at `speech_end`, in seconds from its
-    start. `full` asks for the full window, whatever its length.
-    """
-
-    features: Features
-    seconds: float
-    offset: float
-    decoding: Decoding
-    speech_seconds: float = 0.0
-    speech_end: float = 0.0
-    full: bool = False
-
-    @property
-    def frames(self) -> int:
-        """Frames the encoder will be given: what the chunk costs."""
-        # A temperature of one's own is not judged by the gate's thresholds, so it gets the window they are for.
-        return window.frames(self.seconds, full=self.full or bool(self.decoding.temperature))
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkResult:
-    """What was heard in a chunk.
-
-    `language` is None where that is still open. `rest` is what remains to be run: what the model left undecoded at
-    the chunk's end, or the whole chunk with the full window because `doubt` names a reason not to trust its answer.
-    """
-
-    language: str | None
-    segments: tuple[Segment, ...]
-    rest: Chunk | None = None
-    doubt: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Hypothesis:
-    """One decoded token sequence with what the thresholds look at."""
-
-    tokens: tuple[int, ...]
-    text: str
-    temperature: float
-    avg_logprob: float
-    compression_ratio: float
-    no_speech_prob: float
-
-    @property
-    def silent(self) -> bool:
-        return self.no_speech_prob > NO_SPEECH_THRESHOLD and self.avg_logprob <= LOGPROB_THRESHOLD
-
-    @property
-    def accepted(self) -> bool:
-        if self.silent:
-            return True
-        return self.compression_ratio <= COMPRESSION_RATIO_THRESHOLD and self.avg_logprob >= LOGPROB_THRESHOLD
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +44,17 @@ class _Row:
     prompt: list[int]
 
 
-def find_speech(samples: Samples, voice: Voice) -> list[Span]:
-    """Return the stretches of `samples` (shape (n,), 16 kHz) in which somebody speaks, without padding."""
+def find_speech(samples: Samples, voice: Voice, *, longest: float = LONGEST_SECONDS) -> list[Span]:
+    """Return the stretches of `samples` (shape (n,), 16 kHz) in which somebody speaks, without padding.
+
+    What is longer than fits in a chunk of `longest` seconds is cut in its least pauses.
+    """
     options = VadOptions(
         threshold=voice.threshold,
         min_speech_duration_ms=voice.min_speech_ms,
         min_silence_duration_ms=voice.silence_duration_ms,
         # It cuts at the pauses there are, the plan without looking; so it is told what the plan will ask for.
-        max_speech_duration_s=most_speech(voice.prefix_padding_ms / 1000),
+        max_speech_duration_s=most_speech(voice.prefix_padding_ms / 1000, longest),
         speech_pad_ms=0,
     )
     found = get_speech_timestamps(samples, options)
@@ -140,37 +76,21 @@ def compute_types(device: str) -> frozenset[str]:
     return frozenset(ctranslate2.get_supported_compute_types(device))
 
 
-class Preparer:
-    """Turns sound into chunks. Needs no model, so it outlives one that is unloaded; callable from any thread."""
-
-    def __init__(self, extractor: Any) -> None:
-        self._extractor = extractor
-
-    def __call__(self, piece: Piece, decoding: Decoding, *, full: bool = False) -> Chunk:
-        """Return the piece's log-mel features and what is known of its speech."""
-        features = self._extractor(piece.samples)[:, :-1]
-        return Chunk(
-            np.ascontiguousarray(features, dtype=np.float32),
-            piece.seconds,
-            piece.offset,
-            decoding,
-            speech_seconds=sum(span.seconds for span in piece.speech),
-            speech_end=piece.speech[-1].end if piece.speech else 0.0,
-            full=full,
-        )
-
-
 class Engine:
     """A Whisper model, loaded.
 
     Raises what CTranslate2 raises (RuntimeError, ValueError) when the folder or the device will not do.
     """
 
-    def __init__(self, folder: Path, device: Device, *, threads: int = 0) -> None:
+    def __init__(self, folder: Path, device: Device, workers: Workers = ONE_WORKER) -> None:
         if device.name == "cuda":
             cuda_libraries.load()
         self._whisper = faster_whisper.WhisperModel(
-            str(folder), device=device.name, compute_type=device.compute_type, cpu_threads=threads
+            str(folder),
+            device=device.name,
+            compute_type=device.compute_type,
+            cpu_threads=workers.threads,
+            num_workers=workers.count,
         )
         self._model = self._whisper.model
         self.prepare = Preparer(self._whisper.feature_extractor)
@@ -198,7 +118,7 @@ class Engine:
         Tasks, languages, prompts and lengths may be mixed; each chunk is encoded with the longest window among them.
         """
         frames = max(chunk.frames for chunk in chunks)
-        encoded = self._encode([_padded(chunk.features, frames) for chunk in chunks])
+        encoded = self._encode([padded(chunk.features, frames) for chunk in chunks])
         rows = self._rows(chunks, encoded)
         full = frames == window.FULL_FRAMES
         hypotheses = self._decode(encoded, rows, full=full)
@@ -212,7 +132,7 @@ class Engine:
             segments = [] if hypothesis.silent else [_segment(piece, hypothesis, row) for piece in read.pieces]
             if segments and (row.chunk.decoding.words or row.chunk.decoding.logprobs):
                 segments = self._align(_taken(encoded, [number]), row, read.pieces, segments)
-            rest = None if hypothesis.silent else _rest(row.chunk, read.stops_at)
+            rest = None if hypothesis.silent else rest_of(row.chunk, read.stops_at)
             results.append(ChunkResult(row.language, tuple(segments), rest))
         return results
 
@@ -261,13 +181,15 @@ class Engine:
         before = before[max(0, len(before) - room) :]
         return list(self._whisper.get_prompt(tokenizer, before, hotwords=hotwords or None))
 
-    def _decode(self, encoded: ctranslate2.StorageView, rows: Sequence[_Row], *, full: bool) -> list[_Hypothesis]:
+    def _decode(self, encoded: ctranslate2.StorageView, rows: Sequence[_Row], *, full: bool) -> list[Hypothesis]:
         """Decode every row; in the full window those that are not accepted climb the temperature ladder."""
-        tried: list[list[_Hypothesis]] = [[] for _ in rows]
-        ladders = [_ladder(row.chunk.decoding.temperature) if full else TEMPERATURES[:1] for row in rows]
+        tried: list[list[Hypothesis]] = [[] for _ in rows]
+        ladders = [ladder(row.chunk.decoding.temperature) if full else TEMPERATURES[:1] for row in rows]
         waiting = list(range(len(rows)))
         for step in range(len(TEMPERATURES)):
-            for numbers in _alike(waiting, [row.prompt for row in rows], [ladder[step:] for ladder in ladders]):
+            for numbers in _alike(
+                waiting, [row.prompt for row in rows], [temperatures[step:] for temperatures in ladders]
+            ):
                 temperature = ladders[numbers[0]][step]
                 results = self._generate(
                     _taken(encoded, numbers), [rows[number] for number in numbers], temperature, full=full
@@ -279,7 +201,7 @@ class Engine:
             ]
             if not waiting:
                 break
-        return [_best(hypotheses) for hypotheses in tried]
+        return [best(hypotheses) for hypotheses in tried]
 
     def _generate(
         self, encoded: ctranslate2.StorageView, rows: Sequence[_Row], temperature: float, *, full: bool
@@ -336,12 +258,6 @@ class Engine:
         return aligned
 
 
-def _padded(features: Features, frames: int) -> Features:
-    """Cut or fill with zeros, as Whisper's own window is filled, to shape (mels, frames)."""
-    kept = features[:, :frames]
-    return np.pad(kept, ((0, 0), (0, frames - kept.shape[1])))
-
-
 def _storage(features: Features) -> ctranslate2.StorageView:
     return ctranslate2.StorageView.from_array(np.ascontiguousarray(features))
 
@@ -360,11 +276,6 @@ def _on_host(encoded: ctranslate2.StorageView) -> npt.NDArray[Any]:
     return np.asarray(host)
 
 
-def _ladder(temperature: float | None) -> tuple[float, ...]:
-    # OpenAI documents 0 as "raise the temperature by itself where needed", so 0 and nothing are the same here.
-    return (temperature,) if temperature else TEMPERATURES
-
-
 def _alike(
     numbers: Iterable[int], prompts: Sequence[list[int]], ladders: Sequence[tuple[float, ...]]
 ) -> list[list[int]]:
@@ -377,23 +288,15 @@ def _alike(
 
 def _hypothesis(
     result: ctranslate2.models.WhisperGenerationResult, tokenizer: Tokenizer, temperature: float
-) -> _Hypothesis:
+) -> Hypothesis:
     tokens = tuple(result.sequences_ids[0])
     text = tokenizer.decode(list(tokens)).strip()
     # The score is the mean over the tokens; Whisper's average counts the end of text as well.
     avg_logprob = result.scores[0] * len(tokens) / (len(tokens) + 1)
-    return _Hypothesis(tokens, text, temperature, avg_logprob, reading.compression_ratio(text), result.no_speech_prob)
+    return Hypothesis(tokens, text, temperature, avg_logprob, reading.compression_ratio(text), result.no_speech_prob)
 
 
-def _best(tried: list[_Hypothesis]) -> _Hypothesis:
-    """Return the accepted one, which is the last, or the likeliest of those that do not repeat themselves."""
-    if tried[-1].accepted:
-        return tried[-1]
-    varied = [hypothesis for hypothesis in tried if hypothesis.compression_ratio <= COMPRESSION_RATIO_THRESHOLD]
-    return max(varied or tried, key=lambda hypothesis: hypothesis.avg_logprob)
-
-
-def _doubt(row: _Row, hypothesis: _Hypothesis, read: reading.Reading) -> str | None:
+def _doubt(row: _Row, hypothesis: Hypothesis, read: reading.Reading) -> str | None:
     chunk = row.chunk
     allowed = window.most_tokens(chunk.seconds, full=False)
     return gate.doubt(
@@ -412,7 +315,7 @@ def _doubt(row: _Row, hypothesis: _Hypothesis, read: reading.Reading) -> str | N
     )
 
 
-def _segment(piece: reading.Piece, hypothesis: _Hypothesis, row: _Row) -> Segment:
+def _segment(piece: reading.Piece, hypothesis: Hypothesis, row: _Row) -> Segment:
     begin = row.tokenizer.timestamp_begin
     return Segment(
         start=round(row.chunk.offset + piece.start, 3),
@@ -429,17 +332,4 @@ def _segment(piece: reading.Piece, hypothesis: _Hypothesis, row: _Row) -> Segmen
         avg_logprob=hypothesis.avg_logprob,
         compression_ratio=hypothesis.compression_ratio,
         no_speech_prob=hypothesis.no_speech_prob,
-    )
-
-
-def _rest(chunk: Chunk, at: float | None) -> Chunk | None:
-    if at is None or chunk.seconds - at < MIN_REST_SECONDS:
-        return None
-    return replace(
-        chunk,
-        features=chunk.features[:, round(at * window.FRAMES_PER_SECOND) :],
-        seconds=chunk.seconds - at,
-        offset=chunk.offset + at,
-        speech_seconds=max(0.0, chunk.speech_seconds - at),
-        speech_end=max(0.0, chunk.speech_end - at),
     )

@@ -22,6 +22,17 @@ def own_names() -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.lower() for name in (socket.gethostname(), socket.getfqdn())))
 
 
+def own_address() -> str:
+    """Return this machine's address towards the network it is connected to; the loopback where it is to none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            # Nothing is sent: a datagram socket only looks up which way it would go. The address is documentation's.
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
+
+
 def rules(settings: Settings, names: Sequence[str]) -> Rules:
     """Return who may come in; `names` are the machine's own.
 

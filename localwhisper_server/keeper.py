@@ -1,4 +1,4 @@
-"""The engine kept alive: out of memory, out of work, and back again. Called from the scheduler's one thread.
+"""The engine kept alive: out of memory, out of work, and back again. Called from the scheduler's threads.
 
 When the device's memory runs out (a game has taken it), the batch is halved; a single chunk that does not fit moves
 the model to `int8_float16`, which takes about half; if that does not fit either, callers are told to come back.
@@ -7,11 +7,13 @@ After a while the first settings are tried again.
 
 import gc
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from localwhisper_server.batch import Chunk, ChunkResult
 from localwhisper_server.devices import Device
-from localwhisper_server.engine import Chunk, ChunkResult, Engine
+from localwhisper_server.engine import Engine
 from localwhisper_server.errors import Busy
 from localwhisper_server.observe import Nobody, Observer
 
@@ -45,6 +47,8 @@ class Keeper:
         self._engine: Engine | None = None
         self._most = 0  # chunks at a time; 0 for as many as come
         self._cramped_until = 0.0
+        # Held while any of the above changes, loading included; never while the engine runs.
+        self._lock = threading.RLock()
         self.loads = 0
 
     @property
@@ -59,17 +63,19 @@ class Keeper:
 
     def engine(self) -> Engine:
         """Return the engine, loading the model where it was unloaded."""
-        if self._engine is None:
-            self._engine = self._load(self._device)
-            self.loads += 1
-            self._observer.model_loaded()
-        return self._engine
+        with self._lock:
+            if self._engine is None:
+                self._engine = self._load(self._device)
+                self.loads += 1
+                self._observer.model_loaded()
+            return self._engine
 
     def unload(self) -> None:
         """Give the model's memory back until the next batch."""
-        if self._engine is not None:
-            logger.info("unloading the idle model")
-            self._drop()
+        with self._lock:
+            if self._engine is not None:
+                logger.info("unloading the idle model")
+                self._drop()
 
     def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
         """Decode a batch, in parts where memory is short.
@@ -95,6 +101,10 @@ class Keeper:
 
     def _shrink(self, size: int, failure: BaseException) -> None:
         """Ask for less, or raise Busy where there is no less."""
+        with self._lock:
+            self._ask_for_less(size, failure)
+
+    def _ask_for_less(self, size: int, failure: BaseException) -> None:
         self._cramped_until = self._clock() + RECOVER_SECONDS
         if size > 1:
             self._most = size // 2
@@ -111,10 +121,11 @@ class Keeper:
         ) from failure.with_traceback(None)
 
     def _recover(self) -> None:
-        self._cramped_until, self._most = 0.0, 0
-        if self._device != self._wanted:
-            self._device = self._wanted
-            self._drop()
+        with self._lock:
+            self._cramped_until, self._most = 0.0, 0
+            if self._device != self._wanted:
+                self._device = self._wanted
+                self._drop()
 
     def _drop(self) -> None:
         self._engine = None

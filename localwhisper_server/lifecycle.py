@@ -136,6 +136,10 @@ async def watch(
 class Draining(Protocol):
     """What is stopped."""
 
+    @property
+    def open_requests(self) -> int:
+        """How many requests wait or run."""
+
     def drain(self, seconds: float) -> None:
         """Take nothing new, and send away what could not be finished in so many seconds."""
 
@@ -168,6 +172,8 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
         """Begin to stop, or leave."""
         if sig == signal.SIGINT:
+            # Not by the log, which another thread may be writing just now.
+            os.write(2, b"localwhisper-server: interrupted\n")
             self._leave(128 + sig)
         elif self.should_exit:
             self._leave(0)
@@ -175,7 +181,10 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let requests finish as long as there is time, then send them away."""
-        logger.info("stopping; what runs has %g s to finish", self._drain)
+        if running := self._backend.open_requests:
+            logger.info("stopping; %d request(s) have %g s to finish", running, self._drain)
+        else:
+            logger.info("stopping")
         self._notifier.stopping(self._drain + 2 * LAST_WORDS_SECONDS)
         self._backend.drain(self._drain)
         giving_up = asyncio.get_running_loop().call_later(self._drain, self._backend.give_up)

@@ -1,194 +1,38 @@
-"""Who is decoded next: admission, fairness and batches. A pure core and the thread around it.
-
-`Queue` decides; `Scheduler` owns the one thread that calls the engine, so the engine is never called twice at once.
-"""
+"""Work handed to the engine, batch by batch: the threads around `turns.Queue`, which decides."""
 
 import contextlib
 import itertools
 import logging
+import math
 import threading
-from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from localwhisper_server.errors import Busy, EngineFailed, ServerError
+from localwhisper_server.turns import Full, Item, Limits, Queue
 
 logger = logging.getLogger(__name__)
 
-
-class Work(Protocol):
-    """What the scheduler needs to know of a chunk."""
-
-    @property
-    def frames(self) -> int:
-        """What the encoder is given, in frames of 10 ms: the cost."""
-
-    @property
-    def seconds(self) -> float:
-        """How much sound it is."""
-
-
-Item = TypeVar("Item", bound=Work)
 Result = TypeVar("Result")
 
-# A chunk joins a batch whose first chunk is not much shorter: all are encoded with the longest window among them.
-WIDEST = 1.5
-# So many batches a request may be passed over before it comes first, whatever came after it.
-PATIENCE = 4
-FRAMES_PER_SECOND = 100
 # A stranger's machine, before anything was measured: seconds of sound decoded in a second.
 FIRST_SPEED = 5.0
 
 
-class Full(Exception):
-    """The queue holds as many requests as it may."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch(Generic[Item]):
+    """A batch in flight."""
 
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How large a batch may be: in chunks, in frames in all, and in frames of any one request.
-
-    The share bounds how long a short message can be kept waiting by the batch in flight of an hour-long file.
-    """
-
-    items: int
-    frames: int
-    share: int
-
-
-@dataclass(slots=True)
-class _Open(Generic[Item]):
-    """A request that was admitted and has not left."""
-
-    bulk: bool
-    served: bool = False
-    waiting: deque[tuple[Item, Future[Any]]] = field(default_factory=deque)
-    passed: int = 0
-
-
-class Queue(Generic[Item]):
-    """The waiting work of all open requests. Pure: no clock, no thread, no I/O.
-
-    A request is admitted, hands in chunks in order, and leaves. Each batch begins with the first chunk of the request
-    whose turn it is and is filled with chunks of others, in turn, that are not much longer. Turns: interactive before
-    bulk; a new request before those already served, and of these the one served longest ago; but first the one passed
-    over most often, where that was PATIENCE times or more. So a short message that comes while hour-long files are
-    decoded is in the very next batch, and nobody is passed over more than PATIENCE times and once for each other.
-    """
-
-    def __init__(self, *, capacity: int, limits: Limits) -> None:
-        self._capacity = capacity
-        self.limits = limits
-        # New ones in the order of their arrival, served ones in the order of their last turn.
-        self._open: dict[Hashable, _Open[Item]] = {}
-
-    def __len__(self) -> int:
-        """Count the chunks that wait."""
-        return sum(len(request.waiting) for request in self._open.values())
+    items: list[Item]
+    futures: list[Future[Any]]
+    since: float
 
     @property
-    def requests(self) -> int:
-        """How many requests are open."""
-        return len(self._open)
-
-    @property
-    def full(self) -> bool:
-        """Whether as many requests are being served and waiting as may."""
-        return len(self._open) >= self.limits.items + self._capacity
-
-    def seconds_ahead(self) -> float:
-        """Return the seconds of sound decoded before a request that came now: one turn of each that is open."""
-        return sum(
-            min(self.limits.share / FRAMES_PER_SECOND, sum(item.seconds for item, _ in request.waiting))
-            for request in self._open.values()
-            if not request.bulk
-        )
-
-    def admit(self, key: Hashable, *, bulk: bool = False) -> None:
-        """Open a request.
-
-        Raises:
-            Full: as many are being served and waiting as may.
-
-        """
-        if self.full:
-            raise Full
-        self._open[key] = _Open(bulk)
-
-    def put(self, key: Hashable, item: Item, future: Future[Any]) -> bool:
-        """Add a chunk to an open request; False where that has left."""
-        request = self._open.get(key)
-        if request is None:
-            return False
-        request.waiting.append((item, future))
-        return True
-
-    def leave(self, key: Hashable) -> list[Future[Any]]:
-        """Close a request and return the futures of what it had waiting."""
-        request = self._open.pop(key, None)
-        return [future for _, future in request.waiting] if request else []
-
-    def clear(self) -> list[Future[Any]]:
-        """Close all requests and return the futures of what they had waiting."""
-        return [future for key in list(self._open) for future in self.leave(key)]
-
-    def late(self, seconds: float) -> list[Hashable]:
-        """Return the waiting requests, none of them begun, that are not through after so many seconds of sound."""
-        ahead, late = 0.0, []
-        for key in self._turns():
-            request = self._open[key]
-            ahead += sum(item.seconds for item, _ in request.waiting)
-            if ahead > seconds and not request.served:
-                late.append(key)
-        return late
-
-    def take(self) -> list[tuple[Item, Future[Any]]]:
-        """Return the next batch, empty if nothing waits."""
-        turns = self._turns()
-        batch: list[tuple[Item, Future[Any]]] = []
-        served: dict[Hashable, int] = {}  # frames of each request in this batch
-        progress = True
-        while progress:
-            progress = False
-            for key in turns:
-                request = self._open[key]
-                if request.waiting and self._fits(request.waiting[0][0], batch, served.get(key, 0)):
-                    item, future = request.waiting.popleft()
-                    batch.append((item, future))
-                    served[key] = served.get(key, 0) + item.frames
-                    progress = True
-        for key in turns:
-            if key in served:
-                request = self._open.pop(key)
-                request.served, request.passed = True, 0
-                self._open[key] = request  # to the end of all turns
-            else:
-                self._open[key].passed += 1
-        return batch
-
-    def _turns(self) -> list[Hashable]:
-        waiting = [key for key, request in self._open.items() if request.waiting]
-        # Stable: within a class, the order of turns holds.
-        waiting.sort(key=lambda key: (self._open[key].bulk, self._open[key].served))
-        longest = max(waiting, key=lambda key: self._open[key].passed, default=None)
-        if longest is not None and self._open[longest].passed >= PATIENCE:
-            # One alone, so that it takes a batch's first place and not all of them.
-            waiting.remove(longest)
-            waiting.insert(0, longest)
-        return waiting
-
-    def _fits(self, item: Item, batch: Sequence[tuple[Item, Future[Any]]], served: int) -> bool:
-        if not batch:
-            return True  # whatever it costs, somebody has to be first
-        widest = max(item.frames, *(other.frames for other, _ in batch))
-        return (
-            len(batch) < self.limits.items
-            and item.frames <= WIDEST * batch[0][0].frames
-            and (len(batch) + 1) * widest <= self.limits.frames
-            and (not served or served + item.frames <= self.limits.share)
-        )
+    def seconds(self) -> float:
+        return sum(item.seconds for item in self.items)
 
 
 class _Timed(Future[Any]):
@@ -206,12 +50,12 @@ class Ticket(Generic[Item, Result]):
         self._scheduler = scheduler
         self._number = number
 
-    def submit(self, item: Item) -> "Future[Result]":
-        """Queue one chunk; the future gives its result, or a ServerError. Cancelling it drops the chunk.
+    def submit(self, items: Sequence[Item]) -> "list[Future[Result]]":
+        """Queue chunks, so that they may share a batch; each future gives a result, or a ServerError.
 
-        It is cancelled already where the ticket or the scheduler is closed.
+        Cancelling one drops its chunk. They are cancelled already where the ticket or the scheduler is closed.
         """
-        return self._scheduler._submit(self._number, item)  # noqa: SLF001 - the ticket is the scheduler's own face
+        return self._scheduler._submit(self._number, items)  # noqa: SLF001 - the ticket is the scheduler's own face
 
     def close(self) -> None:
         """Leave the queue with everything that still waits."""
@@ -219,9 +63,9 @@ class Ticket(Generic[Item, Result]):
 
 
 class Scheduler(Generic[Item, Result]):
-    """A thread that feeds batches to `run`, which returns one result per chunk.
+    """Threads that feed batches to `run`, which returns one result per chunk; as many as `run` has room for at once.
 
-    `max_wait` is the longest wait in seconds that a new request is let in for. `idle` is called from the thread when
+    `max_wait` is the longest wait in seconds that a new request is let in for. `idle` is called from a thread when
     nothing has been decoded for `idle_seconds`; `waited` with the seconds that each chunk waited for its batch.
     """
 
@@ -236,6 +80,7 @@ class Scheduler(Generic[Item, Result]):
         idle: Callable[[], None] | None = None,
         idle_seconds: float | None = None,
         waited: Callable[[float], None] | None = None,
+        workers: int = 1,
     ) -> None:
         self._run = run
         self._clock = clock
@@ -248,13 +93,15 @@ class Scheduler(Generic[Item, Result]):
         self._changed = threading.Condition()
         self._closed = False
         self._refusal: ServerError | None = None
-        self._running: list[Item] = []
-        self._in_flight: list[Future[Any]] = []
-        self._running_since: float | None = None
+        self._in_flight: list[_Batch[Item]] = []
         self._works = True
-        self._speed = FIRST_SPEED
-        self._thread = threading.Thread(target=self._work, name="localwhisper-engine", daemon=True)
-        self._thread.start()
+        self._speed = FIRST_SPEED / workers  # of one worker
+        self._threads = [
+            threading.Thread(target=self._work, name=f"localwhisper-engine-{number}", daemon=True)
+            for number in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def requests(self) -> int:
@@ -270,9 +117,9 @@ class Scheduler(Generic[Item, Result]):
 
     @property
     def running_seconds(self) -> float | None:
-        """How long the batch in flight has been running; None where there is none."""
-        since = self._running_since
-        return None if since is None else self._clock() - since
+        """How long the batch in flight has been running, of several the first; None where there is none."""
+        with self._changed:
+            return max((self._clock() - batch.since for batch in self._in_flight), default=None)
 
     @property
     def works(self) -> bool:
@@ -282,7 +129,7 @@ class Scheduler(Generic[Item, Result]):
     @property
     def speed(self) -> float:
         """Seconds of sound decoded in a second: a running estimate."""
-        return self._speed
+        return self._speed * len(self._threads)
 
     @property
     def queue_seconds(self) -> float:
@@ -319,8 +166,8 @@ class Scheduler(Generic[Item, Result]):
     def send_away(self, refusal: ServerError, *, later_than: float) -> None:
         """Fail the requests that have not begun and would not be through in so many seconds, by the present speed."""
         with self._changed:
-            running = sum(item.seconds for item in self._running)
-            late = self._queue.late(later_than * self._speed - running)
+            running = sum(batch.seconds for batch in self._in_flight)
+            late = self._queue.late(later_than * self.speed - running)
             left = [future for key in late for future in self._queue.leave(key)]
         _fail(left, refusal)
 
@@ -328,31 +175,35 @@ class Scheduler(Generic[Item, Result]):
         """Fail whatever waits or runs, and whatever will still be handed in; nobody hears of the batch in flight."""
         with self._changed:
             self._refusal = refusal
-            left = [*self._queue.clear(), *self._in_flight]
+            left = self._queue.clear() + [future for batch in self._in_flight for future in batch.futures]
         _fail(left, refusal)
 
     def close(self, timeout: float | None = None) -> bool:
-        """Stop after the batch in flight, cancelling what waits; False if it still runs after `timeout` seconds."""
+        """Stop after what is in flight, cancelling what waits; False if it still runs after `timeout` seconds."""
         with self._changed:
             self._closed = True
             left = self._queue.clear()
             self._changed.notify_all()
         for future in left:
             future.cancel()
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        until = None if timeout is None else time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(None if until is None else max(0.0, until - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
 
-    def _submit(self, number: int, item: Item) -> "Future[Result]":
-        future: Future[Result] = Future() if self._waited is None else _Timed(self._clock())
+    def _submit(self, number: int, items: Sequence[Item]) -> "list[Future[Result]]":
+        now = self._clock()
+        futures: list[Future[Result]] = [_Timed(now) for _ in items]
         with self._changed:
             refusal = self._refusal
-            taken = refusal is None and self._queue.put(number, item, future)
+            taken = refusal is None and self._queue.put(number, list(zip(items, futures, strict=True)))
             self._changed.notify_all()
         if refusal is not None:
-            _fail([future], refusal)
+            _fail(futures, refusal)
         elif not taken:
-            future.cancel()  # nobody would ever answer it
-        return future
+            for future in futures:
+                future.cancel()  # nobody would ever answer it
+        return futures
 
     def _leave(self, number: int) -> None:
         with self._changed:
@@ -361,29 +212,30 @@ class Scheduler(Generic[Item, Result]):
             future.cancel()
 
     def _wait(self) -> float:
-        running = sum(item.seconds for item in self._running)
-        return (running + self._queue.seconds_ahead()) / self._speed
+        # A worker that is free takes who comes now; where none is, half of what runs is over on average.
+        running = sum(batch.seconds for batch in self._in_flight)
+        if not self._queue and len(self._in_flight) < len(self._threads):
+            return 0.0
+        return (running + self._queue.seconds_ahead()) / self.speed
 
     def _work(self) -> None:
         while (batch := self._next()) is not None:
-            started = self._clock()
-            outcomes = self._outcomes([item for item, _ in batch])
+            outcomes = self._outcomes(batch.items)
             self._works = not all(isinstance(outcome, EngineFailed) for outcome in outcomes)
-            for (_, future), outcome in zip(batch, outcomes, strict=True):
+            for future, outcome in zip(batch.futures, outcomes, strict=True):
                 # A caller who left meanwhile has cancelled nothing: a future that runs cannot be. It may be refused.
                 with contextlib.suppress(InvalidStateError):
                     if isinstance(outcome, BaseException):
                         future.set_exception(outcome)
                     else:
                         future.set_result(outcome)
-            took = max(self._clock() - started, 1e-6)
+            took = max(self._clock() - batch.since, 1e-6)
             with self._changed:
-                speed = sum(item.seconds for item in self._running) / took
-                self._running, self._in_flight, self._running_since = [], [], None
+                self._in_flight.remove(batch)
                 # A running mean over the last few batches follows a machine that gets busier or idle.
-                self._speed += (max(speed, 1e-3) - self._speed) / 4
+                self._speed += (max(batch.seconds / took, 1e-3) - self._speed) / 4
 
-    def _next(self) -> list[tuple[Item, Future[Any]]] | None:
+    def _next(self) -> _Batch[Item] | None:
         """Wait for the next batch of chunks that somebody still wants; None when closed."""
         seconds = self._idle_seconds
         while True:
@@ -391,27 +243,31 @@ class Scheduler(Generic[Item, Result]):
                 if self._changed.wait_for(self._needed, seconds):
                     if self._closed:
                         return None
-                    batch = [entry for entry in self._queue.take() if entry[1].set_running_or_notify_cancel()]
-                    self._running = [item for item, _ in batch]
-                    self._in_flight = [future for _, future in batch]
-                    self._running_since = self._clock() if batch else None
-                    if batch:
+                    # What waits is shared with the workers that have nothing to do either.
+                    idle = len(self._threads) - len(self._in_flight)
+                    entries = self._queue.take(most=math.ceil(len(self._queue) / idle))
+                    wanted = [entry for entry in entries if entry[1].set_running_or_notify_cancel()]
+                    if wanted:
+                        items, futures = map(list, zip(*wanted, strict=True))
+                        batch = _Batch(items, futures, self._clock())
+                        self._in_flight.append(batch)
                         self._tell_waits(batch)
                         return batch
                     continue
-            # Without the lock: it may take its time, and callers are being admitted.
-            self._be_idle()
-            seconds = None  # once, until there was work
+                busy = bool(self._in_flight)
+            if not busy:
+                # Without the lock: it may take its time, and callers are being admitted.
+                self._be_idle()
+                seconds = None  # once, until there was work
 
     def _needed(self) -> bool:
         return self._closed or len(self._queue) > 0
 
-    def _tell_waits(self, batch: Sequence[tuple[Item, Future[Any]]]) -> None:
+    def _tell_waits(self, batch: _Batch[Item]) -> None:
         if self._waited is not None:
-            now = self._clock()
-            for _, future in batch:
+            for future in batch.futures:
                 if isinstance(future, _Timed):
-                    self._waited(now - future.since)
+                    self._waited(batch.since - future.since)
 
     def _be_idle(self) -> None:
         if self._idle is not None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import uvicorn
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -30,7 +30,7 @@ from localwhisper_server import (
     vram,
 )
 from localwhisper_server.config import Settings
-from localwhisper_server.engine import Chunk, ChunkResult, Engine
+from localwhisper_server.engine import Engine
 from localwhisper_server.errors import Busy, EngineFailed
 from localwhisper_server.keeper import Keeper, is_out_of_memory
 from localwhisper_server.metrics import Metrics
@@ -38,6 +38,9 @@ from localwhisper_server.options import Decoding, Options
 from localwhisper_server.scheduler import Scheduler
 from localwhisper_server.service import Service
 from localwhisper_server.transcript import Segment, Transcript
+
+if TYPE_CHECKING:
+    from localwhisper_server.batch import Chunk, ChunkResult
 
 logger = logging.getLogger(__name__)
 
@@ -81,9 +84,10 @@ class Backend:
         self._examiner: lifecycle.Examiner | None = None
         self._message: Chunk | None = None
         self._draining = False
-        self._load = load or (lambda folder, device: Engine(folder, device, threads=settings.threads))
         count = engine.cuda_devices() if cuda_devices is None else cuda_devices
         self._device = devices.choose_device(settings.device, settings.compute_type, cuda_devices=count)
+        self._workers = devices.workers(self._device.name, settings.threads, cores=devices.cores())
+        self._load = load or (lambda folder, device: Engine(folder, device, self._workers))
         self.model = settings.model if settings.model != "auto" else models.default_model(self._device.name)
         self.names = models.served_names(self.model)
         self.created = 0
@@ -135,6 +139,7 @@ class Backend:
             idle=keeper.unload,
             idle_seconds=self._settings.idle_unload or None,
             waited=self._observer.waited,
+            workers=self._workers.count,
         )
         self._examiner = lifecycle.Examiner(self._scheduler, self._test, patience=self._patience, always=self._examine)
         self._service = Service(
@@ -224,7 +229,7 @@ class Backend:
         assert self._message is not None  # noqa: S101 - made before the scheduler
         ticket = self._scheduler.admit()
         try:
-            await asyncio.wrap_future(ticket.submit(self._message))
+            await asyncio.wrap_future(*ticket.submit([self._message]))
         finally:
             ticket.close()
 
@@ -284,8 +289,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def url(listening: socket.socket, *, tls: bool = False) -> str:
-    """Return the base address of a bound socket."""
+    """Return the base address of a bound socket; of one that is bound to all, the one that others most likely use."""
     host, port = listening.getsockname()[:2]
+    host = front.own_address() if host in ("0.0.0.0", "::") else host
     scheme = "https" if tls else "http"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
@@ -329,7 +335,7 @@ def run(settings: Settings, listening: socket.socket, *, environ: Mapping[str, s
     async def lifespan(_app: object) -> AsyncIterator[None]:
         # Not awaited: the server answers while the model loads.
         threading.Thread(target=load, name="localwhisper-load", daemon=True).start()
-        logger.info("listening on %s", url(listening, tls=settings.certfile is not None))
+        logger.info("listening on %s and loading the model", url(listening, tls=settings.certfile is not None))
         seconds = (watchdog or lifecycle.WATCHDOG_SECONDS) / lifecycle.CHECKS_PER_WATCHDOG
         watching = asyncio.create_task(lifecycle.watch(backend.well, notifier, seconds=seconds))
         async with contextlib.AsyncExitStack() as stack:

@@ -2,7 +2,7 @@
 
 Whisper was trained on windows of 30 s and pays for 30 s; it also hears shorter ones, which are several times cheaper.
 Too tight a window loops or invents an ending, so a chunk gets room behind it. The numbers come from measurements
-(BENCHMARKS.md): with 3 s of room and 8 s in all, more words go wrong than the gate catches.
+(BENCHMARKS.md): with 3 s of room and 8 s in all, more words go wrong than the gate catches; with 10 s none do.
 """
 
 import math
@@ -10,7 +10,7 @@ import math
 FRAMES_PER_SECOND = 100
 FULL_SECONDS = 30.0
 FULL_FRAMES = int(FULL_SECONDS * FRAMES_PER_SECOND)
-MARGIN_SECONDS = 5.0
+MARGIN_SECONDS = 3.0
 SHORTEST_SECONDS = 10.0
 # Windows are rounded up to whole seconds, so that chunks of about one length share a batch.
 GRID_SECONDS = 1.0

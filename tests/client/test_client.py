@@ -24,10 +24,11 @@ from tests.client.driving import SHAPES
 from tests.client.fault_server import TEXT, answers, error, in_turn, refusing, reset, says, serving
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
 
     from tests.client.driving import Driver
-    from tests.client.fault_server import FaultServer
+    from tests.client.fault_server import FaultServer, Request
 
 HOUSE, CLOUD = "http://pc:5000/v1", "https://api.openai.com/v1"
 SPEECH = "/audio/transcriptions"
@@ -395,6 +396,21 @@ def test_what_counts_as_well(behaviour: Any, well: bool) -> None:  # noqa: FBT00
     with serving() as server:
         server.answers_probe = behaviour
         assert probe.is_well(server.url.replace("/v1", "/health"), 5.0)[0] is well
+
+
+def test_a_probe_that_is_answered_byte_by_byte_comes_to_an_end() -> None:
+    """One that hung would be the last, since there is one at a time."""
+
+    def trickle(conn: socket.socket, _: Request) -> None:
+        while True:
+            conn.sendall(b"H")
+            time.sleep(0.01)
+
+    with serving() as server:
+        server.answers_probe = trickle
+        started = time.monotonic()
+        assert not probe.is_well(server.url.replace("/v1", "/health"), 0.1)[0]
+        assert time.monotonic() - started < 5
 
 
 def test_a_closed_client_is_closed_towards_the_house_too(drive: Driver) -> None:

@@ -40,6 +40,15 @@ def _stalls_in_body(conn: socket.socket, request: Request) -> None:
     threading.Event().wait(5)
 
 
+def _trickles(conn: socket.socket, request: Request) -> None:
+    kind = b"text/event-stream" if request.wants_events else b"application/json"
+    answer = response(200, kind, BODY)
+    conn.sendall(answer[:-2000])
+    for byte in answer[-2000:]:
+        conn.sendall(bytes([byte]))
+        threading.Event().wait(0.02)
+
+
 def _resets(conn: socket.socket, request: Request) -> None:
     reset(conn)
 
@@ -86,7 +95,7 @@ class Fault:
 
     def seconds(self, short: float) -> float:
         """Return a deadline for a call: short only where it will be waited for."""
-        return short if self.behaviour in (_stalls, _stalls_in_body) else 15.0
+        return short if self.behaviour in (_stalls, _stalls_in_body, _trickles) else 15.0
 
     @contextlib.contextmanager
     def url(self) -> Iterator[str]:
@@ -114,6 +123,7 @@ FAULTS = [
     Fault("no TLS", OUTAGE),
     Fault("slow headers", FAILURE, _stalls),
     Fault("stalled body", FAILURE, _stalls_in_body),
+    Fault("trickling body", FAILURE, _trickles),
     Fault("reset", FAILURE, _resets),
     Fault("reset in the body", FAILURE, _resets_in_body),
     Fault("killed in mid-upload", FAILURE, _resets, file=BIG, reads_body=False),
@@ -216,6 +226,27 @@ def test_a_stream_falls_back_only_before_its_first_event(shape: str, drive: Driv
         with pytest.raises((openai.APIConnectionError, http.TransportError)):
             drive.call(client, shape)
     assert not cloud.calls
+
+
+@pytest.mark.parametrize("shape", EVENT_SHAPES)
+def test_half_a_stream_is_not_taken_for_a_whole_one(shape: str, drive: Driver) -> None:
+    """It ends as if that were all, and without the event that says so."""
+    for end, whole in ((b"", False), (b'data: {"type":"transcript.text.done","text":"a"}\n\n', True)):
+        event = b'data: {"type":"transcript.text.delta","delta":"a"}\n\n'
+        with serving(says(200, b"text/event-stream", event + end)) as server:
+            client = drive.client(lan_url=server.url)
+            if whole:
+                assert drive.call(client, shape) == "a"
+            else:
+                with pytest.raises((openai.APIConnectionError, http.TransportError)):
+                    drive.call(client, shape)
+
+
+@pytest.mark.parametrize("shape", EVENT_SHAPES)
+def test_the_streams_of_other_servers_may_end_as_they_like(shape: str, drive: Driver) -> None:
+    """Some send segments of their own kind, and none to say that there are no more."""
+    with serving(says(200, b"text/event-stream", b'data: {"text":"a"}\n\ndata: {"text":"b"}\n\n')) as server:
+        drive.call(drive.client(lan_url=server.url), shape)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

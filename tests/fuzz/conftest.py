@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from localwhisper_server import api, server
+from localwhisper_server.batch import Chunk, ChunkResult
 from localwhisper_server.config import Settings
-from localwhisper_server.engine import Chunk, ChunkResult
 from localwhisper_server.languages import NAMES
 from localwhisper_server.transcript import Segment
 

@@ -27,7 +27,8 @@ ONLY = {
     "localwhisper_server.cli": {"entry"},
     "localwhisper_server.entry": {"__main__"},
     "localwhisper_server.service": {"server"},
-    "localwhisper_server.scheduler": {"service", "server", "calibration"},
+    "localwhisper_server.scheduler": {"service", "server"},
+    "localwhisper_server.turns": {"scheduler", "calibration"},
     "localwhisper_server.form": {"api", "openapi"},
     "localwhisper_server.formats": {"api"},
 }

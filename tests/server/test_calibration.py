@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from localwhisper_server import calibration
+from localwhisper_server.batch import Chunk
 from localwhisper_server.calibration import BATCH_SECONDS, SHARE_SECONDS, SIZES_ON_CPU, SIZES_ON_GPU
-from localwhisper_server.engine import Chunk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from localwhisper_server.chunks import Piece
     from localwhisper_server.options import Decoding
-    from localwhisper_server.scheduler import Limits
+    from localwhisper_server.turns import Limits
 
 
 class Engine:
@@ -74,7 +74,7 @@ def test_a_fast_machine_gets_what_it_does_in_the_time() -> None:
 
 
 def test_a_slow_machine_still_takes_a_whole_window() -> None:
-    """And half of it from one request; a clock that stands still is no error either."""
+    """And a chunk of a long recording from one request; a clock that stands still is no error either."""
     limits = Engine({2: 60.0, 8: 600.0}).limits(on_cpu=True)
     assert (limits.frames, limits.share) == (3000, 1500)
     assert Engine({2: 0.0, 8: 0.0}).limits(on_cpu=True).frames > 3000

@@ -141,7 +141,7 @@ def test_who_never_pauses_is_cut_in_equal_parts() -> None:
     assert [(piece.start, piece.end) for piece in planned] == [(4.5, 19.0), (19.0, 33.5)]
 
 
-@pytest.mark.parametrize(("padding", "most"), [(0.0, 15.0), (0.3, 14.4), (3.75, 7.5), (7.5, 7.5), (10.0, 7.5)])
+@pytest.mark.parametrize(("padding", "most"), [(0.0, 12.0), (0.3, 11.4), (3.0, 6.0), (7.5, 6.0), (10.0, 6.0)])
 def test_padding_leaves_room_for_speech(padding: float, most: float) -> None:
     """The form lets through 10 s on both sides, which would be more than the piece."""
     assert most_speech(padding) == most

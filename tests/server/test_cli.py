@@ -59,10 +59,14 @@ def test_help_mentions_every_option(capsys: pytest.CaptureFixture[str], monkeypa
     assert _exit(["--help"]) == 0
     text = capsys.readouterr().out
     for name, option in Settings.model_fields.items():
-        assert f"--{name.replace('_', '-')} " in text
+        assert re.search(rf"--{name.replace('_', '-')}[ ,]", text)
         assert option.description
         assert option.description[:30] in text
     assert "LOCALWHISPER_SERVER_" in text
+    assert text.index("doctor") < text.index("--model")
+    for pythonic in ("None", "IPv4Network", "SecretStr", "tuple"):
+        assert f"{pythonic}[" not in text
+        assert f"default: {pythonic}" not in text
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,9 +213,10 @@ def test_a_bad_value_is_one_line_and_exit_64(
 def test_an_unknown_argument_is_refused(
     arguments: list[str], served: list[Settings], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the usage, as every command does."""
-    assert _exit(arguments) == 2
-    assert "localwhisper-server: error: " in capsys.readouterr().err
+    """In a line, as any other wrong setting."""
+    assert _exit(arguments) == 64
+    line = capsys.readouterr().err
+    assert re.fullmatch(r"localwhisper-server: .+ `localwhisper-server --help` lists the options\.\n", line)
     assert not served
 
 

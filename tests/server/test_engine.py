@@ -10,13 +10,16 @@ import ctranslate2
 import numpy as np
 import pytest
 
-from localwhisper_server import decoder, engine, window
+from localwhisper_server import batch, decoder, engine, window
+from localwhisper_server.batch import Chunk, ChunkResult, Preparer
 from localwhisper_server.chunks import SAMPLE_RATE, Piece, Span
-from localwhisper_server.devices import Device, choose_device
-from localwhisper_server.engine import Chunk, ChunkResult, Engine, Preparer, find_speech
+from localwhisper_server.devices import Device, Workers, choose_device, workers
+from localwhisper_server.engine import Engine, find_speech
+from localwhisper_server.hypothesis import TEMPERATURES, Hypothesis
 from localwhisper_server.options import Decoding, Voice
-from localwhisper_server.scheduler import Limits, Scheduler
+from localwhisper_server.scheduler import Scheduler
 from localwhisper_server.service import Service
+from localwhisper_server.turns import Limits
 from tests.server.sound import tone
 
 if TYPE_CHECKING:
@@ -49,6 +52,23 @@ BEGIN, EOT = 1000, 900  # of the tokenizer double
 def test_device_table(device: str, compute_type: str, count: int, chosen: Device) -> None:
     """What is set is kept; "auto" follows what the driver shows, and says so."""
     assert choose_device(device, compute_type, cuda_devices=count) == chosen
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "cores", "chosen"),
+    [
+        ("cpu", 0, 1, Workers(1, 1)),
+        ("cpu", 0, 2, Workers(2, 1)),
+        ("cpu", 0, 6, Workers(2, 3)),
+        ("cpu", 0, 64, Workers(2, 4)),
+        ("cpu", 1, 8, Workers(1, 1)),
+        ("cpu", 12, 4, Workers(2, 6)),
+        ("cuda", 0, 8, Workers(1, 0)),
+    ],
+)
+def test_a_cpu_has_two_workers(device: str, threads: int, cores: int, chosen: Workers) -> None:
+    """With half of the threads each; a GPU is full with one."""
+    assert workers(device, threads, cores=cores) == chosen
 
 
 def test_counting_devices_needs_no_driver() -> None:
@@ -138,7 +158,7 @@ class Ladder:
 
     def decode(
         self, asked: Sequence[float | None], lengths: Sequence[int] | None = None, *, full: bool = True
-    ) -> list[engine._Hypothesis]:
+    ) -> list[Hypothesis]:
         """Decode one row for each temperature asked, row n encoded as the number n."""
         count = len(asked)
         encoded = engine._storage(np.arange(count, dtype=np.float32).reshape(count, 1, 1))
@@ -193,7 +213,7 @@ def test_of_bad_answers_the_likeliest_that_does_not_repeat() -> None:
     answers = {0.0: LOOP, 0.2: _result("one", -3.0), 0.4: _result("two", -1.5), 0.6: _result("three", -2.0)}
     ladder = Ladder(lambda _row, temperature: answers.get(temperature, LOOP))
     assert ladder.decode([None])[0].text == "two"
-    assert len(ladder.calls) == len(engine.TEMPERATURES)
+    assert len(ladder.calls) == len(TEMPERATURES)
     (all_loop,) = Ladder(lambda _row, temperature: _result("he " * 60, temperature - 2)).decode([None])
     assert all_loop.temperature == 1.0
 
@@ -234,11 +254,11 @@ def test_a_rest_is_the_sound_from_there_on() -> None:
     """Where it is in the recording; a second or less is not worth a run."""
     features = np.arange(500, dtype=np.float32)[None]
     chunk = Chunk(features, 5.0, 60.0, Decoding(language="de"), speech_seconds=4.0, speech_end=4.5)
-    rest = engine._rest(chunk, 2.0)
+    rest = batch.rest_of(chunk, 2.0)
     assert rest is not None
     assert (rest.offset, rest.seconds, rest.features[0, 0], rest.decoding) == (62.0, 3.0, 200.0, chunk.decoding)
     assert rest.speech_end == pytest.approx(2.5)
-    assert engine._rest(chunk, None) is engine._rest(chunk, 4.5) is None
+    assert batch.rest_of(chunk, None) is batch.rest_of(chunk, 4.5) is None
 
 
 @pytest.mark.parametrize(
@@ -280,7 +300,7 @@ def base(model_cache: Path) -> Engine:
     """Give the base model on the CPU, loaded once."""
     from localwhisper_server import models
 
-    return Engine(models.find("base", cache_dir=model_cache), Device("cpu", "int8", "test"), threads=THREADS)
+    return Engine(models.find("base", cache_dir=model_cache), Device("cpu", "int8", "test"), Workers(1, THREADS))
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +308,7 @@ def tiny_en(model_cache: Path) -> Engine:
     """Give an English-only model."""
     from localwhisper_server import models
 
-    return Engine(models.find("tiny.en", cache_dir=model_cache), Device("cpu", "int8", "test"), threads=THREADS)
+    return Engine(models.find("tiny.en", cache_dir=model_cache), Device("cpu", "int8", "test"), Workers(1, THREADS))
 
 
 def _words(text: str) -> list[str]:

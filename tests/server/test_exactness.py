@@ -12,7 +12,7 @@ import pytest
 
 from localwhisper_server import decoder, models
 from localwhisper_server.chunks import SAMPLE_RATE, Piece, Span
-from localwhisper_server.devices import Device
+from localwhisper_server.devices import Device, Workers
 from localwhisper_server.engine import Engine, find_speech
 from localwhisper_server.options import Decoding, Voice
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from localwhisper_server.batch import Chunk, ChunkResult
     from localwhisper_server.chunks import Samples
-    from localwhisper_server.engine import Chunk, ChunkResult
     from localwhisper_server.transcript import Segment
 
 pytestmark = pytest.mark.model
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.model
 @pytest.fixture(scope="module")
 def tiny(model_cache: Path) -> Engine:
     """Give the smallest real model."""
-    return Engine(models.find("tiny.en", cache_dir=model_cache), Device("cpu", "int8", "test"), threads=2)
+    return Engine(models.find("tiny.en", cache_dir=model_cache), Device("cpu", "int8", "test"), Workers(1, 2))
 
 
 def _voice(path: Path, seconds: float = 600.0) -> Samples:

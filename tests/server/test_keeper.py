@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+from localwhisper_server.batch import Chunk, ChunkResult
 from localwhisper_server.devices import Device
-from localwhisper_server.engine import Chunk, ChunkResult
 from localwhisper_server.errors import Busy
 from localwhisper_server.keeper import RECOVER_SECONDS, SMALLER_COMPUTE_TYPE, Keeper, is_out_of_memory
 from localwhisper_server.options import Decoding
@@ -94,6 +96,21 @@ def _run(keeper: Keeper, count: int) -> None:
 def test_what_is_out_of_memory(failure: Exception, expected: bool) -> None:  # noqa: FBT001 - a table's column
     """In the words of CTranslate2, CUDA and C++."""
     assert is_out_of_memory(failure) is expected
+
+
+def test_two_threads_load_one_model() -> None:
+    """Whoever comes first; the other waits for it."""
+    gpu = Gpu({"float16": 8})
+    keeper = gpu.keeper()
+    together = threading.Barrier(4)
+
+    def run(_: int) -> None:
+        together.wait(10)
+        _run(keeper, 2)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(run, range(4)))
+    assert keeper.loads == 1
 
 
 def test_a_batch_that_fits_is_run_at_once() -> None:

@@ -21,7 +21,8 @@ from localwhisper_server import cli, lifecycle, logstream, models
 from localwhisper_server import server as server_module
 from localwhisper_server.errors import Busy, EngineFailed
 from localwhisper_server.lifecycle import Examiner, Notifier, watchdog_seconds
-from localwhisper_server.scheduler import Limits, Queue, Scheduler
+from localwhisper_server.scheduler import Scheduler
+from localwhisper_server.turns import Limits, Queue
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -156,6 +157,8 @@ async def test_the_watchdog_is_petted_only_while_all_is_well() -> None:
 
 
 class _Backend:
+    open_requests = 1
+
     def __init__(self) -> None:
         self.told: list[Any] = []
         self.given_up = asyncio.Event()
@@ -229,10 +232,10 @@ def test_the_late_are_those_who_have_not_begun_and_would_not_be_through() -> Non
     queue: Queue[_Sound] = Queue(capacity=9, limits=LIMITS)
     for key, seconds in (("begun", 5.0), ("soon", 5.0), ("later", 5.0)):
         queue.admit(key)
-        queue.put(key, _Sound(seconds), None)  # type: ignore[arg-type]
+        queue.put(key, [(_Sound(seconds), None)])  # type: ignore[list-item]
         if key == "begun":
             queue.take()
-    queue.put("begun", _Sound(1000.0), None)  # type: ignore[arg-type]
+    queue.put("begun", [(_Sound(1000.0), None)])  # type: ignore[list-item]
     assert queue.late(100.0) == []
     assert queue.late(7.0) == ["later"]
     assert queue.late(0.0) == ["soon", "later"]
@@ -250,11 +253,11 @@ def test_a_stopping_scheduler_sends_away_whom_it_must() -> None:
     now = 0.0
     scheduler: Scheduler[_Sound, str] = Scheduler(run, capacity=5, limits=LIMITS, clock=lambda: now)
     first, second, third = (scheduler.admit() for _ in range(3))
-    running = first.submit(_Sound(1.0))
+    running = first.submit([_Sound(1.0)])[0]
     assert entered.wait(10)
     now = 3.0
     assert scheduler.running_seconds == 3.0
-    waiting, late = second.submit(_Sound(1.0)), third.submit(_Sound(1000.0))
+    waiting, late = second.submit([_Sound(1.0)])[0], third.submit([_Sound(1000.0)])[0]
     refusal = Busy("stopping", retry_after=9)
     scheduler.send_away(refusal, later_than=30.0)
     assert late.exception(5) is refusal
@@ -262,7 +265,7 @@ def test_a_stopping_scheduler_sends_away_whom_it_must() -> None:
     scheduler.refuse(refusal)
     assert waiting.exception(5) is refusal
     assert running.exception(5) is refusal
-    assert first.submit(_Sound(1.0)).exception(5) is refusal
+    assert first.submit([_Sound(1.0)])[0].exception(5) is refusal
     gate.set()
     assert scheduler.close(5)
     assert scheduler.running_seconds is None
@@ -278,7 +281,7 @@ def test_a_scheduler_knows_whether_the_last_inference_worked(*, failing: bool, w
         return ["heard" for _ in items]
 
     scheduler: Scheduler[_Sound, str] = Scheduler(run, capacity=5, limits=LIMITS, clock=lambda: 0.0)
-    scheduler.admit().submit(_Sound(1.0)).exception(5)
+    scheduler.admit().submit([_Sound(1.0)])[0].exception(5)
     assert scheduler.close(5)
     assert scheduler.works is works
 

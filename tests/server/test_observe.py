@@ -11,9 +11,10 @@ import pytest
 
 from localwhisper_server import api, front, observe, tracing
 from localwhisper_server.config import Settings
-from localwhisper_server.engine import Device
+from localwhisper_server.devices import Device
 from localwhisper_server.keeper import Keeper
-from localwhisper_server.scheduler import Limits, Scheduler
+from localwhisper_server.scheduler import Scheduler
+from localwhisper_server.turns import Limits
 from tests.server.driving import FakeBackend, call
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def test_the_scheduler_tells_how_long_a_chunk_waited() -> None:
     )
     ticket = scheduler.admit()
     item = SimpleNamespace(frames=100, seconds=1.0)
-    assert ticket.submit(item).result(10) is item
+    assert ticket.submit([item])[0].result(10) is item
     scheduler.close()
     ((what, seconds),) = notes.notes
     assert what == "waited"

@@ -1,336 +1,20 @@
 from __future__ import annotations
 
-import math
 import threading
-from collections import Counter, deque
-from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass
+from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from localwhisper_server.errors import Busy, EngineFailed
-from localwhisper_server.scheduler import FIRST_SPEED, PATIENCE, WIDEST, Full, Limits, Queue, Scheduler
+from localwhisper_server.scheduler import FIRST_SPEED, Scheduler
+from localwhisper_server.turns import Limits
+from tests.server.items import Item
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-LIMITS = Limits(items=3, frames=4800, share=1800)
-CAPACITY = 3
 SECONDS = 10.0
-SHORT, LONG, WHOLE = 800, 1800, 3000  # frames of a voice message, of a piece of a file, of the full window
-
-
-@dataclass(frozen=True)
-class Item:
-    """What the queue knows of a chunk, and a number to tell it by."""
-
-    number: Any
-    frames: int = SHORT
-
-    @property
-    def seconds(self) -> float:
-        """As long as its window."""
-        return self.frames / 100
-
-
-class QueueMachine(RuleBasedStateMachine):
-    """Holds the queue to a model of it: what each request handed in and has not had back."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.limits = LIMITS
-        self.queue: Queue[Item] = Queue(capacity=CAPACITY, limits=LIMITS)
-        self.waiting: dict[int, deque[tuple[Item, Future[Any]]]] = {}
-        self.bulk: dict[int, bool] = {}
-        self.new: list[int] = []  # never served, in the order they came
-        self.passed_over: Counter[int] = Counter()
-        self.requests = self.items = 0
-
-    @property
-    def room(self) -> int:
-        """How many requests may be open."""
-        return self.limits.items + CAPACITY
-
-    @rule(bulk=st.booleans())
-    def admit(self, bulk: bool) -> None:  # noqa: FBT001 - a strategy's value
-        """As many as may be served and wait, and not one more."""
-        if len(self.waiting) < self.room:
-            self.queue.admit(self.requests, bulk=bulk)
-            self.waiting[self.requests] = deque()
-            self.bulk[self.requests] = bulk
-            self.new.append(self.requests)
-        else:
-            with pytest.raises(Full):
-                self.queue.admit(self.requests, bulk=bulk)
-        self.requests += 1
-
-    @precondition(lambda self: self.waiting)
-    @rule(data=st.data(), frames=st.lists(st.sampled_from([800, 900, 1200, 1800, 3000]), min_size=1, max_size=4))
-    def put(self, data: st.DataObject, frames: list[int]) -> None:
-        """An open request hands in chunks of any length."""
-        request = data.draw(st.sampled_from(sorted(self.waiting)))
-        for count in frames:
-            entry = (Item((request, self.items), count), Future[Any]())
-            assert self.queue.put(request, *entry)
-            self.waiting[request].append(entry)
-            self.items += 1
-
-    @rule()
-    def put_by_a_stranger(self) -> None:
-        """Chunks of a request that is not open are refused."""
-        assert not self.queue.put(-1, Item((-1, 0)), Future())
-
-    @precondition(lambda self: self.waiting)
-    @rule(data=st.data())
-    def leave(self, data: st.DataObject) -> None:
-        """What waited comes back, all of it; leaving twice gives nothing."""
-        request = data.draw(st.sampled_from(sorted(self.waiting)))
-        assert self.queue.leave(request) == [future for _, future in self.waiting.pop(request)]
-        assert self.queue.leave(request) == []
-        del self.passed_over[request]
-        if request in self.new:
-            self.new.remove(request)
-
-    @rule(limits=st.sampled_from([LIMITS, Limits(items=1, frames=3000, share=1500), Limits(8, 100_000, 3000)]))
-    def resize(self, limits: Limits) -> None:
-        """Batches may be made larger or smaller at any time."""
-        self.queue.limits = self.limits = limits
-
-    @rule()
-    def take(self) -> None:
-        """A batch keeps its limits and each request's order, wastes no place, and lets nobody wait for ever."""
-        ready = [request for request, items in self.waiting.items() if items]
-        batch = self.queue.take()
-        assert bool(batch) == bool(ready)
-        if not batch:
-            return
-        spent: Counter[int] = Counter()
-        for entry in batch:
-            assert entry == self.waiting[entry[0].number[0]].popleft()
-            spent[entry[0].number[0]] += entry[0].frames
-        self._check_limits([item for item, _ in batch], spent)
-        self._check_turns(batch[0][0], ready, spent)
-        self._check_full([item for item, _ in batch], spent)
-
-    def _check_limits(self, items: list[Item], spent: Counter[int]) -> None:
-        widest = max(item.frames for item in items)
-        assert len(items) <= self.limits.items
-        assert widest <= WIDEST * items[0].frames
-        assert len(items) == 1 or len(items) * widest <= self.limits.frames
-        served = Counter(item.number[0] for item in items)
-        assert all(served[request] == 1 or frames <= self.limits.share for request, frames in spent.items())
-
-    def _check_full(self, items: list[Item], spent: Counter[int]) -> None:
-        """Whoever still waits would not have fitted."""
-        for request, waiting in self.waiting.items():
-            if waiting:
-                item = waiting[0][0]
-                widest = max(item.frames, *(other.frames for other in items), 0)
-                assert (
-                    len(items) == self.limits.items
-                    or item.frames > WIDEST * items[0].frames
-                    or (len(items) + 1) * widest > self.limits.frames
-                    or (request in spent and spent[request] + item.frames > self.limits.share)
-                )
-
-    def _check_turns(self, head: Item, ready: list[int], spent: Counter[int]) -> None:
-        """The one passed over longest, else interactive before bulk, else new before served and in order."""
-        first = head.number[0]
-        most = max(self.passed_over[request] for request in ready)
-        if most >= PATIENCE:
-            assert self.passed_over[first] == most
-        elif any(not self.bulk[request] for request in ready):
-            assert not self.bulk[first]
-            new = [request for request in self.new if request in ready and not self.bulk[request]]
-            assert not new or first == new[0]
-        for request in ready:
-            self.passed_over[request] = 0 if request in spent else self.passed_over[request] + 1
-        self.new = [request for request in self.new if request not in spent]
-        # The bound. Once passed over PATIENCE times, a request can only be preceded by those passed over as often:
-        # nobody joins these (who is served begins at 0, and all that wait count alike), and each batch that passes
-        # it over is headed by one of them. There are at most all the others.
-        assert all(count <= PATIENCE + 8 + CAPACITY - 1 for count in self.passed_over.values())
-
-    @invariant()
-    def counts(self) -> None:
-        """Neither a chunk nor a request is lost or made up."""
-        assert len(self.queue) == sum(len(items) for items in self.waiting.values())
-        assert self.queue.requests == len(self.waiting)
-
-    @invariant()
-    def estimates(self) -> None:
-        """Who comes now waits for one turn of each interactive request at most."""
-        share = self.limits.share / 100
-        assert self.queue.seconds_ahead() == pytest.approx(
-            sum(
-                min(share, sum(item.seconds for item, _ in items))
-                for request, items in self.waiting.items()
-                if not self.bulk[request]
-            )
-        )
-
-
-TestQueue = QueueMachine.TestCase
-TestQueue.settings = settings(max_examples=100, stateful_step_count=40)
-
-
-def _queue(limits: Limits = LIMITS, **waiting: int) -> Queue[Item]:
-    queue: Queue[Item] = Queue(capacity=64, limits=limits)
-    for request, count in waiting.items():
-        _join(queue, request, *[LONG if request.startswith("hour") else SHORT] * count)
-    return queue
-
-
-def _join(queue: Queue[Item], request: str, *frames: int, bulk: bool = False) -> None:
-    queue.admit(request, bulk=bulk)
-    for number, count in enumerate(frames):
-        queue.put(request, Item(f"{request}{number}", count), Future())
-
-
-def _names(queue: Queue[Item]) -> list[str]:
-    return [item.number for item, _ in queue.take()]
-
-
-@pytest.mark.parametrize("batches", [1, 3, 7, 20])
-@pytest.mark.parametrize("frames", [SHORT, LONG, WHOLE])
-@pytest.mark.parametrize("bulk", [False, True])
-def test_a_short_message_is_in_the_very_next_batch(batches: int, frames: int, bulk: bool) -> None:  # noqa: FBT001
-    """However long the file before it is, and however wide either of them."""
-    queue: Queue[Item] = Queue(capacity=64, limits=LIMITS)
-    _join(queue, "hour", *[LONG] * 100, bulk=bulk)
-    for _ in range(batches):
-        queue.take()
-    _join(queue, "short", frames)
-    assert "short0" in _names(queue)
-
-
-@pytest.mark.parametrize("bulk", [False, True])
-def test_a_short_message_is_in_the_very_next_batch_of_many_files(bulk: bool) -> None:  # noqa: FBT001
-    """It comes first, or beside the one file that was passed over too often; and the files go on."""
-    queue: Queue[Item] = Queue(capacity=64, limits=LIMITS)
-    for file in "abcde":
-        _join(queue, file, *[LONG] * 100, bulk=bulk)
-    for _ in range(5):
-        queue.take()
-    served: Counter[str] = Counter()
-    for number in range(100):
-        _join(queue, f"short{number}.", SHORT)
-        names = _names(queue)
-        assert f"short{number}.0" in names
-        served.update(name[0] for name in names)
-        queue.leave(f"short{number}.")
-    assert all(served[file] >= 100 // (PATIENCE + 5) for file in "abcde")
-
-
-def test_a_wide_one_is_ruled_out_by_a_narrow_head_for_one_batch_alone() -> None:
-    """What came before it goes before it; what comes after it cannot."""
-    queue = _queue(a=1)
-    _join(queue, "wide", WHOLE)
-    assert _names(queue) == ["a0"]
-    for late in "bcd":
-        _join(queue, late, SHORT)
-    assert _names(queue)[0] == "wide0"
-
-
-def test_a_wide_one_is_not_starved_by_narrow_ones() -> None:
-    """Those already served go before it only until it has been passed over PATIENCE times."""
-    queue: Queue[Item] = Queue(capacity=64, limits=Limits(items=1, frames=3000, share=1500))
-    _join(queue, "wide", *[WHOLE] * 20)
-    for batch in range(50):
-        _join(queue, f"new{batch}.", SHORT)
-        queue.take()
-    assert len(queue) <= 50 + 20 - 50
-    waiting = [request for request in queue._open.values() if request.waiting]
-    assert max(request.passed for request in waiting) < PATIENCE + len(waiting)
-
-
-def test_waiting_is_bounded_by_the_number_of_others() -> None:
-    """With n requests open and nobody new, each is served once in ceil(n / batch) batches."""
-    queue = _queue(Limits(items=2, frames=3000, share=1500), **dict.fromkeys("abcdefg", 10))
-    for _ in range(5):
-        served = [name[0] for _ in range(math.ceil(7 / 2)) for name in _names(queue)]
-        assert set(served) == set("abcdefg")
-
-
-def test_newcomers_do_not_starve_a_long_file() -> None:
-    """One new short message a batch leaves the file at least one batch in PATIENCE + 1, whatever their widths."""
-    queue = _queue(hour=50)
-    served = 0
-    for number in range(20):
-        _join(queue, f"n{number}.", SHORT)
-        served += sum(name.startswith("hour") for name in _names(queue))
-        queue.leave(f"n{number}.")
-    assert served >= 20 // (PATIENCE + 1)
-
-
-def test_new_requests_are_served_in_the_order_they_came() -> None:
-    """Those who go on arriving must not keep the first ones waiting."""
-    queue = _queue(Limits(items=2, frames=3000, share=1500), a=1, b=1, c=1)
-    assert _names(queue) == ["a0", "b0"]
-    _join(queue, "d", SHORT)
-    assert _names(queue) == ["c0", "d0"]
-
-
-@pytest.mark.parametrize("bulk", [False, True])
-@pytest.mark.parametrize("items", [1, 2, 4])
-def test_a_flood_of_new_requests_leaves_a_seat_for_the_old(items: int, bulk: bool) -> None:  # noqa: FBT001
-    """Batches could be filled with new ones for ever; a long file still comes to its end, bulk or not."""
-    queue: Queue[Item] = Queue(capacity=1000, limits=Limits(items=items, frames=items * SHORT, share=items * SHORT))
-    for request in ("hour", "other"):
-        _join(queue, request, *[SHORT] * 20, bulk=bulk)
-    for _ in range(2):  # both have been served once
-        queue.take()
-    served: Counter[str] = Counter()
-    for number in range(40):
-        for twin in range(items):
-            _join(queue, f"new{number}-{twin}-", SHORT)
-        served.update(name[:3] for name in _names(queue))
-    assert served["hou"] + served["oth"] >= 40 // (PATIENCE + 1) - 1
-    assert abs(served["hou"] - served["oth"]) <= 1
-    assert served["new"] >= 40 * items // 2
-
-
-def test_interactive_goes_before_bulk() -> None:
-    """Whoever came first; what is left of a batch is for bulk."""
-    queue: Queue[Item] = Queue(capacity=9, limits=Limits(items=2, frames=3000, share=SHORT))
-    _join(queue, "bulk", *[SHORT] * 9, bulk=True)
-    _join(queue, "a", SHORT, SHORT)
-    _join(queue, "b", SHORT)
-    assert [_names(queue) for _ in range(3)] == [["b0", "a0"][::-1], ["a1", "bulk0"], ["bulk1"]]
-
-
-def test_bulk_is_not_starved() -> None:
-    """Two busy interactive files leave it one batch in PATIENCE + 1."""
-    queue: Queue[Item] = Queue(capacity=9, limits=Limits(items=1, frames=3000, share=1500))
-    _join(queue, "bulk", *[SHORT] * 9, bulk=True)
-    _join(queue, "a", *[SHORT] * 50)
-    _join(queue, "c", *[SHORT] * 50)
-    names = [_names(queue)[0] for _ in range(30)]
-    assert sum(name.startswith("bulk") for name in names) == 30 // (PATIENCE + 1)
-
-
-def test_a_lone_request_fills_the_batch_up_to_its_share() -> None:
-    """With its own chunks, in order; a message that comes meanwhile must not wait for more."""
-    queue = _queue(a=3)
-    assert [_names(queue) for _ in range(3)] == [["a0", "a1"], ["a2"], []]
-
-
-def test_a_chunk_above_every_limit_is_run_alone() -> None:
-    """Somebody has to be first."""
-    queue = _queue(Limits(items=4, frames=SHORT, share=SHORT))
-    _join(queue, "a", WHOLE, WHOLE)
-    assert [_names(queue) for _ in range(3)] == [["a0"], ["a1"], []]
-
-
-def test_clearing_gives_everything_back() -> None:
-    """What waited, of all requests, which are closed."""
-    queue = _queue(a=2, b=1)
-    assert len(queue.clear()) == 3
-    assert (len(queue), queue.requests, queue.take()) == (0, 0, [])
 
 
 class Clock:
@@ -408,7 +92,7 @@ def test_each_future_gets_its_own_result(engine: Engine, start: Callable[..., Sc
     """From many requests at once, through one engine that is never called twice at a time."""
     scheduler = start(capacity=100)
     tickets = [scheduler.admit() for _ in range(10)]
-    futures = [(number, tickets[number % 10].submit(Item(number))) for number in range(100)]
+    futures = [(number, tickets[number % 10].submit([Item(number)])[0]) for number in range(100)]
     assert [future.result(SECONDS) for _, future in futures] == [number * 2 for number, _ in futures]
     assert engine.together == 1
     assert max(map(len, engine.batches)) <= 2
@@ -419,16 +103,16 @@ def test_one_bad_chunk_takes_no_neighbour_along(engine: Engine, start: Callable[
     engine.gate.clear()
     scheduler = start(batch=3)
     ticket = scheduler.admit()
-    first = ticket.submit(Item(0))
+    first = ticket.submit([Item(0)])[0]
     engine.wait()  # the next three will be one batch
-    futures = [ticket.submit(Item(number)) for number in (1, RuntimeError("CUDA error: illegal instruction"), 3)]
+    futures = [ticket.submit([Item(number)])[0] for number in (1, RuntimeError("CUDA error: illegal instruction"), 3)]
     engine.gate.set()
     assert first.result(SECONDS) == 0
     assert [futures[0].result(SECONDS), futures[2].result(SECONDS)] == [2, 6]
     with pytest.raises(EngineFailed) as failure:
         futures[1].result(SECONDS)
     assert "CUDA" not in failure.value.message
-    assert ticket.submit(Item(5)).result(SECONDS) == 10  # and life goes on
+    assert ticket.submit([Item(5)])[0].result(SECONDS) == 10  # and life goes on
 
 
 def test_an_error_that_knows_its_answer_is_passed_on(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
@@ -436,10 +120,10 @@ def test_an_error_that_knows_its_answer_is_passed_on(engine: Engine, start: Call
     engine.gate.clear()
     scheduler = start(batch=3)
     ticket = scheduler.admit()
-    ticket.submit(Item(0))
+    ticket.submit([Item(0)])[0]
     engine.wait()
     busy = Busy("no memory", retry_after=60)
-    futures = [ticket.submit(Item(number)) for number in (1, busy)]
+    futures = [ticket.submit([Item(number)])[0] for number in (1, busy)]
     engine.gate.set()
     assert [future.exception(SECONDS) for future in futures] == [busy, busy]
     assert engine.batches == [[0], [1, busy]]
@@ -451,14 +135,14 @@ def test_an_engine_that_loses_a_result_does_not_stop_the_thread(start: Callable[
     ticket = scheduler.admit()
     for _ in range(2):
         with pytest.raises(EngineFailed):
-            ticket.submit(Item(1)).result(SECONDS)
+            ticket.submit([Item(1)])[0].result(SECONDS)
 
 
 def test_cancelled_chunks_are_skipped(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
     """They are not paid for."""
     engine.gate.clear()
     ticket = start(batch=1).admit()
-    running, dropped, kept = (ticket.submit(Item(number)) for number in (1, 2, 3))
+    running, dropped, kept = (ticket.submit([Item(number)])[0] for number in (1, 2, 3))
     engine.wait()
     assert dropped.cancel()
     assert not running.cancel()
@@ -472,9 +156,9 @@ def test_a_closed_ticket_takes_its_chunks_along(engine: Engine, start: Callable[
     engine.gate.clear()
     scheduler = start(batch=1)
     leaving, staying = scheduler.admit(), scheduler.admit()
-    running = leaving.submit(Item(1))
+    running = leaving.submit([Item(1)])[0]
     engine.wait()
-    waiting, other = leaving.submit(Item(2)), staying.submit(Item(3))
+    waiting, other = leaving.submit([Item(2)])[0], staying.submit([Item(3)])[0]
     leaving.close()
     leaving.close()
     assert waiting.cancelled()
@@ -494,7 +178,7 @@ def test_a_chunk_handed_in_too_late_is_cancelled(late: str, start: Callable[...,
         ticket.close()
     else:
         scheduler.close(SECONDS)
-    assert ticket.submit(Item(1)).cancelled()
+    assert ticket.submit([Item(1)])[0].cancelled()
 
 
 def test_closing_ends_after_the_batch_in_flight(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
@@ -502,7 +186,7 @@ def test_closing_ends_after_the_batch_in_flight(engine: Engine, start: Callable[
     engine.gate.clear()
     scheduler = start(batch=1)
     ticket = scheduler.admit()
-    running, waiting = ticket.submit(Item(1)), ticket.submit(Item(2))
+    running, waiting = ticket.submit([Item(1)])[0], ticket.submit([Item(2)])[0]
     engine.wait()
     assert scheduler.close(timeout=0.01) is False
     engine.gate.set()
@@ -516,7 +200,7 @@ def test_batches_can_be_made_smaller(engine: Engine, start: Callable[..., Schedu
     engine.gate.clear()
     scheduler = start(batch=3)
     ticket = scheduler.admit()
-    futures = [ticket.submit(Item(number)) for number in range(4)]
+    futures = [ticket.submit([Item(number)])[0] for number in range(4)]
     engine.wait()
     scheduler.set_limits(_limits(1))
     engine.gate.set()
@@ -531,7 +215,7 @@ def test_the_batch_in_flight_is_told(engine: Engine, clock: Clock, start: Callab
     engine.gate.clear()
     scheduler = start()
     assert scheduler.running_seconds is None
-    future = scheduler.admit().submit(Item(1))
+    future = scheduler.admit().submit([Item(1)])[0]
     engine.wait()
     clock.now += 7.0
     assert scheduler.running_seconds == 7.0
@@ -539,6 +223,68 @@ def test_the_batch_in_flight_is_told(engine: Engine, clock: Clock, start: Callab
     future.result(SECONDS)
     scheduler.close(SECONDS)
     assert scheduler.running_seconds is None
+
+
+# Several workers
+
+
+def test_two_workers_run_two_batches_side_by_side(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
+    """Never three; and each future still gets its own result."""
+    scheduler = start(workers=2, capacity=100)
+    engine.gate.clear()
+    tickets = [scheduler.admit() for _ in range(10)]
+    futures = [(number, tickets[number % 10].submit([Item(number)])[0]) for number in range(100)]
+    engine.wait()
+    engine.wait()
+    assert not engine.entered.acquire(timeout=0.05)
+    engine.gate.set()
+    assert [future.result(SECONDS) for _, future in futures] == [number * 2 for number, _ in futures]
+    assert engine.together == 2
+
+
+def test_what_comes_together_is_shared_by_who_is_idle(
+    engine: Engine, start: Callable[..., Scheduler[Any, Any]]
+) -> None:
+    """Four chunks are two batches of two where both workers are free, and one of four where one is."""
+    scheduler = start(workers=2, batch=8)
+    engine.gate.clear()
+    ticket = scheduler.admit()
+    first = ticket.submit([Item(number) for number in range(4)])
+    engine.wait()
+    engine.wait()
+    second = ticket.submit([Item(number) for number in range(4, 8)])
+    engine.gate.set()
+    assert [future.result(SECONDS) for future in first + second] == [2 * number for number in range(8)]
+    assert sorted(map(len, engine.batches[:2])) == [2, 2]
+    assert sorted(number for batch in engine.batches for number in batch) == list(range(8))
+
+
+def test_who_finds_a_free_worker_does_not_wait(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
+    """Whatever the others are busy with."""
+    scheduler = start(workers=2)
+    engine.gate.clear()
+    ticket = scheduler.admit()
+    ticket.submit([Item(1)])
+    engine.wait()
+    assert scheduler.queue_seconds == 0.0
+    ticket.submit([Item(2)])
+    engine.wait()
+    assert scheduler.queue_seconds > 0.0
+
+
+def test_nobody_is_idle_while_another_works(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
+    """Or the model would leave the memory under a batch."""
+    idle = threading.Event()
+    scheduler = start(workers=2, idle=idle.set, idle_seconds=0.01)
+    engine.gate.clear()
+    idle.clear()
+    future = scheduler.admit().submit([Item(1)])[0]
+    engine.wait()
+    idle.clear()
+    assert not idle.wait(0.1)
+    engine.gate.set()
+    assert future.result(SECONDS) == 2
+    assert idle.wait(SECONDS)
 
 
 # Admission
@@ -554,7 +300,7 @@ def test_admission_is_bounded(engine: Engine, start: Callable[..., Scheduler[Any
     assert scheduler.full
     assert scheduler.requests == 2
     for ticket in tickets:
-        ticket.submit(Item(1, 2000))
+        ticket.submit([Item(1, 2000)])[0]
     engine.wait()
     with pytest.raises(Busy, match="full") as refused:
         scheduler.admit()
@@ -571,7 +317,7 @@ def test_the_wait_follows_what_batches_took(engine: Engine, start: Callable[...,
     assert scheduler.queue_seconds == 0.0
     assert scheduler.speed == FIRST_SPEED
     ticket = scheduler.admit()
-    futures = [ticket.submit(Item(number, 800)) for number in range(3)]
+    futures = [ticket.submit([Item(number, 800)])[0] for number in range(3)]
     engine.wait()
     assert scheduler.queue_seconds == pytest.approx(24 / FIRST_SPEED)  # the one in flight counts
     engine.gate.set()
@@ -580,7 +326,7 @@ def test_the_wait_follows_what_batches_took(engine: Engine, start: Callable[...,
     engine.gate.clear()
     while engine.entered.acquire(blocking=False):
         pass
-    ticket.submit(Item(9, 800))
+    ticket.submit([Item(9, 800)])[0]
     engine.wait()
     # Each batch moves the estimate by a quarter of the way to 8 s in 4 s.
     assert scheduler.speed == pytest.approx(2 + (FIRST_SPEED - 2) * 0.75**3)
@@ -594,7 +340,7 @@ def test_a_batch_without_duration_is_no_division_by_zero(
     engine.took = 0.0
     ticket = start(batch=1).admit()
     for number in range(3):
-        ticket.submit(Item(number)).result(SECONDS)
+        ticket.submit([Item(number)])[0].result(SECONDS)
 
 
 def test_who_would_wait_too_long_is_told_when_to_come_back(
@@ -605,7 +351,9 @@ def test_who_would_wait_too_long_is_told_when_to_come_back(
     scheduler = start(capacity=100, batch=1, max_wait=10.0)
     tickets = [scheduler.admit() for _ in range(3)]
     for number, ticket in enumerate(tickets):
-        ticket.submit(Item(number, 3000))  # half a minute each: six seconds at the first guess of five times as fast
+        ticket.submit([Item(number, 3000)])[
+            0
+        ]  # half a minute each: six seconds at the first guess of five times as fast
     engine.wait()
     assert scheduler.queue_seconds == pytest.approx(18.0)
     with pytest.raises(Busy, match="about 18 s") as refused:
@@ -627,7 +375,7 @@ def test_an_hour_long_file_closes_no_door(engine: Engine, start: Callable[..., S
     for bulk in (False, True):
         ticket = scheduler.admit(bulk=bulk)
         for number in range(240):
-            ticket.submit(Item(number, 1500))
+            ticket.submit([Item(number, 1500)])[0]
     engine.wait()
     assert scheduler.queue_seconds == pytest.approx(30 / FIRST_SPEED)
     scheduler.admit()
@@ -654,7 +402,7 @@ def test_idle_is_called_once_when_nothing_was_decoded_for_long(
         assert calls.acquire(timeout=SECONDS)
         assert not calls.acquire(timeout=0.02)
         assert count == times
-        assert scheduler.admit().submit(Item(times)).result(SECONDS) == 2 * times
+        assert scheduler.admit().submit([Item(times)])[0].result(SECONDS) == 2 * times
 
 
 def test_callers_are_admitted_while_it_goes_idle(start: Callable[..., Scheduler[Any, Any]]) -> None:
@@ -667,7 +415,7 @@ def test_callers_are_admitted_while_it_goes_idle(start: Callable[..., Scheduler[
 
     scheduler = start(idle=idle, idle_seconds=0.001)
     assert entered.wait(SECONDS)
-    future = scheduler.admit().submit(Item(1))
+    future = scheduler.admit().submit([Item(1)])[0]
     assert scheduler.requests == 1
     gate.set()
     assert future.result(SECONDS) == 2
@@ -677,5 +425,5 @@ def test_without_a_time_it_is_never_idle(start: Callable[..., Scheduler[Any, Any
     """Nothing is unloaded unless somebody asked for it."""
     called = threading.Event()
     scheduler = start(idle=called.set)
-    scheduler.admit().submit(Item(1)).result(SECONDS)
+    scheduler.admit().submit([Item(1)])[0].result(SECONDS)
     assert not called.wait(0.02)

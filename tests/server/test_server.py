@@ -10,10 +10,10 @@ import pytest
 
 from localwhisper_client._version import __version__
 from localwhisper_server import api, server
+from localwhisper_server.batch import Chunk, ChunkResult
 from localwhisper_server.chunks import Piece
 from localwhisper_server.config import Settings
-from localwhisper_server.devices import Device
-from localwhisper_server.engine import Chunk, ChunkResult
+from localwhisper_server.devices import Device, Workers
 from localwhisper_server.errors import Busy, EngineFailed
 from localwhisper_server.models import ModelError
 from localwhisper_server.options import Decoding, Options
@@ -152,16 +152,16 @@ def test_the_engine_is_made_from_the_settings(
     """Folder, device and threads; the driver is asked for devices."""
     made: list[Any] = []
 
-    def engine(where: Path, device: Device, *, threads: int) -> Engine:
-        made.append((where, device.name, device.compute_type, threads))
+    def engine(where: Path, device: Device, workers: Workers) -> Engine:
+        made.append((where, device.name, device.compute_type, workers))
         return Engine()
 
     monkeypatch.setattr(server, "Engine", engine)
     monkeypatch.setattr("localwhisper_server.engine.cuda_devices", lambda: 0)
-    backend = Backend(settings.model_copy(update={"threads": 3, "compute_type": "float32"}))
+    backend = Backend(settings.model_copy(update={"threads": 6, "compute_type": "float32"}))
     backend.start()
     assert backend.stop()
-    assert made == [(folder, "cpu", "float32", 3)]
+    assert made == [(folder, "cpu", "float32", Workers(2, 3))]
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from localwhisper_server import chunks as chunks_module
 from localwhisper_server import service as service_module
+from localwhisper_server.batch import Chunk, ChunkResult
 from localwhisper_server.chunks import LONGEST_SECONDS, SAMPLE_RATE, Piece, Span
-from localwhisper_server.engine import Chunk, ChunkResult
 from localwhisper_server.errors import Busy, EngineFailed, InvalidRequest, UnreadableAudio
 from localwhisper_server.options import Decoding, Options, Voice
-from localwhisper_server.scheduler import Limits, Scheduler
+from localwhisper_server.scheduler import Scheduler
 from localwhisper_server.service import LOOKAHEAD, Service
 from localwhisper_server.transcript import Segment, Transcript
+from localwhisper_server.turns import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +37,7 @@ class Engine:
         self.gate.set()
         self.rests: dict[float, Chunk] = {}
         self.failing: set[float] = set()
+        self.languages: dict[float, str] = {}
 
     @property
     def chunks(self) -> list[Chunk]:
@@ -50,7 +53,7 @@ class Engine:
             raise RuntimeError("CUDA failed with error out of memory")
         return [
             ChunkResult(
-                chunk.decoding.language or "de",
+                chunk.decoding.language or self.languages.get(chunk.offset, "de"),
                 (Segment(float(chunk.offset), chunk.offset + chunk.seconds, f" {chunk.offset:g}"),),
                 self.rests.pop(chunk.offset, None),
             )
@@ -89,7 +92,8 @@ def service(scheduler: Scheduler[Chunk, ChunkResult]) -> Service:
 def speech(monkeypatch: pytest.MonkeyPatch) -> list[Span]:
     """Give the spans that will be found in a recording of up to a minute; a test fills them in."""
     spans: list[Span] = []
-    monkeypatch.setattr(service_module, "find_speech", lambda _samples, _voice: spans)
+    monkeypatch.setattr(chunks_module, "STRETCH_SECONDS", 60.0)
+    monkeypatch.setattr(service_module, "find_speech", lambda _samples, _voice, **_: spans)
     return spans
 
 
@@ -126,11 +130,27 @@ async def test_segments_in_order_then_the_transcript(
 async def test_the_first_chunk_decides_the_language(
     service: Service, engine: Engine, speech: list[Span], wav: Callable[..., bytes]
 ) -> None:
-    """It goes alone; the others are told, so that one recording has one language."""
+    """It and the second do not wait for that; the others are told, so that one recording has one language."""
     speech += THIRDS
     await _all(service, wav(55.0))
-    assert [chunk.decoding.language for chunk in engine.chunks] == [None, "de", "de"]
-    assert len(engine.batches[0]) == 1
+    assert [chunk.decoding.language for chunk in engine.chunks] == [None, None, "de"]
+    assert len(engine.batches[0]) == 2
+
+
+async def test_what_was_heard_in_another_language_is_run_again(
+    service: Service, engine: Engine, speech: list[Span], wav: Callable[..., bytes]
+) -> None:
+    """One that the first chunk did not speak: of the second chunk only the second hearing counts."""
+    speech += THIRDS
+    engine.languages = {20.0: "nl"}
+    segments, transcript = await _all(service, wav(55.0))
+    assert [segment.text for segment in segments] == [" 2", " 20", " 40"]
+    assert transcript.language == "de"
+    assert [(chunk.offset, chunk.decoding.language) for chunk in engine.chunks[:2]] == [(2.0, None), (20.0, None)]
+    assert sorted((chunk.offset, chunk.decoding.language) for chunk in engine.chunks[2:]) == [
+        (20.0, "de"),
+        (40.0, "de"),
+    ]
 
 
 async def test_a_language_that_is_given_needs_no_waiting(
@@ -161,7 +181,7 @@ async def test_what_the_model_left_is_run_before_the_next_chunk(
         2.0: None,
         10.0: "de",
         15.0: "de",
-        20.0: "de",
+        20.0: None,  # beside the first, before it was found
     }
 
 
@@ -176,15 +196,15 @@ async def test_a_long_recording_looks_ahead_and_no_further(
     monkeypatch.setattr(
         service_module,
         "find_speech",
-        lambda samples, _voice: [Span(0, samples.size / SAMPLE_RATE)] if samples.size else [],
+        lambda samples, _voice, **_: [Span(0, samples.size / SAMPLE_RATE)] if samples.size else [],
     )
     asked = 0
     submit = scheduler._submit
 
-    def count(number: int, item: Chunk) -> Any:
+    def count(number: int, items: Sequence[Chunk]) -> Any:
         nonlocal asked
-        asked += 1
-        return submit(number, item)
+        asked += len(items)
+        return submit(number, items)
 
     monkeypatch.setattr(scheduler, "_submit", count)
     engine.gate.clear()
@@ -232,7 +252,7 @@ class Minutes:
 @pytest.fixture
 def minutes(monkeypatch: pytest.MonkeyPatch) -> Minutes:
     """Give three minutes of speech without a pause, of which the first is there."""
-    monkeypatch.setattr(service_module, "find_speech", lambda samples, _: [Span(0, samples.size / SAMPLE_RATE)])
+    monkeypatch.setattr(service_module, "find_speech", lambda samples, _, **__: [Span(0, samples.size / SAMPLE_RATE)])
     return Minutes(3)
 
 
@@ -292,7 +312,7 @@ async def test_the_voice_settings_reach_the_detector(
 ) -> None:
     """Those of chunking_strategy."""
     seen: list[Voice] = []
-    monkeypatch.setattr(service_module, "find_speech", lambda _samples, voice: seen.append(voice) or [])
+    monkeypatch.setattr(service_module, "find_speech", lambda _samples, voice, **_: seen.append(voice) or [])
     await _all(service, wav(1.0), Options(voice=Voice(0.25, 1, 2)))
     assert seen == [Voice(0.25, 1, 2)]
 
@@ -300,11 +320,11 @@ async def test_the_voice_settings_reach_the_detector(
 async def test_the_full_window_is_for_who_asks(
     service: Service, engine: Engine, speech: list[Span], wav: Callable[..., bytes]
 ) -> None:
-    """With `window=exact`; of every chunk."""
+    """With `window=exact`; of every chunk, which are then as long as it."""
     speech += THIRDS
     await _all(service, wav(55.0), Options(voice=NO_PADDING, full_window=True))
     await _all(service, wav(54.0))
-    assert [chunk.full for chunk in engine.chunks] == [True] * 3 + [False] * 3
+    assert [(chunk.full, chunk.seconds) for chunk in engine.chunks] == [(True, 28), (True, 10), *[(False, 10)] * 3]
 
 
 async def test_closing_midway_takes_the_chunks_along(
@@ -402,7 +422,7 @@ async def test_failures_that_nobody_waits_for_are_not_reported_as_lost(
     engine.failing = {2.0, 20.0, 40.0}
     engine.gate.clear()
     other = scheduler.admit()
-    other.submit(Chunk(np.zeros((1, 1), np.float32), 1.0, 0.0, Decoding()))
+    other.submit([Chunk(np.zeros((1, 1), np.float32), 1.0, 0.0, Decoding())])
     await asyncio.to_thread(engine.entered.acquire, timeout=SECONDS)
     reading = asyncio.create_task(_all(service, wav(55.0), Options(Decoding(language="en"), NO_PADDING)))
     async with asyncio.timeout(SECONDS):
