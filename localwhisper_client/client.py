@@ -33,7 +33,39 @@ if TYPE_CHECKING:
     from localwhisper_client.steps import Outcome, Reply
 
 
-class LocalWhisper(openai.OpenAI):
+class _Narrowed:
+    """What copies a client together with its routing."""
+
+    _route: Any
+
+    def copy(
+        self,
+        *,
+        lan_url: str | None = None,
+        lan_key: str | None = None,
+        policy: Policy | str | None = None,
+        connect_timeout: float | None = None,
+        hedge_after: float | None = None,
+        on_event: Callable[[Event], None] | None = None,
+        _extra_kwargs: Mapping[str, Any] | None = None,
+        **sdk: Any,
+    ) -> Self:
+        """Return a client with some options changed; it shares house and breakers, and its policy is never looser."""
+        wishes = Wishes(lan_url, lan_key, policy, connect_timeout, hedge_after, on_event)
+        route = self._route.narrowed(wishes)
+        copy: Self = super().copy(  # type: ignore[misc] # the SDK's, which comes next
+            _extra_kwargs={**(_extra_kwargs or {}), "_route": route}, **sdk
+        )
+        return copy
+
+    with_options = copy
+
+    def with_policy(self, policy: Policy | str) -> Self:
+        """Return a client under this policy; where that is stricter, the one of the original stays in force."""
+        return self.copy(policy=policy)
+
+
+class LocalWhisper(_Narrowed, openai.OpenAI):
     """`openai.OpenAI`, whose `audio.transcriptions` and `audio.translations` are answered in the house first.
 
     Every argument of `openai.OpenAI` keeps its meaning: they describe the cloud, and everything that is not
@@ -69,7 +101,7 @@ class LocalWhisper(openai.OpenAI):
         **sdk: Any,
     ) -> None:
         wishes = Wishes(lan_url, lan_key, policy, connect_timeout, hedge_after, on_event)
-        self._route = _route or Route.load(openai.OpenAI, os.environ, wishes)
+        self._route: Route[openai.OpenAI] = _route or Route.load(openai.OpenAI, os.environ, wishes)
         super().__init__(**self._route.cloud_arguments(sdk, os.environ, _no_key))
 
     def request(self, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
@@ -119,29 +151,6 @@ class LocalWhisper(openai.OpenAI):
         except Exception as error:  # noqa: BLE001 - raised again unless it is the network's or the server's
             return routed.house_fault(error)
 
-    def copy(
-        self,
-        *,
-        lan_url: str | None = None,
-        lan_key: str | None = None,
-        policy: Policy | str | None = None,
-        connect_timeout: float | None = None,
-        hedge_after: float | None = None,
-        on_event: Callable[[Event], None] | None = None,
-        _extra_kwargs: Mapping[str, Any] | None = None,
-        **sdk: Any,
-    ) -> Self:
-        """Return a client with some options changed; it shares house and breakers, and its policy is never looser."""
-        wishes = Wishes(lan_url, lan_key, policy, connect_timeout, hedge_after, on_event)
-        route = self._route.narrowed(wishes)
-        return super().copy(_extra_kwargs={**(_extra_kwargs or {}), "_route": route}, **sdk)
-
-    with_options = copy
-
-    def with_policy(self, policy: Policy | str) -> Self:
-        """Return a client under this policy; where that is stricter, the one of the original stays in force."""
-        return self.copy(policy=policy)
-
     def close(self) -> None:
         """Close the connections to the cloud and to the house; as with the SDK, those of its copies too."""
         super().close()
@@ -150,7 +159,7 @@ class LocalWhisper(openai.OpenAI):
         self._route.books.close()
 
 
-class AsyncLocalWhisper(openai.AsyncOpenAI):
+class AsyncLocalWhisper(_Narrowed, openai.AsyncOpenAI):
     """`openai.AsyncOpenAI`, with `LocalWhisper`'s arguments and routing."""
 
     def __init__(
@@ -166,7 +175,7 @@ class AsyncLocalWhisper(openai.AsyncOpenAI):
         **sdk: Any,
     ) -> None:
         wishes = Wishes(lan_url, lan_key, policy, connect_timeout, hedge_after, on_event)
-        self._route = _route or Route.load(openai.AsyncOpenAI, os.environ, wishes)
+        self._route: Route[openai.AsyncOpenAI] = _route or Route.load(openai.AsyncOpenAI, os.environ, wishes)
         super().__init__(**self._route.cloud_arguments(sdk, os.environ, _no_async_key))
 
     async def request(self, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
@@ -218,29 +227,6 @@ class AsyncLocalWhisper(openai.AsyncOpenAI):
             return routed.answer(raw)
         except Exception as error:  # noqa: BLE001 - as above
             return routed.house_fault(error)
-
-    def copy(
-        self,
-        *,
-        lan_url: str | None = None,
-        lan_key: str | None = None,
-        policy: Policy | str | None = None,
-        connect_timeout: float | None = None,
-        hedge_after: float | None = None,
-        on_event: Callable[[Event], None] | None = None,
-        _extra_kwargs: Mapping[str, Any] | None = None,
-        **sdk: Any,
-    ) -> Self:
-        """Return a client with some options changed; it shares house and breakers, and its policy is never looser."""
-        wishes = Wishes(lan_url, lan_key, policy, connect_timeout, hedge_after, on_event)
-        route = self._route.narrowed(wishes)
-        return super().copy(_extra_kwargs={**(_extra_kwargs or {}), "_route": route}, **sdk)
-
-    with_options = copy
-
-    def with_policy(self, policy: Policy | str) -> Self:
-        """Return a client under this policy; where that is stricter, the one of the original stays in force."""
-        return self.copy(policy=policy)
 
     async def close(self) -> None:
         """Close the connections to the cloud and to the house; as with the SDK, those of its copies too."""

@@ -135,6 +135,8 @@ def _advice(ending: Ending) -> str:
     if outcome.verdict is Verdict.MISCONFIGURED:
         if status in (401, 403):
             return "Set LOCALWHISPER_API_KEY (or lan_key=) to the key that this server was started with."
+        if getattr(outcome.error, "code", None) == "model_not_found":
+            return ""  # the server has said which models it has
         return (
             "Check that LOCALWHISPER_BASE_URL (or lan_url=) is the address of a speech-to-text server, with /v1 at its "
             "end, and that the server has the model that was asked for."

@@ -67,6 +67,8 @@ class Expected:
         """Raise `WrongAnswer` unless a body that was read to its end is a whole transcript."""
         if self.response_format == "vtt" and not body.removeprefix(b"\xef\xbb\xbf").startswith(b"WEBVTT"):
             raise WrongAnswer(f"a 200 whose {len(body)} bytes are not WebVTT")
+        if self.response_format == "srt" and body.strip() and b"-->" not in body:
+            raise WrongAnswer(f"a 200 whose {len(body)} bytes are not SubRip")
         if self.response_format not in _JSON_FORMATS:
             return
         try:

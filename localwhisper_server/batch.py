@@ -23,7 +23,7 @@ class Chunk:
 
     `features` are its log-mel frames of 10 ms, shape (mels, n); it is `seconds` long and begins `offset` seconds into
     the recording. `speech_seconds` of it are speech, the last of which ends at `speech_end`, in seconds from its
-    start. `full` asks for the full window, whatever its length.
+    start. `full` asks for the full window, whatever its length; one that is `doubted` gets it for once.
     """
 
     features: Features
@@ -33,12 +33,13 @@ class Chunk:
     speech_seconds: float = 0.0
     speech_end: float = 0.0
     full: bool = False
+    doubted: bool = False
 
     @property
     def frames(self) -> int:
         """Frames the encoder will be given: what the chunk costs."""
         # A temperature of one's own is not judged by the gate's thresholds, so it gets the window they are for.
-        return window.frames(self.seconds, full=self.full or bool(self.decoding.temperature))
+        return window.frames(self.seconds, full=self.full or self.doubted or bool(self.decoding.temperature))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,7 @@ def rest_of(chunk: Chunk, at: float | None) -> Chunk | None:
         return None
     return replace(
         chunk,
+        doubted=False,
         features=chunk.features[:, round(at * window.FRAMES_PER_SECOND) :],
         seconds=chunk.seconds - at,
         offset=chunk.offset + at,

@@ -252,8 +252,10 @@ def _settings(parser: argparse.ArgumentParser, arguments: list[str], *, default_
 def _explain(failure: ValidationError | SettingsError) -> str:
     if isinstance(failure, SettingsError):
         return str(failure)
-    lines = (f"--{'.'.join(map(str, error['loc'])).replace('_', '-')}: {error['msg']}" for error in failure.errors())
-    return "; ".join(lines)
+    return "; ".join(
+        f"--{'.'.join(map(str, error['loc'])).replace('_', '-')}: {error['msg'].removeprefix('Value error, ')}"
+        for error in failure.errors()
+    )
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -164,7 +164,15 @@ def check_port(machine: Machine, settings: Settings) -> Iterable[Finding]:
 def local_url(settings: Settings) -> str:
     """Return the server's address as this machine itself reaches it."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+    return (
+        f"{_scheme(settings)}://[{host}]:{settings.port}"
+        if ":" in host
+        else f"{_scheme(settings)}://{host}:{settings.port}"
+    )
+
+
+def _scheme(settings: Settings) -> str:
+    return "https" if settings.certfile else "http"
 
 
 def check_addresses(machine: Machine, settings: Settings) -> Iterable[Finding]:
@@ -174,11 +182,14 @@ def check_addresses(machine: Machine, settings: Settings) -> Iterable[Finding]:
             "Addresses", f"{local_url(settings)}/v1, from this machine alone", "For the whole network: --host 0.0.0.0"
         )
         return
-    urls = [f"http://{address}:{settings.port}/v1" for address in lan_addresses(machine)]
+    urls = [f"{_scheme(settings)}://{address}:{settings.port}/v1" for address in lan_addresses(machine)]
     if settings.host not in {"0.0.0.0", "::"}:
         urls = [f"{local_url(settings)}/v1"]
     if is_wsl(machine) and wsl_mode(machine) == "nat":
-        yield ok("Addresses", f"http://ADDRESS-OF-WINDOWS:{settings.port}/v1, which 'ipconfig' in Windows shows")
+        yield ok(
+            "Addresses",
+            f"{_scheme(settings)}://ADDRESS-OF-WINDOWS:{settings.port}/v1, which 'ipconfig' in Windows shows",
+        )
     elif urls:
         yield ok("Addresses", f"OPENAI_BASE_URL={urls[0]}", *(f"or {url}" for url in urls[1:]))
     else:
@@ -237,9 +248,11 @@ def check_name(machine: Machine, settings: Settings) -> Iterable[Finding]:
     if not _listens_outside(settings):
         return
     name = machine.hostname.partition(".")[0]
-    url = f"http://{name}.local:{settings.port}/v1"
+    url = f"{_scheme(settings)}://{name}.local:{settings.port}/v1"
     if is_wsl(machine) and wsl_mode(machine) != "mirrored":
-        yield ok("Name", f"Windows answers to its own name: http://NAME-OF-THE-PC.local:{settings.port}/v1")
+        yield ok(
+            "Name", f"Windows answers to its own name: {_scheme(settings)}://NAME-OF-THE-PC.local:{settings.port}/v1"
+        )
     elif machine.platform in {"darwin", "win32"} or is_wsl(machine):
         yield ok("Name", f"{url}, whatever the address is")
     elif machine.find("/run/avahi-daemon/socket"):

@@ -45,6 +45,10 @@ class Server:
 
 def try_out(machine: Machine, settings: Settings, *, model_here: bool, say: Say) -> Finding:
     """Send a voice message through the server and judge the answer. `say` hears of each step, as it takes seconds."""
+    try:
+        settings.keys()
+    except (OSError, ValueError) as failure:
+        return fault(NAME, f"--api-key-file: {failure}", "The server would not start either.")
     running = settings.port and machine.health(f"{local_url(settings)}/health")
     if not running and not model_here:
         return warning(NAME, "not tried: the model is not here yet", "Start the server once, then look again.")
@@ -65,8 +69,9 @@ def transcribe(server: Server, settings: Settings) -> Finding:
     which = "a server started for this check" if server.own else "the running server"
     recording = importlib.resources.files("localwhisper_client").joinpath("demo.ogg").read_bytes()
     key = next(iter(settings.keys()), "none")
-    # Not through a proxy that the environment may name: this is the machine talking to itself.
-    http_client = openai.DefaultHttpxClient(trust_env=False)
+    # Not through a proxy that the environment may name, nor by the name in the certificate: this is the machine talking
+    # to itself.
+    http_client = openai.DefaultHttpxClient(trust_env=False, verify=False)
     before = time.monotonic()
     try:
         with openai.OpenAI(
@@ -144,6 +149,7 @@ def _is_ready(answer: object) -> bool:
 def _variables(settings: Settings) -> dict[str, str]:
     """Return what the command line of this process set and a child would not see; the key never goes into one."""
     chosen = {"model": settings.model, "device": settings.device, "compute_type": settings.compute_type}
+    chosen |= {"certfile": "", "keyfile": ""}  # on the loopback, whatever the environment says
     if settings.cache_dir:
         chosen["cache_dir"] = str(settings.cache_dir)
     variables = {f"{ENV_PREFIX}{name.upper()}": value for name, value in chosen.items()}

@@ -19,7 +19,7 @@ from faster_whisper.tokenizer import Tokenizer
 from faster_whisper.vad import VadOptions, get_speech_timestamps
 
 from localwhisper_server import cuda_libraries, gate, reading, window
-from localwhisper_server.batch import Chunk, ChunkResult, Features, Preparer, padded, rest_of
+from localwhisper_server.batch import MIN_REST_SECONDS, Chunk, ChunkResult, Features, Preparer, padded, rest_of
 from localwhisper_server.chunks import LONGEST_SECONDS, SAMPLE_RATE, Piece, Samples, Span, most_speech
 from localwhisper_server.devices import ONE_WORKER, Device, Workers
 from localwhisper_server.hypothesis import TEMPERATURES, Hypothesis, best, ladder
@@ -127,7 +127,7 @@ class Engine:
             read = reading.read(hypothesis.tokens, row.tokenizer, row.chunk.seconds)
             doubt = None if full else _doubt(row, hypothesis, read)
             if doubt:
-                results.append(ChunkResult(None, (), replace(row.chunk, full=True), doubt))
+                results.append(ChunkResult(None, (), replace(row.chunk, doubted=True), doubt))
                 continue
             segments = [] if hypothesis.silent else [_segment(piece, hypothesis, row) for piece in read.pieces]
             if segments and (row.chunk.decoding.words or row.chunk.decoding.logprobs):
@@ -299,6 +299,8 @@ def _hypothesis(
 def _doubt(row: _Row, hypothesis: Hypothesis, read: reading.Reading) -> str | None:
     chunk = row.chunk
     allowed = window.most_tokens(chunk.seconds, full=False)
+    stops_at = read.stops_at or 0.0
+    continues = MIN_REST_SECONDS <= stops_at <= chunk.seconds - MIN_REST_SECONDS
     return gate.doubt(
         gate.Answer(
             text=hypothesis.text,
@@ -309,7 +311,8 @@ def _doubt(row: _Row, hypothesis: Hypothesis, read: reading.Reading) -> str | No
             finished=read.closed and len(hypothesis.tokens) < allowed,
             seconds=chunk.seconds,
             speech_seconds=chunk.speech_seconds,
-            speech_end=chunk.speech_end,
+            # What it leaves for another run it has not broken off.
+            speech_end=stops_at if continues else chunk.speech_end,
             language_probability=row.probability,
         )
     )

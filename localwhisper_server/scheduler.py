@@ -34,6 +34,10 @@ class _Batch(Generic[Item]):
     def seconds(self) -> float:
         return sum(item.seconds for item in self.items)
 
+    @property
+    def frames(self) -> int:
+        return max(item.frames for item in self.items)
+
 
 class _Timed(Future[Any]):
     """Knows since when it waits."""
@@ -50,12 +54,14 @@ class Ticket(Generic[Item, Result]):
         self._scheduler = scheduler
         self._number = number
 
-    def submit(self, items: Sequence[Item]) -> "list[Future[Result]]":
+    def submit(self, items: Sequence[Item], *, first: bool = False) -> "list[Future[Result]]":
         """Queue chunks, so that they may share a batch; each future gives a result, or a ServerError.
+
+        `first` puts them before the request's others: what is left of earlier ones.
 
         Cancelling one drops its chunk. They are cancelled already where the ticket or the scheduler is closed.
         """
-        return self._scheduler._submit(self._number, items)  # noqa: SLF001 - the ticket is the scheduler's own face
+        return self._scheduler._submit(self._number, items, first=first)  # noqa: SLF001 - the ticket is the scheduler's own face
 
     def close(self) -> None:
         """Leave the queue with everything that still waits."""
@@ -64,6 +70,8 @@ class Ticket(Generic[Item, Result]):
 
 class Scheduler(Generic[Item, Result]):
     """Threads that feed batches to `run`, which returns one result per chunk; as many as `run` has room for at once.
+
+    Of several, one is kept from chunks above the share (a full window), which take seconds.
 
     `max_wait` is the longest wait in seconds that a new request is let in for. `idle` is called from a thread when
     nothing has been decoded for `idle_seconds`; `waited` with the seconds that each chunk waited for its batch.
@@ -191,12 +199,12 @@ class Scheduler(Generic[Item, Result]):
             thread.join(None if until is None else max(0.0, until - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
-    def _submit(self, number: int, items: Sequence[Item]) -> "list[Future[Result]]":
+    def _submit(self, number: int, items: Sequence[Item], *, first: bool) -> "list[Future[Result]]":
         now = self._clock()
         futures: list[Future[Result]] = [_Timed(now) for _ in items]
         with self._changed:
             refusal = self._refusal
-            taken = refusal is None and self._queue.put(number, list(zip(items, futures, strict=True)))
+            taken = refusal is None and self._queue.put(number, list(zip(items, futures, strict=True)), first=first)
             self._changed.notify_all()
         if refusal is not None:
             _fail(futures, refusal)
@@ -232,6 +240,7 @@ class Scheduler(Generic[Item, Result]):
             took = max(self._clock() - batch.since, 1e-6)
             with self._changed:
                 self._in_flight.remove(batch)
+                self._changed.notify_all()  # what was too much beside it may be taken now
                 # A running mean over the last few batches follows a machine that gets busier or idle.
                 self._speed += (max(batch.seconds / took, 1e-3) - self._speed) / 4
 
@@ -245,7 +254,7 @@ class Scheduler(Generic[Item, Result]):
                         return None
                     # What waits is shared with the workers that have nothing to do either.
                     idle = len(self._threads) - len(self._in_flight)
-                    entries = self._queue.take(most=math.ceil(len(self._queue) / idle))
+                    entries = self._queue.take(most=math.ceil(len(self._queue) / idle), light=self._light)
                     wanted = [entry for entry in entries if entry[1].set_running_or_notify_cancel()]
                     if wanted:
                         items, futures = map(list, zip(*wanted, strict=True))
@@ -261,7 +270,13 @@ class Scheduler(Generic[Item, Result]):
                 seconds = None  # once, until there was work
 
     def _needed(self) -> bool:
-        return self._closed or len(self._queue) > 0
+        return self._closed or self._queue.ready(light=self._light)
+
+    @property
+    def _light(self) -> bool:
+        """Whether the next batch must not take long, since another does: one worker is soon free for who comes."""
+        heavy = [batch for batch in self._in_flight if batch.frames > self._queue.limits.share]
+        return 0 < len(heavy) >= len(self._threads) - 1
 
     def _tell_waits(self, batch: _Batch[Item]) -> None:
         if self._waited is not None:

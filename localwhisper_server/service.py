@@ -1,12 +1,9 @@
 """One transcription from upload to transcript: bytes → samples → chunks → scheduler → segments."""
 
-import asyncio
 import hashlib
 import threading
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
-from dataclasses import replace
 from functools import partial
 from typing import IO, Protocol, TypeVar
 
@@ -16,6 +13,7 @@ import anyio.to_thread
 from localwhisper_server import chunks, decoder
 from localwhisper_server.batch import Chunk, ChunkResult
 from localwhisper_server.engine import find_speech
+from localwhisper_server.hearing import Hearing
 from localwhisper_server.observe import Nobody, Observer
 from localwhisper_server.options import Decoding, Options
 from localwhisper_server.scheduler import Scheduler, Ticket
@@ -24,11 +22,6 @@ from localwhisper_server.transcript import Segment, Transcript
 from localwhisper_server.window import FULL_SECONDS
 
 Value = TypeVar("Value")
-
-# Chunks of one request that wait in the scheduler at a time: enough to fill batches, few enough to bound memory.
-LOOKAHEAD = 16
-# So many are handed in at a time, or the first would be a batch of its own; and no more before the language is known.
-TOGETHER = 2
 
 
 class Prepare(Protocol):
@@ -113,37 +106,21 @@ class Service:
             source.close()
 
     async def _run(self, ticket: Ticket[Chunk, ChunkResult], recording: "_Recording") -> AsyncGenerator[ChunkResult]:
-        """Yield the result of each chunk in order, several on their way at a time, decoding on while they are.
-
-        Where the language is not known, the first chunk's decides. The second does not wait for that, so that a CPU's
-        second worker has something to do: it detects its own, and what was heard in another one is run again.
-        """
-        prepared: list[Chunk] = []
-        pending: deque[tuple[Chunk, asyncio.Future[ChunkResult]]] = deque()
-        language = recording.language
+        """Yield the results of each chunk in order, several on their way at a time, decoding on while they are."""
+        hearing = Hearing(ticket, recording.language)
         more = True
-
-        def hand_in() -> None:
-            ready = [_in_language(chunk, language) for chunk in prepared]
-            pending.extend(zip(ready, _submitted(ticket, ready), strict=True))
-            prepared.clear()
-
-        while more or prepared or pending:
-            while more and len(prepared) + len(pending) < LOOKAHEAD and not (pending and pending[0][1].done()):
-                chunk = await self._in_thread(recording.next_chunk)
-                more = chunk is not None
-                if chunk is not None:
-                    prepared.append(chunk)
-                if len(prepared) >= TOGETHER and (language or not pending):
-                    hand_in()
-            if prepared and (language or not pending):
-                hand_in()
-            if not pending:
-                return
-            async with aclosing(_heard(ticket, *pending.popleft(), language)) as results:
-                async for result in results:
-                    language = language or result.language
-                    yield result
+        try:
+            while more or len(hearing):
+                while more and hearing.has_room:
+                    chunk = await self._in_thread(recording.next_chunk)
+                    more = chunk is not None
+                    if chunk is not None:
+                        hearing.add(chunk)
+                if len(hearing):
+                    for result in await hearing.next():
+                        yield result
+        finally:
+            hearing.cancel()
 
     async def _in_thread(self, work: Callable[[], Value]) -> Value:
         return await anyio.to_thread.run_sync(work, limiter=self._decoders)
@@ -204,32 +181,6 @@ class _Recording:
             yield block
             if self._closed:
                 return
-
-
-async def _heard(
-    ticket: Ticket[Chunk, ChunkResult], chunk: Chunk, future: asyncio.Future[ChunkResult], language: str | None
-) -> AsyncGenerator[ChunkResult]:
-    """Yield the result of a chunk that was handed in, and of what it left to be run, in the recording's language."""
-    result = await future
-    if language and not chunk.decoding.language and result.language != language:
-        result = await _submitted(ticket, [_in_language(chunk, language)])[0]
-    yield result
-    while result.rest is not None:
-        language = language or result.language
-        result = await _submitted(ticket, [_in_language(result.rest, language)])[0]
-        yield result
-
-
-def _in_language(chunk: Chunk, language: str | None) -> Chunk:
-    return replace(chunk, decoding=replace(chunk.decoding, language=language)) if language else chunk
-
-
-def _submitted(ticket: Ticket[Chunk, ChunkResult], ready: Sequence[Chunk]) -> "list[asyncio.Future[ChunkResult]]":
-    futures = [asyncio.wrap_future(future) for future in ticket.submit(ready)]
-    for future in futures:
-        # Where one chunk fails, nobody asks for those behind it; asyncio would complain in the log about each.
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return futures
 
 
 def _digest(source: IO[bytes]) -> bytes:

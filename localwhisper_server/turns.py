@@ -103,12 +103,15 @@ class Queue(Generic[Item]):
             raise Full
         self._open[key] = _Open(bulk)
 
-    def put(self, key: Hashable, entries: Sequence[tuple[Item, Future[Any]]]) -> bool:
-        """Add chunks to an open request; False where that has left."""
+    def put(self, key: Hashable, entries: Sequence[tuple[Item, Future[Any]]], *, first: bool = False) -> bool:
+        """Add chunks to an open request, behind its others or before them; False where it has left."""
         request = self._open.get(key)
         if request is None:
             return False
-        request.waiting.extend(entries)
+        if first:
+            request.waiting.extendleft(reversed(entries))
+        else:
+            request.waiting.extend(entries)
         return True
 
     def leave(self, key: Hashable) -> list[Future[Any]]:
@@ -130,9 +133,16 @@ class Queue(Generic[Item]):
                 late.append(key)
         return late
 
-    def take(self, *, most: float = float("inf")) -> list[tuple[Item, Future[Any]]]:
-        """Return the next batch, of at most so many chunks; empty if nothing waits."""
-        turns = self._turns()
+    def ready(self, *, light: bool = False) -> bool:
+        """Whether `take` would give anything."""
+        return any(self._next(request, light=light) is not None for request in self._open.values())
+
+    def take(self, *, most: float = float("inf"), light: bool = False) -> list[tuple[Item, Future[Any]]]:
+        """Return the next batch, of at most so many chunks; empty if nothing waits.
+
+        A `light` one holds no chunk above the share: nothing that would keep the next request waiting for long.
+        """
+        turns = [key for key in self._turns() if self._next(self._open[key], light=light) is not None]
         batch: list[tuple[Item, Future[Any]]] = []
         served: dict[Hashable, int] = {}  # frames of each request in this batch
         progress = True
@@ -140,9 +150,14 @@ class Queue(Generic[Item]):
             progress = False
             for key in turns:
                 request = self._open[key]
-                fits = request.waiting and self._fits(request.waiting[0][0], batch, served.get(key, 0))
-                if fits and len(batch) < most:
-                    item, future = request.waiting.popleft()
+                at = self._next(request, light=light)
+                if (
+                    at is not None
+                    and len(batch) < most
+                    and self._fits(request.waiting[at][0], batch, served.get(key, 0))
+                ):
+                    item, future = request.waiting[at]
+                    del request.waiting[at]
                     batch.append((item, future))
                     served[key] = served.get(key, 0) + item.frames
                     progress = True
@@ -154,6 +169,12 @@ class Queue(Generic[Item]):
             else:
                 self._open[key].passed += 1
         return batch
+
+    def _next(self, request: _Open[Item], *, light: bool) -> int | None:
+        """Return which of a request's waiting chunks may be taken; None for none."""
+        if not light:
+            return 0 if request.waiting else None
+        return next((at for at, (item, _) in enumerate(request.waiting) if item.frames <= self.limits.share), None)
 
     def _turns(self) -> list[Hashable]:
         waiting = [key for key, request in self._open.items() if request.waiting]

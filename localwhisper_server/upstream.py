@@ -57,6 +57,7 @@ KEPT_FROM_UPSTREAM = HOP_BY_HOP | {
 KEPT_FROM_CALLER = HOP_BY_HOP | {b"set-cookie", b"date", b"server", b"alt-svc", b"strict-transport-security"}
 # Whatever lies under /audio is presumed to carry a voice, apart from what makes one.
 SPEECH_SYNTHESIS = (b"audio", b"speech")
+SOUND = (b"audio/", b"video/", b"application/ogg", b"application/x-ogg", b"application/mp4")
 OUR_OWN = frozenset({b"transcriptions", b"translations"})
 
 Headers = list[tuple[bytes, bytes]]
@@ -78,12 +79,14 @@ def may_leave(raw_path: bytes, headers: Iterable[tuple[bytes, bytes]] = ()) -> b
         segment not in (b"", b".", b"..") and not set(segment) & set(b"/\\%;?#") and min(segment) > ord(" ")
         for segment in decoded
     )
-    kinds = [value.strip().lower() for value in header_values(headers, b"content-type")]
+    kinds = [value.strip(b" \t\"'").lower() for value in header_values(headers, b"content-type")]
+    form = any(kind.startswith(b"multipart/") for kind in kinds)
     return (
         plain
-        and (decoded[0] != b"audio" or tuple(decoded) == SPEECH_SYNTHESIS)
+        and (decoded[0] != b"audio" or (tuple(decoded) == SPEECH_SYNTHESIS and not form))
+        and decoded[0] != b"realtime"  # a conversation by sound
         and not OUR_OWN.intersection(decoded)
-        and not any(kind.startswith((b"audio/", b"video/")) for kind in kinds)
+        and not any(kind.startswith(SOUND) for kind in kinds)
     )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from localwhisper_client import demo as demonstration
 from localwhisper_client import discovery, health, ledger
@@ -57,11 +57,13 @@ def _urls(settings: Settings) -> Sequence[str]:
 
 def _show(console: Console, seen: Sequence[health.Seen], policy: Policy) -> None:
     if seen:
-        table = Table("server", "state", "breaker", "answers in", "model", "device", "queue", box=None)
+        # An address is never cut: it is what one copies.
+        address = Column("server", no_wrap=True, min_width=max(len(server.url) for server in seen))
+        table = Table(address, "state", "a call now", "answers in", "model", "device", "queue", box=None)
         for server in seen:
             latency = "" if server.latency is None else f"{server.latency * 1000:.0f} ms"
             queue = "" if server.requests is None else f"{server.requests} calls, {server.queue_seconds or 0:.1f} s"
-            breaker = "closed" if server.state in health.ANSWERS else "opens"
+            breaker = "goes there" if server.state in health.ANSWERS else "opens the breaker"
             table.add_row(server.url, server.state, breaker, latency, server.model, server.device, queue)
         console.print(table)
         for server in seen:
@@ -154,6 +156,8 @@ def wake(
 
     Exit code: 0 when the packet was sent (with --wait: when a server answered), 1 otherwise, 2 for a wrong address.
     """
+    if not (machine or os.environ.get(waking.VARIABLE, "").strip()):
+        _stop("wake", f"which machine? Name its network card's address, or set {waking.VARIABLE}.", 2)
     try:
         target = waking.parse(machine or os.environ.get(waking.VARIABLE, ""), "MAC" if machine else waking.VARIABLE)
         settings = Settings.load(os.environ)

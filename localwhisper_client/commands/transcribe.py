@@ -77,7 +77,7 @@ def transcribe(  # noqa: PLR0917 - typer reads the options off the arguments
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, max=64, help="Recordings at a time.")] = 2,
     language: Annotated[str | None, typer.Option(help="Such as en; default: found out.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Names and words to expect.")] = None,
-    model: Annotated[str, typer.Option(help="Default: whatever the server runs.")] = "whisper-1",
+    model: Annotated[str, typer.Option(help="whisper-1 means whatever the server runs.")] = "whisper-1",
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for one recording.")] = 3600.0,
     as_json: Annotated[bool, typer.Option("--json", help="Report in JSON, a line per file.")] = False,  # noqa: FBT002 - a flag
     force: Annotated[bool, typer.Option("--force", help="Replace transcripts that are there.")] = False,  # noqa: FBT002

@@ -204,8 +204,10 @@ def test_translations_and_text_formats_too(drive: Driver, wire: respx.Router) ->
             return client.audio.translations.create(model="whisper-1", file=file)
 
     assert drive.run(translate, b"x").text == "translated"
-    wire.post(HOUSE + SPEECH).respond(text="1\n00:00\n\n\n", content_type="text/plain; charset=utf-8")
-    assert drive.call(client, response_format="srt") == "1\n00:00\n\n\n"
+    wire.post(HOUSE + SPEECH).respond(
+        text="1\n00:00:00,000 --> 00:00:01,000\n\n\n", content_type="text/plain; charset=utf-8"
+    )
+    assert drive.call(client, response_format="srt") == "1\n00:00:00,000 --> 00:00:01,000\n\n\n"
 
 
 def test_everything_else_goes_where_it_went(drive: Driver, wire: respx.Router) -> None:

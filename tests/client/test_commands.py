@@ -77,7 +77,7 @@ def test_a_recording_becomes_a_file_beside_it(here: Path, home: FaultServer) -> 
 def test_formats_and_fields(format_: str, suffix: str, here: Path, home: FaultServer) -> None:
     """What the server sends is what is written, byte for byte."""
     kind = b"application/json" if "json" in format_ else b"text/plain"
-    body = b"WEBVTT\n\n" if format_ == "vtt" else b'{"text": "x"}'
+    body = {"vtt": b"WEBVTT\n\n", "srt": b"\n"}.get(format_, b'{"text": "x"}')
     home.behaviour = says(200, kind, body)
     record("a.ogg")
     assert (
@@ -288,7 +288,7 @@ def test_status_of_servers_that_are_up_and_down(home: FaultServer, monkeypatch: 
         monkeypatch.setenv("LOCALWHISPER_BASE_URL", f"{home.url},http://me:secret@127.0.0.1:{port}/v1")
         done = command("status")
     assert done.exit_code == 0
-    for word in ("base", "2 calls, 1.5 s", "down", "nothing leaves the house", "closed", "opens"):
+    for word in ("base", "2 calls, 1.5 s", "down", "nothing leaves the house", "goes there", "opens"):
         assert word in done.stdout
     assert "secret" not in done.stdout
     assert [probe.headers.get("authorization") for probe in home.probes] == [None, "Bearer ours"]

@@ -62,6 +62,9 @@ def test_content_type(response_format: str | None, stream: bool, kind: str, righ
         ("json", b'{"text":"","error":{"message":"x"}}', False),
         ("vtt", b"Service is starting up", False),
         ("vtt", b"", False),
+        ("srt", b"Service is starting up", False),
+        ("srt", b"\n", True),
+        ("srt", b"1\n00:00:00,000 --> 00:00:01,000\na\n", True),
         ("vtt", b"WEBVTT\n\n", True),
     ],
 )

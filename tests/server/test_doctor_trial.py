@@ -3,12 +3,14 @@
 import contextlib
 import json
 import os
+import ssl
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
 import pytest
+import trustme
 
 from localwhisper_server import doctor_machine, doctor_trial
 from localwhisper_server.config import Settings
@@ -49,10 +51,12 @@ class Scripted(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving(script: dict[str, tuple[int, Any]]) -> Iterator[int]:
+def serving(script: dict[str, tuple[int, Any]], tls: ssl.SSLContext | None = None) -> Iterator[int]:
     """Run a scripted server on a free loopback port."""
     handler = type("Handler", (Scripted,), {"script": script})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        if tls:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
@@ -85,6 +89,25 @@ def test_the_running_server_is_asked(script, status, words):
         finding = doctor_trial.try_out(this_machine({}), Settings(port=port), model_here=False, say=lambda _: None)
     assert finding.status == status
     assert words in "\n".join([finding.message, *finding.fix])
+
+
+def test_a_server_with_a_certificate_is_asked_over_https(tmp_path):
+    """Although that is for the name it has outside, and from whom nobody here knows."""
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("pc.example.org").configure_cert(tls)
+    answers = HEALTHY | {SPEECH: (200, {"text": " Please buy milk."})}
+    with serving(answers, tls) as port:
+        settings = Settings(port=port, certfile=tmp_path / "chain.pem")
+        finding = doctor_trial.try_out(this_machine({}), settings, model_here=False, say=lambda _: None)
+    assert finding.status == "ok", finding
+
+
+def test_keys_that_cannot_be_read_are_a_fault(tmp_path):
+    """As the server itself would say."""
+    settings = Settings(api_key_file=tmp_path / "nowhere")
+    finding = doctor_trial.try_out(this_machine({}), settings, model_here=True, say=lambda _: None)
+    assert finding.status == "fault"
+    assert "--api-key-file" in finding.message
 
 
 def test_a_server_that_goes_away_is_a_fault():

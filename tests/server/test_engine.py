@@ -450,7 +450,7 @@ def test_a_doubted_answer_comes_back_whole(tiny_en: Engine, voices: dict[str, Pa
     (doubted,) = tiny_en.run([chunk])
     assert (doubted.doubt, doubted.segments, doubted.language) == ("pace", (), None)
     assert doubted.rest is not None
-    assert (doubted.rest.full, doubted.rest.features is chunk.features) == (True, True)
+    assert (doubted.rest.doubted, doubted.rest.features is chunk.features) == (True, True)
     (result,) = tiny_en.run([doubted.rest])
     assert result.doubt is None
     assert _words(_text(result)) == WORDS

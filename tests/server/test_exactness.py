@@ -108,6 +108,6 @@ def test_an_invented_ending_is_doubted(tiny: Engine) -> None:
     assert result.doubt
     assert not result.segments
     assert result.rest is not None
-    assert (result.rest.full, result.rest.frames) == (True, 3000)
+    assert (result.rest.doubted, result.rest.frames) == (True, 3000)
     (again,) = tiny.run([result.rest])
     assert again.doubt is None

@@ -287,6 +287,18 @@ def test_nobody_is_idle_while_another_works(engine: Engine, start: Callable[...,
     assert idle.wait(SECONDS)
 
 
+def test_one_worker_is_kept_from_what_takes_long(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
+    """While the other is at such a chunk, only short ones are taken; then the next long one."""
+    scheduler = start(workers=2, limits=Limits(items=1, frames=10**6, share=1000))
+    engine.gate.clear()
+    futures = scheduler.admit().submit([Item("one", 3000), Item("two", 3000), Item("short", 800)])
+    engine.wait()
+    engine.wait()
+    assert sorted(number for batch in engine.batches for number in batch) == ["one", "short"]
+    engine.gate.set()
+    assert [future.result(SECONDS) for future in futures] == ["oneone", "twotwo", "shortshort"]
+
+
 # Admission
 
 

@@ -14,9 +14,10 @@ from localwhisper_server import service as service_module
 from localwhisper_server.batch import Chunk, ChunkResult
 from localwhisper_server.chunks import LONGEST_SECONDS, SAMPLE_RATE, Piece, Span
 from localwhisper_server.errors import Busy, EngineFailed, InvalidRequest, UnreadableAudio
+from localwhisper_server.hearing import LOOKAHEAD
 from localwhisper_server.options import Decoding, Options, Voice
 from localwhisper_server.scheduler import Scheduler
-from localwhisper_server.service import LOOKAHEAD, Service
+from localwhisper_server.service import Service
 from localwhisper_server.transcript import Segment, Transcript
 from localwhisper_server.turns import Limits
 
@@ -201,10 +202,10 @@ async def test_a_long_recording_looks_ahead_and_no_further(
     asked = 0
     submit = scheduler._submit
 
-    def count(number: int, items: Sequence[Chunk]) -> Any:
+    def count(number: int, items: Sequence[Chunk], **how: Any) -> Any:
         nonlocal asked
         asked += len(items)
-        return submit(number, items)
+        return submit(number, items, **how)
 
     monkeypatch.setattr(scheduler, "_submit", count)
     engine.gate.clear()

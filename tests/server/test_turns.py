@@ -307,6 +307,27 @@ def test_a_chunk_above_every_limit_is_run_alone() -> None:
     assert [_names(queue) for _ in range(3)] == [["a0"], ["a1"], []]
 
 
+def test_what_is_left_of_earlier_chunks_goes_first() -> None:
+    """Before the request's others, in its own order."""
+    queue = _queue(Limits(items=1, frames=10**6, share=10**6), a=2)
+    assert queue.put("a", [(Item("left"), Future()), (Item("and left"), Future())], first=True)
+    assert [_names(queue)[0] for _ in range(4)] == ["left", "and left", "a0", "a1"]
+
+
+def test_a_light_batch_leaves_long_work_aside() -> None:
+    """Of each request the first chunk within the share is taken; the others keep their places."""
+    queue: Queue[Item] = Queue(capacity=9, limits=Limits(items=9, frames=10**6, share=LONG))
+    _join(queue, "a", WHOLE, SHORT, WHOLE)
+    _join(queue, "b", WHOLE)
+    assert queue.ready(light=True)
+    assert [item.frames for item, _ in queue.take(light=True)] == [SHORT]
+    assert not queue.ready(light=True)
+    assert queue.take(light=True) == []
+    assert queue.ready()
+    assert [item.frames for item, _ in queue.take(most=1)] == [WHOLE]
+    assert len(queue) == 2
+
+
 def test_clearing_gives_everything_back() -> None:
     """What waited, of all requests, which are closed."""
     queue = _queue(a=2, b=1)

@@ -348,6 +348,23 @@ def test_whatever_leaves_is_plain(tail: bytes) -> None:
         assert b"transcriptions" not in path.lower().split(b"/")
 
 
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        (b"/v1/chat/completions", b"audio/ogg"),
+        (b"/v1/chat/completions", b'"Audio/ogg"'),
+        (b"/v1/chat/completions", b"application/ogg; charset=x"),
+        (b"/v1/audio/speech", b"multipart/form-data; boundary=x"),
+        (b"/v1/realtime", b"application/json"),
+        (b"/v1/realtime/calls", b"application/sdp"),
+    ],
+)
+def test_what_may_be_sound_stays(path: bytes, kind: bytes) -> None:
+    """By what it says of itself, and by where it goes."""
+    assert not may_leave(path, [(b"content-type", kind)])
+    assert may_leave(b"/v1/audio/speech", [(b"content-type", b"application/json")])
+
+
 # Headers
 
 
