@@ -147,7 +147,7 @@ async def _aread(response: Any, expected: Expected, deadline: float) -> None:
             break
     else:
         first.ended()
-    response.stream = _AsyncReplay(first.chunks, chunks, response.stream)
+    response.stream = _AsyncReplay(first.chunks, chunks, response.stream, first.last)
 
 
 def _watch(last: LastEvent | None, chunk: bytes) -> None:

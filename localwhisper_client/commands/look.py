@@ -59,13 +59,16 @@ def _show(console: Console, seen: Sequence[health.Seen], policy: Policy) -> None
     if seen:
         # An address is never cut: it is what one copies.
         address = Column("server", no_wrap=True, min_width=max(len(server.url) for server in seen))
-        table = Table(address, "state", "a call now", "answers in", "model", "device", "queue", box=None)
+        state = Column("state", no_wrap=True)
+        table = Table(address, state, "breaker", "answers in", "model", "device", "queue", box=None)
         for server in seen:
             latency = "" if server.latency is None else f"{server.latency * 1000:.0f} ms"
             queue = "" if server.requests is None else f"{server.requests} calls, {server.queue_seconds or 0:.1f} s"
-            breaker = "goes there" if server.state in health.ANSWERS else "opens the breaker"
+            breaker = "closed" if server.state in health.ANSWERS else "opens"
             table.add_row(server.url, server.state, breaker, latency, server.model, server.device, queue)
         console.print(table)
+        if any(server.state not in health.ANSWERS for server in seen):
+            console.print("Where the breaker opens, calls pass a server by until it is well again.")
         for server in seen:
             if server.advice:
                 console.print(f"{server.url}: {server.advice}", markup=False, soft_wrap=True)

@@ -288,7 +288,7 @@ def test_status_of_servers_that_are_up_and_down(home: FaultServer, monkeypatch: 
         monkeypatch.setenv("LOCALWHISPER_BASE_URL", f"{home.url},http://me:secret@127.0.0.1:{port}/v1")
         done = command("status")
     assert done.exit_code == 0
-    for word in ("base", "2 calls, 1.5 s", "down", "nothing leaves the house", "goes there", "opens"):
+    for word in ("base", "2 calls, 1.5 s", "down", "nothing leaves the house", "closed", "opens", "pass a server by"):
         assert word in done.stdout
     assert "secret" not in done.stdout
     assert [probe.headers.get("authorization") for probe in home.probes] == [None, "Bearer ours"]
