@@ -58,7 +58,8 @@ class Queue(Generic[Item]):
     """The waiting work of all open requests.
 
     A request is admitted, hands in chunks in order, and leaves. Each batch begins with the first chunk of the request
-    whose turn it is and is filled with chunks of others, in turn, that are not much longer. Turns: interactive before
+    whose turn it is and is filled with chunks of others, in turn, that are not much longer; those of requests being
+    served do not fill up the batch that a new one begins, which would take longer for it. Turns: interactive before
     bulk; a new request before those already served, and of these the one served longest ago; but first the one passed
     over most often, where that was PATIENCE times or more. So a short message that comes while hour-long files are
     decoded is in the very next batch, and nobody is passed over more than PATIENCE times and once for each other.
@@ -143,12 +144,15 @@ class Queue(Generic[Item]):
         A `light` one holds no chunk above the share: nothing that would keep the next request waiting for long.
         """
         turns = [key for key in self._turns() if self._next(self._open[key], light=light) is not None]
+        # Whoever is new is not slowed by those who are being served.
+        new = bool(turns) and not self._open[turns[0]].served
+        together = [key for key in turns if not (new and self._open[key].served)]
         batch: list[tuple[Item, Future[Any]]] = []
         served: dict[Hashable, int] = {}  # frames of each request in this batch
         progress = True
         while progress:
             progress = False
-            for key in turns:
+            for key in together:
                 request = self._open[key]
                 at = self._next(request, light=light)
                 if (

@@ -93,9 +93,10 @@ class QueueMachine(RuleBasedStateMachine):
         for entry in batch:
             assert entry == self.waiting[entry[0].number[0]].popleft()
             spent[entry[0].number[0]] += entry[0].frames
+        new = set(self.new)
         self._check_limits([item for item, _ in batch], spent)
         self._check_turns(batch[0][0], ready, spent)
-        self._check_full([item for item, _ in batch], spent)
+        self._check_full([item for item, _ in batch], spent, new)
 
     def _check_limits(self, items: list[Item], spent: Counter[int]) -> None:
         widest = max(item.frames for item in items)
@@ -105,8 +106,10 @@ class QueueMachine(RuleBasedStateMachine):
         served = Counter(item.number[0] for item in items)
         assert all(served[request] == 1 or frames <= self.limits.share for request, frames in spent.items())
 
-    def _check_full(self, items: list[Item], spent: Counter[int]) -> None:
-        """Whoever still waits would not have fitted."""
+    def _check_full(self, items: list[Item], spent: Counter[int], new: set[int]) -> None:
+        """Whoever still waits would not have fitted, or is being served while the batch is a new one's."""
+        if items[0].number[0] in new:
+            assert set(spent) <= new
         for request, waiting in self.waiting.items():
             if waiting:
                 item = waiting[0][0]
@@ -115,6 +118,7 @@ class QueueMachine(RuleBasedStateMachine):
                     len(items) == self.limits.items
                     or item.frames > WIDEST * items[0].frames
                     or (len(items) + 1) * widest > self.limits.frames
+                    or (items[0].number[0] in new and request not in new)
                     or (request in spent and spent[request] + item.frames > self.limits.share)
                 )
 
