@@ -145,8 +145,9 @@ class LocalWhisper(_Narrowed, openai.OpenAI):
         server = self._route.house.server(step.backend)
         try:
             server.find_name(step.seconds)
+            started = time.monotonic()
             raw: Any = server.client.request(cast_to, routed.house_options(server, step.seconds), **streaming)
-            answer.read(raw.http_response, routed.expected, step.seconds)
+            answer.read(raw.http_response, routed.expected, _rest(step.seconds, started))
             return routed.answer(raw)
         except Exception as error:  # noqa: BLE001 - raised again unless it is the network's or the server's
             return routed.house_fault(error)
@@ -222,8 +223,9 @@ class AsyncLocalWhisper(_Narrowed, openai.AsyncOpenAI):
                 return await anyio.to_thread.run_sync(attempt.failed, error)
         server = self._route.house.server(step.backend)
         try:
+            started = time.monotonic()
             raw: Any = await server.client.request(cast_to, routed.house_options(server, step.seconds), **streaming)
-            await answer.aread(raw.http_response, routed.expected, step.seconds)
+            await answer.aread(raw.http_response, routed.expected, _rest(step.seconds, started))
             return routed.answer(raw)
         except Exception as error:  # noqa: BLE001 - as above
             return routed.house_fault(error)
@@ -234,6 +236,10 @@ class AsyncLocalWhisper(_Narrowed, openai.AsyncOpenAI):
         for server in self._route.house.servers:
             await server.client.close()
         self._route.books.close()
+
+
+def _rest(seconds: float | None, started: float) -> float | None:
+    return None if seconds is None else seconds - (time.monotonic() - started)
 
 
 async def _result_of(probe: Future[bool]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import json
 import math
+import re
 import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
 _JSON_FORMATS = frozenset({"json", "verbose_json", "diarized_json"})
 _TEXT_FORMATS = frozenset({"text", "srt", "vtt"})
 
-# In JSON a quotation mark within a text is escaped, so none of these can be a part of a transcript. The stream ends
-# with the first or, when something went wrong on the way, with the last.
-_LAST_EVENTS = (b'"transcript.text.done"', b'"error"')
+# The stream ends with the first or, when something went wrong on the way, with one of the others. In JSON a quotation
+# mark within a text is escaped, so none of these can be a part of a transcript.
+_LAST_EVENT = re.compile(rb'"type"\s*:\s*"transcript\.text\.done"|"type"\s*:\s*"error"|"error"\s*:')
+_LAST_EVENT_BYTES = 64  # what it may be spread over, blanks included
 
 _MISCONFIGURED = frozenset({401, 403, 404, 405})
 _BUSY = frozenset({429, 503})
@@ -135,8 +137,8 @@ class LastEvent:
         """Take in bytes."""
         if not self.seen:
             text = self._tail + chunk
-            self.seen = any(end in text for end in _LAST_EVENTS)
-            self._tail = text[1 - max(map(len, _LAST_EVENTS)) :]
+            self.seen = _LAST_EVENT.search(text) is not None
+            self._tail = text[-_LAST_EVENT_BYTES:]
 
 
 def failed(error: Exception, now: float) -> Outcome | None:

@@ -92,14 +92,18 @@ class _Line:
 
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
+        self._is_cut = False
 
     def trace(self, event: str, info: dict[str, Any]) -> None:
         """Listen to what the HTTP library tells of a request (its `trace` extension)."""
-        if event == "connection.connect_tcp.complete":
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
             self._socket = info["return_value"].get_extra_info("socket")
+            if self._is_cut:  # before there was one
+                self.cut()
 
     def cut(self) -> None:
         """End whatever waits for the other side."""
+        self._is_cut = True
         if self._socket is not None:
             with contextlib.suppress(OSError):  # closed in this very moment
                 self._socket.shutdown(socket.SHUT_RDWR)

@@ -24,13 +24,13 @@ def own_names() -> tuple[str, ...]:
 
 def own_address() -> str:
     """Return this machine's address towards the network it is connected to; the loopback where it is to none."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             # Nothing is sent: a datagram socket only looks up which way it would go. The address is documentation's.
             probe.connect(("192.0.2.1", 9))
-        except OSError:
-            return "127.0.0.1"
-        return str(probe.getsockname()[0])
+            return str(probe.getsockname()[0])
+    except OSError:
+        return "127.0.0.1"
 
 
 def rules(settings: Settings, names: Sequence[str]) -> Rules:

@@ -58,6 +58,7 @@ class Hearing:
         self._language = self._language or next((result.language for result in results if result.language), None)
         if not self._decided.done():
             self._decided.set_result(self._language)
+        self._hand_in()
         return results
 
     def cancel(self) -> None:

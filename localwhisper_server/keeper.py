@@ -49,6 +49,7 @@ class Keeper:
         self._cramped_until = 0.0
         # Held while any of the above changes, loading included; never while the engine runs.
         self._lock = threading.RLock()
+        self._running = 0  # threads that use the engine
         self.loads = 0
 
     @property
@@ -73,7 +74,7 @@ class Keeper:
     def unload(self) -> None:
         """Give the model's memory back until the next batch."""
         with self._lock:
-            if self._engine is not None:
+            if self._engine is not None and not self._running:
                 logger.info("unloading the idle model")
                 self._drop()
 
@@ -88,16 +89,26 @@ class Keeper:
             self._recover()
         results: list[ChunkResult] = []
         while len(results) < len(chunks):
-            rest = chunks[len(results) :]
-            part = rest[: self._most] if self._most else rest
+            rest, most = chunks[len(results) :], self._most
+            part = rest[:most] if most else rest
             try:
-                results += self.engine().run(part)
+                results += self._run(part)
             except (RuntimeError, MemoryError, ValueError) as failure:
                 if not is_out_of_memory(failure):
                     raise
                 self._observer.out_of_memory()
                 self._shrink(len(part), failure)
         return results
+
+    def _run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
+        with self._lock:
+            engine = self.engine()
+            self._running += 1
+        try:
+            return engine.run(chunks)
+        finally:
+            with self._lock:
+                self._running -= 1
 
     def _shrink(self, size: int, failure: BaseException) -> None:
         """Ask for less, or raise Busy where there is no less."""
@@ -107,10 +118,11 @@ class Keeper:
     def _ask_for_less(self, size: int, failure: BaseException) -> None:
         self._cramped_until = self._clock() + RECOVER_SECONDS
         if size > 1:
-            self._most = size // 2
+            self._most = min(self._most or size, size // 2)
             logger.warning("out of memory with %d chunks; going on with %d at a time", size, self._most)
             return
-        self._drop()
+        if not self._running:  # or its memory would not come free, and the next batch load a second one
+            self._drop()
         if self._device.name == "cuda" and self._device.compute_type != SMALLER_COMPUTE_TYPE:
             self._device = replace(self._device, compute_type=SMALLER_COMPUTE_TYPE, reason="out of memory")
             logger.warning("out of memory with one chunk; reloading the model as %s", SMALLER_COMPUTE_TYPE)

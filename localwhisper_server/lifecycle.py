@@ -172,8 +172,6 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
         """Begin to stop, or leave."""
         if sig == signal.SIGINT:
-            # Not by the log, which another thread may be writing just now.
-            os.write(2, b"localwhisper-server: interrupted\n")
             self._leave(128 + sig)
         elif self.should_exit:
             self._leave(0)

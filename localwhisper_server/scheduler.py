@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 # A stranger's machine, before anything was measured: seconds of sound decoded in a second.
+IDLE_CHECK_SECONDS = 0.01
 FIRST_SPEED = 5.0
 
 
@@ -71,7 +72,7 @@ class Ticket(Generic[Item, Result]):
 class Scheduler(Generic[Item, Result]):
     """Threads that feed batches to `run`, which returns one result per chunk; as many as `run` has room for at once.
 
-    Of several, one is kept from chunks above the share (a full window), which take seconds.
+    Of several, one is kept from chunks above the share (a full window), which take seconds, as long as others wait.
 
     `max_wait` is the longest wait in seconds that a new request is let in for. `idle` is called from a thread when
     nothing has been decoded for `idle_seconds`; `waited` with the seconds that each chunk waited for its batch.
@@ -102,6 +103,7 @@ class Scheduler(Generic[Item, Result]):
         self._closed = False
         self._refusal: ServerError | None = None
         self._in_flight: list[_Batch[Item]] = []
+        self._last = time.monotonic()
         self._works = True
         self._speed = FIRST_SPEED / workers  # of one worker
         self._threads = [
@@ -220,7 +222,7 @@ class Scheduler(Generic[Item, Result]):
             future.cancel()
 
     def _wait(self) -> float:
-        # A worker that is free takes who comes now; where none is, half of what runs is over on average.
+        # A worker that is free takes who comes now.
         running = sum(batch.seconds for batch in self._in_flight)
         if not self._queue and len(self._in_flight) < len(self._threads):
             return 0.0
@@ -240,7 +242,7 @@ class Scheduler(Generic[Item, Result]):
             took = max(self._clock() - batch.since, 1e-6)
             with self._changed:
                 self._in_flight.remove(batch)
-                self._changed.notify_all()  # what was too much beside it may be taken now
+                self._last = time.monotonic()  # as the wait for it counts
                 # A running mean over the last few batches follows a machine that gets busier or idle.
                 self._speed += (max(batch.seconds / took, 1e-3) - self._speed) / 4
 
@@ -254,7 +256,8 @@ class Scheduler(Generic[Item, Result]):
                         return None
                     # What waits is shared with the workers that have nothing to do either.
                     idle = len(self._threads) - len(self._in_flight)
-                    entries = self._queue.take(most=math.ceil(len(self._queue) / idle), light=self._light)
+                    light = self._guarded and self._queue.ready(light=True)
+                    entries = self._queue.take(most=math.ceil(len(self._queue) / idle), light=light)
                     wanted = [entry for entry in entries if entry[1].set_running_or_notify_cancel()]
                     if wanted:
                         items, futures = map(list, zip(*wanted, strict=True))
@@ -263,18 +266,22 @@ class Scheduler(Generic[Item, Result]):
                         self._tell_waits(batch)
                         return batch
                     continue
-                busy = bool(self._in_flight)
-            if not busy:
+                # Another worker may have been at work meanwhile, or still be.
+                rest = (self._idle_seconds or 0.0) - (time.monotonic() - self._last)
+                idle = not self._in_flight and rest <= 0
+            if idle:
                 # Without the lock: it may take its time, and callers are being admitted.
                 self._be_idle()
                 seconds = None  # once, until there was work
+            else:
+                seconds = max(rest, IDLE_CHECK_SECONDS)
 
     def _needed(self) -> bool:
-        return self._closed or self._queue.ready(light=self._light)
+        return self._closed or self._queue.ready()
 
     @property
-    def _light(self) -> bool:
-        """Whether the next batch must not take long, since another does: one worker is soon free for who comes."""
+    def _guarded(self) -> bool:
+        """Whether the next batch had better not take long, since others do: one worker is soon free for who comes."""
         heavy = [batch for batch in self._in_flight if batch.frames > self._queue.limits.share]
         return 0 < len(heavy) >= len(self._threads) - 1
 
@@ -310,6 +317,6 @@ class Scheduler(Generic[Item, Result]):
 
 def _fail(futures: Sequence[Future[Any]], failure: ServerError) -> None:
     for future in futures:
-        if future.running() or future.set_running_or_notify_cancel():
-            with contextlib.suppress(InvalidStateError):  # answered in this very moment
+        with contextlib.suppress(InvalidStateError, RuntimeError):  # answered already, or in this very moment
+            if future.running() or future.set_running_or_notify_cancel():
                 future.set_exception(failure)

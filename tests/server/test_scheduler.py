@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
@@ -439,3 +440,16 @@ def test_without_a_time_it_is_never_idle(start: Callable[..., Scheduler[Any, Any
     scheduler = start(idle=called.set)
     scheduler.admit().submit([Item(1)])[0].result(SECONDS)
     assert not called.wait(0.02)
+
+
+def test_idleness_counts_from_the_last_batch_of_any_worker(
+    engine: Engine, start: Callable[..., Scheduler[Any, Any]]
+) -> None:
+    """A worker that had nothing to do for long does not send away what the other has just used."""
+    calls: list[float] = []
+    scheduler = start(workers=2, idle=lambda: calls.append(time.monotonic()), idle_seconds=0.3)
+    ticket = scheduler.admit()
+    for _ in range(8):
+        ticket.submit([Item(1)])[0].result(SECONDS)
+        time.sleep(0.1)
+    assert not calls
