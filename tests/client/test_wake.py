@@ -1,12 +1,18 @@
 from __future__ import annotations
 
 import socket
-from typing import Any
+import threading
+import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from localwhisper_client import ConfigurationError, wake
 from localwhisper_client.wake import BROADCAST, PAUSE, Target, Waker, packet, parse
+from tests.client.fault_server import TEXT, FaultServer, answers, refusing
+
+if TYPE_CHECKING:
+    from tests.client.driving import Driver
 
 MAC = bytes.fromhex("aabbccddeeff")
 
@@ -82,3 +88,45 @@ def test_the_setting_makes_a_waker() -> None:
     assert wake.waker("AA:BB:CC:DD:EE:FF")._target == Target(MAC)
     with pytest.raises(ConfigurationError, match="LOCALWHISPER_WAKE"):
         wake.waker("pc")
+
+
+class Box:
+    """A machine that is off: it listens for its packet alone, and then starts its server."""
+
+    def __init__(self) -> None:
+        self.card = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.card.bind(("127.0.0.1", 0))
+        self.card.settimeout(20)
+        self.packets: list[bytes] = []
+        with refusing() as port:
+            self.port = port
+        self.server: FaultServer | None = None
+        self.thread = threading.Thread(target=self.sleep)
+        self.thread.start()
+
+    def sleep(self) -> None:
+        """Wait to be woken, and take a moment to start."""
+        self.packets.append(self.card.recv(1024))
+        time.sleep(0.3)
+        self.server = FaultServer(answers, at=self.port)
+
+    def close(self) -> None:
+        """Switch it off."""
+        self.thread.join()
+        if self.server:
+            self.server.stop()
+        self.card.close()
+
+
+def test_a_call_under_wait_wakes_the_box_and_waits_for_it(monkeypatch: pytest.MonkeyPatch, drive: Driver) -> None:
+    """One packet, whatever number of calls; the words come once the box is up."""
+    box = Box()
+    try:
+        monkeypatch.setattr(wake.send, "__defaults__", (box.card.getsockname()[1],))
+        monkeypatch.setenv("LOCALWHISPER_WAKE", "AA:BB:CC:DD:EE:FF@127.0.0.1")
+        client = drive.client(lan_url=f"http://127.0.0.1:{box.port}/v1", policy="wait", timeout=20)
+        assert drive.call(client) == TEXT
+        assert drive.call(client) == TEXT
+    finally:
+        box.close()
+    assert box.packets == [packet(MAC)]
