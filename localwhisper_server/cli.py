@@ -126,8 +126,12 @@ def _serve(settings: Settings) -> None:
         _fail(f"the model could not be loaded: {str(failure) or type(failure).__name__}.{hint}", EX_SOFTWARE)
     finally:
         log.finish(LOG_SECONDS)
+    try:
+        sys.stderr.flush()
+    except OSError:  # a full disk; the interpreter would fail at the same and make it the exit status
+        clean = False
     if not clean:
-        # A batch is in flight in a thread that cannot be stopped; the interpreter would pull its memory from under it.
+        # Or a batch is in flight in a thread that cannot be stopped: its memory would be pulled from under it.
         os._exit(0)
 
 
