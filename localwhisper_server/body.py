@@ -28,6 +28,13 @@ class Floor:
             return float("inf")
         return self.grace + read / self.rate - waited
 
+    @property
+    def refusal(self) -> TooSlow:
+        """What a slower one is answered with."""
+        return TooSlow(
+            f"The request's body came too slowly: this server waits for at least {self.rate:.0f} bytes a second."
+        )
+
 
 def limited(receive: Receive, *, limit: int, floor: Floor, clock: Callable[[], float]) -> Receive:
     """Pass the messages of a body on until it grows over `limit` bytes, which a chunked one announces to nobody.
@@ -51,13 +58,13 @@ def limited(receive: Receive, *, limit: int, floor: Floor, clock: Callable[[], f
             message = await receive()
         waited += clock() - started
         if message is None:
-            raise TooSlow(floor.rate)
+            raise floor.refusal
         read += len(message.get("body", b""))
         if read > limit:
             raise TooLarge(limit, read)
         complete = not message.get("more_body", False)
         if not complete and floor.patience(read, waited) <= 0:
-            raise TooSlow(floor.rate)
+            raise floor.refusal
         return message
 
     return receiving

@@ -4,16 +4,18 @@ import argparse
 import contextlib
 import errno
 import inspect
+import logging
 import os
 import signal
 import socket
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
 import dotenv
+import platformdirs
 from pydantic import ValidationError
 from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
@@ -28,6 +30,8 @@ from localwhisper_server import (
     service_unit,
 )
 from localwhisper_server.config import Settings, written
+
+logger = logging.getLogger(__name__)
 
 # sysexits.h, where it has a number for the case.
 EX_USAGE, EX_DATAERR, EX_UNAVAILABLE, EX_SOFTWARE, EX_OSERR, EX_CANTCREAT, EX_NOPERM, EX_CONFIG = (
@@ -99,13 +103,11 @@ def _serve(settings: Settings) -> None:
     # Late, since it loads the engine: doctor has to work just where that fails.
     from localwhisper_server import front, models, server  # noqa: PLC0415
 
-    log = logstream.Unhurried(sys.stderr)
-    observe.configure_logging(settings.log_level, cast("TextIO", log), log_format=settings.log_format)
     # Until the server takes its signals itself: a stop that was asked for is a success.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     clean = False
     try:
-        with _bound(settings) as listening:
+        with _logging(settings), _bound(settings) as listening:
             clean = server.run(settings, listening, environ=os.environ)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
@@ -124,8 +126,6 @@ def _serve(settings: Settings) -> None:
             else f" `{PROGRAM} doctor` looks for the reason; --device cpu does without a GPU."
         )
         _fail(f"the model could not be loaded: {str(failure) or type(failure).__name__}.{hint}", EX_SOFTWARE)
-    finally:
-        log.finish(LOG_SECONDS)
     try:
         sys.stderr.flush()
     except OSError:  # a full disk; the interpreter would fail at the same and make it the exit status
@@ -133,6 +133,43 @@ def _serve(settings: Settings) -> None:
     if not clean:
         # Or a batch is in flight in a thread that cannot be stopped: its memory would be pulled from under it.
         os._exit(0)
+
+
+@contextlib.contextmanager
+def _logging(settings: Settings) -> Iterator[None]:
+    """Log to standard error, and to the file, as long as the block runs; neither is ever waited for."""
+    file, trouble = _log_file(settings)
+    streams = [sys.stderr] if file is None else [sys.stderr, cast("TextIO", file)]
+    logs = [logstream.Unhurried(stream) for stream in streams]
+    observe.configure_logging(settings.log_level, cast("list[TextIO]", logs), log_format=settings.log_format)
+    if trouble:
+        logger.warning("%s", trouble)
+    try:
+        yield
+    finally:
+        for log in logs:
+            log.finish(LOG_SECONDS)
+        if file is not None:
+            file.close()
+
+
+def _log_file(settings: Settings) -> tuple[logstream.RotatingFile | None, str]:
+    """Open the file for the log, where there is to be one; where nobody asked for it, a failure is only reported."""
+    chosen = settings.log_file
+    if chosen == "none" or (chosen == "auto" and not settings.port):
+        return None, ""
+    path = (
+        platformdirs.user_log_path("localwhisper", appauthor=False) / f"server-{settings.port}.log"
+        if chosen == "auto"
+        else Path(chosen).expanduser()
+    )
+    try:
+        return logstream.RotatingFile(path), ""
+    except OSError as failure:
+        trouble = f"cannot write the log to {path}: {failure.strerror}. --log-file takes another place, or none."
+        if chosen != "auto":
+            _fail(trouble, _code(failure))
+        return None, trouble
 
 
 def _bound(settings: Settings) -> socket.socket:

@@ -156,6 +156,11 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="How much to log.")
     log_format: Literal["text", "json"] = Field(default="text", description="Lines for people, or an object a line.")
+    log_file: str = Field(
+        default="auto",
+        description="File that takes the log as well, begun anew every 10 MB, five earlier ones kept. auto: "
+        "server-PORT.log in the user's folder for logs, none with port 0; none: no file.",
+    )
     otlp_endpoint: Annotated[str, AfterValidator(_web_address)] | None = Field(
         default=None,
         description="Where to send OpenTelemetry traces, http://collector:4318/v1/traces; needs the extra [otel].",

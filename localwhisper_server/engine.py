@@ -5,7 +5,7 @@ One `Engine` holds one model on one device. `run` is called from as many threads
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +25,8 @@ from localwhisper_server.devices import ONE_WORKER, Device, Workers
 from localwhisper_server.hypothesis import TEMPERATURES, Hypothesis, best, ladder
 from localwhisper_server.options import Decoding, Voice
 from localwhisper_server.transcript import Segment, Task
+
+Alignment = Any  # CTranslate2 does not export its class: `alignments` and `text_token_probs`
 
 BEAM_SIZE = 5
 BEST_OF = 5
@@ -122,18 +124,21 @@ class Engine:
         rows = self._rows(chunks, encoded)
         full = frames == window.FULL_FRAMES
         hypotheses = self._decode(encoded, rows, full=full)
-        results = []
+        results, unaligned = [], dict[int, reading.Reading]()
         for number, (row, hypothesis) in enumerate(zip(rows, hypotheses, strict=True)):
             read = reading.read(hypothesis.tokens, row.tokenizer, row.chunk.seconds)
             doubt = None if full else _doubt(row, hypothesis, read)
             if doubt:
                 results.append(ChunkResult(None, (), replace(row.chunk, doubted=True), doubt))
                 continue
-            segments = [] if hypothesis.silent else [_segment(piece, hypothesis, row) for piece in read.pieces]
+            segments = () if hypothesis.silent else tuple(_segment(piece, hypothesis, row) for piece in read.pieces)
             if segments and (row.chunk.decoding.words or row.chunk.decoding.logprobs):
-                segments = self._align(_taken(encoded, [number]), row, read.pieces, segments)
+                unaligned[number] = read
             rest = None if hypothesis.silent else rest_of(row.chunk, read.stops_at)
-            results.append(ChunkResult(row.language, tuple(segments), rest))
+            results.append(ChunkResult(row.language, segments, rest))
+        for number, alignment in self._align(encoded, rows, unaligned).items():
+            segments = _aligned(rows[number], unaligned[number].pieces, results[number].segments, alignment)
+            results[number] = replace(results[number], segments=segments)
         return results
 
     def _new_tokenizer(self, language: str, task: Task) -> Tokenizer:
@@ -228,34 +233,53 @@ class Engine:
         )
 
     def _align(
-        self, encoded: ctranslate2.StorageView, row: _Row, pieces: Sequence[reading.Piece], segments: Sequence[Segment]
-    ) -> list[Segment]:
-        """Add words and token log probabilities from one forced alignment over the chunk's text."""
-        chunk, tokenizer = row.chunk, row.tokenizer
-        joined = [token for piece in pieces for token in piece.tokens]
-        # No further than the chunk: beyond it there is only padding to align with.
-        frames = min(math.ceil(chunk.seconds * window.FRAMES_PER_SECOND), 2 * encoded.shape[1])
-        (alignment,) = self._model.align(encoded, tokenizer.sot_sequence, [joined], frames)
-        starts = reading.token_starts(alignment.alignments, len(joined))
-        aligned, position = [], 0
-        for segment, piece in zip(segments, pieces, strict=True):
-            tokens, last = list(piece.tokens), position + len(piece.tokens)
-            words = reading.words(tokens, starts[position : last + 1], tokenizer, seconds=chunk.seconds)
-            logprobs = reading.logprobs(tokens, alignment.text_token_probs[position:last], tokenizer)
-            aligned.append(
-                replace(
-                    segment,
-                    words=tuple(
-                        replace(word, start=round(chunk.offset + word.start, 2), end=round(chunk.offset + word.end, 2))
-                        for word in words
-                    )
-                    if chunk.decoding.words
-                    else (),
-                    logprobs=tuple(logprobs) if chunk.decoding.logprobs else (),
+        self, encoded: ctranslate2.StorageView, rows: Sequence[_Row], readings: Mapping[int, reading.Reading]
+    ) -> dict[int, Alignment]:
+        """Align the text of each row that has a reading with its sound; those of one language and task together."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for number in readings:
+            groups.setdefault(tuple(rows[number].tokenizer.sot_sequence), []).append(number)
+        found: dict[int, Alignment] = {}
+        for start, numbers in groups.items():
+            texts = [[token for piece in readings[number].pieces for token in piece.tokens] for number in numbers]
+            # No further than the chunk: beyond it there is only padding to align with.
+            frames = [
+                min(math.ceil(rows[number].chunk.seconds * window.FRAMES_PER_SECOND), 2 * encoded.shape[1])
+                for number in numbers
+            ]
+            alignments = self._model.align(_taken(encoded, numbers), list(start), texts, frames)
+            found |= dict(zip(numbers, alignments, strict=True))
+        return found
+
+
+def _aligned(
+    row: _Row,
+    pieces: Sequence[reading.Piece],
+    segments: Sequence[Segment],
+    alignment: Alignment,
+) -> tuple[Segment, ...]:
+    """Add words and token log probabilities from the alignment of a chunk's text."""
+    chunk, tokenizer = row.chunk, row.tokenizer
+    starts = reading.token_starts(alignment.alignments, sum(len(piece.tokens) for piece in pieces))
+    aligned, position = [], 0
+    for segment, piece in zip(segments, pieces, strict=True):
+        tokens, last = list(piece.tokens), position + len(piece.tokens)
+        words = reading.words(tokens, starts[position : last + 1], tokenizer, seconds=chunk.seconds)
+        logprobs = reading.logprobs(tokens, alignment.text_token_probs[position:last], tokenizer)
+        aligned.append(
+            replace(
+                segment,
+                words=tuple(
+                    replace(word, start=round(chunk.offset + word.start, 2), end=round(chunk.offset + word.end, 2))
+                    for word in words
                 )
+                if chunk.decoding.words
+                else (),
+                logprobs=tuple(logprobs) if chunk.decoding.logprobs else (),
             )
-            position = last
-        return aligned
+        )
+        position = last
+    return tuple(aligned)
 
 
 def _storage(features: Features) -> ctranslate2.StorageView:

@@ -9,10 +9,10 @@
     ├── UnknownModel        404  a name that is neither served nor an alias
     ├── NotFound            404  no such route
     ├── MethodNotAllowed    405  the route exists, the method does not
-    ├── TooSlow             408  the body comes too slowly
+    ├── TooSlow             408  the head or the body comes too slowly
     ├── TooLarge            413  the body is over the limit
     ├── TooManyRequests     429  one address takes more than its share of the queue
-    ├── TooManyHeaders      431  more header fields than any client sends
+    ├── TooManyHeaders      431  more header fields than any client sends; HeadTooLarge: more bytes of them
     ├── UpstreamFailed      502  what the server passes on to did not answer; UpstreamSilent 504: not in time
     ├── Busy                503  the queue is full or the model is not ready; `retry_after` says when to come back
     └── EngineFailed        500  the model failed; the cause is in the log under the request's id, never in the answer
@@ -145,16 +145,13 @@ class MethodNotAllowed(ServerError):
 
 
 class TooSlow(ServerError):
-    """A body that comes at less than `rate` bytes a second."""
+    """A request that comes too slowly; the message says how slow is too slow."""
 
     status = 408
     type = INVALID_REQUEST
 
-    def __init__(self, rate: float) -> None:
-        super().__init__(
-            f"The request's body came too slowly: this server waits for at least {rate:.0f} bytes a second.",
-            code="request_timeout",
-        )
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="request_timeout")
 
 
 class TooLarge(ServerError):
@@ -213,6 +210,16 @@ class TooManyHeaders(ServerError):
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"The request has more than {limit} header fields.", code="too_many_headers")
+
+
+class HeadTooLarge(ServerError):
+    """A head of more bytes than any client sends."""
+
+    status = 431
+    type = INVALID_REQUEST
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"The request's head is longer than {limit} bytes.", code="headers_too_large")
 
 
 class UpstreamFailed(ServerError):

@@ -1,16 +1,64 @@
-"""A stream for the log that nobody ever waits for: lines that cannot be written in time are dropped and counted.
+"""Streams for the log that nobody ever waits for: lines that cannot be written in time are dropped and counted.
 
 A full disk, a terminal that is held, a pipe whose reader sleeps: none of them may stop a request.
 """
 
 import contextlib
 import io
+import logging
 import queue
 import threading
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
 from typing import TextIO
 
 # A burst of errors with their tracebacks fits; more than that, and whoever reads is not reading.
 LINES = 2000
+# What a month of a house's voice messages fits into many times over.
+FILE_BYTES = 10_000_000
+FILES = 5
+
+
+class _Rotating(RotatingFileHandler):
+    """The standard library's, but whoever writes hears of a failure."""
+
+    terminator = ""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 - logging's signature
+        """Raise what it was called for."""
+        raise  # noqa: PLE0704 - logging calls this while it handles the error
+
+
+class RotatingFile(io.TextIOBase):
+    """A file that is begun anew every `size` bytes; `kept` earlier ones stay beside it, as NAME.1 and so on.
+
+    Its folder is made where it is missing.
+
+    Raises:
+        OSError: from the start or from a write: no permission, no room.
+
+    """
+
+    def __init__(self, path: Path, *, size: int = FILE_BYTES, kept: int = FILES) -> None:
+        super().__init__()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._handler = _Rotating(path, maxBytes=size, backupCount=kept, encoding="utf-8")
+        self.write("\n")  # a disk without room takes a new file, but nothing in it; better known now
+
+    def writable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def write(self, text: str, /) -> int:
+        """Append `text`, which is whole lines."""
+        self._handler.emit(logging.makeLogRecord({"msg": text}))
+        return len(text)
+
+    def close(self) -> None:
+        """Close the file."""
+        with contextlib.suppress(OSError):
+            self._handler.close()
+        super().close()
 
 
 class Unhurried(io.TextIOBase):

@@ -1,6 +1,6 @@
 """What the server says about its work: request ids, the log, and whom else to tell.
 
-Never a transcript, a key, a file name or its bytes.
+Never a transcript, a key, or the bytes of a file.
 """
 
 import contextvars
@@ -147,14 +147,14 @@ def fields(**values: object) -> dict[str, dict[str, object]]:
     return {"fields": values}
 
 
-def configure_logging(level: str, stream: TextIO | None = None, log_format: Literal["text", "json"] = "text") -> None:
-    """Log to `stream` (standard error by default), one line a record, each with the id of its request."""
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.addFilter(_WithRequestId())
+def configure_logging(level: str, streams: Sequence[TextIO] = (), log_format: Literal["text", "json"] = "text") -> None:
+    """Log to every one of `streams` (none: standard error), one line a record, each with the id of its request."""
     text = "%(asctime)s %(levelname)-7s %(request_id)s %(message)s"
-    handler.setFormatter(_Json() if log_format == "json" else _OneLine(text))
     root = logging.getLogger()
-    root.handlers = [handler]
+    root.handlers = [logging.StreamHandler(stream) for stream in streams or (sys.stderr,)]
+    for handler in root.handlers:
+        handler.addFilter(_WithRequestId())
+        handler.setFormatter(_Json() if log_format == "json" else _OneLine(text))
     root.setLevel(level.upper())
     for chatty in ("httpx", "httpx2", "httpcore", "filelock", "faster_whisper", "uvicorn", "python_multipart"):
         logging.getLogger(chatty).setLevel(max(root.level, logging.WARNING))

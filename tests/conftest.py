@@ -22,6 +22,8 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("OPENAI_", "AZURE_OPENAI_", "LOCALWHISPER_")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
+    # Nor does its log grow by what tests do.
+    monkeypatch.setenv("LOCALWHISPER_SERVER_LOG_FILE", "none")
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ def log() -> Iterator[io.StringIO]:
     """Give what the server logs, as it formats it."""
     root = logging.getLogger()
     handlers, level, stream = root.handlers, root.level, io.StringIO()
-    observe.configure_logging("info", stream)
+    observe.configure_logging("info", [stream])
     yield stream
     root.handlers = handlers
     root.setLevel(level)
@@ -665,10 +665,28 @@ async def test_the_log_never_holds_words_keys_or_sound(log: io.StringIO) -> None
     assert not any(secret in text for secret in ("morning", "hush", KEY, "music"))
 
 
+async def test_the_log_tells_of_the_recording(log: io.StringIO) -> None:
+    """Its name, however odd, in one quoted piece; length, language and speed where there is a transcript."""
+    app = make_app(FakeBackend())
+    name = 'a \\" 200 0.1s\u2028b' + 200 * "c"
+    for fields in ((), (("stream", "true"),)):
+        await transcribe(app, *fields, filename=name)
+    await transcribe(make_app(FakeBackend([NOTHING])))
+    await transcribe(make_app(FakeBackend([UnreadableAudio()])))
+    first, second, silent, unread = (line.partition(" 0.000s")[2] for line in log.getvalue().splitlines())
+    quoted, _, rest = first.rpartition('"')
+    assert quoted.startswith(', "a ')
+    assert len(quoted) < 120
+    assert rest == ", 2.5 s of en, 2500 x real time"
+    assert second == first
+    assert silent == ', "voice.ogg", 3.0 s of silence, 3000 x real time'
+    assert unread == ', "voice.ogg"'
+
+
 @pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
 def test_log_levels(log: io.StringIO, level: str) -> None:
     """What is below the chosen one is not written; libraries that chat are held at warning."""
-    observe.configure_logging(level, log)
+    observe.configure_logging(level, [log])
     for name in ("debug", "info", "warning", "error"):
         getattr(logging.getLogger("x"), name)("said at %s", name)
         getattr(logging.getLogger("httpx2"), name)("chat at %s", name)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import re
 import runpy
@@ -12,7 +13,7 @@ import httpx2
 import pytest
 
 from localwhisper_client._version import __version__
-from localwhisper_server import cli, server
+from localwhisper_server import cli, logstream, server
 from localwhisper_server.config import Settings
 from localwhisper_server.models import ModelError
 from tests.server.test_server import Engine
@@ -92,6 +93,7 @@ OPTIONS: dict[str, tuple[str, Any]] = {
     "max_seconds": ("60.5", 60.5),
     "log_level": ("warning", "warning"),
     "log_format": ("json", "json"),
+    "log_file": ("none", "none"),
     "max_per_address": ("3", 3),
     "min_upload_rate": ("9", 9.0),
     "upload_grace": ("4", 4.0),
@@ -331,6 +333,53 @@ def test_a_server_from_start_to_stop(
     assert f"ready: {tmp_path}" in log
     assert f"{ids[0]} POST /v1/audio/transcriptions 200" in log
     assert "Traceback" not in log
+
+
+def test_the_log_is_written_to_a_file_as_well(
+    tmp_path: Path, voices: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line a request: the file's name, its length and language, the time it took; never the words."""
+    file = tmp_path / "logs" / "server.log"
+    monkeypatch.setenv("LOCALWHISPER_SERVER_LOG_FILE", str(file))
+    Session(monkeypatch, tmp_path, Engine()).run(lambda client: _post(client, voices["demo"]))
+    (line,) = [line for line in file.read_text().splitlines() if "POST" in line]
+    assert line in capsys.readouterr().err
+    assert re.search(
+        r' req_\w{32} POST /v1/audio/transcriptions 200 [\d.]+s, "upload", 4\.9 s of de, [\d.]+ x real time$', line
+    )
+
+
+@pytest.mark.parametrize(("failure", "code"), [(errno.EACCES, cli.EX_NOPERM), (errno.ENOSPC, cli.EX_CANTCREAT)])
+@pytest.mark.usefixtures("served")
+def test_a_log_file_that_cannot_be_written(
+    failure: int, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line and an exit status where somebody asked for it; a warning where it is the default."""
+
+    def refuse(_path: Path) -> None:
+        raise OSError(failure, os.strerror(failure))
+
+    monkeypatch.setattr(logstream, "RotatingFile", refuse)
+    assert _exit(["--port", "0", "--log-file", "/var/x.log"]) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("localwhisper-server: cannot write the log to /var/x.log: ")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    cli.main(["--port", str(port), "--log-file", "auto"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "WARNING" in line
+    assert f"server-{port}.log: {os.strerror(failure)}" in line
+
+
+@pytest.mark.usefixtures("served")
+def test_the_log_file_is_named_after_the_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two servers have two; one on any free port, which is for an hour, has none."""
+    monkeypatch.setattr("platformdirs.user_log_path", lambda *_, **__: tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    cli.main(["--port", str(port), "--log-file", "auto"])
+    cli.main(["--port", "0", "--log-file", "auto"])
+    assert [file.name for file in tmp_path.iterdir()] == [f"server-{port}.log"]
 
 
 def test_the_module_is_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

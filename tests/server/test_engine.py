@@ -398,6 +398,39 @@ def test_words_and_logprobs_are_for_who_asked(heard: dict[str, ChunkResult]) -> 
     assert asked == {name: ("words" in fields, "logprobs" in fields) for name, (_, fields) in MIXED.items()}
 
 
+@pytest.mark.model
+def test_alignments_share_a_batch(base: Engine, voices: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call a language and task, with every row that asked, and what each gives is what it gives alone."""
+    calls = []
+
+    class Counting:
+        def __init__(self, model: Any) -> None:
+            self._model = model
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._model, name)
+
+        def align(self, encoded: Any, start: list[int], texts: list[list[int]], frames: list[int]) -> Any:
+            calls.append((len(texts), encoded.shape[0]))
+            return self._model.align(encoded, start, texts, frames)
+
+    demo = _voice(voices["demo"])
+    # The full window, where nothing is doubted.
+    chunks = [
+        _prepared(base, demo, full=True, language="en", words=True),
+        _prepared(base, demo[: 4 * SAMPLE_RATE], full=True, language="en", logprobs=True),
+        _prepared(base, demo, full=True, language="en"),
+        _prepared(base, _voice(voices["de-5s"]), full=True, language="de", words=True),
+    ]
+    monkeypatch.setattr(base, "_model", Counting(base._model))
+    together = base.run(chunks)
+    assert sorted(calls) == [(1, 1), (2, 2)]
+    for chunk, result in zip(chunks, together, strict=True):
+        (alone,) = base.run([chunk])
+        assert [segment.words for segment in alone.segments] == [segment.words for segment in result.segments]
+        assert len(alone.segments[0].logprobs) == len(result.segments[0].logprobs)
+
+
 def _check_words(segments: Sequence[Segment], seconds: float) -> list[str]:
     words = [word for segment in segments for word in segment.words]
     assert all(0 <= word.start <= word.end <= seconds for word in words)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import io
 import logging
 import signal
 import socket
@@ -17,7 +16,7 @@ import pytest
 import uvicorn
 from uvicorn.lifespan.off import LifespanOff
 
-from localwhisper_server import cli, lifecycle, logstream, models
+from localwhisper_server import cli, lifecycle, models
 from localwhisper_server import server as server_module
 from localwhisper_server.errors import Busy, EngineFailed
 from localwhisper_server.lifecycle import Examiner, Notifier, watchdog_seconds
@@ -284,51 +283,6 @@ def test_a_scheduler_knows_whether_the_last_inference_worked(*, failing: bool, w
     scheduler.admit().submit([_Sound(1.0)])[0].exception(5)
     assert scheduler.close(5)
     assert scheduler.works is works
-
-
-# The log, when nobody takes it.
-
-
-class _Stuck(io.StringIO):
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate = threading.Event()
-
-    def write(self, text: str, /) -> int:
-        assert self.gate.wait(10)
-        return super().write(text)
-
-
-def test_a_log_that_nobody_reads_blocks_nobody() -> None:
-    """Lines beyond what may wait are dropped, and counted when there is somebody again."""
-    stuck = _Stuck()
-    log = logstream.Unhurried(stuck, lines=3)
-    for number in range(100):
-        assert log.write(f"{number}\n") > 0
-    assert log.writable()
-    assert not log.finish(0.05)
-    stuck.gate.set()
-    log.write("again\n")
-    assert log.finish(10)
-    written = stuck.getvalue()
-    assert written.startswith("0\n") or "0\n" in written
-    assert "lines of the log were dropped" in written
-
-
-def test_a_full_disk_under_the_log_harms_nobody() -> None:
-    """Nothing is raised, and the next line is tried again."""
-    tried = []
-
-    class Full(io.StringIO):
-        def write(self, text: str, /) -> int:
-            tried.append(text)
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    log = logstream.Unhurried(Full())
-    log.write("lost\n")
-    log.write("lost as well\n")
-    assert log.finish(10)
-    assert tried == ["lost\n", "lost as well\n"]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def root() -> Iterator[None]:
 
 def _logged(log_format: Any, *arguments: Any, **how: Any) -> str:
     stream = io.StringIO()
-    observe.configure_logging("info", stream, log_format)
+    observe.configure_logging("info", [stream], log_format)
     logging.getLogger("house").warning(*arguments, **how)
     return stream.getvalue()
 
@@ -83,7 +83,7 @@ def test_a_caller_cannot_write_lines_of_the_log() -> None:
 async def test_a_request_in_the_json_log() -> None:
     """Method, path, status and seconds; the caller's id."""
     stream = io.StringIO()
-    observe.configure_logging("info", stream, "json")
+    observe.configure_logging("info", [stream], "json")
     await call(api.create_app(FakeBackend(), clock=lambda: 0.0), "GET", "/health", {"x-request-id": "mine"})
     entry = json.loads(stream.getvalue())
     assert (entry["method"], entry["path"], entry["status"], entry["seconds"]) == ("GET", "/health", 200, 0.0)

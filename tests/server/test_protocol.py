@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import ssl
 import time
@@ -60,6 +61,17 @@ def _rest(connection: socket.socket) -> bytes:
     return received
 
 
+def _refused(answer: bytes, status: int) -> Any:
+    """Return the error of the one answer that came, which has an id as every answer has."""
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"\r\nx-request-id: req_" in head
+    assert b"\r\ncontent-type: application/json" in head
+    error = json.loads(body)["error"]
+    assert list(error) == ["message", "type", "param", "code"]
+    return error
+
+
 def _trickle(connection: socket.socket, part: bytes, *, most: int = 400) -> bytes:
     """Send a part now and then until the server has had enough; return what it says."""
     connection.settimeout(0.05)
@@ -80,7 +92,9 @@ def test_a_head_that_never_ends(address: tuple[str, int]) -> None:
     """A header now and then does not hold a connection."""
     with _connected(address) as connection:
         connection.sendall(HEAD)
-        assert _trickle(connection, b"X-A: b\r\n").startswith(b"HTTP/1.1 408 ")
+        error = _refused(_trickle(connection, b"X-A: b\r\n"), 408)
+        assert error["code"] == "request_timeout"
+        assert "did not come within 0.3 s" in error["message"]
 
 
 def test_a_connection_that_says_nothing(address: tuple[str, int]) -> None:
@@ -109,7 +123,22 @@ def test_a_head_too_large(address: tuple[str, int]) -> None:
     """It is refused before it is whole."""
     with _connected(address) as connection:
         connection.sendall(HEAD + b"X: " + b"x" * MOST_HEAD_BYTES)
-        assert _rest(connection).startswith(b"HTTP/1.1 400 ")
+        assert _refused(_rest(connection), 431)["code"] == "headers_too_large"
+
+
+@pytest.mark.parametrize("sent", [b"\x16\x03\x01\x02\x00 hello\r\n\r\n", HEAD + b"no colon\r\n\r\n", b"GET\r\n\r\n"])
+def test_what_is_no_http(address: tuple[str, int], sent: bytes) -> None:
+    """TLS on a plain port, or somebody typing: an error in the envelope, like any other."""
+    with _connected(address) as connection:
+        connection.sendall(sent)
+        assert _refused(_rest(connection), 400)["message"] == "This is not valid HTTP/1.1."
+
+
+def test_nonsense_in_the_middle_of_a_body(address: tuple[str, int]) -> None:
+    """The application has not answered yet, so there is still an answer; it is the only one."""
+    with _connected(address) as connection:
+        connection.sendall(UPLOAD + b"not a length\r\n")
+        _refused(_rest(connection), 400)
 
 
 UPLOAD = (
