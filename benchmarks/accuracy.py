@@ -104,7 +104,7 @@ def compare(
     normalize = Normalizer()
     scores: dict[str, list[Score]] = {name: [] for name in transcribers}
     for clip in clips:
-        audio = clip.audio
+        audio = corpus.as_uploaded(clip.audio)
         for name, transcribe in transcribers.items():
             start = now()
             text = transcribe(audio)

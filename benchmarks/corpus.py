@@ -133,8 +133,16 @@ def wav(audio: NDArray[np.float32]) -> bytes:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(RATE)
-        file.writeframes((np.clip(audio, -1, 1) * 32767).astype("<i2").tobytes())
+        file.writeframes(_sixteen_bits(audio).tobytes())
     return buffer.getvalue()
+
+
+def as_uploaded(audio: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the samples that `wav` leaves of ``audio``: what a server hears, and so what others are to be given.
+
+    A recording has more than 16 bits once it is decoded, and the last of them decide where Whisper hesitates.
+    """
+    return _sixteen_bits(audio).astype(np.float32) / np.float32(32768)
 
 
 def shared(root: Path) -> Iterator[Clip]:
@@ -334,6 +342,10 @@ def _fetch(package: str, cache: Path) -> None:
     subprocess.run([unpack, "-x", str(archives[0]), str(cache)], check=True)
     shutil.rmtree(folder)
     stamp.touch()
+
+
+def _sixteen_bits(audio: NDArray[np.float32]) -> NDArray[np.int16]:
+    return np.clip(np.round(audio * 32768), -32768, 32767).astype("<i2")
 
 
 def _made(name: str, samples: NDArray[np.float64]) -> Clip:

@@ -12,6 +12,8 @@ logger = logging.getLogger(__name__)
 
 NOTES = "localwhisper.notes"  # where the routes leave what there is to say of a recording
 LONGEST_NAME = 100
+PROBES = frozenset({"/health", "/v1/health", "/ready", "/v1/ready", "/metrics"})
+OK = 200
 
 
 def note(scope: Scope, **facts: Any) -> None:
@@ -65,7 +67,9 @@ class Accounted:
             method, path, notes = scope["method"], scope["path"], scope.get(NOTES, {})
             if "audio_seconds" in notes:
                 notes["times_real_time"] = round(notes["audio_seconds"] / max(took, 1e-3), 1)
-            logger.info(
+            # Who asks every few seconds whether all is well would fill the log with it.
+            logger.log(
+                logging.DEBUG if path in PROBES and status == OK else logging.INFO,
                 "%s %s %d %.3fs%s",
                 method,
                 path,

@@ -47,6 +47,10 @@ WORK_PATHS = frozenset(
 EXPOSED_HEADERS = ("x-request-id", "openai-processing-ms", "retry-after", "x-localwhisper-queue-seconds")
 # What stands for all that is passed on, where a route's template is asked for.
 UPSTREAM_ROUTE = SimpleNamespace(path="upstream")
+NO_ROOM_RETRY_SECONDS = 30.0  # until others' uploads have left the disk
+# The framework has traces of its own (older ones ignore this), which variables of the environment turn on. Here they are
+# `tracing`'s business alone.
+NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 CLIENT_CLOSED_REQUEST = 499  # nginx's number, for the log alone: nobody is there to read the answer
 
 
@@ -109,7 +113,14 @@ def create_app(
         keys=rules.keys if api_key is None else (api_key,),
         max_upload=rules.max_upload if max_upload is None else max_upload,
     )
-    app = FastAPI(title="localwhisper", docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan)
+    app = FastAPI(
+        title="localwhisper",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+        telemetry=NO_TELEMETRY,
+    )
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(ServerError, _server_error)
     app.add_exception_handler(ClientDisconnect, _client_gone)
@@ -240,6 +251,11 @@ async def _form(request: Request) -> AsyncIterator[FormData]:
         data = await request.form(max_files=8, max_fields=MAX_FIELDS)
     except UnicodeError as failure:
         raise InvalidRequest("We could not parse the body of your request: it is not in its charset.") from failure
+    except OSError as failure:  # uploads wait in unnamed files
+        logger.error("no room for an upload in the temporary folder: %s", failure.strerror)  # noqa: TRY400 - said whole
+        raise Busy(
+            "The server has no room for this upload at the moment. Try again later.", retry_after=NO_ROOM_RETRY_SECONDS
+        ) from failure
     try:
         yield data
     except BaseException:

@@ -1,13 +1,17 @@
 """Where a model runs and in what precision: the choice, and its reason."""
 
+import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 # On a CPU a step of the decoder is too small to be shared by threads: one thread decodes a chunk faster than two do,
 # and two decode two chunks in the time of one (BENCHMARKS.md). So there are two workers, each with half of the threads,
 # and so many each at most.
 CPU_WORKERS = 2
 CPU_THREADS = 4
+# Microseconds of processor time in each period of so many (Linux, Documentation/admin-guide/cgroup-v2.rst).
+CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +49,14 @@ class Workers:
 ONE_WORKER = Workers()
 
 
-def cores() -> int:
-    """Count the cores this process may use; only some systems can keep one from using all."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cores(quota: Path = CGROUP_QUOTA) -> int:
+    """Count the cores this process may use; a container's share of them (`docker run --cpus 2`) is in `quota`."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        microseconds, period = map(int, quota.read_text(encoding="ascii").split())
+    except (OSError, ValueError):  # another system, or "max", which is no limit
+        return count
+    return max(1, min(count, math.ceil(microseconds / period)))
 
 
 def workers(device: str, threads: int, *, cores: int) -> Workers:

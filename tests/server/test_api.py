@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
 import logging
@@ -695,6 +696,32 @@ def test_log_levels(log: io.StringIO, level: str) -> None:
     assert re.findall(r"said at (\w+)", log.getvalue()) == expected
     assert re.findall(r"chat at (\w+)", log.getvalue()) == [name for name in expected if name in ("warning", "error")]
     assert " - said at error" in log.getvalue()
+
+
+async def test_probes_do_not_fill_the_log(log: io.StringIO, backend: FakeBackend) -> None:
+    """Good news that somebody asks for every few seconds is for who debugs; bad news is a line."""
+    app = make_app(backend)
+    await call(app, "GET", "/health")
+    await call(app, "POST", "/health")
+    lines = log.getvalue().splitlines()
+    assert len(lines) == 1
+    assert "POST /health 405" in lines[0]
+
+
+async def test_a_full_disk_turns_an_upload_away(app: App, log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uploads wait on the disk; one that finds no room is told to come back, and the log says why in a line."""
+
+    class Full(io.BytesIO):
+        def write(self, _data: Any, /) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("starlette.formparsers.SpooledTemporaryFile", lambda **_: Full())
+    answer = await transcribe(app)
+    assert (answer.status, answer.error["code"]) == (503, "server_is_overloaded")
+    assert answer.headers["retry-after"] == "30"
+    assert "ERROR" in log.getvalue()
+    assert "temporary folder: No space left on device" in log.getvalue()
+    assert "Traceback" not in log.getvalue()
 
 
 # Hanging up

@@ -13,7 +13,7 @@ import pytest
 from localwhisper_server import batch, decoder, engine, window
 from localwhisper_server.batch import Chunk, ChunkResult, Preparer
 from localwhisper_server.chunks import SAMPLE_RATE, Piece, Span
-from localwhisper_server.devices import Device, Workers, choose_device, workers
+from localwhisper_server.devices import Device, Workers, choose_device, cores, workers
 from localwhisper_server.engine import Engine, find_speech
 from localwhisper_server.hypothesis import TEMPERATURES, Hypothesis
 from localwhisper_server.options import Decoding, Voice
@@ -69,6 +69,18 @@ def test_device_table(device: str, compute_type: str, count: int, chosen: Device
 def test_a_cpu_has_two_workers(device: str, threads: int, cores: int, chosen: Workers) -> None:
     """With half of the threads each; a GPU is full with one."""
     assert workers(device, threads, cores=cores) == chosen
+
+
+@pytest.mark.parametrize(
+    ("written", "most"),
+    [("100000 100000", 1), ("150000 100000", 2), ("1000 100000", 1), ("max 100000", None), ("", None), ("9 9 9", None)],
+)
+def test_a_container_has_its_share_of_the_cores(tmp_path: Path, written: str, most: int | None) -> None:
+    """Threads beyond it would only take each other's turns; a started core counts."""
+    quota = tmp_path / "cpu.max"
+    whole = cores(quota)
+    quota.write_text(written)
+    assert cores(quota) == (whole if most is None else min(whole, most))
 
 
 def test_counting_devices_needs_no_driver() -> None:

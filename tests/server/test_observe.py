@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import socket
 import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from localwhisper_server.keeper import Keeper
 from localwhisper_server.scheduler import Scheduler
 from localwhisper_server.turns import Limits
 from tests.server.driving import FakeBackend, call
+from tests.server.listening import serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,9 +86,9 @@ async def test_a_request_in_the_json_log() -> None:
     """Method, path, status and seconds; the caller's id."""
     stream = io.StringIO()
     observe.configure_logging("info", [stream], "json")
-    await call(api.create_app(FakeBackend(), clock=lambda: 0.0), "GET", "/health", {"x-request-id": "mine"})
+    await call(api.create_app(FakeBackend(), clock=lambda: 0.0), "GET", "/v1/models", {"x-request-id": "mine"})
     entry = json.loads(stream.getvalue())
-    assert (entry["method"], entry["path"], entry["status"], entry["seconds"]) == ("GET", "/health", 200, 0.0)
+    assert (entry["method"], entry["path"], entry["status"], entry["seconds"]) == ("GET", "/v1/models", 200, 0.0)
     assert entry["request_id"] == "mine"
 
 
@@ -182,6 +184,22 @@ async def test_a_span_for_each_request_but_health() -> None:
     assert "sk-secret" not in span.to_json()
     assert 200 in span.attributes.values()
     provider.shutdown()
+
+
+def test_the_framework_sends_no_traces_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever other programs' variables say; with these, it would complain of the protocol if it listened to them."""
+    monkeypatch.setenv("FASTAPI_OTEL_AUTO_CONFIGURE", "true")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    with (
+        serving(api.create_app(FakeBackend()), lifespan="on") as (host, port),
+        socket.create_connection((host, port), 5) as line,
+    ):
+        line.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert line.recv(100).startswith(b"HTTP/1.1 200")
+    assert not [record for record in caplog.records if record.name.startswith("fastapi")]
 
 
 def test_a_provider_sends_to_the_collector() -> None:
