@@ -31,7 +31,7 @@ from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from localwhisper_client.demo import serving
-from localwhisper_server import models
+from localwhisper_server import models, window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -145,6 +145,8 @@ def report(scores: Mapping[str, Sequence[Score]]) -> list[str]:
     ratios = [f"{sum(s.seconds for s in scores[name]) / first:.2f} x" for name in names]
     lines.append(row("time", [str(len(scores[names[0]])), *ratios]))
     for name in names[1:]:
+        alike = sum(base.text == other.text for base, other in zip(scores[names[0]], scores[name], strict=True))
+        lines += ["", f"{name}: {alike} of {len(scores[name])} texts are {names[0]}'s, letter for letter."]
         lines += ["", f"Worst {WORST} clips of {name}, by errors more than {names[0]} makes:", ""]
         pairs = sorted(
             zip(scores[names[0]], scores[name], strict=True), key=lambda pair: pair[0].errors - pair[1].errors
@@ -174,11 +176,14 @@ def passed(scores: Mapping[str, Sequence[Score]]) -> bool:
     ) and all(invented(other) <= invented(first) for other in others)
 
 
-def faster_whisper(model: WhisperModel) -> Transcriber:
-    """Return plain faster-whisper as its users call it: beam 5, 30 s windows, temperature ladder, no voice filter."""
+def faster_whisper(model: WhisperModel, *, context: bool = True) -> Transcriber:
+    """Return plain faster-whisper as its users call it: beam 5, 30 s windows, temperature ladder, no voice filter.
+
+    Without ``context``, a window is not told what was said in the one before it.
+    """
 
     def transcribe(audio: NDArray[np.float32], /) -> str:
-        segments, _ = model.transcribe(audio, beam_size=5)
+        segments, _ = model.transcribe(audio, beam_size=5, condition_on_previous_text=context)
         return "".join(segment.text for segment in segments).strip()
 
     return transcribe
@@ -204,13 +209,23 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--server-model", default="whisper-1", help="model name to ask the server for")
     parser.add_argument("--language", action="append", help="only clips in these languages (zxx: no speech)")
     parser.add_argument("--max-seconds", type=float, default=30.0, help="leave out longer clips")
+    parser.add_argument("--min-seconds", type=float, default=0.0, help="leave out shorter clips")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "localwhisper-bench")
+    parser.add_argument("--group", action="append", choices=["shared", "debian", "generated"], help="only these clips")
     parser.add_argument("--clips", type=int, default=0, help="no more than so many from packages, drawn by lot")
+    parser.add_argument(
+        "--repeat", type=int, default=1, help="take every clip so many times: hot samples are drawn by lot"
+    )
+    parser.add_argument(
+        "--no-plain", action="store_true", help="leave plain faster-whisper out, which takes the most time"
+    )
     options = parser.parse_args(arguments)
     clips = [
         clip
         for clip in corpus.load(Path(__file__).resolve().parents[1], options.cache)
-        if clip.seconds <= options.max_seconds and (not options.language or clip.language in options.language)
+        if options.min_seconds <= clip.seconds <= options.max_seconds
+        and (not options.language or clip.language in options.language)
+        and (not options.group or clip.group in options.group)
     ]
     if options.clips:
         packaged = [clip for clip in clips if clip.group == "debian"]
@@ -220,15 +235,16 @@ def main(arguments: Sequence[str]) -> int:
     with contextlib.ExitStack() as stack:
         url = options.server or stack.enter_context(serving("--model", folder)).base_url
         client = OpenAI(base_url=url, api_key="none", max_retries=0)
-        model = WhisperModel(folder, device="cpu", compute_type="int8")
-        scores = compare(
-            {
-                "full window": server(client, options.server_model, window="exact"),
-                "adaptive": server(client, options.server_model),
-                "faster-whisper": faster_whisper(model),
-            },
-            clips,
-        )
+        transcribers = {
+            "full window": server(client, options.server_model, window="exact"),
+            "adaptive": server(client, options.server_model),
+        }
+        if not options.no_plain:
+            model = WhisperModel(folder, device="cpu", compute_type="int8")
+            transcribers["faster-whisper"] = faster_whisper(model)
+            if options.max_seconds > window.FULL_SECONDS:  # in one window there is nothing before
+                transcribers["without context"] = faster_whisper(model, context=False)
+        scores = compare(transcribers, clips * options.repeat)
     print("\n".join(report(scores)))
     return 0 if passed(scores) else 1
 

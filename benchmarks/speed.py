@@ -3,7 +3,7 @@
 Only the ratios mean anything on a machine that is not alone. Every part lets one server do its work while the other
 is idle, then the other, several times over.
 
-    python benchmarks/speed.py [--model base] [alone] [clients] [minute] [long] [behind]
+    python benchmarks/speed.py [--model base] [alone] [clients] [minute] [long] [behind] [hour]
 """
 
 import argparse
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MINUTE = ROOT / "tests" / "voices" / "en-60s.ogg"
 SHORT = ROOT / "localwhisper_client" / "demo.ogg"
 LONG_SECONDS = 1800.0
-PARTS = ("alone", "clients", "minute", "long", "behind")
+PARTS = ("alone", "clients", "minute", "long", "behind", "hour")
 
 Upload = tuple[str, bytes]
 
@@ -132,15 +132,24 @@ def minute(rivals: Sequence[Rival], _clips: Sequence[Upload], rounds: int = 3) -
 
 def long(rivals: Sequence[Rival], _clips: Sequence[Upload]) -> None:
     """Thirty minutes, wall and peak memory."""
-    recording = thirty_minutes()
-    walls: dict[str, float] = {}
-    for rival in rivals:
-        rest = rival.memory()
-        peak = [rest]
-        with sampling(lambda rival=rival, peak=peak: peak.append(rival.memory())):  # type: ignore[misc]
-            walls[rival.name] = rival.ask(recording)
-        print(f"{rival.name}: memory at rest {rest:.0f} MB, peak {max(peak):.0f} MB, bar {1.2 * rest + 200:.0f} MB")
+    walls = {rival.name: watched(rival, joined_to(LONG_SECONDS)) for rival in rivals}
     report("30 minutes", walls["plain"], walls["ours"], "s")
+
+
+def hour(rivals: Sequence[Rival], _clips: Sequence[Upload]) -> None:
+    """Print our memory over an hour-long recording; that of half an hour says whether it grows."""
+    taken = watched(next(rival for rival in rivals if rival.name == "ours"), joined_to(2 * LONG_SECONDS))
+    print(f"an hour: {taken:.0f} s")
+
+
+def watched(rival: Rival, recording: Upload) -> float:
+    """Transcribe with an eye on the server's memory, and return the seconds it took."""
+    rest = rival.memory()
+    peak = [rest]
+    with sampling(lambda: peak.append(rival.memory())):
+        taken = rival.ask(recording)
+    print(f"{rival.name}: memory at rest {rest:.0f} MB, peak {max(peak):.0f} MB, bar {1.2 * rest + 200:.0f} MB")
+    return taken
 
 
 def behind(rivals: Sequence[Rival], _clips: Sequence[Upload], times: int = 20) -> None:
@@ -148,7 +157,7 @@ def behind(rivals: Sequence[Rival], _clips: Sequence[Upload], times: int = 20) -
     rival = next(rival for rival in rivals if rival.name == "ours")
     short = upload(SHORT)
     idle = sorted(rival.ask(short) for _ in range(times))
-    recording = thirty_minutes()
+    recording = joined_to(LONG_SECONDS)
     worker = threading.Thread(target=rival.ask, args=(recording,))
     worker.start()
     time.sleep(3)  # until it is in full swing
@@ -162,12 +171,11 @@ def behind(rivals: Sequence[Rival], _clips: Sequence[Upload], times: int = 20) -
     report("short behind long, p50 (plain = idle)", statistics.median(idle), statistics.median(busy), "s")
 
 
-def thirty_minutes() -> Upload:
-    """Join clips to a recording of half an hour, in one language as recordings are."""
+def joined_to(seconds: float) -> Upload:
+    """Join clips to a recording of so many seconds, in one language as recordings are."""
     samples = np.concatenate([clip.audio for clip in _clips(60.0) if clip.language == "en"])
-    return "long.wav", corpus.wav(
-        np.tile(samples, int(LONG_SECONDS * corpus.RATE / samples.size) + 1)[: int(LONG_SECONDS * corpus.RATE)]
-    )
+    count = int(seconds * corpus.RATE)
+    return "long.wav", corpus.wav(np.tile(samples, count // samples.size + 1)[:count])
 
 
 @contextlib.contextmanager

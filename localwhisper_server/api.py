@@ -48,8 +48,8 @@ EXPOSED_HEADERS = ("x-request-id", "openai-processing-ms", "retry-after", "x-loc
 # What stands for all that is passed on, where a route's template is asked for.
 UPSTREAM_ROUTE = SimpleNamespace(path="upstream")
 NO_ROOM_RETRY_SECONDS = 30.0  # until others' uploads have left the disk
-# The framework has traces of its own (older ones ignore this), which variables of the environment turn on. Here they are
-# `tracing`'s business alone.
+# The framework has traces of its own (older ones ignore this), which variables of the environment turn on. Here they
+# are the business of `tracing` alone.
 NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 CLIENT_CLOSED_REQUEST = 499  # nginx's number, for the log alone: nobody is there to read the answer
 

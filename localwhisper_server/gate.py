@@ -6,9 +6,9 @@ of the signs below; BENCHMARKS.md has the thresholds' measurements, on clips the
 
 from dataclasses import dataclass
 
-LOWEST_LOGPROB = -0.6
+LOWEST_LOGPROB = -0.55
 HIGHEST_COMPRESSION = 2.0
-LOWEST_LANGUAGE_PROBABILITY = 0.7
+LOWEST_LANGUAGE_PROBABILITY = 0.8
 # Tokens of text per second of speech.
 SLOWEST_SPEECH = 1.2
 FASTEST_SPEECH = 9.0

@@ -25,8 +25,8 @@ GOOD = Answer(
     "changed",
     [
         {},
-        {"language_probability": 0.7},
-        {"avg_logprob": -0.6},
+        {"language_probability": 0.8},
+        {"avg_logprob": -0.55},
         {"compression_ratio": 2.0},
         {"last_timestamp": 6.0},
         {"last_timestamp": 3.5},
@@ -47,8 +47,8 @@ def test_a_good_answer_stands(changed: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("reason", "changed"),
     [
-        ("language", {"language_probability": 0.69}),
-        ("logprob", {"avg_logprob": -0.61}),
+        ("language", {"language_probability": 0.79}),
+        ("logprob", {"avg_logprob": -0.56}),
         ("compression", {"compression_ratio": 2.01}),
         ("pace", {"tokens": 4}),
         ("pace", {"tokens": 37}),
