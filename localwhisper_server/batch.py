@@ -23,7 +23,8 @@ class Chunk:
 
     `features` are its log-mel frames of 10 ms, shape (mels, n); it is `seconds` long and begins `offset` seconds into
     the recording. `speech_seconds` of it are speech, the last of which ends at `speech_end`, in seconds from its
-    start. `full` asks for the full window, whatever its length; one that is `doubted` gets it for once.
+    start. `full` asks for the full window, whatever its length; one that is `doubted` gets it for once. `before` are
+    the tokens that were written down of what comes right before it.
     """
 
     features: Features
@@ -34,6 +35,7 @@ class Chunk:
     speech_end: float = 0.0
     full: bool = False
     doubted: bool = False
+    before: tuple[int, ...] = ()
 
     @property
     def frames(self) -> int:
@@ -82,13 +84,17 @@ def padded(features: Features, frames: int) -> Features:
     return np.pad(kept, ((0, 0), (0, frames - kept.shape[1])))
 
 
-def rest_of(chunk: Chunk, at: float | None) -> Chunk | None:
-    """Return what is left of a chunk whose text ends `at` so many seconds into it; None where that is nothing."""
+def rest_of(chunk: Chunk, at: float | None, before: tuple[int, ...]) -> Chunk | None:
+    """Return what is left of a chunk whose text ends `at` so many seconds into it; None where that is nothing.
+
+    `before` are the tokens up to there, which tell the model how the rest goes on.
+    """
     if at is None or chunk.seconds - at < MIN_REST_SECONDS:
         return None
     return replace(
         chunk,
         doubted=False,
+        before=before,
         features=chunk.features[:, round(at * window.FRAMES_PER_SECOND) :],
         seconds=chunk.seconds - at,
         offset=chunk.offset + at,

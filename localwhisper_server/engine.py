@@ -30,6 +30,7 @@ Alignment = Any  # CTranslate2 does not export its class: `alignments` and `text
 
 BEAM_SIZE = 5
 BEST_OF = 5
+HOTTEST_TO_GO_ON_FROM = 0.5
 MAX_INITIAL_TIMESTAMP = int(1.0 / reading.TIMESTAMP_SECONDS)
 # The encoder gains nothing from a batch on a CPU and loses its cache to a large one (BENCHMARKS.md).
 ENCODED_AT_ONCE = {"cpu": 2400, "cuda": 96_000}
@@ -134,7 +135,7 @@ class Engine:
             segments = () if hypothesis.silent else tuple(_segment(piece, hypothesis, row) for piece in read.pieces)
             if segments and (row.chunk.decoding.words or row.chunk.decoding.logprobs):
                 unaligned[number] = read
-            rest = None if hypothesis.silent else rest_of(row.chunk, read.stops_at)
+            rest = None if hypothesis.silent else rest_of(row.chunk, read.stops_at, _written(row.chunk, hypothesis))
             results.append(ChunkResult(row.language, segments, rest))
         for number, alignment in self._align(encoded, rows, unaligned).items():
             segments = _aligned(rows[number], unaligned[number].pieces, results[number].segments, alignment)
@@ -168,12 +169,12 @@ class Engine:
             given = chunk.decoding.language if self._model.is_multilingual else "en"
             language = given or name.strip("<|>")
             tokenizer = self._tokenizer(language, chunk.decoding.task)
-            prompt = self._prompt(tokenizer, chunk.decoding)
+            prompt = self._prompt(tokenizer, chunk.decoding, chunk.before)
             rows.append(_Row(chunk, language, None if given else probability, tokenizer, prompt))
         return rows
 
-    def _prompt(self, tokenizer: Tokenizer, decoding: Decoding) -> list[int]:
-        """Return the tokens before the first that is decoded.
+    def _prompt(self, tokenizer: Tokenizer, decoding: Decoding, written: tuple[int, ...]) -> list[int]:
+        """Return the tokens before the first that is decoded; `written` are those of what was said just before.
 
         faster-whisper lets hotwords and prompt take half the context each, which leaves none to decode in. Together
         they get what Whisper gives a prompt; the prompt's beginning is dropped first.
@@ -182,7 +183,7 @@ class Engine:
         hotwords, said = decoding.hotwords.strip(), decoding.prompt.strip()
         if hotwords:
             room = max(0, room - len(tokenizer.encode(f" {hotwords}")))
-        before = tokenizer.encode(f" {said}") if said else []
+        before = [*(tokenizer.encode(f" {said}") if said else ()), *written]
         before = before[max(0, len(before) - room) :]
         return list(self._whisper.get_prompt(tokenizer, before, hotwords=hotwords or None))
 
@@ -318,6 +319,14 @@ def _hypothesis(
     # The score is the mean over the tokens; Whisper's average counts the end of text as well.
     avg_logprob = result.scores[0] * len(tokens) / (len(tokens) + 1)
     return Hypothesis(tokens, text, temperature, avg_logprob, reading.compression_ratio(text), result.no_speech_prob)
+
+
+def _written(chunk: Chunk, hypothesis: Hypothesis) -> tuple[int, ...]:
+    """Return the tokens to go on from, without the second of the two timestamps at their end.
+
+    After a hot sample there are none, as in Whisper's reference code: what was made up once would be made up again.
+    """
+    return chunk.before + hypothesis.tokens[:-1] if hypothesis.temperature <= HOTTEST_TO_GO_ON_FROM else ()
 
 
 def _doubt(row: _Row, hypothesis: Hypothesis, read: reading.Reading) -> str | None:

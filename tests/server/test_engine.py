@@ -266,11 +266,12 @@ def test_a_rest_is_the_sound_from_there_on() -> None:
     """Where it is in the recording; a second or less is not worth a run."""
     features = np.arange(500, dtype=np.float32)[None]
     chunk = Chunk(features, 5.0, 60.0, Decoding(language="de"), speech_seconds=4.0, speech_end=4.5)
-    rest = batch.rest_of(chunk, 2.0)
+    rest = batch.rest_of(chunk, 2.0, (7, 8))
     assert rest is not None
     assert (rest.offset, rest.seconds, rest.features[0, 0], rest.decoding) == (62.0, 3.0, 200.0, chunk.decoding)
+    assert rest.before == (7, 8)
     assert rest.speech_end == pytest.approx(2.5)
-    assert batch.rest_of(chunk, None) is batch.rest_of(chunk, 4.5) is None
+    assert batch.rest_of(chunk, None, ()) is batch.rest_of(chunk, 4.5, ()) is None
 
 
 @pytest.mark.parametrize(
@@ -502,6 +503,28 @@ def test_a_doubted_answer_comes_back_whole(tiny_en: Engine, voices: dict[str, Pa
 
 
 @pytest.mark.model
+def _spoken(temperature: float) -> Hypothesis:
+    return Hypothesis((BEGIN, 1, 2, BEGIN + 50, BEGIN + 50), "so", temperature, -0.2, 1.0, 0.0)
+
+
+@pytest.mark.parametrize(("temperature", "written"), [(0.0, True), (0.4, True), (0.6, False)])
+def test_a_rest_knows_what_was_said_before_it(temperature: float, written: bool) -> None:  # noqa: FBT001
+    """All that was written in its window, without the timestamp that begins the rest; nothing after a hot sample."""
+    chunk = Chunk(np.zeros((1, 0), np.float32), 5.0, 0.0, Decoding(), before=(BEGIN, 9, BEGIN + 20))
+    expected = (BEGIN, 9, BEGIN + 20, BEGIN, 1, 2, BEGIN + 50) if written else ()
+    assert engine._written(chunk, _spoken(temperature)) == expected
+
+
+@pytest.mark.model
+def test_what_was_said_before_is_in_the_prompt(base: Engine) -> None:
+    """After the caller's own prompt."""
+    tokenizer = base._tokenizer("en", "transcribe")
+    written = tuple(tokenizer.encode(" and then"))
+    tokens = base._prompt(tokenizer, Decoding(prompt="At first"), written)
+    assert tokenizer.decode(tokens).strip() == "At first and then"
+    assert len(base._prompt(tokenizer, Decoding(), written * 500)) <= 224 + 4
+
+
 def test_the_english_only_model(tiny_en: Engine, voices: dict[str, Path]) -> None:
     """Its vocabulary differs, and it knows one language, whatever is asked."""
     assert tiny_en.languages == frozenset({"en"})
@@ -515,7 +538,7 @@ def test_the_english_only_model(tiny_en: Engine, voices: dict[str, Path]) -> Non
 def test_the_task_and_the_language_reach_the_prompt(base: Engine) -> None:
     """As the tokens Whisper was trained with."""
     tokenizer = base._tokenizer("de", "translate")
-    steering = [tokenizer.tokenizer.id_to_token(token) for token in base._prompt(tokenizer, Decoding())]
+    steering = [tokenizer.tokenizer.id_to_token(token) for token in base._prompt(tokenizer, Decoding(), ())]
     assert steering == ["<|startoftranscript|>", "<|de|>", "<|translate|>"]
 
 
@@ -525,7 +548,7 @@ def test_the_task_and_the_language_reach_the_prompt(base: Engine) -> None:
 def test_prompts_leave_room_to_decode(base: Engine, hotwords: str, prompt: str) -> None:
     """At most half the context together; the end of the prompt is what is kept."""
     tokenizer = base._tokenizer("en", "transcribe")
-    tokens = base._prompt(tokenizer, Decoding(prompt=prompt, hotwords=hotwords))
+    tokens = base._prompt(tokenizer, Decoding(prompt=prompt, hotwords=hotwords), ())
     assert len(tokens) <= 224 + 4
     text = tokenizer.decode(tokens)
     assert hotwords[:9] in text

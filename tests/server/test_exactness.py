@@ -66,7 +66,7 @@ def _words(text: str) -> str:
 def test_the_full_window_is_faster_whispers(tiny: Engine, voices: dict[str, Path], name: str, seconds: float) -> None:
     """The same text in the same segments, for whatever fits one window: the reference for the short ones."""
     samples = _voice(voices[name], seconds)
-    found, _ = tiny._whisper.transcribe(samples, language="en", beam_size=5, condition_on_previous_text=False)
+    found, _ = tiny._whisper.transcribe(samples, language="en", beam_size=5)
     theirs = list(found)
     ours, _ = _heard(tiny, [_chunk(tiny, samples, full=True)])
     assert [segment.text for segment in ours] == [segment.text for segment in theirs]
