@@ -5,8 +5,10 @@ from importlib.resources import files
 
 from localwhisper_server import decoder
 from localwhisper_server.chunks import LONGEST_SECONDS, Piece
+from localwhisper_server.batch import Chunk
 from localwhisper_server.engine import Engine, find_speech
-from localwhisper_server.options import Decoding, Voice
+from localwhisper_server.keeper import is_out_of_memory
+from localwhisper_server.options import Voice
 from localwhisper_server.turns import Limits
 from localwhisper_server.window import FULL_FRAMES, frames
 
@@ -21,22 +23,28 @@ SIZES_ON_CPU = (2, 8)
 SIZES_ON_GPU = (4, 16, 32)
 
 
-def limits(engine: Engine, *, on_cpu: bool, items: int, clock: Callable[[], float]) -> Limits:
+def limits(engine: Engine, message: Chunk, *, on_cpu: bool, items: int, clock: Callable[[], float]) -> Limits:
     """Return the limits of a batch on this engine; `items` above 0 sets their number by hand.
 
-    Decodes a voice message of five seconds, several times at once: as long as more at once save time per chunk, still
-    more are tried.
+    Decodes `message` several times at once: as long as more at once fit into the memory and save time per chunk, still
+    more are tried. How fast that goes is measured in any case.
     """
-    sizes = (items,) if items else SIZES_ON_CPU if on_cpu else SIZES_ON_GPU
-    message = engine.prepare(voice_message(), Decoding(language="en"))
-    best, seconds = sizes[0], float("inf")
+    sizes = SIZES_ON_CPU if on_cpu else SIZES_ON_GPU
+    sizes = (min(items, sizes[0]),) if items else sizes
+    best, seconds = 1, float("inf")
     for size in sizes:
         started = clock()
-        engine.run([message] * size)
+        try:
+            engine.run([message] * size)
+        except (RuntimeError, MemoryError) as failure:
+            if not is_out_of_memory(failure):
+                raise
+            break
         per_chunk = (clock() - started) / size
         if per_chunk > seconds * (1 - LEAST_GAIN):
             break
         best, seconds = size, per_chunk
+    best = items or best
     frames_per_second = message.frames / max(seconds, 1e-6)
     return Limits(
         items=best,

@@ -10,6 +10,9 @@ from pathlib import Path
 # and so many each at most.
 CPU_WORKERS = 2
 CPU_THREADS = 4
+# What to take on a card, best first.
+PRECISIONS = ("float16", "int8_float16", "bfloat16", "int8_float32", "int8", "float32")
+SMALLEST = "int8_float16"
 # Microseconds of processor time in each period of so many (Linux, Documentation/admin-guide/cgroup-v2.rst).
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
@@ -23,10 +26,13 @@ class Device:
     reason: str
 
 
-def choose_device(device: str, compute_type: str, *, cuda_devices: int) -> Device:
-    """Settle "auto" into a device and a compute type.
+def choose_device(
+    device: str, compute_type: str, *, cuda_devices: int, cuda_types: frozenset[str] = frozenset()
+) -> Device:
+    """Settle "auto" into a device and a compute type; `cuda_types` are those that the card runs, where that is known.
 
-    float16 is CUDA's default because int8 fails on some cards (RTX 50 with cuBLAS before 12.8), float16 on none.
+    float16 comes first because int8 fails on some cards (RTX 50 with cuBLAS before 12.8); cards older than Volta run
+    it not at all or slowly, and do not offer it.
     """
     if device == "auto":
         name = "cuda" if cuda_devices else "cpu"
@@ -34,8 +40,15 @@ def choose_device(device: str, compute_type: str, *, cuda_devices: int) -> Devic
     else:
         name, reason = device, "as set"
     if compute_type == "auto":
-        compute_type = "float16" if name == "cuda" else "int8"
+        offered = [kind for kind in PRECISIONS if kind in cuda_types] or ["float16"]
+        compute_type = offered[0] if name == "cuda" else "int8"
     return Device(name, compute_type, reason)
+
+
+def smaller(device: Device, cuda_types: frozenset[str]) -> str | None:
+    """Return the precision that takes about half of a card's memory; None where there is none, as on a CPU."""
+    possible = device.name == "cuda" and device.compute_type != SMALLEST and SMALLEST in cuda_types
+    return SMALLEST if possible else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from localwhisper_server.config import Settings
+from localwhisper_server.devices import PRECISIONS
 from localwhisper_server.doctor_machine import Machine, Output
 from localwhisper_server.doctor_report import Finding, fault, ok, warning
 
@@ -22,8 +23,6 @@ MIN_DRIVER = 525
 BLACKWELL = 12.0  # compute capability of an RTX 50
 BLACKWELL_DRIVER = 570
 BLACKWELL_CUBLAS = (12, 8)
-# Which precision to suggest where the chosen one does not run, best first.
-PRECISIONS = ("float16", "int8_float16", "bfloat16", "int8_float32", "int8", "float32")
 GIB = 1 << 30
 MIB = 1 << 20
 # Whisper's activations and the beams of a batch, beside the weights.

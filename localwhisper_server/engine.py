@@ -69,6 +69,14 @@ def cuda_devices() -> int:
     return int(ctranslate2.get_cuda_device_count())
 
 
+def cuda_compute_types() -> frozenset[str]:
+    """Return the precisions that the first CUDA device can run; none without a device or driver."""
+    try:
+        return compute_types("cuda") if cuda_devices() else frozenset()
+    except (RuntimeError, ValueError):  # a driver that is broken says so at the load, in its own words
+        return frozenset()
+
+
 def compute_types(device: str) -> frozenset[str]:
     """Return the precisions that "cpu" or "cuda" can run.
 

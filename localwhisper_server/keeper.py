@@ -1,7 +1,8 @@
 """The engine kept alive: out of memory, out of work, and back again. Called from the scheduler's threads.
 
 When the device's memory runs out (a game has taken it), the batch is halved; a single chunk that does not fit moves
-the model to `int8_float16`, which takes about half; if that does not fit either, callers are told to come back.
+the model to `int8_float16`, which takes about half, where the card runs it; if that does not fit either, callers are
+told to come back.
 After a while the first settings are tried again.
 """
 
@@ -10,6 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NoReturn
 
 from localwhisper_server.batch import Chunk, ChunkResult
 from localwhisper_server.devices import Device
@@ -19,7 +21,6 @@ from localwhisper_server.observe import Nobody, Observer
 
 logger = logging.getLogger(__name__)
 
-SMALLER_COMPUTE_TYPE = "int8_float16"
 # How long a cramped device is left alone before more is asked of it; a game lasts longer, a second bot does not.
 RECOVER_SECONDS = 60.0
 # CTranslate2's and CUDA's words for it.
@@ -34,13 +35,20 @@ def is_out_of_memory(failure: BaseException) -> bool:
 
 
 class Keeper:
-    """Runs batches on an engine that may come and go."""
+    """Runs batches on an engine that may come and go. `smaller` is the precision for want of memory, if there is one."""
 
     def __init__(
-        self, load: Load, device: Device, *, clock: Callable[[], float], observer: Observer | None = None
+        self,
+        load: Load,
+        device: Device,
+        *,
+        clock: Callable[[], float],
+        smaller: str | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._load = load
         self._wanted = device
+        self._smaller = smaller
         self._device = device
         self._clock = clock
         self._observer = observer or Nobody()
@@ -71,6 +79,21 @@ class Keeper:
                 self._observer.model_loaded()
             return self._engine
 
+    def warm_up(self) -> Engine:
+        """Load the model, in a smaller precision where memory is short, and let it decode a moment.
+
+        Raises:
+            Busy: it does not fit.
+
+        """
+        while True:
+            try:
+                self.engine().warm_up()
+                return self.engine()
+            except (RuntimeError, MemoryError, ValueError) as failure:
+                if not self._copes(1, failure):
+                    raise
+
     def unload(self) -> None:
         """Give the model's memory back until the next batch."""
         with self._lock:
@@ -94,10 +117,8 @@ class Keeper:
             try:
                 results += self._run(part)
             except (RuntimeError, MemoryError, ValueError) as failure:
-                if not is_out_of_memory(failure):
+                if not self._copes(len(part), failure):
                     raise
-                self._observer.out_of_memory()
-                self._shrink(len(part), failure)
         return results
 
     def _run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
@@ -110,10 +131,21 @@ class Keeper:
             with self._lock:
                 self._running -= 1
 
-    def _shrink(self, size: int, failure: BaseException) -> None:
-        """Ask for less, or raise Busy where there is no less."""
+    def _copes(self, size: int, failure: BaseException) -> bool:
+        """Ask for less after a failure, or raise Busy where there is no less; False if memory was not the matter."""
         with self._lock:
-            self._ask_for_less(size, failure)
+            if is_out_of_memory(failure):
+                self._observer.out_of_memory()
+                self._ask_for_less(size, failure)
+                return True
+            if self._device != self._wanted:
+                # The precision for want of memory does not run here after all: some cards say so only at work.
+                logger.warning("%s does not run here: %s", self._device.compute_type, failure)
+                self._smaller = None
+                self._device = self._wanted
+                self._drop()
+                self._give_up(failure)
+            return False
 
     def _ask_for_less(self, size: int, failure: BaseException) -> None:
         self._cramped_until = self._clock() + RECOVER_SECONDS
@@ -123,10 +155,13 @@ class Keeper:
             return
         if not self._running:  # or its memory would not come free, and the next batch load a second one
             self._drop()
-        if self._device.name == "cuda" and self._device.compute_type != SMALLER_COMPUTE_TYPE:
-            self._device = replace(self._device, compute_type=SMALLER_COMPUTE_TYPE, reason="out of memory")
-            logger.warning("out of memory with one chunk; reloading the model as %s", SMALLER_COMPUTE_TYPE)
+        if self._smaller and self._device.compute_type != self._smaller:
+            self._device = replace(self._device, compute_type=self._smaller, reason="out of memory")
+            logger.warning("out of memory with one chunk; reloading the model as %s", self._smaller)
             return
+        self._give_up(failure)
+
+    def _give_up(self, failure: BaseException) -> NoReturn:
         # Without its traceback, whose frames would keep the model's memory for as long as somebody keeps the error.
         raise Busy(
             "The device's memory is taken by something else. Try again later.", retry_after=RECOVER_SECONDS

@@ -32,7 +32,7 @@ from localwhisper_server import (
 from localwhisper_server.config import Settings
 from localwhisper_server.engine import Engine
 from localwhisper_server.errors import Busy, EngineFailed
-from localwhisper_server.keeper import Keeper, is_out_of_memory
+from localwhisper_server.keeper import Keeper
 from localwhisper_server.metrics import Metrics
 from localwhisper_server.options import Decoding, Options
 from localwhisper_server.scheduler import Scheduler
@@ -74,8 +74,10 @@ class Backend:
         patience: float = lifecycle.WATCHDOG_SECONDS * lifecycle.PATIENCE_PER_WATCHDOG,
         examine: bool = False,
         observer: observe.Observer | None = None,
+        pause: Callable[[float], object] = time.sleep,
     ) -> None:
         self._settings = settings
+        self._pause = pause
         self._observer = observer or observe.Nobody()
         self._decoders = decoder.Pool(environ=environ or {})
         self._patience = patience
@@ -85,7 +87,11 @@ class Backend:
         self._message: Chunk | None = None
         self._draining = False
         count = engine.cuda_devices() if cuda_devices is None else cuda_devices
-        self._device = devices.choose_device(settings.device, settings.compute_type, cuda_devices=count)
+        cuda_types = engine.cuda_compute_types()
+        self._device = devices.choose_device(
+            settings.device, settings.compute_type, cuda_devices=count, cuda_types=cuda_types
+        )
+        self._smaller = devices.smaller(self._device, cuda_types)
         self._workers = devices.workers(self._device.name, settings.threads, cores=devices.cores())
         self._load = load or (lambda folder, device: Engine(folder, device, self._workers))
         self.model = settings.model if settings.model != "auto" else models.default_model(self._device.name)
@@ -98,7 +104,7 @@ class Backend:
         self._keeper: Keeper | None = None
 
     def start(self) -> None:
-        """Find and load the model; returns when it is warm.
+        """Find and load the model; returns when it is warm, however long the device's memory is taken by others.
 
         Raises:
             ModelError: it cannot be had, or is damaged.
@@ -109,25 +115,24 @@ class Backend:
         folder = models.find(self.model, cache_dir=self._settings.cache_dir)
         started = time.monotonic()
         keeper = Keeper(
-            lambda device: self._load(folder, device), self._device, clock=time.monotonic, observer=self._observer
+            lambda device: self._load(folder, device),
+            self._device,
+            clock=time.monotonic,
+            smaller=self._smaller,
+            observer=self._observer,
         )
-        try:
-            loaded = keeper.engine()
-            loaded.warm_up()
-        except (OSError, ValueError, MemoryError):
-            raise
-        except Exception as failure:
-            # RuntimeError from CTranslate2, bare Exception from the tokenizer: no class tells the model's fault.
-            if is_out_of_memory(failure) or any(word in str(failure).lower() for word in DEVICE_TROUBLE):
-                raise
-            raise models.ModelDamaged(folder, failure) from failure
+        loaded = self._warmed(keeper, folder)
         self.created = int((folder / "model.bin").stat().st_mtime)
         self.languages = loaded.languages
-        limits = calibration.limits(
-            loaded, on_cpu=self._device.name == "cpu", items=self._settings.batch, clock=time.perf_counter
-        )
         prepare = loaded.prepare
         self._message = prepare(calibration.voice_message(), Decoding(language="en"))
+        limits = calibration.limits(
+            loaded,
+            self._message,
+            on_cpu=self._device.name == "cpu",
+            items=self._settings.batch,
+            clock=time.perf_counter,
+        )
         del loaded  # the keeper alone holds the engine, so that it can let go of it
         self._keeper = keeper
         self._scheduler = Scheduler(
@@ -159,6 +164,29 @@ class Backend:
             time.monotonic() - started,
             limits.items,
         )
+
+    def _warmed(self, keeper: Keeper, folder: Path) -> Engine:
+        """Load the model, as often as it takes: a game that has the memory ends some time."""
+        while True:
+            try:
+                return keeper.warm_up()
+            except Busy as busy:
+                if self._device.name == "cpu" and busy.__cause__ is not None:
+                    raise busy.__cause__ from None  # nobody plays games in the main memory
+                logger.warning(
+                    "no room for the model on the card (%s); trying again in %d s. If nothing else uses the card, "
+                    "take a smaller model (--model) or precision (--compute-type).",
+                    busy.__cause__,
+                    busy.retry_after,
+                )
+                self._pause(busy.retry_after)
+            except (OSError, ValueError, MemoryError):
+                raise
+            except Exception as failure:
+                # RuntimeError from CTranslate2, bare Exception from the tokenizer: no class tells the model's fault.
+                if any(word in str(failure).lower() for word in DEVICE_TROUBLE):
+                    raise
+                raise models.ModelDamaged(folder, failure) from failure
 
     def drain(self, seconds: float) -> None:
         """Take no new requests, and send away those that would not be through in so many seconds."""

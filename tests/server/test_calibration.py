@@ -8,12 +8,11 @@ import pytest
 from localwhisper_server import calibration
 from localwhisper_server.batch import Chunk
 from localwhisper_server.calibration import BATCH_SECONDS, SHARE_SECONDS, SIZES_ON_CPU, SIZES_ON_GPU
+from localwhisper_server.options import Decoding
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from localwhisper_server.chunks import Piece
-    from localwhisper_server.options import Decoding
     from localwhisper_server.turns import Limits
 
 
@@ -23,21 +22,20 @@ class Engine:
     def __init__(self, seconds: dict[int, float]) -> None:
         self.seconds, self.now = seconds, 100.0
         self.sizes: list[int] = []
-
-    def prepare(self, piece: Piece, decoding: Decoding) -> Chunk:
-        """Give a chunk of the piece's length."""
-        assert decoding.language == "en"  # so that no time is spent on detecting it
-        return Chunk(np.zeros((80, 1), np.float32), piece.seconds, 0.0, decoding)
+        self.room, self.trouble = 1000, "CUDA failed with error out of memory"
 
     def run(self, chunks: Sequence[Chunk]) -> None:
         """Let time pass."""
         self.sizes.append(len(chunks))
+        if len(chunks) > self.room:
+            raise RuntimeError(self.trouble)
         self.now += self.seconds[len(chunks)]
 
     def limits(self, *, on_cpu: bool, items: int = 0) -> Limits:
         """Measure it."""
         engine: Any = self
-        return calibration.limits(engine, on_cpu=on_cpu, items=items, clock=lambda: self.now)
+        message = Chunk(np.zeros((80, 1), np.float32), 5.0, 0.0, Decoding(language="en"))
+        return calibration.limits(engine, message, on_cpu=on_cpu, items=items, clock=lambda: self.now)
 
 
 @pytest.mark.parametrize(
@@ -60,10 +58,23 @@ def test_the_size_that_pays(on_cpu: bool, seconds: dict[int, float], best: int, 
 
 
 def test_a_size_set_by_hand_is_kept() -> None:
-    """Its speed is measured all the same."""
-    engine = Engine({5: 2.0})
-    limits = engine.limits(on_cpu=True, items=5)
-    assert (limits.items, engine.sizes) == (5, [5])
+    """How fast the engine is, is measured all the same, with a small one."""
+    engine = Engine({1: 1.0, 2: 2.0})
+    assert [engine.limits(on_cpu=True, items=items).items for items in (1, 200)] == [1, 200]
+    assert engine.sizes == [1, 2]
+
+
+@pytest.mark.parametrize(("room", "best"), [(20, 16), (4, 4), (3, 1)])
+def test_what_does_not_fit_is_not_taken(room: int, best: int) -> None:
+    """A card with a game on it is still a card; what is wrong with it otherwise is no matter of size."""
+    engine = Engine({4: 1.0, 16: 2.0, 32: 3.0})
+    engine.room = room
+    limits = engine.limits(on_cpu=False)
+    assert limits.items == best
+    assert limits.frames >= 3000
+    engine.trouble = "an illegal memory access was encountered"
+    with pytest.raises(RuntimeError, match="illegal"):
+        engine.limits(on_cpu=False)
 
 
 def test_a_fast_machine_gets_what_it_does_in_the_time() -> None:

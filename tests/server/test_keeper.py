@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from localwhisper_server.batch import Chunk, ChunkResult
-from localwhisper_server.devices import Device
+from localwhisper_server.devices import SMALLEST, Device
 from localwhisper_server.errors import Busy
-from localwhisper_server.keeper import RECOVER_SECONDS, SMALLER_COMPUTE_TYPE, Keeper, is_out_of_memory
+from localwhisper_server.keeper import RECOVER_SECONDS, Keeper, is_out_of_memory
 from localwhisper_server.options import Decoding
 
 if TYPE_CHECKING:
@@ -33,6 +33,10 @@ class Engine:
 
     def __init__(self, gpu: Gpu, device: Device) -> None:
         self.gpu, self.device = gpu, device
+
+    def warm_up(self) -> None:
+        """Decode a moment."""
+        self.run(_chunks(1))
 
     def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
         """Run one batch."""
@@ -72,7 +76,8 @@ class Gpu:
 
     def keeper(self, device: Device = GPU) -> Keeper:
         """Return a keeper on this device."""
-        return Keeper(self.load, device, clock=lambda: self.now)
+        smaller = SMALLEST if device == GPU else None
+        return Keeper(self.load, device, clock=lambda: self.now, smaller=smaller)
 
 
 def _run(keeper: Keeper, count: int) -> None:
@@ -150,18 +155,18 @@ def test_results_before_the_failure_are_kept() -> None:
 
 def test_one_chunk_too_many_makes_the_model_smaller() -> None:
     """It takes half the memory; /health says so."""
-    gpu = Gpu({"float16": 0, SMALLER_COMPUTE_TYPE: 1})
+    gpu = Gpu({"float16": 0, SMALLEST: 1})
     keeper = gpu.keeper()
     _run(keeper, 2)
-    assert gpu.loaded == ["float16", SMALLER_COMPUTE_TYPE]
-    assert keeper.device == Device("cuda", SMALLER_COMPUTE_TYPE, "out of memory")
+    assert gpu.loaded == ["float16", SMALLEST]
+    assert keeper.device == Device("cuda", SMALLEST, "out of memory")
     assert keeper.loads == 2
 
 
-@pytest.mark.parametrize("device", [GPU, CPU, Device("cuda", SMALLER_COMPUTE_TYPE, "as set")], ids=lambda d: d.name)
+@pytest.mark.parametrize("device", [GPU, CPU, Device("cuda", SMALLEST, "as set")], ids=lambda d: d.name)
 def test_nothing_fits_is_busy(device: Device) -> None:
     """A 503 with the time after which more is tried; the memory is given back, even while the error is kept."""
-    gpu = Gpu({"float16": 0, "int8": 0, SMALLER_COMPUTE_TYPE: 0})
+    gpu = Gpu({"float16": 0, "int8": 0, SMALLEST: 0})
     keeper = gpu.keeper(device)
     with pytest.raises(Busy) as refused:
         keeper.run(_chunks(2))
@@ -178,23 +183,54 @@ def test_a_model_that_does_not_fit_is_busy() -> None:
     for _ in range(2):
         with pytest.raises(Busy):
             keeper.run(_chunks(1))
-    gpu.room[SMALLER_COMPUTE_TYPE] = 4
+    gpu.room[SMALLEST] = 4
     _run(keeper, 1)
-    assert keeper.device.compute_type == SMALLER_COMPUTE_TYPE
+    assert keeper.device.compute_type == SMALLEST
+
+
+def test_a_start_takes_what_it_gets() -> None:
+    """Warming up goes down the same ladder as work does, and is told when there is no rung left."""
+    gpu = Gpu({SMALLEST: 1})
+    keeper = gpu.keeper()
+    assert keeper.warm_up().device.compute_type == SMALLEST  # type: ignore[attr-defined] # the double's
+    gpu = Gpu({"float16": 0, SMALLEST: 0})
+    with pytest.raises(Busy):
+        gpu.keeper().warm_up()
+
+
+@pytest.mark.parametrize("failure", [ValueError("do not support"), RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED")])
+def test_a_smaller_precision_that_does_not_run_is_no_way_out(failure: Exception) -> None:
+    """Some cards say so only at work. Callers are told to come back, as without it, and it is not tried again."""
+    gpu = Gpu({"float16": 0, SMALLEST: 0})
+    load = gpu.load
+
+    def refusing(device: Device) -> Any:
+        if device.compute_type == SMALLEST:
+            raise failure
+        return load(device)
+
+    keeper = Keeper(refusing, GPU, clock=lambda: gpu.now, smaller=SMALLEST)
+    for _ in range(2):
+        with pytest.raises(Busy):
+            keeper.run(_chunks(1))
+        assert keeper.device == GPU
+    assert gpu.loaded == ["float16", "float16"]
+    gpu.room["float16"] = 1
+    _run(keeper, 1)
 
 
 def test_it_recovers_by_itself() -> None:
     """When the game is over: the first settings are tried again, some time after the last failure and not before."""
-    gpu = Gpu({"float16": 0, SMALLER_COMPUTE_TYPE: 1})
+    gpu = Gpu({"float16": 0, SMALLEST: 1})
     keeper = gpu.keeper()
     _run(keeper, 2)
-    gpu.room = {"float16": 8, SMALLER_COMPUTE_TYPE: 16}
+    gpu.room = {"float16": 8, SMALLEST: 16}
     gpu.now = RECOVER_SECONDS - 0.1
     gpu.batches.clear()
     _run(keeper, 2)
     gpu.now = RECOVER_SECONDS
     _run(keeper, 2)
-    assert gpu.batches == [(SMALLER_COMPUTE_TYPE, 1)] * 2 + [("float16", 2)]
+    assert gpu.batches == [(SMALLEST, 1)] * 2 + [("float16", 2)]
     assert keeper.device == GPU
     gpu.now *= 10
     _run(keeper, 2)

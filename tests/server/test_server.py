@@ -179,6 +179,21 @@ def test_a_model_that_cannot_be_loaded(settings: Settings, failure: Exception) -
         backend.require_ready()
 
 
+def test_a_card_that_is_full_is_waited_for(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    """A game ends some time; until then the server is loading, and the log says what could be done."""
+    failures, pauses = [RuntimeError(OUT_OF_MEMORY) for _ in range(3)], list[float]()
+
+    def load(_folder: Path, _device: Device) -> Any:
+        return Engine(failures.pop()) if failures else Engine()
+
+    backend = Backend(settings, load=load, cuda_devices=1, pause=pauses.append)
+    backend.start()
+    assert pauses == [60, 60, 60]
+    assert backend.health()["ready"]
+    assert "take a smaller model" in caplog.text
+    assert backend.stop()
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     ("message", "status", "kind"),
