@@ -209,7 +209,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--server-model", default="whisper-1", help="model name to ask the server for")
     parser.add_argument("--language", action="append", help="only clips in these languages (zxx: no speech)")
     parser.add_argument("--max-seconds", type=float, default=30.0, help="leave out longer clips")
-    parser.add_argument("--min-seconds", type=float, default=0.1, help="leave out shorter clips; OpenAI refuses them, too")
+    parser.add_argument(
+        "--min-seconds", type=float, default=0.1, help="leave out shorter clips; OpenAI refuses them, too"
+    )
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "localwhisper-bench")
     parser.add_argument("--group", action="append", choices=["shared", "debian", "generated"], help="only these clips")
     parser.add_argument("--clips", type=int, default=0, help="no more than so many from packages, drawn by lot")

@@ -146,7 +146,7 @@ class Call:
         skipped = [backend for backend in backends if backend not in passing]
         now = self.clock()
         passing.sort(key=lambda backend: backend.pace.expected(now))
-        yield from self._try_each(passing)
+        yield from self._try_each(passing, others=bool(skipped))
         alone = not self.policy.leaves_house and not self._over()
         for backend in skipped:
             if not alone:
@@ -158,22 +158,25 @@ class Call:
                 continue
             # Nobody else may take the call: better to ask now than to refuse because of what was true a moment ago.
             if (yield Probe(backend, wait=True)):
-                yield from self._try_each([backend])
+                yield from self._try_each([backend], others=backend is not skipped[-1])
                 if self._over():
                     return
             else:
                 self._note(backend, Outcome(Verdict.OUTAGE, "down a moment ago, and still not well"))
 
-    def _try_each(self, backends: Sequence[Backend]) -> Generator[Step, Reply]:
-        """Try backends in turn, then those again that were busy and said for how long, if the deadline allows it."""
+    def _try_each(self, backends: Sequence[Backend], *, others: bool) -> Generator[Step, Reply]:
+        """Try backends in turn, then those again that were busy and said for how long, if the deadline allows it.
+
+        `others` says whether there are more in the house to be asked after these.
+        """
         ready: dict[Backend, float] = {}
         shortest = SHORTEST_BUSY_WAIT
         queue = list(backends)
         while queue:
             backend = queue.pop(0)
-            # Half of what is left is kept for the others, where there are others.
-            others = self.policy.leaves_house or backend is not self.house[-1]
-            yield from self._try(backend, self._left() / 2 if others else self._left())
+            # Half of what is left is kept for those who come after it, where there are any.
+            last = not (queue or others or self.policy.leaves_house)
+            yield from self._try(backend, self._left() if last else self._left() / 2)
             if self._over():
                 return
             if self.last.verdict is Verdict.BUSY and self.last.retry_after is not None:

@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartParser
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
@@ -80,6 +81,10 @@ class Backend(Protocol):
 
     def require_ready(self) -> None:
         """Raise Busy while the model is being loaded."""
+        ...
+
+    def require_room(self) -> None:
+        """Raise Busy where a request would be turned away once it is here."""
         ...
 
 
@@ -214,6 +219,8 @@ def _model(name: str, backend: Backend) -> dict[str, Any]:
 
 async def _speech(request: Request, task: Task, backend: Backend) -> Response:
     backend.require_ready()
+    if _is_large(request):
+        backend.require_room()  # before gigabytes are taken in for nothing
     async with _form(request) as data:
         fields = _fields(data)
         model = form.requested_model(fields)
@@ -242,6 +249,15 @@ async def _speech(request: Request, task: Task, backend: Backend) -> Response:
             await items.aclose()
             return Response(status_code=CLIENT_CLOSED_REQUEST)
     return _rendered(transcript, asked)
+
+
+def _is_large(request: Request) -> bool:
+    """Whether the body is, or may be, one that does not fit in memory.
+
+    A small one is read in any case: it may be the same as one that is being transcribed, and need no room.
+    """
+    length = request.headers.get("content-length", "")
+    return not (length.isascii() and length.isdigit()) or int(length[:20]) > MultiPartParser.spool_max_size
 
 
 @contextlib.asynccontextmanager

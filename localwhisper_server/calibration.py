@@ -4,8 +4,8 @@ from collections.abc import Callable
 from importlib.resources import files
 
 from localwhisper_server import decoder
-from localwhisper_server.chunks import LONGEST_SECONDS, Piece
 from localwhisper_server.batch import Chunk
+from localwhisper_server.chunks import LONGEST_SECONDS, Piece
 from localwhisper_server.engine import Engine, find_speech
 from localwhisper_server.keeper import is_out_of_memory
 from localwhisper_server.options import Voice
@@ -29,7 +29,7 @@ def limits(engine: Engine, message: Chunk, *, on_cpu: bool, items: int, clock: C
     Decodes `message` several times at once: as long as more at once fit into the memory and save time per chunk, still
     more are tried. How fast that goes is measured in any case.
     """
-    sizes = SIZES_ON_CPU if on_cpu else SIZES_ON_GPU
+    sizes: tuple[int, ...] = SIZES_ON_CPU if on_cpu else SIZES_ON_GPU
     sizes = (min(items, sizes[0]),) if items else sizes
     best, seconds = 1, float("inf")
     for size in sizes:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
 import dotenv
-import platformdirs
 from pydantic import ValidationError
 from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
@@ -141,7 +140,9 @@ def _logging(settings: Settings) -> Iterator[None]:
     file, trouble = _log_file(settings)
     streams = [sys.stderr] if file is None else [sys.stderr, cast("TextIO", file)]
     logs = [logstream.Unhurried(stream) for stream in streams]
-    observe.configure_logging(settings.log_level, cast("list[TextIO]", logs), log_format=settings.log_format)
+    observe.configure_logging(
+        settings.log_level, cast("list[TextIO]", logs), log_format=settings.log_format, quiet=settings.quiet
+    )
     if trouble:
         logger.warning("%s", trouble)
     try:
@@ -158,11 +159,7 @@ def _log_file(settings: Settings) -> tuple[logstream.RotatingFile | None, str]:
     chosen = settings.log_file
     if chosen == "none" or (chosen == "auto" and not settings.port):
         return None, ""
-    path = (
-        platformdirs.user_log_path("localwhisper", appauthor=False) / f"server-{settings.port}.log"
-        if chosen == "auto"
-        else Path(chosen).expanduser()
-    )
+    path = observe.default_log_file(settings.port) if chosen == "auto" else Path(chosen).expanduser()
     try:
         return logstream.RotatingFile(path), ""
     except OSError as failure:

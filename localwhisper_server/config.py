@@ -161,6 +161,9 @@ class Settings(BaseSettings):
         description="File that takes the log as well, begun anew every 10 MB, five earlier ones kept. auto: "
         "server-PORT.log in the user's folder for logs, none with port 0; none: no file.",
     )
+    quiet: bool = Field(
+        default=False, description="Only warnings and errors on the console; the file has the rest of the log."
+    )
     otlp_endpoint: Annotated[str, AfterValidator(_web_address)] | None = Field(
         default=None,
         description="Where to send OpenTelemetry traces, http://collector:4318/v1/traces; needs the extra [otel].",

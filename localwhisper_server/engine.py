@@ -279,7 +279,7 @@ def _aligned(
             replace(
                 segment,
                 words=tuple(
-                    replace(word, start=round(chunk.offset + word.start, 2), end=round(chunk.offset + word.end, 2))
+                    replace(word, start=_in_recording(chunk, word.start, 2), end=_in_recording(chunk, word.end, 2))
                     for word in words
                 )
                 if chunk.decoding.words
@@ -359,11 +359,16 @@ def _doubt(row: _Row, hypothesis: Hypothesis, read: reading.Reading) -> str | No
     )
 
 
+def _in_recording(chunk: Chunk, seconds: float, digits: int) -> float:
+    """Return a time in the chunk as one in the recording, rounded, but not past the chunk's end."""
+    return min(round(chunk.offset + seconds, digits), chunk.offset + chunk.seconds)
+
+
 def _segment(piece: reading.Piece, hypothesis: Hypothesis, row: _Row) -> Segment:
     begin = row.tokenizer.timestamp_begin
     return Segment(
-        start=round(row.chunk.offset + piece.start, 3),
-        end=round(row.chunk.offset + piece.end, 3),
+        start=_in_recording(row.chunk, piece.start, 3),
+        end=_in_recording(row.chunk, piece.end, 3),
         text=row.tokenizer.decode(list(piece.tokens)).rstrip(),
         # With its timestamps, as OpenAI's `tokens` have them.
         tokens=(

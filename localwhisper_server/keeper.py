@@ -35,7 +35,7 @@ def is_out_of_memory(failure: BaseException) -> bool:
 
 
 class Keeper:
-    """Runs batches on an engine that may come and go. `smaller` is the precision for want of memory, if there is one."""
+    """Runs batches on an engine that may come and go. `smaller` is the precision for want of memory, if any."""
 
     def __init__(
         self,

@@ -115,7 +115,7 @@ def served_names(model: str) -> tuple[str, ...]:
     folder = Path(model).expanduser()
     own = folder.absolute().name if folder.is_dir() else model
     repository = REPOSITORIES.get(model)
-    same = [name for name, other in REPOSITORIES.items() if repository in (other, None) and other == repository]
+    same = [name for name, other in REPOSITORIES.items() if other == repository]
     return tuple(dict.fromkeys([own, *same, *([repository] if repository else []), *OPENAI_NAMES]))
 
 

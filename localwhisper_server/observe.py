@@ -3,6 +3,7 @@
 Never a transcript, a key, or the bytes of a file.
 """
 
+import contextlib
 import contextvars
 import datetime as dt
 import json
@@ -10,8 +11,11 @@ import logging
 import re
 import secrets
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO, TypeVar
+
+import platformdirs
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
 
@@ -23,6 +27,16 @@ def new_request_id(given: str | None) -> str:
     if given and _GIVEN_ID.fullmatch(given):
         return given
     return f"req_{secrets.token_hex(16)}"
+
+
+@contextlib.contextmanager
+def on_behalf_of(ids: Iterable[str]) -> Iterator[None]:
+    """Log as of these requests, from a thread that works for several."""
+    token = request_id.set(",".join(dict.fromkeys(ids)) or "-")
+    try:
+        yield
+    finally:
+        request_id.reset(token)
 
 
 class Observer(Protocol):
@@ -147,8 +161,18 @@ def fields(**values: object) -> dict[str, dict[str, object]]:
     return {"fields": values}
 
 
-def configure_logging(level: str, streams: Sequence[TextIO] = (), log_format: Literal["text", "json"] = "text") -> None:
-    """Log to every one of `streams` (none: standard error), one line a record, each with the id of its request."""
+def default_log_file(port: int) -> Path:
+    """Return where the log of the server on this port is kept where nobody says: in the user's folder for logs."""
+    return platformdirs.user_log_path("localwhisper", appauthor=False) / f"server-{port}.log"
+
+
+def configure_logging(
+    level: str, streams: Sequence[TextIO] = (), log_format: Literal["text", "json"] = "text", *, quiet: bool = False
+) -> None:
+    """Log to every one of `streams` (none: standard error), one line a record, each with the id of its request.
+
+    If `quiet`, the first takes warnings and errors alone.
+    """
     text = "%(asctime)s %(levelname)-7s %(request_id)s %(message)s"
     root = logging.getLogger()
     root.handlers = [logging.StreamHandler(stream) for stream in streams or (sys.stderr,)]
@@ -156,5 +180,7 @@ def configure_logging(level: str, streams: Sequence[TextIO] = (), log_format: Li
         handler.addFilter(_WithRequestId())
         handler.setFormatter(_Json() if log_format == "json" else _OneLine(text))
     root.setLevel(level.upper())
+    if quiet:
+        root.handlers[0].setLevel(logging.WARNING)
     for chatty in ("httpx", "httpx2", "httpcore", "filelock", "faster_whisper", "uvicorn", "python_multipart"):
         logging.getLogger(chatty).setLevel(max(root.level, logging.WARNING))

@@ -11,8 +11,9 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from localwhisper_server import observe
 from localwhisper_server.errors import Busy, EngineFailed, ServerError
-from localwhisper_server.turns import Full, Item, Limits, Queue
+from localwhisper_server.turns import Item, Limits, Queue
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +41,13 @@ class _Batch(Generic[Item]):
         return max(item.frames for item in self.items)
 
 
-class _Timed(Future[Any]):
-    """Knows since when it waits."""
+class _Asked(Future[Any]):
+    """Knows since when it waits, and for which request."""
 
     def __init__(self, since: float) -> None:
         super().__init__()
         self.since = since
+        self.request_id = observe.request_id.get()
 
 
 class Ticket(Generic[Item, Result]):
@@ -161,17 +163,24 @@ class Scheduler(Generic[Item, Result]):
         """
         number = next(self._numbers)
         with self._changed:
-            wait = self._wait()
-            if wait > self._max_wait:
-                raise Busy(
-                    f"The server is busy: the wait is about {wait:.0f} s. Try again later.",
-                    retry_after=wait - self._max_wait,
-                )
-            try:
-                self._queue.admit(number, bulk=bulk)
-            except Full:
-                raise Busy("The server is busy: its queue is full. Try again later.", retry_after=wait) from None
+            self._require_room()
+            self._queue.admit(number, bulk=bulk)
         return Ticket(self, number)
+
+    def require_room(self) -> None:
+        """Raise Busy where `admit` would, for who wants to know before it has anything to hand in."""
+        with self._changed:
+            self._require_room()
+
+    def _require_room(self) -> None:
+        wait = self._wait()
+        if wait > self._max_wait:
+            raise Busy(
+                f"The server is busy: the wait is about {wait:.0f} s. Try again later.",
+                retry_after=wait - self._max_wait,
+            )
+        if self._queue.full:
+            raise Busy("The server is busy: its queue is full. Try again later.", retry_after=wait)
 
     def send_away(self, refusal: ServerError, *, later_than: float) -> None:
         """Fail the requests that have not begun and would not be through in so many seconds, by the present speed."""
@@ -203,7 +212,7 @@ class Scheduler(Generic[Item, Result]):
 
     def _submit(self, number: int, items: Sequence[Item], *, first: bool) -> "list[Future[Result]]":
         now = self._clock()
-        futures: list[Future[Result]] = [_Timed(now) for _ in items]
+        futures: list[Future[Result]] = [_Asked(now) for _ in items]
         with self._changed:
             refusal = self._refusal
             taken = refusal is None and self._queue.put(number, list(zip(items, futures, strict=True)), first=first)
@@ -230,7 +239,8 @@ class Scheduler(Generic[Item, Result]):
 
     def _work(self) -> None:
         while (batch := self._next()) is not None:
-            outcomes = self._outcomes(batch.items)
+            with observe.on_behalf_of(future.request_id for future in batch.futures if isinstance(future, _Asked)):
+                outcomes = self._outcomes(batch.items)
             self._works = not all(isinstance(outcome, EngineFailed) for outcome in outcomes)
             for future, outcome in zip(batch.futures, outcomes, strict=True):
                 # A caller who left meanwhile has cancelled nothing: a future that runs cannot be. It may be refused.
@@ -243,8 +253,10 @@ class Scheduler(Generic[Item, Result]):
             with self._changed:
                 self._in_flight.remove(batch)
                 self._last = time.monotonic()  # as the wait for it counts
-                # A running mean over the last few batches follows a machine that gets busier or idle.
-                self._speed += (max(batch.seconds / took, 1e-3) - self._speed) / 4
+                # A running mean over the last few batches follows a machine that gets busier or idle. What failed says
+                # nothing: a device that refuses everything would be the fastest of all.
+                if not all(isinstance(outcome, BaseException) for outcome in outcomes):
+                    self._speed += (max(batch.seconds / took, 1e-3) - self._speed) / 4
 
     def _next(self) -> _Batch[Item] | None:
         """Wait for the next batch of chunks that somebody still wants; None when closed."""
@@ -288,7 +300,7 @@ class Scheduler(Generic[Item, Result]):
     def _tell_waits(self, batch: _Batch[Item]) -> None:
         if self._waited is not None:
             for future in batch.futures:
-                if isinstance(future, _Timed):
+                if isinstance(future, _Asked):
                     self._waited(batch.since - future.since)
 
     def _be_idle(self) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
@@ -225,6 +226,11 @@ class Backend:
         if self._draining:
             raise _stopping()
 
+    def require_room(self) -> None:
+        """Raise Busy where a request would be turned away once it is here."""
+        if self._scheduler is not None:
+            self._scheduler.require_room()
+
     def _require_model(self) -> Service:
         if self.failure is not None:
             raise EngineFailed("The model could not be loaded; the server's log says why.")
@@ -307,8 +313,12 @@ def listen(host: str, port: int) -> socket.socket:
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listening = socket.socket(family, kind, protocol)
     try:
-        # A server that restarts must not wait for the connections of its former self to time out.
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform == "win32":
+            # Where SO_REUSEADDR would mean to share a port with whoever has it.
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:
+            # A server that restarts must not wait for the connections of its former self to time out.
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
     except OSError:
         listening.close()

@@ -38,7 +38,7 @@ def install(service: Service, place: Place, changes: Mapping[str, str], *, run: 
         OSError: a file cannot.
 
     """
-    before = service.settings.read_text() if service.settings.exists() else service_settings.template()
+    before = service.settings.read_text(encoding="utf-8") if service.settings.exists() else service_settings.template()
     settings = service_settings.merged(before, changes) if changes else before
     # It may hold the key that callers must send.
     _write(service.settings, settings.encode(), say, mode=0o600)

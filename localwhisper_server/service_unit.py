@@ -19,8 +19,9 @@ WATCHDOG_SECONDS = 300
 START_SECONDS = 3600
 # Over the server's own time to finish what runs.
 STOP_SECONDS = 45
-# A wrong setting is wrong the next time as well (sysexits.h, EX_USAGE); everything else may heal.
+# A wrong setting is wrong the next time as well (sysexits.h: EX_USAGE, EX_CONFIG); everything else may heal.
 EX_USAGE = 64
+EX_CONFIG = 78
 TASK_NAMESPACE = "http://schemas.microsoft.com/windows/2004/02/mit/task"
 
 
@@ -123,7 +124,7 @@ EnvironmentFile=-{_systemd_path(settings)}
 Restart=always
 RestartSec={RESTART_SECONDS}
 # A wrong setting stays wrong however often it is tried.
-RestartPreventExitStatus={EX_USAGE}
+RestartPreventExitStatus={EX_USAGE} {EX_CONFIG}
 TimeoutStartSec={START_SECONDS}
 WatchdogSec={WATCHDOG_SECONDS}
 # The server is told to stop and finishes what runs; what is left of it after that is killed.
@@ -159,36 +160,41 @@ def _systemd_word(word: str) -> str:
 def _launchd(place: Place) -> Service:
     settings = place.home / "Library" / "Application Support" / NAME / "server.env"
     log = place.home / "Library" / "Logs" / f"{NAME}.log"
+    errors = log.with_name(f"{NAME}-errors.log")
     file = place.home / "Library" / "LaunchAgents" / f"{LABEL}.plist"
     domain = f"gui/{place.uid}"
     stop = Command(("launchctl", "bootout", f"{domain}/{LABEL}"), optional=True)
     return Service(
         manager="launchd",
         file=file,
-        content=launchd_plist(place.python, settings, log),
+        content=launchd_plist(place.python, settings, log, errors),
         settings=settings,
         install=(stop, Command(("launchctl", "bootstrap", domain, str(file)))),
         uninstall=(stop,),
         status=("launchctl", "print", f"{domain}/{LABEL}"),
-        logs=("tail", "-n", "100", str(log)),
-        follow=("tail", "-n", "100", "-F", str(log)),
+        logs=("tail", "-n", "100", str(errors), str(log)),
+        follow=("tail", "-n", "100", "-F", str(errors), str(log)),
     )
 
 
-def launchd_plist(python: str, settings: PurePath, log: PurePath) -> bytes:
-    """Return the property list of a user's launch agent."""
+def launchd_plist(python: str, settings: PurePath, log: PurePath, errors: PurePath) -> bytes:
+    """Return the property list of a user's launch agent.
+
+    launchd never shortens a file, so the server keeps its `log` itself; to `errors` goes what it says before it can.
+    """
+    options = ["--env-file", str(settings), "--quiet", "--log-file", str(log)]
     return plistlib.dumps(
         {
             "Label": LABEL,
-            "ProgramArguments": [python, "-m", "localwhisper_server", "--env-file", str(settings)],
+            "ProgramArguments": [python, "-m", "localwhisper_server", *options],
             "RunAtLoad": True,
             "KeepAlive": True,
             "ThrottleInterval": RESTART_SECONDS,
             "ExitTimeOut": STOP_SECONDS,
             # "Background" would let the system slow down what somebody waits for.
             "ProcessType": "Interactive",
-            "StandardOutPath": str(log),
-            "StandardErrorPath": str(log),
+            "StandardOutPath": str(errors),
+            "StandardErrorPath": str(errors),
             "Umask": 0o077,
         },
         sort_keys=False,
@@ -200,7 +206,8 @@ def _task(place: Place) -> Service:
     settings, log, file = folder / "server.env", folder / "server.log", folder / "task.xml"
     domain = place.environ.get("USERDOMAIN")
     user = f"{domain}\\{place.user}" if domain else place.user
-    show = f"Get-Content -LiteralPath '{str(log).replace(chr(39), chr(39) * 2)}' -Tail 100"
+    quoted = [str(path).replace("'", "''") for path in (log, log.with_name("errors.log"))]
+    show = "Get-Content -Tail 100 -LiteralPath"
     powershell = ("powershell", "-NoProfile", "-Command")
     return Service(
         manager="Task Scheduler",
@@ -217,8 +224,8 @@ def _task(place: Place) -> Service:
             Command(("schtasks", "/Delete", "/TN", NAME, "/F"), optional=True),
         ),
         status=("schtasks", "/Query", "/TN", NAME, "/V", "/FO", "LIST"),
-        logs=(*powershell, show),
-        follow=(*powershell, f"{show} -Wait"),
+        logs=(*powershell, f"{show} '{quoted[1]}','{quoted[0]}'"),
+        follow=(*powershell, f"{show} '{quoted[0]}' -Wait"),
     )
 
 
@@ -245,8 +252,11 @@ def task_xml(python: str, settings: PurePath, log: PurePath, user: str) -> bytes
             }
         },
     )
-    # Tasks have no log of their own; cmd takes everything between the outer quotes.
-    line = f'""{python}" -m localwhisper_server --env-file "{settings}" >> "{log}" 2>&1"'
+    # Tasks have no log of their own; cmd takes everything between the outer quotes. What the server says before it can
+    # keep its log is in the other file.
+    errors = log.with_name("errors.log")
+    options = f'--env-file "{settings}" --quiet --log-file "{log}"'
+    line = f'""{python}" -m localwhisper_server {options} >> "{errors}" 2>&1"'
     _add(task, {"Actions": {"Exec": {"Command": "cmd.exe", "Arguments": f"/d /s /c {line}"}}})
     ET.indent(task)
     return bytes(ET.tostring(task, encoding="utf-16", xml_declaration=True))

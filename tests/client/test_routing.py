@@ -214,6 +214,20 @@ def test_time_is_kept_for_those_who_come_after() -> None:
     assert world.budgets == [None, None]
 
 
+def test_the_last_to_be_asked_gets_all_the_time_whatever_place_it_was_given() -> None:
+    """The one with the queue is asked last, though it was named first; one whose breaker is open comes after both."""
+    world = World(Policy.LOCAL_ONLY, names=("pc", "nas"), takes=10)
+    world.house[0].pace.queued(5.0, now=world.now)
+    world.call(pc=FAILURE, nas=FAILURE)
+    assert world.steps == ["nas", "pc"]
+    assert world.budgets == [30, 50]
+    world = World(Policy.LOCAL_ONLY, names=("pc", "nas"), takes=10, well=True)
+    world.break_down("nas")
+    world.call(pc=FAILURE, nas=FAILURE)
+    assert world.steps == ["pc", "ask nas", "nas"]
+    assert world.budgets == [30, 50]
+
+
 def test_a_call_whose_time_is_up_goes_nowhere() -> None:
     """Not to the cloud either."""
     world = World(takes=61)

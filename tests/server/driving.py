@@ -55,6 +55,7 @@ class FakeBackend:
     created: int = 1_700_000_000
     languages: frozenset[str] = frozenset(NAMES)
     not_ready: ServerError | None = None
+    no_room: ServerError | None = None
     queue_seconds: float = 0.0
     uploads: list[bytes] = field(default_factory=list)
     sources: list[Any] = field(default_factory=list)
@@ -88,6 +89,11 @@ class FakeBackend:
         """Raise what the test says."""
         if self.not_ready:
             raise self.not_ready
+
+    def require_room(self) -> None:
+        """Raise what the test says."""
+        if self.no_room:
+            raise self.no_room
 
 
 def make_app(backend: FakeBackend, *, api_key: str | None = None, max_upload: int = LIMIT) -> App:

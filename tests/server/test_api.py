@@ -455,6 +455,20 @@ async def test_a_full_queue_says_when_to_come_back(stream: str) -> None:
     }
 
 
+async def test_a_large_upload_is_turned_away_before_it_is_read(backend: FakeBackend) -> None:
+    """Where there is no room for it; a small one may be the same as one that is being transcribed, and is let in."""
+    backend.no_room = Busy("full", retry_after=7)
+    app = make_app(backend)
+    headers, body = multipart()
+    headers["content-length"] = str(len(body))
+    assert (await call(app, "POST", "/v1/audio/transcriptions", headers, body)).status == 200
+    headers, body = multipart(file=bytes(2_000_000))
+    for announced in ({}, {"content-length": str(len(body))}):
+        answer = await call(app, "POST", "/v1/audio/transcriptions", headers | announced, body)
+        assert (answer.status, answer.headers["retry-after"]) == (503, "7")
+    assert len(backend.uploads) == 1
+
+
 async def test_not_ready_is_said_before_the_upload_is_read(backend: FakeBackend) -> None:
     """A caller who comes too early is not made to send it all."""
     backend.not_ready = Busy("loading", retry_after=0)

@@ -118,7 +118,7 @@ LISTS_AND_FILES = {
 
 def test_every_option_is_tried() -> None:
     """Those that are not plain values have tests of their own."""
-    assert set(OPTIONS) | LISTS_AND_FILES | {"announce"} == set(Settings.model_fields)
+    assert set(OPTIONS) | LISTS_AND_FILES | {"announce", "quiet"} == set(Settings.model_fields)
 
 
 @pytest.mark.parametrize("name", OPTIONS)

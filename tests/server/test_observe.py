@@ -63,6 +63,17 @@ def test_json_is_an_object_a_line() -> None:
 
 
 @pytest.mark.usefixtures("root")
+def test_a_quiet_console_has_trouble_alone() -> None:
+    """The file has everything."""
+    console, file = io.StringIO(), io.StringIO()
+    observe.configure_logging("info", [console, file], quiet=True)
+    for level in (logging.INFO, logging.WARNING):
+        logging.getLogger("house").log(level, "at %d", level)
+    assert ["at 20" in stream.getvalue() for stream in (console, file)] == [False, True]
+    assert ["at 30" in stream.getvalue() for stream in (console, file)] == [True, True]
+
+
+@pytest.mark.usefixtures("root")
 def test_json_holds_a_traceback() -> None:
     """In the same line."""
     try:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from localwhisper_server import observe
 from localwhisper_server.errors import Busy, EngineFailed
 from localwhisper_server.scheduler import FIRST_SPEED, Scheduler
 from localwhisper_server.turns import Limits
@@ -344,6 +345,42 @@ def test_the_wait_follows_what_batches_took(engine: Engine, start: Callable[...,
     # Each batch moves the estimate by a quarter of the way to 8 s in 4 s.
     assert scheduler.speed == pytest.approx(2 + (FIRST_SPEED - 2) * 0.75**3)
     assert scheduler.queue_seconds == pytest.approx(8 / scheduler.speed)
+
+
+def test_who_asks_for_room_is_told_as_who_asks_for_a_place(
+    engine: Engine, start: Callable[..., Scheduler[Any, Any]]
+) -> None:
+    """Without getting one."""
+    engine.gate.clear()
+    scheduler = start(capacity=0, batch=1)
+    scheduler.require_room()
+    scheduler.require_room()
+    ticket = scheduler.admit()
+    with pytest.raises(Busy, match="full"):
+        scheduler.require_room()
+    ticket.close()
+    scheduler.require_room()
+    assert scheduler.requests == 0
+
+
+def test_a_device_that_refuses_everything_is_not_fast(
+    engine: Engine, start: Callable[..., Scheduler[Any, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What failed leaves the estimate alone, and is logged as of the request it failed for."""
+    engine.took = 0.001
+    scheduler = start(batch=1)
+    ids = []
+    monkeypatch.setattr(
+        "localwhisper_server.scheduler.logger.exception", lambda *_: ids.append(observe.request_id.get())
+    )
+    token = observe.request_id.set("req_unlucky")
+    try:
+        future = scheduler.admit().submit([Item(RuntimeError("an illegal memory access"), 800)])[0]
+    finally:
+        observe.request_id.reset(token)
+    assert isinstance(future.exception(SECONDS), EngineFailed)
+    assert scheduler.speed == FIRST_SPEED
+    assert ids == ["req_unlucky"]
 
 
 def test_a_batch_without_duration_is_no_division_by_zero(

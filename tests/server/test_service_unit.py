@@ -63,7 +63,7 @@ def test_the_unit_restarts_and_watches():
     assert unit["ExecStart"] == "/opt/python -m localwhisper_server"
     assert unit["EnvironmentFile"] == "-/home/me/server.env"
     assert (unit["Restart"], unit["RestartSec"], unit["StartLimitIntervalSec"]) == ("always", "5", "0")
-    assert unit["RestartPreventExitStatus"] == str(cli.EX_USAGE)
+    assert unit["RestartPreventExitStatus"] == f"{cli.EX_USAGE} {cli.EX_CONFIG}"
     assert int(unit["WatchdogSec"]) == service_unit.WATCHDOG_SECONDS
     assert int(unit["TimeoutStopSec"]) > 30
     # The decoder must live as long as the request that it decodes for.
@@ -98,12 +98,9 @@ def test_systemd_itself_finds_nothing_wrong(tmp_path, settings):
 
 
 def test_the_launch_agent():
-    """Kept alive, throttled to five seconds, with its settings file and its log."""
-    agent = plistlib.loads(
-        service_unit.launchd_plist(
-            "/opt/python", PurePosixPath("/Users/me/server.env"), PurePosixPath("/Users/me/l.log")
-        )
-    )
+    """Kept alive, throttled to five seconds, with its settings file, its log, and a file for its last words."""
+    settings, log, errors = (PurePosixPath(f"/Users/me/{name}") for name in ("server.env", "l.log", "e.log"))
+    agent = plistlib.loads(service_unit.launchd_plist("/opt/python", settings, log, errors))
     assert agent["Label"] == service_unit.LABEL
     assert agent["ProgramArguments"] == [
         "/opt/python",
@@ -111,10 +108,13 @@ def test_the_launch_agent():
         "localwhisper_server",
         "--env-file",
         "/Users/me/server.env",
+        "--quiet",
+        "--log-file",
+        "/Users/me/l.log",
     ]
     assert agent["RunAtLoad"] is agent["KeepAlive"] is True
     assert agent["ThrottleInterval"] == 5
-    assert agent["StandardErrorPath"] == "/Users/me/l.log"
+    assert agent["StandardErrorPath"] == "/Users/me/e.log"
 
 
 def test_the_scheduled_task():
@@ -132,7 +132,7 @@ def test_the_scheduled_task():
     assert found["Command"] == "cmd.exe"
     assert found["Arguments"] == (
         r'/d /s /c ""C:\venv\python.exe" -m localwhisper_server --env-file "'
-        rf'{folder}\server.env" >> "{folder}\server.log" 2>&1"'
+        rf'{folder}\server.env" --quiet --log-file "{folder}\server.log" >> "{folder}\errors.log" 2>&1"'
     )
 
 
