@@ -6,12 +6,11 @@ import collections
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 
 if TYPE_CHECKING:
     from localwhisper_server.guard import App
-
-schemathesis = pytest.importorskip("schemathesis", reason="comes with the nox session `fuzz`")
 
 
 @pytest.mark.timeout(3600)
