@@ -24,7 +24,8 @@ class Chunk:
     `features` are its log-mel frames of 10 ms, shape (mels, n); it is `seconds` long and begins `offset` seconds into
     the recording. `speech_seconds` of it are speech, the last of which ends at `speech_end`, in seconds from its
     start. `full` asks for the full window, whatever its length; one that is `doubted` gets it for once. `before` are
-    the tokens that were written down of what comes right before it.
+    the tokens that were written down of what comes right before it. One that `follows` has its language decided by
+    another chunk in the end, so it need not be sure of it.
     """
 
     features: Features
@@ -36,6 +37,7 @@ class Chunk:
     full: bool = False
     doubted: bool = False
     before: tuple[int, ...] = ()
+    follows: bool = False
 
     @property
     def frames(self) -> int:

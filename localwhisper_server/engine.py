@@ -178,7 +178,7 @@ class Engine:
             language = given or name.strip("<|>")
             tokenizer = self._tokenizer(language, chunk.decoding.task)
             prompt = self._prompt(tokenizer, chunk.decoding, chunk.before)
-            rows.append(_Row(chunk, language, None if given else probability, tokenizer, prompt))
+            rows.append(_Row(chunk, language, None if given or chunk.follows else probability, tokenizer, prompt))
         return rows
 
     def _prompt(self, tokenizer: Tokenizer, decoding: Decoding, written: tuple[int, ...]) -> list[int]:

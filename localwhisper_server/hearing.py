@@ -69,19 +69,22 @@ class Hearing:
     def _hand_in(self) -> None:
         if not self._prepared or (self._pending and not self._language):
             return
-        ready = [_in_language(chunk, self._language) for chunk in self._prepared]
+        leads = not self._pending and not self._decided.done()
+        ready = [
+            replace(_in_language(chunk, self._language), follows=bool(number) or not leads)
+            for number, chunk in enumerate(self._prepared)
+        ]
         self._prepared.clear()
         for chunk, future in zip(ready, self._submitted(ready), strict=True):
-            leads = not self._pending and not self._decided.done()
-            self._pending.append(_watched(asyncio.create_task(self._heard(chunk, future, leads=leads))))
+            self._pending.append(_watched(asyncio.create_task(self._heard(chunk, future))))
 
-    async def _heard(self, chunk: Chunk, future: asyncio.Future[ChunkResult], *, leads: bool) -> list[ChunkResult]:
+    async def _heard(self, chunk: Chunk, future: asyncio.Future[ChunkResult]) -> list[ChunkResult]:
         """Return the result of a chunk that was handed in and of what it left, in the recording's language."""
         result = await future
         language = chunk.decoding.language
-        if not language and not leads:
+        if not language and chunk.follows:
             language = await asyncio.shield(self._decided)
-            if language and result.language != language:
+            if language and not result.doubt and result.language != language:
                 result = await self._again(_in_language(chunk, language))
         results = [result]
         while result.rest is not None:
