@@ -11,7 +11,7 @@ from localwhisper_server.asgi import App, Message, Receive, Scope, Send
 logger = logging.getLogger(__name__)
 
 NOTES = "localwhisper.notes"  # where the routes leave what there is to say of a recording
-LONGEST_NAME = 100
+LONGEST_NAME = 200  # of a path or a file, so that no caller rolls the log away
 PROBES = frozenset({"/health", "/v1/health", "/ready", "/v1/ready", "/metrics"})
 OK = 200
 
@@ -64,6 +64,8 @@ class Accounted:
             await self._app(scope, receive, send_with_headers)
         finally:
             took = self._clock() - started
+            # As it came, percent-encoded, so that nothing in it looks like another part of the line.
+            shown = scope["raw_path"].decode("latin-1")[:LONGEST_NAME]
             method, path, notes = scope["method"], scope["path"], scope.get(NOTES, {})
             if "audio_seconds" in notes:
                 notes["times_real_time"] = round(notes["audio_seconds"] / max(took, 1e-3), 1)
@@ -72,11 +74,11 @@ class Accounted:
                 logging.DEBUG if path in PROBES and status == OK else logging.INFO,
                 "%s %s %d %.3fs%s",
                 method,
-                path,
+                shown,
                 status,
                 took,
                 _said(notes),
-                extra=observe.fields(method=method, path=path, status=status, seconds=round(took, 3), **notes),
+                extra=observe.fields(method=method, path=shown, status=status, seconds=round(took, 3), **notes),
             )
             self._observer.answered(method, getattr(scope.get("route"), "path", None), status, took)
             observe.request_id.reset(token)
@@ -86,7 +88,7 @@ def _said(notes: dict[str, Any]) -> str:
     """Return what was noted as the end of a line: `, "voice.ogg", 5.1 s of en, 8.3 x real time`."""
     parts = []
     if notes.get("file"):
-        parts.append(json.dumps(notes["file"][:LONGEST_NAME], ensure_ascii=False))  # quoted, whatever is in it
+        parts.append(json.dumps(notes["file"], ensure_ascii=False))  # quoted, whatever is in it
     if "audio_seconds" in notes:
         parts.append(f"{notes['audio_seconds']:.1f} s of {notes['language'] or 'silence'}")
         parts.append(f"{notes['times_real_time']:g} x real time")

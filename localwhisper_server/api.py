@@ -4,21 +4,20 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartParser
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
-from localwhisper_server import form, formats, observe
-from localwhisper_server.access import Accounted, note
+from localwhisper_server import form, formats, formdata, observe
+from localwhisper_server.access import LONGEST_NAME, Accounted, note
 from localwhisper_server.asgi import App, Message, Receive, Scope, Send
 from localwhisper_server.errors import (
     Busy,
@@ -38,7 +37,6 @@ from localwhisper_server.transcript import Segment, Task, Transcript
 
 logger = logging.getLogger(__name__)
 
-MAX_FIELDS = 200
 STOPPING_RETRY_SECONDS = 5.0  # a restart takes about so long
 # Where the model works: what one address may have only so many of.
 WORK_PATHS = frozenset(
@@ -48,7 +46,6 @@ WORK_PATHS = frozenset(
 EXPOSED_HEADERS = ("x-request-id", "openai-processing-ms", "retry-after", "x-localwhisper-queue-seconds")
 # What stands for all that is passed on, where a route's template is asked for.
 UPSTREAM_ROUTE = SimpleNamespace(path="upstream")
-NO_ROOM_RETRY_SECONDS = 30.0  # until others' uploads have left the disk
 # The framework has traces of its own (older ones ignore this), which variables of the environment turn on. Here they
 # are the business of `tracing` alone.
 NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
@@ -180,10 +177,12 @@ def _add_routes(app: FastAPI, prefix: str, backend: Backend) -> None:
             raise UnknownModel(name[:128], backend.names)
         return _json(_model(name, backend))
 
+    @app.head(f"{prefix}/health", include_in_schema=False)  # monitors ask so
     @app.get(f"{prefix}/health", response_class=Response)
     async def health() -> Response:
         return _json(backend.health())
 
+    @app.head(f"{prefix}/ready", include_in_schema=False)
     @app.get(f"{prefix}/ready", response_class=Response)
     async def ready() -> Response:
         reason = backend.unready()
@@ -219,10 +218,10 @@ def _model(name: str, backend: Backend) -> dict[str, Any]:
 
 async def _speech(request: Request, task: Task, backend: Backend) -> Response:
     backend.require_ready()
-    if _is_large(request):
+    if formdata.is_large(request):
         backend.require_room()  # before gigabytes are taken in for nothing
-    async with _form(request) as data:
-        fields = _fields(data)
+    async with formdata.parsed(request) as data:
+        fields = formdata.fields(data)
         model = form.requested_model(fields)
         if model not in backend.names:
             raise UnknownModel(model[:128], backend.names)
@@ -231,7 +230,7 @@ async def _speech(request: Request, task: Task, backend: Backend) -> Response:
         upload = next((value for value in data.getlist("file") if isinstance(value, UploadFile)), None)
         if upload is None:
             raise form.missing_file()
-        note(request.scope, file=upload.filename)
+        note(request.scope, file=(upload.filename or "")[:LONGEST_NAME])
         for other in uploads:
             if other is not upload:
                 await other.close()
@@ -249,43 +248,6 @@ async def _speech(request: Request, task: Task, backend: Backend) -> Response:
             await items.aclose()
             return Response(status_code=CLIENT_CLOSED_REQUEST)
     return _rendered(transcript, asked)
-
-
-def _is_large(request: Request) -> bool:
-    """Whether the body is, or may be, one that does not fit in memory.
-
-    A small one is read in any case: it may be the same as one that is being transcribed, and need no room.
-    """
-    length = request.headers.get("content-length", "")
-    return not (length.isascii() and length.isdigit()) or int(length[:20]) > MultiPartParser.spool_max_size
-
-
-@contextlib.asynccontextmanager
-async def _form(request: Request) -> AsyncIterator[FormData]:
-    """Parse the body; the uploads in it are closed if the block fails."""
-    try:
-        data = await request.form(max_files=8, max_fields=MAX_FIELDS)
-    except UnicodeError as failure:
-        raise InvalidRequest("We could not parse the body of your request: it is not in its charset.") from failure
-    except OSError as failure:  # uploads wait in unnamed files
-        logger.error("no room for an upload in the temporary folder: %s", failure.strerror)  # noqa: TRY400 - said whole
-        raise Busy(
-            "The server has no room for this upload at the moment. Try again later.", retry_after=NO_ROOM_RETRY_SECONDS
-        ) from failure
-    try:
-        yield data
-    except BaseException:
-        await data.close()
-        raise
-
-
-def _fields(data: FormData) -> dict[str, list[str]]:
-    fields: dict[str, list[str]] = {}
-    for name, value in data.multi_items():
-        if isinstance(value, str):
-            # Some charsets decode to halves of characters, which no encoder takes again.
-            fields.setdefault(name, []).append(value.encode(errors="replace").decode())
-    return fields
 
 
 async def _noted(items: AsyncGenerator[Segment | Transcript], scope: Scope) -> AsyncGenerator[Segment | Transcript]:

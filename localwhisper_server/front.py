@@ -10,7 +10,7 @@ from localwhisper_server.asgi import App
 from localwhisper_server.body import Floor
 from localwhisper_server.config import Settings
 from localwhisper_server.guard import Rules
-from localwhisper_server.protocol import MOST_HEAD_BYTES, PatientProtocol
+from localwhisper_server.protocol import PatientProtocol
 
 
 class Misconfigured(Exception):
@@ -64,9 +64,8 @@ def web_options(settings: Settings) -> dict[str, Any]:
 
     """
     options: dict[str, Any] = {
-        # httptools, which it would take where it is installed, sets no limit to a head.
+        # Not httptools, which it would take where it is installed, and which sets no limit to a head.
         "http": PatientProtocol,
-        "h11_max_incomplete_event_size": MOST_HEAD_BYTES,
         "ws": "none",
         # It would believe any proxy on this machine; whom to believe is `network`'s business.
         "proxy_headers": False,

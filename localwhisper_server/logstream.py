@@ -42,6 +42,7 @@ class RotatingFile(io.TextIOBase):
     def __init__(self, path: Path, *, size: int = FILE_BYTES, kept: int = FILES) -> None:
         super().__init__()
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
         self._handler = _Rotating(path, maxBytes=size, backupCount=kept, encoding="utf-8")
         self.write("\n")  # a disk without room takes a new file, but nothing in it; better known now
 
@@ -50,7 +51,9 @@ class RotatingFile(io.TextIOBase):
         return True
 
     def write(self, text: str, /) -> int:
-        """Append `text`, which is whole lines."""
+        """Append `text`, which is whole lines; to a new file where somebody took the old one away."""
+        if not self._path.exists():
+            self._handler.close()  # which opens again with the next line
         self._handler.emit(logging.makeLogRecord({"msg": text}))
         return len(text)
 

@@ -153,7 +153,7 @@ class _Json(logging.Formatter):
         entry |= getattr(record, "fields", {})
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False, default=str)
+        return json.dumps(entry, default=str)  # in ASCII: no caller's line ends, no terminal's commands
 
 
 def fields(**values: object) -> dict[str, dict[str, object]]:

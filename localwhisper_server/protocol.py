@@ -9,6 +9,7 @@ import asyncio
 import json
 import sys
 from http import HTTPStatus
+from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -20,6 +21,31 @@ from localwhisper_server.errors import HeadTooLarge, InvalidRequest, ServerError
 MOST_HEAD_BYTES = 32 * 1024
 
 
+class _Strict(h11.Connection):
+    """h11's reading of HTTP, less what it lets pass and others may read in another way."""
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """Return what came next.
+
+        Raises:
+            RemoteProtocolError: that is not to be answered as a request.
+
+        """
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            names = {name for name, _ in event.headers}
+            # RFC 9112 §6.1: where a proxy goes by the one and this server by the other, a request hides in a body.
+            if {b"content-length", b"transfer-encoding"} <= names:
+                raise h11.RemoteProtocolError("two lengths of one body")
+            if event.http_version not in (b"1.0", b"1.1"):
+                raise h11.RemoteProtocolError("another version")
+            # h11 counts what is incomplete; a head may come in one piece.
+            if len(event.target) + sum(len(name) + len(value) for name, value in event.headers) > MOST_HEAD_BYTES:
+                too_large = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+                raise h11.RemoteProtocolError("too large a head", error_status_hint=too_large)
+        return event
+
+
 class PatientProtocol(H11Protocol):
     """Closes a connection on which no request was begun within `head_seconds`.
 
@@ -29,6 +55,10 @@ class PatientProtocol(H11Protocol):
 
     head_seconds = 10.0
     _deadline: asyncio.TimerHandle | None = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.conn = _Strict(h11.SERVER, MOST_HEAD_BYTES)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         """Wait for the first request."""
@@ -72,6 +102,9 @@ class PatientProtocol(H11Protocol):
         too_large = hint == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
         self._refuse(HeadTooLarge(MOST_HEAD_BYTES) if too_large else InvalidRequest("This is not valid HTTP/1.1."))
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing: a caller who asks for another protocol gets this one, and no lines in the log."""
+
     def _out_of_patience(self) -> None:
         if self.transport.is_closing():
             return
@@ -83,6 +116,9 @@ class PatientProtocol(H11Protocol):
 
     def _refuse(self, error: ServerError) -> None:
         """Answer and close; only close where an answer is on its way already."""
+        if self._busy:  # the application may be about to answer; to it, the caller has left
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = json.dumps(error.body()).encode()
             headers = [

@@ -266,10 +266,8 @@ class Scheduler(Generic[Item, Result]):
                 if self._changed.wait_for(self._needed, seconds):
                     if self._closed:
                         return None
-                    # What waits is shared with the workers that have nothing to do either.
-                    idle = len(self._threads) - len(self._in_flight)
                     light = self._guarded and self._queue.ready(light=True)
-                    entries = self._queue.take(most=math.ceil(len(self._queue) / idle), light=light)
+                    entries = self._queue.take(most=self._part(), light=light)
                     wanted = [entry for entry in entries if entry[1].set_running_or_notify_cancel()]
                     if wanted:
                         items, futures = map(list, zip(*wanted, strict=True))
@@ -287,6 +285,16 @@ class Scheduler(Generic[Item, Result]):
                 seconds = None  # once, until there was work
             else:
                 seconds = max(rest, IDLE_CHECK_SECONDS)
+
+    def _part(self) -> int:
+        """Return how much of what waits one worker may take: what is left is for the others that are idle.
+
+        And for those that soon will be; so no more than makes its batch as large as theirs.
+        """
+        idle = len(self._threads) - len(self._in_flight)
+        running = sum(len(batch.items) for batch in self._in_flight)
+        waiting = len(self._queue)
+        return min(math.ceil(waiting / idle), max(1, (waiting + running) // len(self._threads)))
 
     def _needed(self) -> bool:
         return self._closed or self._queue.ready()

@@ -4,7 +4,10 @@ A bot of which only OPENAI_BASE_URL was changed asks this server for everything.
 upstream with the caller's own key, streaming both ways, as if it had gone there itself.
 """
 
+import contextlib
 import logging
+import re
+from base64 import b64decode
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -14,7 +17,7 @@ import anyio
 from localwhisper_client._http import http
 from localwhisper_server.asgi import Message, Receive, Scope, Send, header_values
 from localwhisper_server.errors import Busy, NotFound, UpstreamFailed, UpstreamSilent
-from localwhisper_server.keys import KEY_HEADER, bearer, is_one_of
+from localwhisper_server.keys import KEY_HEADER
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +65,8 @@ OUR_OWN = frozenset({b"transcriptions", b"translations"})
 
 Headers = list[tuple[bytes, bytes]]
 
+_BETWEEN_WORDS = re.compile(rb'[\s,;"]+')
+
 
 def may_leave(raw_path: bytes, headers: Iterable[tuple[bytes, bytes]] = ()) -> bool:
     """Whether a request may be passed on: its path is below /v1, plain, and not one that takes recordings.
@@ -91,12 +96,18 @@ def may_leave(raw_path: bytes, headers: Iterable[tuple[bytes, bytes]] = ()) -> b
 
 
 def to_upstream(headers: Headers, keys: Sequence[str]) -> Headers:
-    """Return the headers to pass on; a key of this server's own stays here."""
-    return [
-        (name, value)
-        for name, value in _without(headers, KEPT_FROM_UPSTREAM)
-        if not (name == b"authorization" and is_one_of(bearer(value), keys))
-    ]
+    """Return the headers to pass on; a key of this server's own stays here, in whatever header and form it came."""
+    return [(name, value) for name, value in _without(headers, KEPT_FROM_UPSTREAM) if not _holds_one_of(keys, value)]
+
+
+def _holds_one_of(keys: Sequence[str], value: bytes) -> bool:
+    """Whether a header's value, or a query's, has one of the keys for a word."""
+    words = {value.strip(), *_BETWEEN_WORDS.split(value)}
+    scheme, _, encoded = value.strip().partition(b" ")
+    if scheme.lower() == b"basic":
+        with contextlib.suppress(ValueError):
+            words |= set(b64decode(encoded).split(b":", 1))
+    return any(key.encode() in words for key in keys)
 
 
 def to_caller(headers: Headers) -> Headers:
@@ -162,7 +173,12 @@ class Upstream:
 
     def _request(self, scope: Scope, body: "_Body | None") -> Any:
         path = self._base.raw_path + scope["raw_path"][len(PREFIX) :]
-        query = b"?" + scope["query_string"] if scope["query_string"] else b""
+        pairs = [
+            pair
+            for pair in scope["query_string"].split(b"&")
+            if pair and not _holds_one_of(self._keys, unquote_to_bytes(pair.partition(b"=")[2]))
+        ]
+        query = b"?" + b"&".join(pairs) if pairs else b""
         return http.Request(
             scope["method"],
             self._base.copy_with(raw_path=path + query),

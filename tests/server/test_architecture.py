@@ -17,7 +17,7 @@ ONLY = {
     "ctranslate2": {"engine"},
     "av": {"audio"},
     "fastapi": {"api"},
-    "starlette": {"api"},
+    "starlette": {"api", "formdata"},
     "uvicorn": {"server", "lifecycle", "protocol"},
     "huggingface_hub": {"models"},
     "platformdirs": {"models", "observe"},
@@ -31,6 +31,7 @@ ONLY = {
     "localwhisper_server.hearing": {"service"},
     "localwhisper_server.turns": {"scheduler", "calibration"},
     "localwhisper_server.form": {"api", "openapi"},
+    "localwhisper_server.formdata": {"api"},
     "localwhisper_server.formats": {"api"},
 }
 # These compute: what they know comes in as arguments.

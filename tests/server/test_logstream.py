@@ -82,6 +82,16 @@ def test_a_file_goes_on_where_it_was(tmp_path: Path) -> None:
     assert path.read_text().split() == ["before", "after"]
 
 
+def test_a_file_that_was_taken_away_is_made_anew(tmp_path: Path) -> None:
+    """By somebody who rotates all logs of a machine, say; the next line is in a new one."""
+    path = tmp_path / "server.log"
+    file = logstream.RotatingFile(path)
+    path.rename(tmp_path / "moved.log")
+    file.write("after\n")
+    file.close()
+    assert path.read_text() == "after\n"
+
+
 def test_ten_megabytes_and_five_more() -> None:
     """The figures in --help."""
     assert (logstream.FILE_BYTES, logstream.FILES) == (10_000_000, 5)

@@ -134,11 +134,52 @@ def test_what_is_no_http(address: tuple[str, int], sent: bytes) -> None:
         assert _refused(_rest(connection), 400)["message"] == "This is not valid HTTP/1.1."
 
 
-def test_nonsense_in_the_middle_of_a_body(address: tuple[str, int]) -> None:
-    """The application has not answered yet, so there is still an answer; it is the only one."""
+@pytest.mark.parametrize("with_the_head", [True, False])
+@pytest.mark.parametrize("path", [b"/health", b"/v1/audio/transcriptions"])
+def test_nonsense_in_the_middle_of_a_body(
+    address: tuple[str, int], path: bytes, caplog: pytest.LogCaptureFixture, *, with_the_head: bool
+) -> None:
+    """The application has not answered yet, so there is still an answer; it is the only one, and no error of ours."""
+    upload = UPLOAD.replace(b"/v1/audio/transcriptions", path)
     with _connected(address) as connection:
-        connection.sendall(UPLOAD + b"not a length\r\n")
+        if with_the_head:
+            connection.sendall(upload + b"not a length\r\n")
+        else:
+            connection.sendall(UPLOAD)
+            time.sleep(0.05)
+            connection.sendall(b"not a length\r\n")
         _refused(_rest(connection), 400)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        # Two lengths: what one side takes for a body, another takes for the next request.
+        (HEAD + b"Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + HEAD + b"\r\n", 400),
+        (HEAD.replace(b"HTTP/1.1", b"HTTP/3.7") + b"\r\n", 400),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+        (HEAD + b"X: " + b"x" * MOST_HEAD_BYTES + b"\r\n\r\n", 431),
+    ],
+    ids=["two lengths", "another version", "HTTP/2", "a whole head too large"],
+)
+def test_what_could_be_read_in_two_ways_is_not_read(address: tuple[str, int], sent: bytes, status: int) -> None:
+    """One refusal, and the connection ends."""
+    with _connected(address) as connection:
+        connection.sendall(sent)
+        answer = _rest(connection)
+    _refused(answer, status)
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
+def test_who_asks_for_another_protocol_gets_this_one(
+    address: tuple[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without advice on what to install in the log."""
+    with _connected(address) as connection:
+        connection.sendall(HEAD + b"Connection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n")
+        assert _rest(connection).startswith(b"HTTP/1.1 200 ")
+    assert not caplog.records
 
 
 UPLOAD = (

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import threading
@@ -388,6 +389,40 @@ def test_hop_by_hop_headers_stop_here() -> None:
     assert to_upstream([*dropped, *kept], ()) == expected
     back = [(b"content-type", b"text/plain"), (b"content-encoding", b"gzip")]
     assert to_caller([(b"Date", b"now"), (b"keep-alive", b"5"), *back]) == back
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("authorization", f"Token {KEY}"),
+        ("authorization", f"Bearer\t{KEY}"),
+        ("authorization", f"Bearer {KEY}, Bearer x"),
+        ("authorization", "Basic " + base64.b64encode(f"me:{KEY}".encode()).decode()),
+        ("x-api-key", KEY),
+        ("api-key", f" {KEY} "),
+    ],
+)
+def test_our_key_stays_here_in_whatever_form_it_came(name: str, value: str) -> None:
+    """Other clients have other ways to send one."""
+    kept = [(b"authorization", b"Basic not base64"), (b"x-note", b"a" + KEY.encode())]
+    assert to_upstream([(name.encode(), value.encode()), *kept], ("another", KEY)) == kept
+
+
+async def test_our_key_stays_here_in_a_query_too() -> None:
+    """The rest of the query goes."""
+    seen = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        seen.append(request.url.query)
+        return httpx2.Response(200, stream=httpx2.ByteStream(b"{}"))
+
+    upstream = Upstream("https://api.example/v1", keys=(KEY,), transport=httpx2.MockTransport(answer))
+    scope = {"path": "/v1/files", "raw_path": b"/v1/files", "method": "GET", "headers": []}
+    for query in (f"a=1&api_key={KEY}&b", f"key={KEY}"):
+        upstream._request({**scope, "query_string": query.encode()}, None)
+        await upstream._client.send(upstream._request({**scope, "query_string": query.encode()}, None))
+    await upstream.aclose()
+    assert seen == [b"a=1&b", b""]
 
 
 async def _headers_seen(rules: Rules, headers: dict[str, str]) -> tuple[Answer, Any]:
