@@ -17,7 +17,7 @@ OK = 200
 
 
 def note(scope: Scope, **facts: Any) -> None:
-    """Note facts of the recording for the log's line: `file` (its name), `audio_seconds`, `language`."""
+    """Note facts for the log's line: `file` (its name), `audio_seconds`, `language`; of a refusal, `error`."""
     scope.setdefault(NOTES, {}).update(facts)
 
 
@@ -86,7 +86,7 @@ class Accounted:
 
 def _said(notes: dict[str, Any]) -> str:
     """Return what was noted as the end of a line: `, "voice.ogg", 5.1 s of en, 8.3 x real time`."""
-    parts = []
+    parts = [notes["error"]] if notes.get("error") else []
     if notes.get("file"):
         parts.append(json.dumps(notes["file"], ensure_ascii=False))  # quoted, whatever is in it
     if "audio_seconds" in notes:

@@ -347,7 +347,8 @@ def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) 
     return Response(formats.to_json(value), status, headers, media_type=formats.JSON_TYPE)
 
 
-def _error_response(error: ServerError) -> Response:
+def _error_response(error: ServerError, scope: Scope) -> Response:
+    note(scope, error=error.code or error.param)
     response = _json(error.body(), error.status, error.headers)
     if isinstance(error, WrongKey):
         # As OpenAI sends this one; the SDKs parse it whatever it is called.
@@ -355,9 +356,9 @@ def _error_response(error: ServerError) -> Response:
     return response
 
 
-async def _server_error(_request: Request, exc: Exception) -> Response:
+async def _server_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, ServerError)  # noqa: S101 - registered for this class alone
-    return _error_response(exc)
+    return _error_response(exc, request.scope)
 
 
 async def _client_gone(_request: Request, _exc: Exception) -> Response:
@@ -365,20 +366,21 @@ async def _client_gone(_request: Request, _exc: Exception) -> Response:
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
-async def _fault(_request: Request, _exc: Exception) -> Response:
+async def _fault(request: Request, _exc: Exception) -> Response:
     """Answer a fault of ours in the envelope; the framework raises it again, and `_Enveloped` logs it."""
-    return _error_response(EngineFailed())
+    return _error_response(EngineFailed(), request.scope)
 
 
 async def _http_exception(request: Request, exc: Exception) -> Response:
     """Translate the framework's own refusals into OpenAI's envelope."""
     assert isinstance(exc, HTTPException)  # noqa: S101 - registered for this class alone
     if exc.status_code == 404:  # noqa: PLR2004 - the number is the name
-        return _error_response(NotFound(request.method, request.url.path))
+        return _error_response(NotFound(request.method, request.url.path), request.scope)
     if exc.status_code == 405:  # noqa: PLR2004 - as above
         allowed = (exc.headers or {}).get("Allow", "")
-        return _error_response(MethodNotAllowed(request.method, request.url.path, allowed))
-    return _error_response(InvalidRequest(f"We could not parse the body of your request: {exc.detail}"))
+        return _error_response(MethodNotAllowed(request.method, request.url.path, allowed), request.scope)
+    refusal = InvalidRequest(f"We could not parse the body of your request: {exc.detail}")
+    return _error_response(refusal, request.scope)
 
 
 class _Enveloped:
@@ -411,4 +413,4 @@ class _Enveloped:
         else:
             return
         if not begun:
-            await _error_response(error)(scope, receive, send)
+            await _error_response(error, scope)(scope, receive, send)

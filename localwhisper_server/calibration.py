@@ -14,9 +14,10 @@ from localwhisper_server.window import FULL_FRAMES, frames
 
 # A larger batch has to save at least this part of the time per chunk to be worth the wait.
 LEAST_GAIN = 0.05
-# A whole batch may take so long, and one request's part of it so long: what a short message may have to wait for.
+# A whole batch may take so long, and a long recording's part of it so long: what a short message may have to wait for.
+# Measured with one worker, which has the memory's whole bandwidth; two beside each other take half as long again.
 BATCH_SECONDS = 2.5
-SHARE_SECONDS = 1.0
+SHARE_SECONDS = 0.5
 # A chunk of a long recording, however slow the machine.
 LEAST_SHARE = frames(LONGEST_SECONDS, full=False)
 SIZES_ON_CPU = (2, 8)
@@ -46,11 +47,8 @@ def limits(engine: Engine, message: Chunk, *, on_cpu: bool, items: int, clock: C
         best, seconds = size, per_chunk
     best = items or best
     frames_per_second = message.frames / max(seconds, 1e-6)
-    return Limits(
-        items=best,
-        frames=max(FULL_FRAMES, best * message.frames, int(BATCH_SECONDS * frames_per_second)),
-        share=max(LEAST_SHARE, int(SHARE_SECONDS * frames_per_second)),
-    )
+    most = max(FULL_FRAMES, best * message.frames, int(BATCH_SECONDS * frames_per_second))
+    return Limits(items=best, frames=most, share=max(LEAST_SHARE, int(SHARE_SECONDS * frames_per_second)), end=most)
 
 
 def voice_message() -> Piece:

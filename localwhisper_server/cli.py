@@ -124,7 +124,8 @@ def _serve(settings: Settings) -> None:
             if settings.device == "cpu"
             else f" `{PROGRAM} doctor` looks for the reason; --device cpu does without a GPU."
         )
-        _fail(f"the model could not be loaded: {str(failure) or type(failure).__name__}.{hint}", EX_SOFTWARE)
+        reason = str(failure).rstrip(".") or type(failure).__name__
+        _fail(f"the model could not be loaded: {reason}.{hint}", EX_SOFTWARE)
     try:
         sys.stderr.flush()
     except OSError:  # a full disk; the interpreter would fail at the same and make it the exit status
@@ -145,6 +146,8 @@ def _logging(settings: Settings) -> Iterator[None]:
     )
     if trouble:
         logger.warning("%s", trouble)
+    if file is not None:
+        logger.info("the log is kept in %s", file.path)
     try:
         yield
     finally:
@@ -161,6 +164,8 @@ def _log_file(settings: Settings) -> tuple[logstream.RotatingFile | None, str]:
         return None, ""
     path = observe.default_log_file(settings.port) if chosen == "auto" else Path(chosen).expanduser()
     try:
+        if chosen == "auto":
+            path.parent.mkdir(parents=True, exist_ok=True)
         return logstream.RotatingFile(path), ""
     except OSError as failure:
         trouble = f"cannot write the log to {path}: {failure.strerror}. --log-file takes another place, or none."

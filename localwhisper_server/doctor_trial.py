@@ -149,7 +149,8 @@ def _is_ready(answer: object) -> bool:
 def _variables(settings: Settings) -> dict[str, str]:
     """Return what the command line of this process set and a child would not see; the key never goes into one."""
     chosen = {"model": settings.model, "device": settings.device, "compute_type": settings.compute_type}
-    chosen |= {"certfile": "", "keyfile": ""}  # on the loopback, whatever the environment says
+    # On the loopback, whatever the environment says; its log is read here.
+    chosen |= {"certfile": "", "keyfile": "", "log_file": "none"}
     if settings.cache_dir:
         chosen["cache_dir"] = str(settings.cache_dir)
     variables = {f"{ENV_PREFIX}{name.upper()}": value for name, value in chosen.items()}

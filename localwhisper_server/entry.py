@@ -1,10 +1,13 @@
 """The entry point of `localwhisper-server`, which says what to install where the server's parts are missing."""
 
+import signal
 import sys
 
 
 def main() -> None:
     """Run the command; exits by SystemExit."""
+    # What is imported next takes a second, in which somebody may change their mind.
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(128 + signal.SIGINT))
     try:
         from localwhisper_server.cli import main as run  # noqa: PLC0415 - a client install has none of it
     except ModuleNotFoundError as missing:
@@ -12,4 +15,5 @@ def main() -> None:
             f"localwhisper-server: the server needs {missing.name}. "
             "Install it with: pip install 'localwhisper-lan[server]'"
         )
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     run()

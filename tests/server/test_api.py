@@ -729,7 +729,19 @@ async def test_the_log_tells_of_the_recording(log: io.StringIO) -> None:
     assert rest == ", 2.5 s of en, 2500 x real time"
     assert second == first
     assert silent == ', "voice.ogg", 3.0 s of silence, 3000 x real time'
-    assert unread == ', "voice.ogg"'
+    assert unread == ', invalid_value, "voice.ogg"'
+
+
+async def test_the_log_says_why_a_request_was_refused(log: io.StringIO) -> None:
+    """By the error's code; what was asked for is not repeated."""
+    app = make_app(FakeBackend(), api_key=KEY)
+    key = {"authorization": f"Bearer {KEY}"}
+    for fields in ((("model", "nope"),), (("language", "english"),), (("temperature", "hot"),)):
+        headers, body = multipart(*fields)
+        await call(app, "POST", "/v1/audio/transcriptions", headers | key, body)
+    await call(app, "GET", "/v1/models", {"authorization": "Bearer wrong"})
+    said = [line.rpartition("s, ")[2].partition(",")[0] for line in log.getvalue().splitlines()]
+    assert said == ["model_not_found", "invalid_language_format", "invalid_value", "invalid_api_key"]
 
 
 @pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])

@@ -339,11 +339,13 @@ def test_the_log_is_written_to_a_file_as_well(
     tmp_path: Path, voices: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A line a request: the file's name, its length and language, the time it took; never the words."""
-    file = tmp_path / "logs" / "server.log"
+    file = tmp_path / "server.log"
     monkeypatch.setenv("LOCALWHISPER_SERVER_LOG_FILE", str(file))
     Session(monkeypatch, tmp_path, Engine()).run(lambda client: _post(client, voices["demo"]))
     (line,) = [line for line in file.read_text().splitlines() if "POST" in line]
-    assert line in capsys.readouterr().err
+    console = capsys.readouterr().err
+    assert line in console
+    assert f"the log is kept in {file}" in console
     assert re.search(
         r' req_\w{32} POST /v1/audio/transcriptions 200 [\d.]+s, "upload", 4\.9 s of de, [\d.]+ x real time$', line
     )
@@ -358,6 +360,8 @@ def test_a_log_file_that_cannot_be_written(
 
     def refuse(_path: Path) -> None:
         raise OSError(failure, os.strerror(failure))
+
+    monkeypatch.setattr("pathlib.Path.mkdir", lambda *_, **__: None)
 
     monkeypatch.setattr(logstream, "RotatingFile", refuse)
     assert _exit(["--port", "0", "--log-file", "/var/x.log"]) == code
@@ -374,12 +378,15 @@ def test_a_log_file_that_cannot_be_written(
 @pytest.mark.usefixtures("served")
 def test_the_log_file_is_named_after_the_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two servers have two; one on any free port, which is for an hour, has none."""
-    monkeypatch.setattr("platformdirs.user_log_path", lambda *_, **__: tmp_path)
+    folder = tmp_path / "not there yet"
+    monkeypatch.setattr("platformdirs.user_log_path", lambda *_, **__: folder)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     cli.main(["--port", str(port), "--log-file", "auto"])
     cli.main(["--port", "0", "--log-file", "auto"])
-    assert [file.name for file in tmp_path.iterdir()] == [f"server-{port}.log"]
+    assert [file.name for file in folder.iterdir()] == [f"server-{port}.log"]
+    # A folder that is named and is not there is a slip.
+    assert _exit(["--port", "0", "--log-file", str(tmp_path / "nope" / "x.log")]) == cli.EX_OSERR
 
 
 def test_the_module_is_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

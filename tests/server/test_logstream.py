@@ -59,7 +59,7 @@ def test_a_full_disk_under_the_log_harms_nobody() -> None:
 
 def test_a_file_is_begun_anew_when_it_is_full(tmp_path: Path) -> None:
     """So many earlier ones stay, the oldest goes, and no line is cut in two."""
-    path = tmp_path / "logs" / "server.log"
+    path = tmp_path / "server.log"
     file = logstream.RotatingFile(path, size=100, kept=2)
     assert file.writable()
     for number in range(40):
@@ -79,7 +79,8 @@ def test_a_file_goes_on_where_it_was(tmp_path: Path) -> None:
         file = logstream.RotatingFile(path)
         file.write(said)
         file.close()
-    assert path.read_text().split() == ["before", "after"]
+    line = logstream.START.strip()
+    assert path.read_text().split() == [line, "before", line, "after"]
 
 
 def test_a_file_that_was_taken_away_is_made_anew(tmp_path: Path) -> None:

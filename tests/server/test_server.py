@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import io
 import socket
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -177,6 +178,35 @@ def test_a_model_that_cannot_be_loaded(settings: Settings, failure: Exception) -
     assert backend.health()["ready"] is False
     with pytest.raises(EngineFailed, match="could not be loaded"):
         backend.require_ready()
+
+
+def test_a_card_that_is_not_there_is_known_before_anything_is_fetched(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three gigabytes for nothing would be a bad joke."""
+    monkeypatch.setattr("localwhisper_server.models.find", lambda *_, **__: pytest.fail("fetched"))
+    backend = Backend(settings.model_copy(update={"device": "cuda"}), cuda_devices=0)
+    with pytest.raises(RuntimeError, match="no CUDA device"):
+        backend.start()
+
+
+def test_a_stop_while_the_model_loads_waits_for_nothing(settings: Settings) -> None:
+    """A thread in C++ cannot be called back, so the process must not be taken down around it."""
+    loading, go_on = threading.Event(), threading.Event()
+
+    def load(_folder: Path, _device: Device) -> Any:
+        loading.set()
+        assert go_on.wait(10)
+        return Engine()
+
+    backend = Backend(settings, load=load, cuda_devices=0)
+    thread = threading.Thread(target=backend.start)
+    thread.start()
+    assert loading.wait(10)
+    assert not backend.stop()
+    go_on.set()
+    thread.join(10)
+    assert backend.stop()
 
 
 def test_a_card_that_is_full_is_waited_for(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:

@@ -304,6 +304,12 @@ def test_a_lone_request_fills_the_batch_up_to_its_share() -> None:
     assert [_names(queue) for _ in range(3)] == [["a0", "a1"], ["a2"], []]
 
 
+def test_a_request_near_its_end_may_have_the_batch() -> None:
+    """What is left of it fits into one, so nobody waits for long; a long one is held to its share until then."""
+    queue = _queue(Limits(items=9, frames=9 * SHORT, share=SHORT, end=3 * SHORT), a=5)
+    assert [_names(queue) for _ in range(4)] == [["a0"], ["a1"], ["a2", "a3", "a4"], []]
+
+
 def test_a_chunk_above_every_limit_is_run_alone() -> None:
     """Somebody has to be first."""
     queue = _queue(Limits(items=4, frames=SHORT, share=SHORT))
