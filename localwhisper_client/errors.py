@@ -103,7 +103,7 @@ def explained(ending: Ending, request: Any, *, asked_for_cloud: bool = False) ->
         error.args = (error.message,)
         return error
     if isinstance(error, (openai.APIStatusError, HouseAnsweredWrongly)):
-        error.message = f"{error.message} {words}" if isinstance(error, openai.APIStatusError) else words
+        error.message = f"{_sentence(error.message)} {words}" if isinstance(error, openai.APIStatusError) else words
         error.args = (error.message,)
         return error
     timed_out = ending.timed_out or isinstance(error, openai.APITimeoutError)
@@ -114,6 +114,10 @@ def explained(ending: Ending, request: Any, *, asked_for_cloud: bool = False) ->
     ours = (HouseTimedOut if timed_out else HouseUnavailable)(words, request=request)
     ours.__cause__ = error
     return ours
+
+
+def _sentence(message: str) -> str:
+    return message if message.endswith((".", "!", "?")) else f"{message}."
 
 
 def _words(ending: Ending) -> str:

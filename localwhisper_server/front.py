@@ -13,6 +13,9 @@ from localwhisper_server.guard import Rules
 from localwhisper_server.protocol import PatientProtocol
 
 
+KEEP_ALIVE_SECONDS = 10
+
+
 class Misconfigured(Exception):
     """A setting that this machine cannot follow: a file that is not there, a certificate that is none."""
 
@@ -66,6 +69,8 @@ def web_options(settings: Settings) -> dict[str, Any]:
     options: dict[str, Any] = {
         # Not httptools, which it would take where it is installed, and which sets no limit to a head.
         "http": PatientProtocol,
+        # Longer than the SDKs keep an idle connection (5 s), or one would be closed just as they send on it.
+        "timeout_keep_alive": KEEP_ALIVE_SECONDS,
         "ws": "none",
         # It would believe any proxy on this machine; whom to believe is `network`'s business.
         "proxy_headers": False,

@@ -112,6 +112,13 @@ def test_the_second_head_is_not_waited_for_longer(address: tuple[str, int]) -> N
         assert b"HTTP/1.1 408 " in _trickle(connection, b"X-A: b\r\n")
 
 
+def test_an_idle_connection_outlives_the_sdks_patience() -> None:
+    """Else it would be closed just as they send on it, and the request be lost without an answer."""
+    expiry = httpx2.Limits().keepalive_expiry or 0.0
+    assert expiry > 0
+    assert min(front.web_options(Settings())["timeout_keep_alive"], PatientProtocol.head_seconds) >= 2 * expiry
+
+
 def test_requests_one_after_another(address: tuple[str, int]) -> None:
     """Those who do not dawdle keep their connection, pipelined or not."""
     with _connected(address) as connection:
