@@ -12,7 +12,6 @@ from localwhisper_server.config import Settings
 from localwhisper_server.guard import Rules
 from localwhisper_server.protocol import PatientProtocol
 
-
 KEEP_ALIVE_SECONDS = 10
 
 
