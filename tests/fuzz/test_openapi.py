@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 def test_the_document_is_kept(app: App) -> None:
     """No 5xx on any route, for valid and for invalid requests."""
     statuses: collections.Counter[int] = collections.Counter()
-    for found in schemathesis.openapi.from_asgi("/openapi.json", app).get_all_operations():
+
+    async def at_home(scope: Any, receive: Any, send: Any) -> None:
+        """Answer as if this machine asked; schemathesis' caller has no address, and would be kept out."""
+        await app({**scope, "client": ("127.0.0.1", 1)}, receive, send)
+
+    for found in schemathesis.openapi.from_asgi("/openapi.json", at_home).get_all_operations():
         operation = found.ok()
         for mode in (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE):
 
