@@ -287,9 +287,10 @@ class Scheduler(Generic[Item, Result]):
                 seconds = max(rest, IDLE_CHECK_SECONDS)
 
     def _part(self) -> int:
-        """Return how much of what waits one worker may take: what is left is for the others that are idle.
+        """Return how many chunks one worker may take: no more than its part.
 
-        And for those that soon will be; so no more than makes its batch as large as theirs.
+        Of what waits, shared by the workers that are idle; and of what waits or runs, shared by all, since those that
+        run will soon be idle, too.
         """
         idle = len(self._threads) - len(self._in_flight)
         running = sum(len(batch.items) for batch in self._in_flight)
