@@ -1,28 +1,33 @@
 """The OpenAI SDK that tries the house first: `import localwhisper as openai` is the whole change to a program.
 
-Speech-to-text goes through `LocalWhisper`; every other name is the `openai` module's own.
+Speech-to-text goes through `LocalWhisper`; every other name is the `openai` module's own. What is ours is loaded when
+it is first asked for, so that the import costs what the SDK's does.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
+from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 import openai
 
 from localwhisper_client._version import __version__
-from localwhisper_client.client import AsyncLocalWhisper, LocalWhisper
-from localwhisper_client.config import parse_policy
-from localwhisper_client.patch import install, uninstall
-from localwhisper_client.policy import Policy, within
-from localwhisper_client.provenance import LastCall, last_call
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from openai.resources.audio import Audio
+
+    from localwhisper_client.client import AsyncLocalWhisper, LocalWhisper
+    from localwhisper_client.patch import install, uninstall
+    from localwhisper_client.policy import Policy
+    from localwhisper_client.provenance import LastCall, last_call
+
+    OpenAI = Client = LocalWhisper
+    AsyncOpenAI = AsyncClient = AsyncLocalWhisper
 
 __all__ = [
     "AsyncLocalWhisper",
@@ -38,8 +43,15 @@ __all__ = [
     "uninstall",
 ]
 
-OpenAI = Client = LocalWhisper
-AsyncOpenAI = AsyncClient = AsyncLocalWhisper
+# Our names, the module of `localwhisper_client` each is in, and what it is called there.
+_OURS = {
+    **dict.fromkeys(("LocalWhisper", "OpenAI", "Client"), ("client", "LocalWhisper")),
+    **dict.fromkeys(("AsyncLocalWhisper", "AsyncOpenAI", "AsyncClient"), ("client", "AsyncLocalWhisper")),
+    "install": ("patch", "install"),
+    "uninstall": ("patch", "uninstall"),
+    "LastCall": ("provenance", "LastCall"),
+    "last_call": ("provenance", "last_call"),
+}
 
 # What programs set on the `openai` module to configure its own client, and what ours therefore takes from there.
 _SETTINGS = (
@@ -61,11 +73,16 @@ def policy(wish: Policy | str) -> AbstractContextManager[None]:
         ConfigurationError: there is no such policy.
 
     """
+    from localwhisper_client.config import parse_policy  # noqa: PLC0415 - see the module's docstring
+    from localwhisper_client.policy import within  # noqa: PLC0415 - as above
+
     return within(parse_policy("policy", wish))
 
 
 def _client() -> LocalWhisper:
     """Return the module's client, made when first needed and made anew when the module's settings changed."""
+    from localwhisper_client.client import LocalWhisper  # noqa: PLC0415 - as above
+
     global _current  # noqa: PLW0603 - the SDK's module client is as global
     settings = {name: getattr(openai, name) for name in _SETTINGS}
     with _lock:
@@ -91,17 +108,21 @@ audio = cast("Audio", _Lazy("audio"))
 
 
 def __getattr__(name: str) -> Any:
+    if name in _OURS:
+        home, there = _OURS[name]
+        globals()[name] = getattr(import_module(f"localwhisper_client.{home}"), there)
+        return globals()[name]
     return getattr(openai, name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *dir(openai)})
+    return sorted({*globals(), *_OURS, *dir(openai)})
 
 
 class _Module(ModuleType):
     def __setattr__(self, name: str, value: Any) -> None:
         # `openai.api_key = …` must reach the SDK, whatever name the program knows it by.
-        if name in _SETTINGS or (hasattr(openai, name) and name not in self.__dict__):
+        if name in _SETTINGS or (hasattr(openai, name) and name not in self.__dict__ and name not in _OURS):
             setattr(openai, name, value)
         else:
             super().__setattr__(name, value)

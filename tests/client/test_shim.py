@@ -97,6 +97,8 @@ def test_the_import_costs_little_more_than_the_sdks() -> None:
     assert len(ours) <= 1.1 * len(theirs)
     foreign = {name.partition(".")[0] for name in ours - theirs} - {"localwhisper", "localwhisper_client"}
     assert foreign <= set(sys.stdlib_module_names)
+    assert "localwhisper_client.client" not in ours
+    assert "localwhisper_client.client" in _modules("import localwhisper; localwhisper.OpenAI")
 
 
 def test_an_import_reads_no_environment_and_opens_nothing() -> None:
