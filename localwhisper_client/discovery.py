@@ -110,14 +110,18 @@ def _found(info: Any) -> Found | None:
         for key, value in info.properties.items()
     }
     path = properties.get("path", "/v1")
+    scheme = "https" if properties.get("scheme") == "https" else "http"
     urls = tuple(
-        f"http://{f'[{address}]' if address.version == 6 else address}:{info.port}{path.rstrip('/')}"  # noqa: PLR2004
+        f"{scheme}://{f'[{address}]' if address.version == 6 else address}:{info.port}{path.rstrip('/')}"  # noqa: PLR2004
         for address in map(ipaddress.ip_address, info.parsed_addresses())
         # Fails closed: whoever announces an address on the internet gets no audio from here.
         if address.is_private and not (address.version == 6 and address.is_link_local)  # noqa: PLR2004
     )
     if not urls or not path.startswith("/"):
         return None
+    if scheme == "https" and info.server.endswith(".local."):
+        # What a certificate is most likely for; the first address that answers is the one that is used.
+        urls = (f"https://{info.server.rstrip('.')}:{info.port}{path.rstrip('/')}", *urls)
     return Found(
         info.name.removesuffix("." + SERVICE), urls, properties.get("version", ""), properties.get("model", "")
     )

@@ -44,8 +44,8 @@ def reachable_at(host: str, addresses: Sequence[str]) -> list[str]:
     return [str(address) for address in usable if bound.version == 6 or address.version == 4]  # noqa: PLR2004 - IP's
 
 
-def service_info(addresses: Sequence[str], port: int, model: str, hostname: str) -> Any:
-    """Return the record that is announced."""
+def service_info(addresses: Sequence[str], port: int, model: str, hostname: str, *, tls: bool) -> Any:
+    """Return the record that is announced; `tls`: clients are to say https."""
     from zeroconf import ServiceInfo  # noqa: PLC0415 - an extra
 
     name = hostname.partition(".")[0] or "localwhisper"
@@ -55,18 +55,25 @@ def service_info(addresses: Sequence[str], port: int, model: str, hostname: str)
         f"{name[:50]}-{port}.{SERVICE}",
         port=port,
         parsed_addresses=list(addresses),
-        properties={"path": "/v1", "version": __version__, "model": model},
+        properties={"path": "/v1", "version": __version__, "model": model, "scheme": "https" if tls else "http"},
         server=f"{name[:50]}.local.",
     )
 
 
 @contextlib.asynccontextmanager
 async def announced(
-    host: str, port: int, model: str, *, addresses: Sequence[str] | None = None, interfaces: Sequence[str] | None = None
+    host: str,
+    port: int,
+    model: str,
+    *,
+    tls: bool = False,
+    addresses: Sequence[str] | None = None,
+    interfaces: Sequence[str] | None = None,
 ) -> AsyncIterator[None]:
     """Announce a server that listens on `host` while the block lasts. What prevents it is logged, never raised.
 
-    `addresses` are this machine's and `interfaces` those to speak on; by default all there are.
+    `tls`: it has a certificate. `addresses` are this machine's and `interfaces` those to speak on; by default all
+    there are.
     """
     async with contextlib.AsyncExitStack() as stack:
         try:
@@ -88,7 +95,7 @@ async def announced(
         try:
             network = AsyncZeroconf(interfaces=list(interfaces) if interfaces else InterfaceChoice.All)
             stack.push_async_callback(network.async_close)
-            info = service_info(reached, port, model, socket.gethostname())
+            info = service_info(reached, port, model, socket.gethostname(), tls=tls)
             await network.async_register_service(info, allow_name_change=True)
             stack.push_async_callback(network.async_unregister_all_services)
             logger.info("announced as %s at %s", info.name, ", ".join(reached))

@@ -106,11 +106,12 @@ def _serve(settings: Settings) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     clean = False
     try:
+        models.check_name(settings.model)  # before anything listens
         with _logging(settings), _bound(settings) as listening:
             clean = server.run(settings, listening, environ=os.environ)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    except front.Misconfigured as failure:
+    except (front.Misconfigured, models.UnknownModel) as failure:
         _fail(str(failure), EX_CONFIG)
     except models.ModelDamaged as failure:
         _fail(str(failure), EX_DATAERR)
@@ -166,7 +167,7 @@ def _log_file(settings: Settings) -> tuple[logstream.RotatingFile | None, str]:
     try:
         if chosen == "auto":
             path.parent.mkdir(parents=True, exist_ok=True)
-        return logstream.RotatingFile(path), ""
+        return logstream.RotatingFile(path, observe.opening_line(settings.log_format)), ""
     except OSError as failure:
         trouble = f"cannot write the log to {path}: {failure.strerror}. --log-file takes another place, or none."
         if chosen != "auto":

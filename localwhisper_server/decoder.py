@@ -8,7 +8,6 @@ import contextlib
 import io
 import json
 import logging
-import os
 import subprocess
 import sys
 import threading
@@ -24,8 +23,13 @@ from localwhisper_server.errors import Busy, InvalidRequest, UnreadableAudio
 
 logger = logging.getLogger(__name__)
 
-# -P: what lies in the current folder is not imported.
-COMMAND = (sys.executable, "-P", "-m", "localwhisper_server.decoder_worker")
+# -I and the order of the path: what lies in the current folder, in PYTHONPATH or wherever else this process found its
+# packages cannot take the place of the standard library, and is found after the packages of Python itself.
+COMMAND = (
+    *(sys.executable, "-I", "-c"),
+    "import sys; sys.path += sys.argv[1:]; from localwhisper_server.decoder_worker import main; main()",
+    *filter(None, sys.path),
+)
 # What a Python process may need to start; the rest of the environment, keys among it, is none of a worker's business.
 ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 # So many wait for work; a recording of hours keeps one for itself until its end, so more are started as they go.
@@ -83,8 +87,6 @@ class Pool:
         self._most = most
         self._command = command
         self._environ = {name: environ[name] for name in ENVIRONMENT if name in environ}
-        # A worker finds the packages where this process found them, whatever told it where.
-        self._environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         self._lock = threading.Lock()
         self._idle: list[_Worker] = []
         self._workers: set[_Worker] = set()

@@ -151,6 +151,9 @@ def check_engine(seen: Survey) -> Iterable[Finding]:
 
 def check_gpu(seen: Survey) -> Iterable[Finding]:
     """Judge the card and its driver, as nvidia-smi sees them."""
+    if seen.settings.device == "cpu":
+        yield ok("GPU", "not used, with --device cpu")
+        return
     if seen.gpu is None:
         yield _no_gpu(seen)
         return
@@ -206,7 +209,7 @@ def check_device(seen: Survey) -> Iterable[Finding]:
     """Say where the model would run, and whether that is where it should."""
     if seen.answer is None or "error" in seen.answer:
         return
-    if seen.cuda_devices:
+    if seen.cuda_devices or seen.settings.device == "cpu":
         yield ok("Device", f"{seen.answer['device']}; CTranslate2 sees {seen.cuda_devices} CUDA device(s)")
         return
     if seen.gpu is not None:
@@ -238,8 +241,8 @@ def check_libraries(seen: Survey) -> Iterable[Finding]:
     """Say which of CUDA's libraries are needed, and where they were found. The CUDA toolkit itself is not needed."""
     if seen.answer is None or "error" in seen.answer:
         return
-    if not (seen.cuda_devices or seen.gpu):
-        yield ok("CUDA", "its libraries are not needed without a GPU")
+    if seen.settings.device == "cpu" or not (seen.cuda_devices or seen.gpu):
+        yield ok("CUDA", "its libraries are not needed on the CPU")
         return
     libraries = seen.answer["libraries"]
     for title, part, wanted in (("cuBLAS", "cublas", True), ("cuDNN", "cudnn", seen.answer["needs_cudnn"])):
@@ -281,7 +284,9 @@ def check_precision(seen: Survey) -> Iterable[Finding]:
             f"{chosen} does not run on this device; it can do {', '.join(possible)}",
             f"localwhisper-server --compute-type {better}",
         )
-    elif seen.gpu and seen.cuda_devices and seen.gpu.capability >= BLACKWELL and chosen.startswith("int8"):
+    elif (
+        seen.gpu and seen.answer["device"] == "cuda" and seen.gpu.capability >= BLACKWELL and chosen.startswith("int8")
+    ):
         yield warning(
             "Precision",
             f"{chosen}: some versions of CTranslate2 fail with it on an RTX 50 (CUBLAS_STATUS_NOT_SUPPORTED)",
@@ -314,7 +319,7 @@ def check_model(seen: Survey) -> Iterable[Finding]:
 
 def _memory(seen: Survey) -> Iterable[Finding]:
     answer, gpu = seen.answer or {}, seen.gpu
-    if gpu is None or not seen.cuda_devices:
+    if gpu is None or answer["device"] != "cuda":
         return
     # Conversions hold float16; int8 halves it, float32 doubles it.
     precision = str(answer["compute_type"])

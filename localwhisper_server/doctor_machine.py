@@ -147,7 +147,7 @@ def _finish(line: Sequence[str], seconds: float, environ: Mapping[str, str] | No
 def _probe(asked: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[dict[str, Any] | None, Output]:
     # Nothing is downloaded to see what is there.
     child = {**environ, "HF_HUB_OFFLINE": "1"}
-    line = [sys.executable, "-m", "localwhisper_server.doctor_probe", json.dumps(asked)]
+    line = [sys.executable, "-P", "-m", "localwhisper_server.doctor_probe", json.dumps(asked)]
     output = _finish(line, PROBE_SECONDS, child) or Output(127, "")
     for text in reversed(output.text.splitlines()):
         with contextlib.suppress(ValueError):

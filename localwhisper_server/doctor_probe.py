@@ -16,7 +16,7 @@ def look(model: str, device: str, compute_type: str, cache_dir: str | None) -> d
     from localwhisper_server import cuda_libraries, devices, engine, models  # noqa: PLC0415
 
     count = engine.cuda_devices()
-    chosen = devices.choose_device(device, compute_type, cuda_devices=count)
+    chosen = devices.choose_device(device, compute_type, cuda_devices=count, cuda_types=engine.cuda_compute_types())
     name = models.default_model(chosen.name) if model == "auto" else model
     folder, problem, downloadable = None, "", False
     try:
@@ -29,7 +29,7 @@ def look(model: str, device: str, compute_type: str, cache_dir: str | None) -> d
         "cuda_devices": count,
         "device": chosen.name,
         "compute_type": chosen.compute_type,
-        "compute_types": sorted(engine.compute_types("cuda" if count else "cpu")),
+        "compute_types": sorted(engine.compute_types(chosen.name if count else "cpu")),
         "needs_cudnn": cuda_libraries.asks_for_cudnn(),
         "libraries": [asdict(library) for library in cuda_libraries.load()],
         "model": name,

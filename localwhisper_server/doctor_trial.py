@@ -16,7 +16,7 @@ from typing import IO
 
 import openai
 
-from localwhisper_server.config import ENV_PREFIX, Settings
+from localwhisper_server.config import ENV_PREFIX, Settings, written
 from localwhisper_server.doctor_machine import Machine
 from localwhisper_server.doctor_network import local_url
 from localwhisper_server.doctor_report import Finding, fault, ok, warning
@@ -110,8 +110,8 @@ def started(
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(  # noqa: S603 - ourselves
-            [sys.executable, "-m", "localwhisper_server", "--host", "127.0.0.1", "--port", str(port)],
-            env={**environ, **_variables(settings)},
+            [sys.executable, "-P", "-m", "localwhisper_server", "--host", "127.0.0.1", "--port", str(port)],
+            env={**environ, **variables(settings)},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -146,17 +146,12 @@ def _is_ready(answer: object) -> bool:
     return isinstance(answer, dict) and bool(answer.get("ready"))
 
 
-def _variables(settings: Settings) -> dict[str, str]:
-    """Return what the command line of this process set and a child would not see; the key never goes into one."""
-    chosen = {"model": settings.model, "device": settings.device, "compute_type": settings.compute_type}
-    # On the loopback, whatever the environment says; its log is read here.
-    chosen |= {"certfile": "", "keyfile": "", "log_file": "none"}
-    if settings.cache_dir:
-        chosen["cache_dir"] = str(settings.cache_dir)
-    variables = {f"{ENV_PREFIX}{name.upper()}": value for name, value in chosen.items()}
-    if keys := settings.keys():
-        variables[f"{ENV_PREFIX}API_KEY"] = ",".join(keys)
-    return variables
+def variables(settings: Settings) -> dict[str, str]:
+    """Return all that was set, on this process's command line too, for a child; the key never goes into a command."""
+    chosen = {name: written(getattr(settings, name)) for name in settings.model_fields_set}
+    # On the loopback, whatever the settings say; its log is read here.
+    chosen |= {"certfile": "", "keyfile": "", "announce": "false", "log_file": "none", "quiet": "false"}
+    return {f"{ENV_PREFIX}{name.upper()}": value for name, value in chosen.items()}
 
 
 def _free_port() -> int:

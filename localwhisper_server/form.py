@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from localwhisper_client.endings import ENDINGS
 from localwhisper_server import languages
 from localwhisper_server.errors import InvalidRequest
 from localwhisper_server.options import Decoding, Options, Voice
@@ -18,7 +19,6 @@ from localwhisper_server.transcript import Task
 FORMATS: Final = ("json", "text", "srt", "verbose_json", "vtt")
 STREAMABLE: Final = ("json", "text")
 GRANULARITIES: Final = ("segment", "word")
-EXTENSIONS: Final = ("flac", "m4a", "mp3", "mp4", "mpeg", "mpga", "oga", "ogg", "wav", "webm")
 LISTS_LANGUAGES: Final = "gpt-transcribe"  # the one model whose json has `languages`
 
 Fields = Mapping[str, Sequence[str]]  # every value that a name was sent with, in order
@@ -117,7 +117,7 @@ def missing_file() -> InvalidRequest:
 def unreadable(filename: str | None) -> InvalidRequest | None:
     """Return OpenAI's error for an upload that no decoder reads and whose name says why, or None."""
     extension = (filename or "").rpartition(".")[2].lower() if "." in (filename or "") else ""
-    if not extension or extension in EXTENSIONS:
+    if not extension or extension in ENDINGS:
         return None
     shown = re.sub(r"[^a-z0-9]", "?", extension)[:16]
     return InvalidRequest(f"Unsupported file format {shown}", param="file", code="unsupported_value")

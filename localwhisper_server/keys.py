@@ -20,7 +20,7 @@ def read_keys(path: Path) -> tuple[str, ...]:
 
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # str.splitlines would take more for the end of a line
     except UnicodeError as failure:
         raise ValueError(f"{path} is not text in UTF-8") from failure
     keys = tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))

@@ -17,7 +17,6 @@ LINES = 2000
 # What a month of a house's voice messages fits into many times over.
 FILE_BYTES = 10_000_000
 FILES = 5
-START = f"{'-' * 80}\n"
 
 
 class _Rotating(RotatingFileHandler):
@@ -33,16 +32,18 @@ class _Rotating(RotatingFileHandler):
 class RotatingFile(io.TextIOBase):
     """A file that is begun anew every `size` bytes; `kept` earlier ones stay beside it, as NAME.1 and so on.
 
+    `opening` is its first line, with its line break: a full disk takes a new file, but nothing in it.
+
     Raises:
         OSError: from the start or from a write: no permission, no room.
 
     """
 
-    def __init__(self, path: Path, *, size: int = FILE_BYTES, kept: int = FILES) -> None:
+    def __init__(self, path: Path, opening: str, *, size: int = FILE_BYTES, kept: int = FILES) -> None:
         super().__init__()
         self.path = path
         self._handler = _Rotating(path, maxBytes=size, backupCount=kept, encoding="utf-8")
-        self.write(START)  # a disk without room takes a new file, but nothing in it; better known now
+        self.write(opening)
 
     def writable(self) -> bool:
         """Say yes."""

@@ -59,6 +59,10 @@ class ModelError(Exception):
     """A model cannot be had; the message says what to do."""
 
 
+class UnknownModel(ModelError):
+    """No model can have this name: as wrong at the next start."""
+
+
 class ModelDamaged(ModelError):
     """A model is there, but its files are cut short or not what they should be."""
 
@@ -117,6 +121,22 @@ def served_names(model: str) -> tuple[str, ...]:
     repository = REPOSITORIES.get(model)
     same = [name for name, other in REPOSITORIES.items() if other == repository]
     return tuple(dict.fromkeys([own, *same, *([repository] if repository else []), *OPENAI_NAMES]))
+
+
+def check_name(model: str) -> None:
+    """Refuse what can be no model: neither a folder, nor a known name, nor a repository's. Asks no network.
+
+    Raises:
+        UnknownModel: it is none of them.
+
+    """
+    if model in ("auto", *WHEELS) or Path(model).expanduser().is_dir():
+        return
+    if REPOSITORIES.get(model, model).count("/") != 1 or model.startswith((".", "/", "~")):
+        raise UnknownModel(
+            f"No model is called '{model}', and it is no folder. Known names: {', '.join(REPOSITORIES)}; "
+            "a Hugging Face repository is written owner/name."
+        )
 
 
 def find(model: str, *, cache_dir: Path | None = None) -> Path:
@@ -200,12 +220,8 @@ def _sha256(file: Path) -> str:
 
 
 def _from_hub(model: str) -> Path:
+    check_name(model)
     repository = REPOSITORIES.get(model, model)
-    if repository.count("/") != 1:
-        raise ModelError(
-            f"No model is called '{model}', and it is no folder. Known names: {', '.join(REPOSITORIES)}; "
-            "a Hugging Face repository is written owner/name."
-        )
     patterns = list(MODEL_FILES)
     try:
         cached = huggingface_hub.snapshot_download(repository, allow_patterns=patterns, local_files_only=True)

@@ -166,6 +166,14 @@ def default_log_file(port: int) -> Path:
     return platformdirs.user_log_path("localwhisper", appauthor=False) / f"server-{port}.log"
 
 
+def opening_line(log_format: Literal["text", "json"]) -> str:
+    """Return the line that a start of the server begins its log file with, in the format of the others."""
+    if log_format == "text":
+        return f"{'-' * 80}\n"
+    record = {"name": __name__, "levelname": "INFO", "msg": "the server starts"}
+    return _Json().format(logging.makeLogRecord(record)) + "\n"
+
+
 def configure_logging(
     level: str, streams: Sequence[TextIO] = (), log_format: Literal["text", "json"] = "text", *, quiet: bool = False
 ) -> None:

@@ -394,7 +394,8 @@ def run(settings: Settings, listening: socket.socket, *, environ: Mapping[str, s
             await stack.enter_async_context(surroundings.open())
             if settings.announce:
                 host, port = listening.getsockname()[:2]
-                await stack.enter_async_context(announce.announced(host, port, backend.model))
+                tls = settings.certfile is not None
+                await stack.enter_async_context(announce.announced(host, port, backend.model, tls=tls))
             yield
         watching.cancel()
 

@@ -4,6 +4,7 @@ import getpass
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -88,14 +89,26 @@ def show(service: Service, what: Sequence[str], *, run: Run, say: Say) -> int:
 
 
 def _write(path: Path, content: bytes, say: Say, *, mode: int) -> None:
-    if path.exists() and path.read_bytes() == content:
+    known = path.exists()
+    if known and path.read_bytes() == content:
+        path.chmod(mode)
         say(f"unchanged {path}")
         return
-    known = path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Created with its mode, so that a key is at no time readable by others.
-    path.touch(mode=mode)
-    path.write_bytes(content)
+    target = path.resolve()  # a link to a folder of settings stays one
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # A second file takes the place of the first: a write that is cut off loses nothing, and a key is at no time
+    # readable by others, whatever the mode of the old file.
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    written = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        written.chmod(mode)
+        written.replace(target)
+    finally:
+        written.unlink(missing_ok=True)
     say(f"{'updated' if known else 'wrote'} {path}")
 
 

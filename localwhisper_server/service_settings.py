@@ -42,7 +42,10 @@ def merged(text: str, changes: Mapping[str, str]) -> str:
         ValueError: a value cannot be written so that every reader reads it alike.
 
     """
-    lines = text.splitlines()
+    # Only where systemd and dotenv end a line: other separators (U+2028) may stand in a comment.
+    lines = re.split(r"\r\n|\n|\r", text)
+    if not lines[-1]:
+        lines.pop()
     for name, value in changes.items():
         assignment = f"{name}={_quoted(name, value)}"
         places = [number for number, line in enumerate(lines) if _assigned(line) == name]

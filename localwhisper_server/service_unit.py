@@ -22,6 +22,8 @@ STOP_SECONDS = 45
 # A wrong setting is wrong the next time as well (sysexits.h: EX_USAGE, EX_CONFIG); everything else may heal.
 EX_USAGE = 64
 EX_CONFIG = 78
+# Python imports nothing that lies in the folder it is started in, which is the home folder, or in PYTHONPATH.
+RUN_SERVER = ("-E", "-P", "-m", "localwhisper_server")
 TASK_NAMESPACE = "http://schemas.microsoft.com/windows/2004/02/mit/task"
 
 
@@ -119,7 +121,7 @@ StartLimitIntervalSec=0
 Type=notify
 NotifyAccess=main
 SyslogIdentifier=localwhisper
-ExecStart={_systemd_word(python)} -m localwhisper_server
+ExecStart={_systemd_word(python)} {" ".join(RUN_SERVER)}
 EnvironmentFile=-{_systemd_path(settings)}
 Restart=always
 RestartSec={RESTART_SECONDS}
@@ -186,7 +188,7 @@ def launchd_plist(python: str, settings: PurePath, log: PurePath, errors: PurePa
     return plistlib.dumps(
         {
             "Label": LABEL,
-            "ProgramArguments": [python, "-m", "localwhisper_server", *options],
+            "ProgramArguments": [python, *RUN_SERVER, *options],
             "RunAtLoad": True,
             "KeepAlive": True,
             "ThrottleInterval": RESTART_SECONDS,
@@ -256,7 +258,7 @@ def task_xml(python: str, settings: PurePath, log: PurePath, user: str) -> bytes
     # keep its log is in the other file.
     errors = log.with_name("errors.log")
     options = f'--env-file "{settings}" --quiet --log-file "{log}"'
-    line = f'""{python}" -m localwhisper_server {options} >> "{errors}" 2>&1"'
+    line = f'""{python}" {" ".join(RUN_SERVER)} {options} >> "{errors}" 2>&1"'
     _add(task, {"Actions": {"Exec": {"Command": "cmd.exe", "Arguments": f"/d /s /c {line}"}}})
     ET.indent(task)
     return bytes(ET.tostring(task, encoding="utf-16", xml_declaration=True))

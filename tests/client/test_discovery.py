@@ -56,6 +56,14 @@ def test_a_server_that_announces_itself_is_found_until_it_stops() -> None:
     assert discovery.browse(0.3, interfaces=LOOPBACK) == ()
 
 
+def test_a_server_with_a_certificate_is_found_as_https() -> None:
+    """By its name, which its certificate is most likely for, and by its addresses."""
+    with announcing("0.0.0.0", 5996, "base", addresses=["192.168.7.7"], tls=True):
+        (found,) = discovery.browse(10, interfaces=LOOPBACK)
+    assert found.urls[-1] == "https://192.168.7.7:5996/v1"
+    assert all(url.startswith("https://") for url in found.urls)
+
+
 def test_everyone_is_waited_for() -> None:
     """Not only the first, and no longer than told."""
     with announcing("0.0.0.0", 5997, "a", addresses=["10.0.0.1"]), announcing("10.0.0.2", 5998, "b", addresses=[]):
@@ -70,6 +78,7 @@ def record(*addresses: str, **properties: str) -> Any:
         port=5000,
         properties={key.encode(): value.encode() for key, value in properties.items()},
         parsed_addresses=lambda: list(addresses),
+        server="pc.local.",
     )
 
 
@@ -81,6 +90,9 @@ def record(*addresses: str, **properties: str) -> Any:
         (record("8.8.8.8", "10.0.0.1"), ("http://10.0.0.1:5000/v1",)),
         (record("8.8.8.8", "2001:4860::1", "fe80::1"), None),
         (record("10.0.0.1", path="@evil.example/"), None),
+        (record("10.0.0.1", scheme="ftp"), ("http://10.0.0.1:5000/v1",)),
+        (record("10.0.0.1", scheme="https"), ("https://pc.local:5000/v1", "https://10.0.0.1:5000/v1")),
+        (record("8.8.8.8", scheme="https"), None),
     ],
 )
 def test_only_addresses_of_the_house_are_believed(info: Any, urls: Any) -> None:

@@ -234,9 +234,12 @@ def test_a_busy_port(served: list[Settings], capsys: pytest.CaptureFixture[str])
 
 
 def test_an_unknown_model(capsys: pytest.CaptureFixture[str]) -> None:
-    """EX_UNAVAILABLE, with the names that are known."""
-    assert _exit(["--port", "0", "--model", "whisper-nine"]) == 69
-    assert "localwhisper-server: No model is called 'whisper-nine'" in capsys.readouterr().err
+    """EX_CONFIG, so that a service does not try again; with the names that are known, and before anything listens."""
+    for name in ("whisper-nine", "./no-such-folder", "/no/such/folder"):
+        assert _exit(["--port", "0", "--model", name]) == cli.EX_CONFIG
+        said = capsys.readouterr().err
+        assert said.startswith(f"localwhisper-server: No model is called '{name}'")
+        assert "listening" not in said
 
 
 def test_weights_that_cannot_be_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -358,7 +361,7 @@ def test_a_log_file_that_cannot_be_written(
 ) -> None:
     """One line and an exit status where somebody asked for it; a warning where it is the default."""
 
-    def refuse(_path: Path) -> None:
+    def refuse(*_: object) -> None:
         raise OSError(failure, os.strerror(failure))
 
     monkeypatch.setattr("pathlib.Path.mkdir", lambda *_, **__: None)

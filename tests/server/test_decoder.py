@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -54,6 +55,29 @@ def test_a_worker_hears_what_this_process_does(pool: decoder.Pool, voices: dict[
     for path in voices.values():
         with path.open("rb") as file:
             assert np.array_equal(_decode(pool, path.read_bytes()), decoder.decode(file, max_seconds=600))
+
+
+def test_a_worker_imports_nothing_of_the_folders_around(tmp_path: Path) -> None:
+    """Neither from the folder that the server was started in nor from PYTHONPATH or the front of the server's path."""
+    for name in ("json", "secrets", "struct", "av"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the home folder')")
+    code = """import io, os, sys
+from localwhisper_server import decoder
+pool = decoder.Pool(environ=os.environ)
+print(sum(part.size for part in pool.blocks(io.BytesIO(sys.stdin.buffer.read()), max_seconds=9)))
+pool.close()"""
+    # The server itself finds the right ones; what it would tell its workers of these folders is what counts.
+    started = f"import sys, json, secrets, struct, av; sys.path.insert(0, {str(tmp_path)!r})\n{code}"
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", started],
+        input=encode(tone(1.0)),
+        cwd=tmp_path,
+        env=environ,
+        capture_output=True,
+        check=True,
+    )
+    assert int(done.stdout) == 16_000
 
 
 def test_the_shared_recordings_come_through(pool: decoder.Pool, shared: Path) -> None:

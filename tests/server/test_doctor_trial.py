@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
+import ctranslate2
 import pytest
 import trustme
 
-from localwhisper_server import doctor_machine, doctor_trial
+from localwhisper_server import doctor_machine, doctor_probe, doctor_trial, server
 from localwhisper_server.config import Settings
 from localwhisper_server.doctor_machine import Output, this_machine
 
@@ -228,6 +229,43 @@ def test_the_probe_downloads_nothing(tmp_path, model, downloadable):
     assert answer["folder"] is None
     assert answer["model_problem"]
     assert answer["downloadable"] is downloadable
+
+
+OLD_CARD = {"float32", "int8", "int8_float32"}  # a GTX 10: no float16
+
+
+@pytest.mark.parametrize(
+    ("settings", "cards", "chosen"),
+    [
+        ({}, 1, ("cuda", "int8_float32")),
+        ({"device": "cpu"}, 1, ("cpu", "int8")),
+        ({"compute_type": "float32"}, 1, ("cuda", "float32")),
+        ({}, 0, ("cpu", "int8")),
+    ],
+)
+def test_doctor_and_server_choose_alike(settings, cards, chosen, monkeypatch, tmp_path):
+    """The same device and precision for the same machine, and one that doctor finds among what the device can do."""
+    monkeypatch.setattr(ctranslate2, "get_cuda_device_count", lambda: cards)
+    monkeypatch.setattr(
+        ctranslate2,
+        "get_supported_compute_types",
+        lambda device: OLD_CARD if device == "cuda" else {"float32", "int8"},
+    )
+    made = Settings(model="tiny.en", **settings)
+    asked = {"model": made.model, "device": made.device, "compute_type": made.compute_type}
+    seen = doctor_probe.look(**asked, cache_dir=str(tmp_path))
+    health = server.Backend(made).health()
+    assert (seen["device"], seen["compute_type"]) == (health["device"], health["compute_type"]) == chosen
+    assert seen["compute_type"] in seen["compute_types"]
+
+
+def test_the_trial_gives_a_server_every_setting():
+    """What was set on doctor's command line, too; but the place, the certificate and the log are the trial's own."""
+    given = Settings(threads=3, window="exact", batch=2, api_key="a,b", certfile="/c.pem", announce=True)
+    variables = doctor_trial.variables(given)
+    assert variables["LOCALWHISPER_SERVER_API_KEY"] == "a,b"
+    assert [variables[f"LOCALWHISPER_SERVER_{name}"] for name in ("THREADS", "WINDOW", "BATCH")] == ["3", "exact", "2"]
+    assert [variables[f"LOCALWHISPER_SERVER_{name}"] for name in ("CERTFILE", "ANNOUNCE")] == ["", "false"]
 
 
 def test_a_probe_that_dies_leaves_its_words(monkeypatch):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
-from localwhisper_server import logstream
+from localwhisper_server import logstream, observe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,7 +61,7 @@ def test_a_full_disk_under_the_log_harms_nobody() -> None:
 def test_a_file_is_begun_anew_when_it_is_full(tmp_path: Path) -> None:
     """So many earlier ones stay, the oldest goes, and no line is cut in two."""
     path = tmp_path / "server.log"
-    file = logstream.RotatingFile(path, size=100, kept=2)
+    file = logstream.RotatingFile(path, "", size=100, kept=2)
     assert file.writable()
     for number in range(40):
         file.write(f"line number {number:02}\n")
@@ -76,17 +77,24 @@ def test_a_file_goes_on_where_it_was(tmp_path: Path) -> None:
     """A restart appends."""
     path = tmp_path / "server.log"
     for said in ("before\n", "after\n"):
-        file = logstream.RotatingFile(path)
+        file = logstream.RotatingFile(path, "start\n")
         file.write(said)
         file.close()
-    line = logstream.START.strip()
-    assert path.read_text().split() == [line, "before", line, "after"]
+    assert path.read_text().split() == ["start", "before", "start", "after"]
+
+
+def test_a_log_of_objects_begins_with_one() -> None:
+    """A start is marked in the format of the log: a program reads every line of it."""
+    assert set(observe.opening_line("text").strip()) == {"-"}
+    line = observe.opening_line("json")
+    assert line.count("\n") == 1
+    assert json.loads(line).keys() == {"time", "level", "logger", "request_id", "message"}
 
 
 def test_a_file_that_was_taken_away_is_made_anew(tmp_path: Path) -> None:
     """By somebody who rotates all logs of a machine, say; the next line is in a new one."""
     path = tmp_path / "server.log"
-    file = logstream.RotatingFile(path)
+    file = logstream.RotatingFile(path, "")
     path.rename(tmp_path / "moved.log")
     file.write("after\n")
     file.close()
@@ -105,4 +113,4 @@ def test_a_file_without_room_is_known_at_once() -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full on this system")
     with pytest.raises(OSError, match="No space left"):
-        logstream.RotatingFile(Path("/dev/full"))
+        logstream.RotatingFile(Path("/dev/full"), "start\n")

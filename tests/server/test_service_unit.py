@@ -60,7 +60,7 @@ def test_the_unit_restarts_and_watches():
     unit = directives(service_unit.systemd_unit("/opt/python", PurePosixPath("/home/me/server.env")))
     assert unit["Type"] == "notify"
     assert unit["NotifyAccess"] == "main"
-    assert unit["ExecStart"] == "/opt/python -m localwhisper_server"
+    assert unit["ExecStart"] == "/opt/python -E -P -m localwhisper_server"
     assert unit["EnvironmentFile"] == "-/home/me/server.env"
     assert (unit["Restart"], unit["RestartSec"], unit["StartLimitIntervalSec"]) == ("always", "5", "0")
     assert unit["RestartPreventExitStatus"] == f"{cli.EX_USAGE} {cli.EX_CONFIG}"
@@ -104,6 +104,8 @@ def test_the_launch_agent():
     assert agent["Label"] == service_unit.LABEL
     assert agent["ProgramArguments"] == [
         "/opt/python",
+        "-E",
+        "-P",
         "-m",
         "localwhisper_server",
         "--env-file",
@@ -131,7 +133,7 @@ def test_the_scheduled_task():
     assert found["DisallowStartIfOnBatteries"] == "false"
     assert found["Command"] == "cmd.exe"
     assert found["Arguments"] == (
-        r'/d /s /c ""C:\venv\python.exe" -m localwhisper_server --env-file "'
+        r'/d /s /c ""C:\venv\python.exe" -E -P -m localwhisper_server --env-file "'
         rf'{folder}\server.env" --quiet --log-file "{folder}\server.log" >> "{folder}\errors.log" 2>&1"'
     )
 
@@ -193,6 +195,66 @@ def test_settings_are_for_their_owner_alone(place):
     service = service_unit.describe(place)
     service_control.install(service, place, {"LOCALWHISPER_SERVER_API_KEY": "secret"}, **Commands().act)
     assert service.settings.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("key", ["secret", None], ids=["a new key", "the key that is in it"])
+def test_a_settings_file_that_others_could_read_is_closed(place, key):
+    """At the next `service install`, whether or not that changes it."""
+    service = service_unit.describe(place)
+    service.settings.parent.mkdir(parents=True)
+    service.settings.write_text("LOCALWHISPER_SERVER_API_KEY=old\n")
+    service.settings.chmod(0o644)
+    service_control.install(service, place, {"LOCALWHISPER_SERVER_API_KEY": key} if key else {}, **Commands().act)
+    assert service.settings.read_text() == f"LOCALWHISPER_SERVER_API_KEY={key or 'old'}\n"
+    assert service.settings.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_write_that_is_cut_off_loses_no_settings(place):
+    """The old file stays whole until the new one is on the disk; nothing else is left beside it."""
+    service = service_unit.describe(place)
+    service_control.install(service, place, {"LOCALWHISPER_SERVER_API_KEY": "secret"}, **Commands().act)
+    before = service.settings.read_bytes()
+    # A write past the limit fails in its middle, as on a full disk. -B: nor may Python cut off the caches of modules.
+    code = f"""import resource, signal
+from localwhisper_server import cli
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before)}, {len(before)}))
+cli.main(["service", "install", "--model", "small"])"""
+    environ = {"HOME": str(place.home), "PATH": str(place.home)}
+    line = [sys.executable, "-B", "-c", code]
+    ended = subprocess.run(line, env=environ, check=False, capture_output=True, text=True)
+    assert ended.returncode == cli.EX_OSERR, ended.stderr
+    assert service.settings.read_bytes() == before
+    assert [path.name for path in service.settings.parent.iterdir()] == ["server.env"]
+
+
+def test_settings_behind_a_link_stay_there(place):
+    """Somebody keeps them in a folder under version control."""
+    service = service_unit.describe(place)
+    kept = place.home / "dotfiles" / "server.env"
+    kept.parent.mkdir()
+    service.settings.parent.mkdir(parents=True)
+    kept.write_text("")
+    service.settings.symlink_to(kept)
+    service_control.install(service, place, {"LOCALWHISPER_SERVER_PORT": "1"}, **Commands().act)
+    assert service.settings.is_symlink()
+    assert kept.read_text() == "LOCALWHISPER_SERVER_PORT=1\n"
+
+
+HOSTILE = ("secrets.py", "json.py", "av.py", "numpy.py", "localwhisper_server.py")
+
+
+@pytest.mark.parametrize("by", ["the folder it starts in", "PYTHONPATH"])
+def test_the_service_imports_nothing_of_the_home_folder(tmp_path, by):
+    """A user's own secrets.py, json.py or av.py there is not run by the service."""
+    for name in HOSTILE:
+        (tmp_path / name).write_text("raise SystemExit('imported from the home folder')")
+    environ = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    if by == "PYTHONPATH":
+        environ["PYTHONPATH"] = str(tmp_path)
+    line = [sys.executable, *service_unit.RUN_SERVER, "--version"]
+    done = subprocess.run(line, cwd=tmp_path, env=environ, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()[0]) == (0, "localwhisper-server"), done.stderr
 
 
 HINTS = [
@@ -291,6 +353,16 @@ def test_what_the_person_wrote_stays():
         "# mine\nLOCALWHISPER_SERVER_PORT=2\n#LOCALWHISPER_SERVER_MODEL=auto\nLOCALWHISPER_SERVER_MODEL=small\n"
         "HF_HOME=/data\nX='a b'\n"
     )
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
+def test_a_comment_stays_a_comment(separator):
+    """What Python takes for the end of a line, and systemd and dotenv do not, begins no setting."""
+    text = f"# see{separator}LOCALWHISPER_SERVER_PORT=1\r\nHF_HOME=/data\r\n"
+    merged = service_settings.merged(text, {"X": "1"})
+    assert dotenv.dotenv_values(stream=io.StringIO(merged)) == {"HF_HOME": "/data", "X": "1"}
+    again = service_settings.merged(merged, {"LOCALWHISPER_SERVER_PORT": "2"})
+    assert dotenv.dotenv_values(stream=io.StringIO(again))["LOCALWHISPER_SERVER_PORT"] == "2"
 
 
 @pytest.mark.parametrize("value", ["plain", "a b", 'se$cret"`#', "${HOME}", '["10.0.0.0/8", "::1"]', "", "ключ", "#x"])
