@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import os
-from typing import Any
+from typing import IO, Any
 
 RATE = 16_000
 BITS_PER_SECOND = 24_000
@@ -79,6 +79,45 @@ def to_opus(content: Any) -> bytes:
     except (av.FFmpegError, IndexError) as error:
         raise Unreadable(str(error)) from error
     return target.getvalue()
+
+
+def soundtrack(content: Any, target: IO[bytes]) -> IO[bytes] | None:
+    """Write the sound of a film, as it is, into `target` as Matroska, and return that; `None` without a picture.
+
+    All of its tracks, with their language; and of the picture the first frame, which keeps the film's clock: sound
+    that begins after it begins as late in the copy.
+
+    Raises:
+        ModuleNotFoundError: PyAV is not installed.
+        Unreadable: it is nothing that PyAV knows, or has no sound.
+
+    """
+    import av  # noqa: PLC0415 - an extra
+
+    try:
+        with av.open(_opened(content)) as source, av.open(target, "w", format="matroska") as sink:
+            if not source.streams.video:
+                return None
+            if not source.streams.audio:
+                raise Unreadable("no sound in it")
+            tracks = [source.streams.video[0], *source.streams.audio]
+            copies = {}
+            for track in tracks:
+                copy = copies[track.index] = sink.add_stream_from_template(track)
+                copy.metadata.update(track.metadata)
+                copy.disposition = track.disposition
+            pictured = False
+            for packet in source.demux(tracks):
+                is_picture = packet.stream.type == "video"
+                if packet.dts is None or (is_picture and pictured):
+                    continue
+                pictured = pictured or is_picture
+                packet.stream = copies[packet.stream.index]
+                sink.mux(packet)
+    except (av.FFmpegError, ValueError) as error:
+        raise Unreadable(str(error)) from error
+    target.seek(0)
+    return target
 
 
 def _opened(content: Any) -> Any:

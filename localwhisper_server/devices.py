@@ -27,8 +27,7 @@ class Device:
 
 
 def choose_device(device: str, compute_type: str, *, cuda_devices: int, cuda_types: frozenset[str]) -> Device:
-    """Settle "auto" into a device and a compute type; `cuda_types` are those that the card runs, none where
-    that is not known.
+    """Settle "auto" into a device and a compute type; `cuda_types`: what the card runs, none where that is not known.
 
     float16 comes first because int8 fails on some cards (RTX 50 with cuBLAS before 12.8); cards older than Volta run
     it not at all or slowly, and do not offer it.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Annotated
 
 import typer
@@ -26,7 +28,7 @@ def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer hands it in so
 
 @app.callback()
 def localwhisper(
-    version: Annotated[  # noqa: FBT002 - a flag is a boolean
+    version: Annotated[  # noqa: ARG001, FBT002 - its callback reads it; a flag is a boolean
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
@@ -38,6 +40,9 @@ def localwhisper(
     **First steps:** `localwhisper demo` shows it work, `localwhisper status` says whether the server is up,
     `localwhisper transcribe voice.ogg` writes `voice.txt`, `localwhisper run -- python bot.py` runs your bot with it.
     """
+    # A file may have a name that the terminal's encoding, or UTF-8 itself, has no letters for.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 app.command()(transcribe.transcribe)

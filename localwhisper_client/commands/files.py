@@ -1,29 +1,33 @@
-"""Which recordings a command line means, where their transcripts go, and how one gets there whole or not at all."""
+"""Which recordings a command line means, where their transcripts go, and when a recording may be deleted."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
+import json
 import os
+import stat
+import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from localwhisper_client.endings import ENDINGS
+
+if sys.platform == "linux":
+    import fcntl
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 SUFFIX = {"text": ".txt", "json": ".json", "verbose_json": ".json", "srt": ".srt", "vtt": ".vtt"}
 """The ending of a transcript's file, by the format it is asked for."""
 
-# What is taken for a recording in a folder. A file that is named is always taken.
-RECORDINGS = frozenset(
-    f".{ending}"
-    for ending in (
-        *("3gp", "aac", "aif", "aiff", "amr", "avi", "flac", "m4a", "m4b", "mka", "mkv", "mov", "mp2", "mp3", "mp4"),
-        *("mpeg", "mpga", "oga", "ogg", "opus", "wav", "webm", "wma", "wmv"),
-    )
-)
+# One of these is in every answer of localwhisper-server and of OpenAI; a page that says "It works!" has neither.
+_PROOFS = ("x-localwhisper-queue-seconds", "openai-processing-ms")
+_JSON_FORMATS = ("json", "verbose_json")
 
 
 class Unusable(Exception):
@@ -38,30 +42,60 @@ class Job:
     transcript: Path
 
 
-def plan(named: Sequence[str], format_: str, folder: Path | None) -> list[Job]:
+@dataclass(slots=True)
+class Plan:
+    """What there is to do."""
+
+    jobs: list[Job] = field(default_factory=list)
+    left_out: list[Path] = field(default_factory=list)
+    """Files in the named folders that do not end like a recording."""
+    unreadable: list[OSError] = field(default_factory=list)
+    """What kept the inside of folders from being seen."""
+
+
+def plan(named: Sequence[str], format_: str, folder: Path | None) -> Plan:
     """Return what there is to do: files as named, recordings in folders (and theirs), globs that no shell expanded.
 
-    A transcript goes beside its recording, or into `folder`, where those of a folder keep their place in it.
+    A transcript goes beside its recording, or into `folder`, where those of a folder keep their place in it. It is
+    named after the recording without its ending, or with it where two recordings differ in nothing else.
 
     Raises:
         Unusable: something named is not there, or two recordings would be written to one file.
 
     """
-    jobs: dict[Path, Job] = {}
-    for recording, inside in _recordings(named):
-        beside = folder / inside if folder is not None else recording
-        transcript = beside.with_name(beside.stem + SUFFIX[format_])
-        other = jobs.setdefault(transcript, Job(recording, transcript))
-        if other.recording != recording:
-            raise Unusable(f"{other.recording} and {recording} would both be written to {transcript}")
-    recordings = {job.recording.resolve() for job in jobs.values()}
-    for job in jobs.values():
-        if job.transcript.resolve() in recordings:
-            raise Unusable(f"{job.recording} would be written over the recording {job.transcript}")
-    return list(jobs.values())
+    made = Plan()
+    try:
+        places = {
+            recording: folder / inside if folder is not None else recording
+            for recording, inside in _recordings(named, made)
+        }
+    except OSError as failure:
+        raise Unusable(str(failure)) from failure
+    suffix = SUFFIX[format_]
+    transcripts = {recording: place.with_name(place.stem + suffix) for recording, place in places.items()}
+    while shared := _shared(transcripts):
+        full = {recording: places[recording].with_name(places[recording].name + suffix) for recording in shared}
+        if all(transcripts[recording] == name for recording, name in full.items()):
+            first, second = shared[:2]
+            raise Unusable(f"{first} and {second} would both be written to {transcripts[first]}")
+        transcripts |= full
+    recordings = {recording.resolve() for recording in places}
+    for recording, transcript in transcripts.items():
+        if transcript.resolve() in recordings:
+            raise Unusable(f"{recording} would be written over the recording {transcript}")
+    made.jobs += [Job(*each) for each in transcripts.items()]
+    return made
 
 
-def _recordings(named: Sequence[str]) -> Iterator[tuple[Path, Path]]:
+def _shared(transcripts: Mapping[Path, Path]) -> list[Path]:
+    """Return the recordings whose transcripts would be one file, those of the same file beside each other."""
+    taken: dict[Path, list[Path]] = {}
+    for recording, transcript in transcripts.items():
+        taken.setdefault(transcript, []).append(recording)
+    return [recording for recordings in taken.values() if len(recordings) > 1 for recording in recordings]
+
+
+def _recordings(named: Sequence[str], made: Plan) -> Iterator[tuple[Path, Path]]:
     """Yield each recording, and its path as it is kept inside another folder."""
     for name in named:
         path = Path(name)
@@ -72,11 +106,91 @@ def _recordings(named: Sequence[str]) -> Iterator[tuple[Path, Path]]:
             if not match.is_dir():
                 yield match, Path(match.name)
                 continue
-            inside = sorted(each for each in match.rglob("*") if each.suffix.lower() in RECORDINGS and each.is_file())
-            if not inside and len(matches) == 1:
-                raise Unusable(f"there is no recording in {name}")
-            for each in inside:
+            inside = sorted(_files(match, made.unreadable.append))
+            recordings = [each for each in inside if each.suffix[1:].lower() in ENDINGS]
+            # Transcripts, and files that are hidden, are no recordings that were missed.
+            made.left_out += [
+                each
+                for each in inside
+                if each not in recordings and each.suffix not in SUFFIX.values() and not each.name.startswith(".")
+            ]
+            if not recordings and len(matches) == 1 and not made.unreadable:
+                raise Unusable(f"there is no recording in {name}; a file that is named itself is always sent")
+            for each in recordings:
                 yield each, each.relative_to(match)
+
+
+def _files(folder: Path, failed: Callable[[OSError], None]) -> Iterator[Path]:
+    """Yield the files in a folder and in its folders; what cannot be looked at is told to `failed`."""
+    for place, _, names in os.walk(folder, onerror=failed):
+        for path in (Path(place, name) for name in names):
+            try:
+                if stat.S_ISREG(path.stat().st_mode):
+                    yield path
+            except OSError as failure:
+                failed(failure)
+
+
+def identity(file: os.stat_result) -> tuple[int, ...]:
+    """Return what changes where a file is replaced, written to or grows."""
+    return file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns
+
+
+def change(path: Path, handle: int, before: tuple[int, ...]) -> str:
+    """Say how a file is not what was opened at `path` and had this identity, or return an empty string.
+
+    A path at which nothing is any more has nothing to lose. Raises OSError.
+    """
+    if identity(os.fstat(handle)) != before:
+        return "it changed while it was transcribed"
+    with contextlib.suppress(FileNotFoundError):
+        if identity(path.stat()) != before:
+            return "another file took its place while it was transcribed"
+    return "a program is still writing to it" if _is_written(handle) else ""
+
+
+def _is_written(handle: int) -> bool:
+    # Linux gives no read lease on a file that is open for writing. Other systems do not tell.
+    if sys.platform == "linux":
+        try:
+            fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        except OSError as failure:
+            return failure.errno == errno.EAGAIN
+    return False
+
+
+def doubt(format_: str, headers: Mapping[str, str], body: bytes) -> str:
+    """Say why an answer does not prove that a recording was transcribed, or return an empty string.
+
+    JSON proves itself by its text. Any other format needs a header that speech-to-text servers send, and an announced
+    length: an answer that ends with its connection may have been cut off.
+    """
+    if not body:
+        return "the answer is empty"
+    if format_ in _JSON_FORMATS:
+        return "" if _text(body) is not None else "the answer is no whole JSON with a text"
+    if not any(name in headers for name in _PROOFS):
+        return "nothing in the answer shows that a speech-to-text server gave it; --format json would"
+    if "content-length" not in headers and "transfer-encoding" not in headers:
+        return "the answer does not say how long it is, and may be cut off; --format json would show it"
+    return ""
+
+
+def has_words(format_: str, body: bytes) -> bool:
+    """Whether a transcript has anything in it that was said."""
+    if format_ in _JSON_FORMATS:
+        return bool((_text(body) or "").strip())
+    return bool(body.removeprefix(b"\xef\xbb\xbf").removeprefix(b"WEBVTT").strip())
+
+
+def _text(body: bytes) -> str | None:
+    try:
+        answer: Any = json.loads(body)
+    except ValueError:
+        return None
+    text = answer.get("text") if isinstance(answer, dict) and not answer.get("error") else None
+    return text if isinstance(text, str) else None
 
 
 def write(path: Path, content: bytes, *, replace: bool) -> None:
@@ -87,6 +201,8 @@ def write(path: Path, content: bytes, *, replace: bool) -> None:
         OSError: it cannot be written.
 
     """
+    # A new folder is only on the disk once the one around it is, too.
+    folders = {path.parent, *(folder.parent for folder in path.parents if not folder.exists())}
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".localwhisper-")
     part = Path(name)
@@ -102,7 +218,8 @@ def write(path: Path, content: bytes, *, replace: bool) -> None:
             _move_if_free(part, path)
     finally:
         part.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    for folder in folders:
+        _sync_folder(folder)
 
 
 def _move_if_free(part: Path, path: Path) -> None:
@@ -125,10 +242,14 @@ def _umask() -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    # A folder cannot be opened on Windows, where a rename needs no more.
-    with contextlib.suppress(OSError):
+    try:
         handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    except OSError:  # as on Windows, where a rename needs no more
+        return
+    try:
+        os.fsync(handle)
+    except OSError as failure:
+        if failure.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot do this for folders
+            raise
+    finally:
+        os.close(handle)

@@ -24,7 +24,7 @@ from tests.client.fault_server import TEXT, error, in_turn, refusing, says
 if TYPE_CHECKING:
     from tests.client.fault_server import FaultServer
 
-WORDS = says(200, b"text/plain", TEXT.encode())
+WORDS = says(200, b"text/plain", TEXT.encode(), b"x-localwhisper-queue-seconds: 0.000")
 HEALTH = {"status": "ok", "ready": True, "model": "base", "device": "cpu", "requests": 2, "queue_seconds": 1.5}
 
 
@@ -102,18 +102,98 @@ def test_folders_patterns_and_out(here: Path, home: FaultServer) -> None:
         (["nowhere.ogg"], "there is no nowhere.ogg"),
         (["*.nothing"], "there is no *.nothing"),
         (["empty"], "no recording in empty"),
-        (["a.ogg", "a.mp3"], "both be written to a.txt"),
+        (["a.ogg", "deep/a.ogg", "--out", "out"], "both be written to out/a.ogg.txt"),
         (["a.txt"], "over the recording"),
     ],
 )
 def test_what_cannot_be_meant(arguments: list[str], said: str, here: Path, home: FaultServer) -> None:
     """Exit code 2, before anything is sent."""
-    record("a.ogg", "a.mp3", "a.txt")
+    record("a.ogg", "deep/a.ogg", "a.txt")
     Path("empty").mkdir()
     done = command("transcribe", *arguments)
     assert done.exit_code == 2
     assert said in done.stderr
     assert not home.calls
+
+
+def test_two_recordings_of_one_name_get_a_transcript_each(here: Path, home: FaultServer) -> None:
+    """Named after the whole of each name, whichever of them come first; others keep the short name."""
+    record("in/a.ogg", "in/a.mp3", "in/a.ogg.wav", "in/b.ogg")
+    assert command("transcribe", "in").exit_code == 0
+    assert [name for name in names(here / "in") if name.endswith(".txt")] == [
+        "a.mp3.txt",
+        "a.ogg.txt",
+        "a.ogg.wav.txt",
+        "b.txt",
+    ]
+    assert len(home.calls) == 4
+    assert "4 skipped" in command("transcribe", "in").stderr
+
+
+def test_what_is_left_out_of_a_folder_is_named(here: Path, home: FaultServer) -> None:
+    """Files that do not end like recordings; transcripts and hidden files are none that could be meant."""
+    record("in/a.ogg", "in/b.vob", "in/c.opus", "in/talk.dat", "in/deep/no ending", "in/.cover.jpg", "in/old.srt")
+    done = command("transcribe", "in")
+    assert done.exit_code == 0
+    assert len(home.calls) == 3
+    (line,) = [line for line in done.stderr.splitlines() if "left out" in line and "do not end" in line]
+    assert "in/deep/no ending" in line
+    assert "in/talk.dat" in line
+    assert "cover" not in line
+    assert "old.srt" not in line
+    lines = [json.loads(line) for line in command("transcribe", "in", "--json").stdout.splitlines()]
+    assert [line["file"] for line in lines if line["fate"] == "left out"] == ["in/deep/no ending", "in/talk.dat"]
+
+
+def test_a_folder_that_cannot_be_read_fails_alone(here: Path, home: FaultServer) -> None:
+    """It is named, the exit code is 1, and the other recordings are done."""
+    record("in/a.ogg", "in/locked/b.ogg")
+    Path("in/loop.ogg").symlink_to("loop.ogg")
+    done = command("transcribe", "in")
+    assert done.exit_code == 1
+    assert "loop.ogg" in done.stderr
+    assert {"a.txt", "locked/b.txt"} < {*names(here / "in")}
+
+
+def test_any_name_that_a_file_can_have(here: Path, home: FaultServer) -> None:
+    """Bytes that are no UTF-8, letters that the terminal lacks, markup: each is one recording among others."""
+    odd = [b"\xff\xfe.ogg", "\U0001f3e0.ogg".encode(), b"[red] [b.ogg", b"line\nbreak.ogg", b"a.ogg"]
+    for name in odd:
+        Path(os.fsdecode(name)).write_bytes(b"sound")
+    line = [sys.executable, "-m", "localwhisper_client", "transcribe", "."]
+    environ = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(line, env=environ, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sum(path.suffix == ".txt" for path in here.iterdir()) == len(odd)
+    assert done.stdout.count(b" -> ") == len(odd)
+    reported = subprocess.run([*line, "--json"], env=environ, capture_output=True, check=True).stdout
+    files_ = {os.fsencode(json.loads(each)["file"]) for each in reported.splitlines()}
+    assert files_ == set(odd)
+
+
+def test_a_failure_is_its_files_alone(here: Path, home: FaultServer) -> None:
+    """A transcript whose name is too long for the file system, a link to nowhere, and a recording that is well."""
+    long = "x" * 253 + ".a"
+    record("a.ogg", long)
+    Path("c.ogg").symlink_to("nowhere")
+    home.behaviour = says(200, b"application/json", b'{"text":"x"}')
+    done = command("transcribe", long, "c.ogg*", "a.ogg", "--format", "json", "--jobs", "1")
+    assert (done.exit_code, Path("a.json").exists()) == (1, True)
+    assert "too long" in done.stderr
+    assert "1 done, 2 failed" in done.stderr
+
+
+def test_output_that_is_not_taken_ends_the_run_in_a_line(here: Path, home: FaultServer) -> None:
+    """As when a pipe into `head` closes: no traceback, and each transcript is there whole or not at all."""
+    record(*(f"{number}.ogg" for number in range(6)))
+    reader, writer = os.pipe()
+    os.close(reader)
+    line = [sys.executable, "-u", "-m", "localwhisper_client", "transcribe", "."]
+    with os.fdopen(writer, "wb") as closed:
+        done = subprocess.run(line, stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "Broken pipe" in done.stderr
 
 
 def test_nothing_is_overwritten_unless_forced(here: Path, home: FaultServer) -> None:

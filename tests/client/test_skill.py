@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from tests.client.fault_server import FaultServer, Request
 
 SCRIPT = skill.SOURCE / "scripts" / "transcribe.sh"
-WORDS = says(200, b"text/plain; charset=utf-8", "Grüße, „Welt“ 🏠\n".encode())
+PROOF = b"x-localwhisper-queue-seconds: 0.000"
+WORDS = says(200, b"text/plain; charset=utf-8", "Grüße, „Welt“ 🏠\n".encode(), PROOF)
 OBJECT = says(200, b"application/json", b'{"text":"x"}')
 
 pytestmark = pytest.mark.skipif(not (shutil.which("bash") and shutil.which("curl")), reason="needs bash and curl")

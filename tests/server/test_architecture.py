@@ -109,7 +109,7 @@ def test_the_client_does_not_import_the_server(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SERVER, ids=lambda path: path.stem)
 def test_the_server_takes_only_the_version_from_the_client(path: Path) -> None:
-    """Two programs, one distribution; they share its version, which HTTP library its SDK brought, and a list of endings."""
+    """Two programs, one distribution; they share its version, its SDK's HTTP library, and a list of endings."""
     ours = {name for name in _imports(path) if name.startswith(("localwhisper_client", "localwhisper."))}
     shared = {"localwhisper_client._version", "localwhisper_client._http", "localwhisper_client.endings"}
     assert {name for name in ours if not name.startswith(tuple(shared))} == set()
