@@ -7,6 +7,7 @@ import errno
 import glob
 import json
 import os
+import signal
 import stat
 import sys
 import tempfile
@@ -153,6 +154,8 @@ def _is_written(handle: int) -> bool:
     # Linux gives no read lease on a file that is open for writing. Other systems do not tell.
     if sys.platform == "linux":
         try:
+            # A program that opens the file in this moment has us told of it by a signal, and SIGIO would end us.
+            fcntl.fcntl(handle, fcntl.F_SETSIG, signal.SIGURG)
             fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_RDLCK)
             fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_UNLCK)
         except OSError as failure:

@@ -51,6 +51,11 @@ def raw(*lines: bytes, body: bytes, broken: bool = False) -> Any:
 WORDS = says(200, PLAIN, b"buy milk\n", PROOF)
 
 
+def take_away(recording: Path) -> None:
+    """Move it elsewhere."""
+    recording.rename(recording.with_name(".moved"))
+
+
 def grow(recording: Path) -> None:
     """Record on."""
     with recording.open("ab") as file:
@@ -123,6 +128,7 @@ CASES = {
     "recorded anew": Case(meanwhile=rewrite),
     "replaced": Case(meanwhile=replace),
     "growing, json": Case(says(200, JSON, b'{"text": "buy milk"}'), "json", meanwhile=grow),
+    "moved away": Case(meanwhile=take_away, deleted=True, written=True),
     # What cannot be written.
     "no place for the transcript": Case(arguments=["--out", "voice.ogg/x"]),
 }
@@ -165,7 +171,7 @@ def test_no_recording_is_lost(way: Any, case: Case, house: FaultServer, tmp_path
 
     house.behaviour = behave
     code = way(recording, case, house)
-    written = [path.name for path in tmp_path.iterdir() if path.name != "voice.ogg"]
+    written = [path.name for path in tmp_path.iterdir() if path.name not in ("voice.ogg", ".moved")]
     assert recording.exists() is not case.deleted
     assert written == (["voice.txt" if case.format == "text" else "voice.json"] if case.written else [])
     assert (code == 0) is case.written

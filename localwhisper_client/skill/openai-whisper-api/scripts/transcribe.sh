@@ -80,7 +80,8 @@ identity() {
 changed() {
   [ -n "$before" ] || { echo 'this system does not tell whether it changed' && return; }
   [ "$(identity /dev/fd/3 2>/dev/null)" = "$before" ] || { echo 'it changed while it was transcribed' && return; }
-  [ "$(identity "$in" 2>/dev/null)" = "$before" ] ||
+  # Where nothing is any more, nothing can be lost.
+  [ ! -e "$in" ] || [ "$(identity "$in" 2>/dev/null)" = "$before" ] ||
     { echo 'another file took its place while it was transcribed' && return; }
   # Linux shows which programs have it open for writing (flags that end in 1 or 2).
   local open flags
