@@ -47,6 +47,7 @@ class Client:
 
 PYTHON = ("url", "run", "import")
 SEGMENTS = (("SEGMENTS", "1"),)
+NO_PRICES = (("LITELLM_LOCAL_MODEL_COST_MAP", "True"),)  # it asks the internet for them when it is imported
 CLIENTS = (
     Client("openai-python-1", ("openai==1.109.*",), "openai_python.py", PYTHON),
     Client("openai-python-2", ("openai==2.*",), "openai_python.py", PYTHON),
@@ -58,9 +59,14 @@ CLIENTS = (
     Client("ai-sdk-5", ("ai@5", "@ai-sdk/openai@2", "zod@4"), "ai_sdk.mjs", environment=SEGMENTS),
     Client("ai-sdk-6", ("ai@6", "@ai-sdk/openai@3", "zod@4"), "ai_sdk.mjs", environment=SEGMENTS),
     Client("ai-sdk-7", ("ai@7", "@ai-sdk/openai@4", "zod@4"), "ai_sdk.mjs", environment=SEGMENTS),
-    Client("litellm-sdk", ("litellm",), "litellm_sdk.py", PYTHON),
-    Client("litellm-proxy", ("litellm[proxy]",), "litellm_proxy.py"),
-    Client("langchain-python", ("langchain-community", "openai", "pydub"), "langchain_parser.py", ("url", "run")),
+    Client("litellm-sdk", ("litellm",), "litellm_sdk.py", PYTHON, environment=NO_PRICES),
+    Client("litellm-proxy", ("litellm[proxy]",), "litellm_proxy.py", environment=NO_PRICES),
+    Client(
+        "langchain-python",
+        ("langchain-community", "openai", "pydub", "audioop-lts; python_version >= '3.13'"),
+        "langchain_parser.py",
+        ("url", "run"),
+    ),
     Client(
         "langchain-js",
         ("@langchain/community@1", "@langchain/core@1", "@langchain/classic@1", "@langchain/openai@1"),

@@ -1,9 +1,10 @@
-// Vercel's AI SDK as its documentation says: experimental_transcribe with the provider @ai-sdk/openai.
+// Vercel's AI SDK as its documentation says: transcribe with the provider @ai-sdk/openai.
 import assert from "node:assert/strict";
 import fs from "node:fs";
 import { createOpenAI } from "@ai-sdk/openai";
-import { experimental_transcribe as transcribe } from "ai";
+import * as ai from "ai";
 
+const transcribe = ai.transcribe ?? ai.experimental_transcribe; // since 7, and before
 // The provider of AI SDK 4 does not read OPENAI_BASE_URL.
 const openai = createOpenAI({ baseURL: process.env.OPENAI_BASE_URL });
 const audio = fs.readFileSync(process.argv[2]);

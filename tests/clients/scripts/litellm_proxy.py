@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ import openai
 from ports import free_port
 
 VOICE = Path(sys.argv[1])
+MASTER_KEY = f"sk-{secrets.token_hex(16)}"
 CONFIG = f"""
 model_list:
   - model_name: whisper
@@ -23,7 +25,7 @@ model_list:
     model_info:
       mode: audio_transcription
 general_settings:
-  master_key: sk-1234
+  master_key: {MASTER_KEY}
 """
 
 
@@ -49,11 +51,10 @@ with tempfile.TemporaryDirectory() as folder:
         "--port",
         str(port),
     ]
-    # Without this it asks the internet for prices, which the answers do not need.
-    proxy = subprocess.Popen(command, stdout=sys.stderr, env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"})
+    proxy = subprocess.Popen(command, stdout=sys.stderr)
     try:
         wait_until_ready(f"http://127.0.0.1:{port}", proxy)
-        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="sk-1234", max_retries=0)
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=MASTER_KEY, max_retries=0)
 
         def ask(**fields):
             with VOICE.open("rb") as file:

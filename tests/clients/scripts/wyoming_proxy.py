@@ -48,7 +48,7 @@ async def main():
     port = free_port()
     options = {
         "--uri": f"tcp://127.0.0.1:{port}",
-        "--stt-openai-url": os.environ["OPENAI_BASE_URL"],
+        "--stt-openai-url": os.environ.get("OPENAI_BASE_URL", "https://api.openai.com/v1"),
         "--stt-openai-key": os.environ["OPENAI_API_KEY"],
         "--stt-models": "whisper-1",
         "--stt-streaming-models": "gpt-transcribe",
