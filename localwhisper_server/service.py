@@ -107,7 +107,7 @@ class Service:
 
     async def _run(self, ticket: Ticket[Chunk, ChunkResult], recording: "_Recording") -> AsyncGenerator[ChunkResult]:
         """Yield the results of each chunk in order, several on their way at a time, decoding on while they are."""
-        hearing = Hearing(ticket, recording.language)
+        hearing = Hearing(ticket, recording.language, several=recording.several)
         more = True
         try:
             while more or len(hearing):
@@ -132,6 +132,7 @@ class _Recording:
     def __init__(self, blocks: decoder.Decoding, options: Options, prepare: Prepare) -> None:
         self._samples = 0
         self.language = options.decoding.language
+        self.several = bool(options.decoding.languages)
         self._options = options
         self._prepare = prepare
         self._blocks = blocks

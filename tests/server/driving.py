@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 
 from localwhisper_server import api
-from localwhisper_server.languages import NAMES
+from localwhisper_client.languages import NAMES
 from localwhisper_server.models import OPENAI_NAMES
 from localwhisper_server.transcript import Segment, TokenLogprob, Transcript, Word
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from localwhisper_server import form
 from localwhisper_server.errors import InvalidRequest
-from localwhisper_server.languages import NAMES
+from localwhisper_client.languages import NAMES
 from localwhisper_server.options import Voice
 
 KNOWN = frozenset(NAMES)

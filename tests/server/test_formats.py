@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localwhisper_server import formats, languages
+from localwhisper_client import languages
+from localwhisper_server import formats
 from localwhisper_server.transcript import Segment, TokenLogprob, Transcript, Word
 
 HELLO = Transcript(
