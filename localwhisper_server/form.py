@@ -49,6 +49,7 @@ def parse(fields: Fields, task: Task, *, known_languages: frozenset[str], model:
         InvalidRequest: a field is malformed or cannot be honoured; `param` names it.
 
     """
+    model = model.removeprefix("openai/")
     response_format = _one_of(fields, "response_format", FORMATS) or "json"
     stream = _flag(fields, "stream")
     if stream and response_format not in STREAMABLE:

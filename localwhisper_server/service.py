@@ -138,7 +138,9 @@ class _Recording:
         self._blocks = blocks
         self._at_work = threading.Lock()
         self._closed = False
-        voice, longest = options.voice, FULL_SECONDS if options.full_window else chunks.LONGEST_SECONDS
+        voice = options.voice
+        longest = chunks.LONGEST_IN_ONE_LANGUAGE_SECONDS if self.several else chunks.LONGEST_SECONDS
+        longest = FULL_SECONDS if options.full_window else longest
         self._pieces = chunks.pieces(
             self._counted(),
             lambda samples: find_speech(samples, voice, longest=longest),
