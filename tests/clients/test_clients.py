@@ -78,6 +78,7 @@ CLIENTS = (
     Client("SpeechRecognition", ("SpeechRecognition[openai]",), "speech_recognition_api.py", ("url", "run")),
     Client("python-telegram-bot", ("python-telegram-bot", "openai"), "python_telegram_bot.py", PYTHON),
     Client("aiogram", ("aiogram", "openai"), "aiogram_bot.py", PYTHON),
+    Client("programs", ("axios@1", "form-data@4"), "programs.mjs"),
     Client("wyoming-openai", ("wyoming-openai",), "wyoming_proxy.py", ("url", "run"), python=">=3.12"),
 )
 
