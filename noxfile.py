@@ -97,13 +97,12 @@ def sdk_2(session: nox.Session) -> None:
 
 
 @nox.session
-def node(session: nox.Session) -> None:
-    """Run the OpenAI SDK for Node against a real server; needs Node and npm."""
-    session.install(EVERYTHING, *group("test"))
-    folder = Path(session.create_tmp()).resolve()
-    session.run("npm", "install", "--silent", "--prefix", str(folder), "openai@>=6 <8", external=True)
-    modules = str(folder / "node_modules")
-    session.run("pytest", "tests/e2e/test_node_sdk.py", *session.posargs, env={"LOCALWHISPER_NODE_MODULES": modules})
+def clients(session: nox.Session) -> None:
+    """Run other people's clients, Python's and Node's, against a real server; names choose: `-- litellm`. Needs npm."""
+    session.install(EVERYTHING, *group("test"), "uv")
+    chosen = ["-k", " or ".join(session.posargs)] if session.posargs else []
+    folder = str(Path(session.create_tmp()).resolve())
+    session.run("pytest", "tests/clients", *chosen, env={"LOCALWHISPER_CLIENTS": folder})
 
 
 @nox.session

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from localwhisper_server import cli, service_settings
+from localwhisper_server import cli, origin, service_settings
 from localwhisper_server.config import Settings
 from localwhisper_server.doctor_machine import Output
 from localwhisper_server.doctor_network import RULE, WSL_VM_CREATOR, _mirrored
@@ -15,7 +15,8 @@ from localwhisper_server.doctor_network import RULE, WSL_VM_CREATOR, _mirrored
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if not path.name.startswith("decisions"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-NEEDED = {"wsl2.md", "linux.md", "mac.md", "finding-the-server.md", "troubleshooting.md"}
+NEEDED = {"wsl2.md", "linux.md", "mac.md", "finding-the-server.md", "programs.md", "troubleshooting.md"}
+WYOMING_PORT = 10300  # Home Assistant's, in programs.md
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
 
@@ -109,7 +110,20 @@ def test_every_port_is_the_default_or_its_neighbour(page):
         int(number)
         for number in re.findall(r"(?:--port |-LocalPorts |any port |[a-z0-9]:)(\d{4,5})\b", page.read_text())
     }
-    assert ports <= {port, port + 1}
+    assert ports <= {port, port + 1, WYOMING_PORT}
+
+
+def test_names_of_routers_and_vpns_are_let_in_as_the_page_says():
+    """Each name is refused without the option beside it, and let in with it; README's default name needs none."""
+    page = (ROOT / "docs/finding-the-server.md").read_text()
+    rows = re.findall(r"^\|[^|`]*(?:`([\w.-]+)`)?[^|]*\| `--allow-host (\S+?)[ `]", page, flags=re.MULTILINE)
+    assert len(rows) == 3
+    for name, allowed in rows:
+        host = name or allowed
+        assert not origin.is_ours(host, ())
+        assert origin.is_ours(host, allowed.split(","))
+    assert "wsl.home" in page
+    assert origin.is_ours("wsl.home", ())
 
 
 def test_what_to_paste_into_powershell_is_what_doctor_prints():
