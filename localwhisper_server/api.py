@@ -308,10 +308,7 @@ def _shown(asked: form.SpeechRequest) -> dict[str, Any]:
 
 
 async def _events(
-    first: Segment | Transcript,
-    items: AsyncGenerator[Segment | Transcript],
-    asked: form.SpeechRequest,
-    scope: Scope,
+    first: Segment | Transcript, items: AsyncGenerator[Segment | Transcript], asked: form.SpeechRequest, scope: Scope
 ) -> AsyncGenerator[bytes]:
     """Render items as server-sent events; the deltas add up to the text of `done`."""
     item: Segment | Transcript = first

@@ -10,12 +10,19 @@ SPEECH_FORM: dict[str, Any] = {
         "multipart/form-data": {
             "schema": {
                 "type": "object",
-                "required": ["file", "model"],
+                "required": ["file"],
                 "properties": {
                     "file": {"type": "string", "format": "binary", "description": "The recording, in any container."},
-                    "model": {"type": "string", "description": "A served model, or an OpenAI name such as whisper-1."},
-                    "language": {"type": "string", "description": "ISO 639-1; detected where it is not given."},
-                    "languages[]": {"type": "array", "items": {"type": "string"}},
+                    "model": {
+                        "type": "string",
+                        "description": "A served model or an OpenAI name; else the one served.",
+                    },
+                    "language": {"type": "string", "description": "ISO 639 code, BCP 47 tag or English name."},
+                    "languages[]": {
+                        "type": "array",
+                        "items": {"type": "string"},
+                        "description": "Those that may be spoken: each stretch is heard in the likeliest of them.",
+                    },
                     "keywords[]": {"type": "array", "items": {"type": "string"}, "description": "Spellings to prefer."},
                     "prompt": {"type": "string", "description": "Text taken as having been said before."},
                     "response_format": {"type": "string", "enum": list(FORMATS), "default": "json"},

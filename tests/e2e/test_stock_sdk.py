@@ -151,7 +151,7 @@ def test_models() -> None:
         (("a.ogg", b"not audio at all"), {}, openai.BadRequestError, "invalid_value"),
         (("a.bin", b"not audio at all"), {}, openai.BadRequestError, "unsupported_value"),
         (("a.ogg", b""), {}, openai.BadRequestError, "invalid_value"),
-        (ENGLISH, {"language": "auto"}, openai.BadRequestError, "invalid_language_format"),
+        (ENGLISH, {"language": "xx"}, openai.BadRequestError, "invalid_language_format"),
         (ENGLISH, {"model": "whisper-9"}, openai.NotFoundError, "model_not_found"),
         (ENGLISH, {"response_format": "diarized_json"}, openai.BadRequestError, "unsupported_value"),
         (("a.ogg", b"not audio"), {"stream": True}, openai.BadRequestError, "invalid_value"),

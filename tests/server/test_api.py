@@ -114,7 +114,7 @@ async def test_the_api_document_shows_the_form(app: App) -> None:
     """OpenAPI names every field a caller may send."""
     document = (await call(app, "GET", "/openapi.json")).json()
     form = document["paths"]["/v1/audio/transcriptions"]["post"]["requestBody"]["content"]["multipart/form-data"]
-    assert form["schema"]["required"] == ["file", "model"]
+    assert form["schema"]["required"] == ["file"]
     assert "timestamp_granularities[]" in form["schema"]["properties"]
 
 

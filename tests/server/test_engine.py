@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import re
 from dataclasses import replace
 from itertools import pairwise
@@ -10,17 +11,18 @@ import ctranslate2
 import numpy as np
 import pytest
 
+from localwhisper_client.languages import NAMES
 from localwhisper_server import batch, decoder, engine, window
 from localwhisper_server.batch import Chunk, ChunkResult, Preparer
 from localwhisper_server.chunks import SAMPLE_RATE, Piece, Span
 from localwhisper_server.devices import Device, Workers, choose_device, cores, workers
 from localwhisper_server.engine import Engine, find_speech
 from localwhisper_server.hypothesis import TEMPERATURES, Hypothesis
-from localwhisper_server.options import Decoding, Voice
+from localwhisper_server.options import Decoding, Options, Voice
 from localwhisper_server.scheduler import Scheduler
 from localwhisper_server.service import Service
 from localwhisper_server.turns import Limits
-from tests.server.sound import tone
+from tests.server.sound import encode, tone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -614,8 +616,6 @@ async def test_a_minute_is_heard_to_its_end(service: Service, voices: dict[str, 
     """In more than one window: the words of its text, in order, every word's time inside, and growing."""
     import jiwer
 
-    from localwhisper_server.options import Options
-
     with voices["en-60s"].open("rb") as file:
         *segments, transcript = [item async for item in service.transcribe(file, Options(Decoding(words=True)))]
     expected = voices["en-60s"].with_suffix(".txt").read_text()
@@ -625,6 +625,38 @@ async def test_a_minute_is_heard_to_its_end(service: Service, voices: dict[str, 
     assert len({segment.seek for segment in segments}) > 1  # type: ignore[union-attr]
     assert all(before.end <= after.start + 0.02 for before, after in pairwise(segments))  # type: ignore[union-attr]
     assert len(_check_words(segments, 60.7)) > 100  # type: ignore[arg-type]
+
+
+@pytest.mark.model
+@pytest.mark.anyio
+async def test_each_of_several_hinted_languages_is_written_down(service: Service, voices: dict[str, Path]) -> None:
+    """English, then German, then English in one file: every stretch in its own, none translated."""
+    pause = np.zeros(SAMPLE_RATE, np.float32)
+    demo, german = _voice(voices["demo"]), _voice(voices["de-5s"])
+    sound = encode(np.concatenate([demo, pause, german, pause, demo])[None])
+    options = Options(Decoding(languages=("de", "en")))
+    *_, transcript = [item async for item in service.transcribe(io.BytesIO(sound), options)]
+    words = _words(transcript.text)  # type: ignore[union-attr]
+    assert {"heute", "wetter", "park", "milk", "bread", "home"} < set(words)
+    assert words.count("milk") == 2
+    assert words.index("milk") < words.index("wetter") < len(words) - 1 - words[::-1].index("milk")
+
+
+@pytest.mark.parametrize(
+    ("among", "code", "probability"),
+    [((), "yi", 0.5), (("de", "en"), "de", 0.75), (("en",), "en", 1.0), (("fr",), "yi", 0.5)],
+)
+def test_the_likeliest_hinted_language(among: tuple[str, ...], code: str, probability: float) -> None:
+    """German with German and English hinted is German, however sure the model is that it is Yiddish."""
+    ranked = [("<|yi|>", 0.5), ("<|de|>", 0.3), ("<|en|>", 0.1)]
+    assert engine._likeliest(ranked, among) == (code, pytest.approx(probability))
+
+
+@pytest.mark.model
+def test_a_model_lists_the_languages_it_has_tokens_for(base: Engine, tiny_en: Engine) -> None:
+    """Cantonese came with large-v3: a request for it would end in a fault of the engine."""
+    assert base.languages == frozenset(NAMES) - {"yue"}
+    assert tiny_en.languages == {"en"}
 
 
 def test_a_folder_that_is_no_model_raises_what_the_command_line_catches(tmp_path: Path) -> None:

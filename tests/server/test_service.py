@@ -154,6 +154,23 @@ async def test_what_was_heard_in_another_language_is_run_again(
     ]
 
 
+async def test_of_several_hinted_languages_each_chunk_has_its_own(
+    service: Service, engine: Engine, speech: list[Span], wav: Callable[..., bytes]
+) -> None:
+    """No chunk waits for the first to decide, and none is run again for another language."""
+    speech += [Span(2, 8), Span(20, 26), Span(40, 46)]
+    engine.languages = {20.0: "nl"}
+    options = Options(Decoding(languages=("de", "nl")), NO_PADDING)
+    segments, transcript = await _all(service, wav(55.0), options)
+    assert [segment.text for segment in segments] == [" 2", " 20", " 40"]
+    assert transcript.language == "de"
+    assert [(chunk.offset, chunk.decoding.language, chunk.follows) for chunk in engine.chunks] == [
+        (2.0, None, False),
+        (20.0, None, False),
+        (40.0, None, False),
+    ]
+
+
 async def test_a_language_that_is_given_needs_no_waiting(
     service: Service, engine: Engine, speech: list[Span], wav: Callable[..., bytes]
 ) -> None:
