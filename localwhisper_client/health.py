@@ -12,6 +12,7 @@ import openai
 from localwhisper_client._http import http
 from localwhisper_client.config import health_url
 from localwhisper_client.house import without_credentials
+from localwhisper_client.transport import http_client, within
 
 
 class State(StrEnum):
@@ -52,13 +53,13 @@ def look(url: str, key: str | None, timeout: float) -> Seen:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     started = time.monotonic()
     try:
-        with openai.DefaultHttpxClient(
-            timeout=timeout, follow_redirects=False, trust_env=False, verify=url.startswith("https:")
-        ) as client:
-            health = client.get(health_url(url))
+        with http_client(openai.OpenAI, url) as client:
+            with within(timeout):
+                health = client.get(health_url(url), timeout=timeout)
             latency = time.monotonic() - started
-            models = client.get(f"{url}/models", headers=headers)
-    except http.HTTPError as error:
+            with within(timeout):
+                models = client.get(f"{url}/models", headers=headers, timeout=timeout)
+    except (http.HTTPError, http.InvalidURL, OSError) as error:
         return Seen(name, State.DOWN, advice=f"{type(error).__name__}. Is localwhisper-server running there?")
     said = _json(health)
     return Seen(

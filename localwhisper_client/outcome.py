@@ -15,6 +15,7 @@ import openai
 from localwhisper_client._http import http
 from localwhisper_client.errors import HouseAnsweredWrongly
 from localwhisper_client.steps import Outcome, Verdict
+from localwhisper_client.transport import MOST_EVENT_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,15 +90,21 @@ class FirstEvent:
         """Every byte seen so far, to be given out again."""
         self.last: LastEvent | None = None
         """What to watch the rest of the stream with; `None` where it need not end in any event we know."""
+        self._size = 0
 
     def feed(self, chunk: bytes) -> bool:
         """Take in bytes; return whether the first event has been seen.
 
         Raises:
-            WrongAnswer: the first event is an error.
+            WrongAnswer: the first event is an error, or too long.
 
         """
         self.chunks.append(chunk)
+        self._size += len(chunk)
+        if self._size > MOST_EVENT_BYTES:
+            raise WrongAnswer(f"an event stream of {self._size} bytes without an event")
+        if b"\n" not in chunk and b"\r" not in chunk:
+            return False
         text = b"".join(self.chunks).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         *blocks, _ = text.split(b"\n\n")
         for block in blocks:
