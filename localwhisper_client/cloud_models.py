@@ -38,12 +38,18 @@ class CloudModel:
 
 _TEXT = frozenset({"json", "text"})
 _WHISPER = CloudModel("whisper-1", _TEXT | {"verbose_json", "srt", "vtt"}, streams=False, translates=True)
-_LANGUAGES = frozenset(
-    "af ar hy az be bn bs bg yue ca zh hr cs da nl en et fi fr gl ka de el gu he hi hu is id it ja kn kk ko lv lt mk ms"
-    " ml mi mr ne no fa pl pt ro ru sr sk sl es sw sv tl ta te th tr uk ur vi cy".split()
-)
+_LANGUAGES = """
+    af ar hy az be bn bs bg yue ca zh hr cs da nl en et fi fr gl ka de el gu he hi hu is id it ja kn kk ko lv lt mk ms
+    ml mi mr ne no fa pl pt ro ru sr sk sl es sw sv tl ta te th tr uk ur vi cy
+"""
 _SUCCESSOR = CloudModel(
-    "gpt-transcribe", _TEXT, streams=True, logprobs=True, keywords=True, languages=_LANGUAGES, gone_from=None
+    "gpt-transcribe",
+    _TEXT,
+    streams=True,
+    logprobs=True,
+    keywords=True,
+    languages=frozenset(_LANGUAGES.split()),
+    gone_from=None,
 )
 
 BY_CHOICE = (_WHISPER, _SUCCESSOR)

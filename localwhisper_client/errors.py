@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 
 
 class LocalWhisperError(openai.OpenAIError):
-    """Anything this library raises that the SDK does not. Can be pickled and copied, without the keys it was sent with."""
+    """Anything this library raises that the SDK does not.
+
+    It can be pickled and copied, with its attributes; the request in them then has no headers, which hold keys.
+    """
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (type(self), self.args, {name: _bare(value) for name, value in vars(self).items()})
@@ -94,11 +97,14 @@ def _restored(kind: type[LocalWhisperError], args: tuple[Any, ...], attributes: 
 
 
 def _bare(value: Any) -> Any:
-    """Return a request without headers and body, and a response with such a request; anything else as it is."""
+    """Return a request without headers, password and body, and a response with such a request; else the value."""
     if isinstance(value, http.Request):
-        return http.Request(value.method, value.url)
+        return http.Request(value.method, value.url.copy_with(username="", password=""))
     if isinstance(value, http.Response):
-        content = value.content if value.is_stream_consumed or value.is_closed and hasattr(value, "_content") else b""
+        try:
+            content = value.content
+        except http.StreamError:
+            content = b""  # closed before it was read
         return http.Response(value.status_code, headers=value.headers, content=content, request=_bare(value.request))
     return value
 

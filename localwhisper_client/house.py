@@ -87,6 +87,7 @@ class House(Generic[ClientT]):
         if waker is None and settings.wake is not None:
             self._waker = hooks.waker(settings.wake)
         forks.renewed(self._renew)
+        self._current()
 
     def _renew(self) -> None:
         # Connections, and what was learnt by the way: all of it may be in use by the parent's other threads.
@@ -97,6 +98,9 @@ class House(Generic[ClientT]):
     @property
     def backends(self) -> tuple[Backend, ...]:
         """Those known now: the given ones, and the found ones of the last `find()`."""
+        return tuple(server.backend for server in self._current())
+
+    def _current(self) -> list[Server[ClientT]]:
         urls: dict[str, None] = {}
         for url in self.settings.lan_urls:
             # Whatever answers to a search is not trusted to name the cloud.
@@ -106,7 +110,7 @@ class House(Generic[ClientT]):
             for url in urls:
                 if url not in self._servers:
                     self._servers[url] = Server(url, self.settings, self._kind)
-            return tuple(self._servers[url].backend for url in urls)
+            return [self._servers[url] for url in urls]
 
     def moved(self, settings: Settings) -> House[ClientT]:
         """Return another house, which is found and woken in the same way."""
@@ -115,6 +119,7 @@ class House(Generic[ClientT]):
     @property
     def servers(self) -> list[Server[ClientT]]:
         """Every server ever known."""
+        self._current()
         return list(self._servers.values())
 
     @property

@@ -29,7 +29,7 @@ _PATIENCE = 3
 
 
 class Prober:
-    """Probes one backend. `ask` is given base URL and time-out, and says whether the server is ready, and what it saw."""
+    """Probes one backend. `ask` is given base URL and time-out; it says whether the server is ready, and why."""
 
     def __init__(
         self, backend: Backend, url: str, timeout: float, ask: Callable[[str, float], tuple[bool, str]] | None = None

@@ -57,13 +57,13 @@ def test_which_model_of_the_clouds_answers(asked: dict[str, Any], before: str | 
             with pytest.raises(Impossible, match="OpenAI has no model"):
                 adapted(SPEECH, asked, day)
         else:
-            assert adapted(SPEECH, asked, day) == {**asked, "model": model}
+            assert adapted(SPEECH, asked, day) == ({**asked, "model": model}, ())
 
 
 @pytest.mark.parametrize("asked", [{"model": "large-v3"}, {"model": "gpt-4o-transcribe", "response_format": "srt"}])
 def test_translations_end_with_whisper(asked: dict[str, Any]) -> None:
     """And the message says since when."""
-    assert adapted(TRANSLATION, asked, BEFORE)["model"] == "whisper-1"
+    assert adapted(TRANSLATION, asked, BEFORE)[0]["model"] == "whisper-1"
     with pytest.raises(Impossible, match=r"translation .* since whisper-1 was shut down on 2027-02-26"):
         adapted(TRANSLATION, asked, AFTER)
 
@@ -71,8 +71,9 @@ def test_translations_end_with_whisper(asked: dict[str, Any]) -> None:
 def test_what_only_the_house_takes_stays_there() -> None:
     """Hints for another model, and the word for a language to be found out; the caller's own fields are not changed."""
     asked = {"model": "large-v3", "language": "auto", "keywords": ["x"], "languages": ["en"], "prompt": "p"}
-    assert adapted(SPEECH, asked, BEFORE) == {"model": "whisper-1", "prompt": "p"}
-    assert adapted(SPEECH, {**asked, "language": "de"}, AFTER) == {**asked, "language": "de", "model": "gpt-transcribe"}
+    assert adapted(SPEECH, asked, BEFORE) == ({"model": "whisper-1", "prompt": "p"}, ())
+    kept = {"model": "gpt-transcribe", "keywords": ["x"], "languages": ["en"], "prompt": "p"}
+    assert adapted(SPEECH, {**asked, "language": "de"}, AFTER) == (kept, ())
     assert asked["language"] == "auto"
 
 
