@@ -78,7 +78,10 @@ def browse(
                 heard[name] = found
                 changed.notify_all()
 
-    network = zeroconf.Zeroconf(interfaces=list(interfaces) if interfaces else zeroconf.InterfaceChoice.All)
+    try:
+        network = zeroconf.Zeroconf(interfaces=list(interfaces) if interfaces else zeroconf.InterfaceChoice.All)
+    except RuntimeError as error:  # what it raises where no interface is up
+        raise OSError(str(error)) from error
     try:
         browser = zeroconf.ServiceBrowser(network, SERVICE, handlers=[hear])
         with changed:

@@ -37,7 +37,7 @@ def size(content: Any) -> int:
 
 
 def most_seconds(content: Any) -> float:
-    """Return a length that the audio surely does not exceed."""
+    """Return a length that audio of this size does not exceed, in the codecs that people record speech with."""
     return size(content) / _LEAST_BYTES_PER_SECOND
 
 
