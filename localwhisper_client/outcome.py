@@ -91,6 +91,7 @@ class FirstEvent:
         self.last: LastEvent | None = None
         """What to watch the rest of the stream with; `None` where it need not end in any event we know."""
         self._size = 0
+        self._rest = b""
 
     def feed(self, chunk: bytes) -> bool:
         """Take in bytes; return whether the first event has been seen.
@@ -103,10 +104,10 @@ class FirstEvent:
         self._size += len(chunk)
         if self._size > MOST_EVENT_BYTES:
             raise WrongAnswer(f"an event stream of {self._size} bytes without an event")
-        if b"\n" not in chunk and b"\r" not in chunk:
-            return False
-        text = b"".join(self.chunks).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        *blocks, _ = text.split(b"\n\n")
+        text = self._rest + chunk
+        *blocks, rest = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n\n")
+        # Half a line's end, perhaps.
+        self._rest = text if text.endswith(b"\r") else rest
         for block in blocks:
             lines = [line[5:].strip() for line in block.split(b"\n") if line.startswith(b"data:")]
             if lines:

@@ -208,8 +208,9 @@ def test_a_long_answer_is_no_endless_one(drive: Driver) -> None:
     text = "x" * 30_000_000
     with serving(says(200, b"application/json", b'{"text": "%b"}' % text.encode())) as server:
         assert drive.call(drive.client(lan_url=server.url)) == text
+    long = EVENT.replace(b'"a"', b'"%b"' % bytes(b"x" * 1000))
     done = b'data: {"type":"transcript.text.done","text":"a"}\n\n'
-    with serving(says(200, b"text/event-stream", EVENT * 200_000 + done)) as server:
+    with serving(says(200, b"text/event-stream", long * 12_000 + done)) as server:
         assert drive.call(drive.client(lan_url=server.url), "events") == "a"
 
 
