@@ -291,12 +291,26 @@ def test_status_of_servers_that_are_up_and_down(home: FaultServer, monkeypatch: 
     for word in ("base", "2 calls, 1.5 s", "down", "nothing leaves the house", "closed", "opens", "pass a server by"):
         assert word in done.stdout
     assert "secret" not in done.stdout
-    assert [probe.headers.get("authorization") for probe in home.probes] == [None, "Bearer ours"]
+    assert [probe.headers.get("authorization") for probe in home.probes] == [None, "Bearer ours", None]
     monkeypatch.setenv("LOCALWHISPER_BASE_URL", "nonsense")
     assert command("status").exit_code == 2
     monkeypatch.setenv("LOCALWHISPER_BASE_URL", "auto")
     monkeypatch.setattr(discovery, "search", lambda: ())
     assert "--announce" in command("status").stdout
+
+
+def test_a_server_that_is_stuck_is_not_ready(home: FaultServer) -> None:
+    """`/health` says "ok" of it; `/ready` knows, and says why."""
+
+    def behave(conn: Any, request: Any) -> None:
+        stuck = says(503, b"application/json", b'{"ready": false, "reason": "The last inference failed."}')
+        (stuck if request.path == "/ready" else answering(as_json(HEALTH)))(conn, request)
+
+    home.answers_probe = behave
+    done = command("status")
+    assert done.exit_code == 1
+    assert "not ready" in done.stdout
+    assert "The last inference failed." in done.stdout
 
 
 def test_stats(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
