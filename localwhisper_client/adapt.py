@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
     from localwhisper_client.cloud_models import CloudModel
 
-_ONLY_WITH_HINTS = ("languages", "keywords")
-
 
 class Impossible(Exception):
     """The cloud cannot answer this call; says why."""
 
 
-def adapted(path: str, fields: Mapping[str, Any], day: date) -> dict[str, Any]:
-    """Return the fields as the cloud takes them: its own model where the caller's is not one that can do it.
+def adapted(path: str, fields: Mapping[str, Any], day: date) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the fields as the cloud takes them, and the languages in them that it does not take.
+
+    Its own model stands in where the caller's is not one that can do it.
 
     Args:
         path: the endpoint, `/audio/transcriptions` or `/audio/translations`.
@@ -44,13 +44,22 @@ def adapted(path: str, fields: Mapping[str, Any], day: date) -> dict[str, Any]:
     if model is None:
         raise Impossible(_why(able[0] if able else None, fields, translate=translate))
     mine = dict(fields, model=model.name)
-    if not model.hints:
-        for name in _ONLY_WITH_HINTS:
-            mine.pop(name, None)
-    # The house takes it for "find out"; the cloud takes its absence for that.
-    if mine.get("language") == "auto":
-        del mine["language"]
-    return mine
+    if not model.keywords:
+        mine.pop("keywords", None)
+    language, languages = _code(mine.pop("language", None)), mine.pop("languages", None) or ()
+    if model.languages is None:
+        return mine | ({"language": language} if language else {}), ()
+    wanted = dict.fromkeys(map(_code, [languages] if isinstance(languages, str) else languages))
+    codes = list(wanted) or [language]
+    if taken := [code for code in codes if code in model.languages]:
+        mine["languages"] = taken
+    return mine, tuple(code for code in codes if code and code not in model.languages)
+
+
+def _code(language: object) -> str:
+    """Return a language as the cloud names it; nothing for `auto`, which means the same to the house."""
+    code = language.strip().lower() if isinstance(language, str) else ""
+    return "" if code == "auto" else code
 
 
 def _missing(model: CloudModel, fields: Mapping[str, Any], *, translate: bool) -> bool:

@@ -6,8 +6,6 @@ can fall back; after that the caller has part of the answer, and a fault is thei
 
 from __future__ import annotations
 
-import math
-import time
 from typing import TYPE_CHECKING, Any
 
 from localwhisper_client._http import http
@@ -56,35 +54,15 @@ class _AsyncReplay(http.AsyncByteStream):  # type: ignore[misc] # as above
         await self._original.aclose()
 
 
-def read_whole(response: Any, deadline: float) -> None:
-    """Read a body to its end by `deadline` (`time.monotonic`): the HTTP library bounds only each piece of it.
-
-    Raises:
-        ReadTimeout (of the HTTP library): it took too long; the response is closed.
-
-    """
-    body: list[bytes] = []
-    try:
-        for chunk in response.stream:
-            body.append(chunk)
-            _in_time(deadline)
-    except BaseException:
-        response.close()
-        raise
-    response.stream = _Replay(body, iter(()), response.stream)
-    response.read()
-
-
-def read(response: Any, expected: Expected, seconds: float | None = None) -> None:
-    """Read and check a response, within so many seconds: a server may not be slow byte by byte, either.
+def read(response: Any, expected: Expected) -> None:
+    """Read and check a response.
 
     Raises:
         HouseAnsweredWrongly: it is no answer to this call. The response is closed then, as when reading fails.
-        ReadTimeout (of the HTTP library): it took too long.
 
     """
     try:
-        _read(response, expected, _deadline(seconds))
+        _read(response, expected)
     except WrongAnswer as wrong:
         response.close()
         raise HouseAnsweredWrongly(str(wrong), response=response) from None
@@ -93,20 +71,14 @@ def read(response: Any, expected: Expected, seconds: float | None = None) -> Non
         raise
 
 
-def _read(response: Any, expected: Expected, deadline: float) -> None:
+def _read(response: Any, expected: Expected) -> None:
     expected.check_head(response.headers)
-    if response.is_closed:
-        # A plain call's: `house` has read it already.
-        expected.check_body(response.read())
-        return
     if not expected.stream:
-        read_whole(response, deadline)
         expected.check_body(response.read())
         return
     chunks = iter(response.stream)
     first = FirstEvent()
     for chunk in chunks:
-        _in_time(deadline)
         if first.feed(chunk):
             break
     else:
@@ -114,10 +86,10 @@ def _read(response: Any, expected: Expected, deadline: float) -> None:
     response.stream = _Replay(first.chunks, chunks, response.stream, first.last)
 
 
-async def aread(response: Any, expected: Expected, seconds: float | None = None) -> None:
+async def aread(response: Any, expected: Expected) -> None:
     """Read and check a response, as `read` does."""
     try:
-        await _aread(response, expected, _deadline(seconds))
+        await _aread(response, expected)
     except WrongAnswer as wrong:
         await response.aclose()
         raise HouseAnsweredWrongly(str(wrong), response=response) from None
@@ -126,23 +98,14 @@ async def aread(response: Any, expected: Expected, seconds: float | None = None)
         raise
 
 
-async def _aread(response: Any, expected: Expected, deadline: float) -> None:
+async def _aread(response: Any, expected: Expected) -> None:
     expected.check_head(response.headers)
-    if response.is_closed:
+    if not expected.stream:
         expected.check_body(await response.aread())
         return
     chunks = aiter(response.stream)
-    if not expected.stream:
-        body: list[bytes] = []
-        async for chunk in chunks:
-            body.append(chunk)
-            _in_time(deadline)
-        response.stream = _AsyncReplay(body, chunks, response.stream)
-        expected.check_body(await response.aread())
-        return
     first = FirstEvent()
     async for chunk in chunks:
-        _in_time(deadline)
         if first.feed(chunk):
             break
     else:
@@ -159,12 +122,3 @@ def _check_end(last: LastEvent | None) -> None:
     # A server that was stopped, or a proxy, may end a stream as if that were all; half a transcript is none.
     if last is not None and not last.seen:
         raise http.RemoteProtocolError("the stream ended before the transcript was whole")
-
-
-def _deadline(seconds: float | None) -> float:
-    return math.inf if seconds is None else time.monotonic() + seconds
-
-
-def _in_time(deadline: float) -> None:
-    if time.monotonic() > deadline:
-        raise http.ReadTimeout("the answer came too slowly")

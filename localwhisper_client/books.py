@@ -10,6 +10,7 @@ import sqlite3
 import threading
 from typing import TYPE_CHECKING
 
+from localwhisper_client import forks
 from localwhisper_client.events import log
 from localwhisper_client.ledger import Ledger
 
@@ -33,8 +34,11 @@ class Books:
     def __init__(self, path: Path | None, budget: Budget | None) -> None:
         self._path = path
         self._budget = budget
-        self._lock = threading.Lock()
         self._ledger: Ledger | None = None
+        forks.renewed(self._renew)
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
 
     @property
     def kept(self) -> bool:
@@ -61,8 +65,16 @@ class Books:
             ledger = self._opened(self._path)
             number = ledger.reserve(row, most_usd, self._budget.dollars, since)
             if number is None:
+                counted = (
+                    ""
+                    if row.audio_seconds is not None
+                    else (
+                        " (the file's size by its shortest second, for nothing could count it: "
+                        "pip install 'localwhisper-lan[transcode]' does)"
+                    )
+                )
                 raise Spent(
-                    f"the budget of ${self._budget} has no room for up to ${most_usd:.4f}: "
+                    f"the budget of ${self._budget} has no room for up to ${most_usd:.4f}{counted}: "
                     f"${ledger.spent(since):.4f} is spent or held"
                 )
         except _TROUBLE as error:

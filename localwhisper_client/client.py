@@ -16,16 +16,16 @@ import anyio
 import anyio.to_thread
 import openai
 
-from localwhisper_client import answer, race
+from localwhisper_client import answer, background, race
 from localwhisper_client.errors import CloudKeyMissing
 from localwhisper_client.provenance import traced
 from localwhisper_client.route import Route, Wishes, is_speech_to_text
-from localwhisper_client.steps import Probe, Race, Try, Wait
+from localwhisper_client.steps import Race, Try, Wait
+from localwhisper_client.transport import within, within_async
 from localwhisper_client.upload import Upload, needs_copy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from concurrent.futures import Future
 
     from localwhisper_client.events import Event
     from localwhisper_client.policy import Policy
@@ -123,15 +123,14 @@ class LocalWhisper(_Narrowed, openai.OpenAI):
                         case Wait():
                             time.sleep(step.seconds)
                             reply = None
-                        case Probe():
-                            probe = self._route.house.server(step.backend).prober.ask(self._route.announce)
-                            reply = probe.result() if step.wait else None
                         case Race():
                             reply = race.run(partial(ask, step.first), partial(ask, step.second), step.after)
                         case Try():
                             reply = ask(step)
                         case _:
-                            reply = routed.perform(step)
+                            work = routed.begin(step)
+                            background.wait(work, step.seconds)
+                            reply = routed.result_of(step, work)
 
     def _ask(self, routed: Routed[openai.OpenAI], cast_to: Any, step: Try, **streaming: Any) -> Outcome:
         if step.backend.cloud:
@@ -140,14 +139,13 @@ class LocalWhisper(_Narrowed, openai.OpenAI):
                 attempt.prepare()
                 value = super().request(cast_to, attempt.options, **streaming)
                 return attempt.answered(value)
-            except openai.OpenAIError as error:
+            except Exception as error:  # noqa: BLE001 - in the ledger first; raised at the end of the call
                 return attempt.failed(error)
         server = self._route.house.server(step.backend)
         try:
-            server.find_name(step.seconds)
-            started = time.monotonic()
-            raw: Any = server.client.request(cast_to, routed.house_options(server, step.seconds), **streaming)
-            answer.read(raw.http_response, routed.expected, _rest(step.seconds, started))
+            with within(step.seconds):
+                raw: Any = server.client.request(cast_to, routed.house_options(server, step.seconds), **streaming)
+                answer.read(raw.http_response, routed.expected)
             return routed.answer(raw)
         except Exception as error:  # noqa: BLE001 - raised again unless it is the network's or the server's
             return routed.house_fault(error)
@@ -202,15 +200,14 @@ class AsyncLocalWhisper(_Narrowed, openai.AsyncOpenAI):
                         case Wait():
                             await anyio.sleep(step.seconds)
                             reply = None
-                        case Probe():
-                            probe = self._route.house.server(step.backend).prober.ask(self._route.announce)
-                            reply = await _result_of(probe) if step.wait else None
                         case Race():
                             reply = await race.arun(partial(ask, step.first), partial(ask, step.second), step.after)
                         case Try():
                             reply = await ask(step)
                         case _:
-                            reply = await anyio.to_thread.run_sync(routed.perform, step, abandon_on_cancel=True)
+                            work = routed.begin(step)
+                            await background.wait_async(work, step.seconds)
+                            reply = routed.result_of(step, work)
 
     async def _ask(self, routed: Routed[openai.AsyncOpenAI], cast_to: Any, step: Try, **streaming: Any) -> Outcome:
         if step.backend.cloud:
@@ -219,13 +216,13 @@ class AsyncLocalWhisper(_Narrowed, openai.AsyncOpenAI):
                 await anyio.to_thread.run_sync(attempt.prepare)
                 value = await super().request(cast_to, attempt.options, **streaming)
                 return await anyio.to_thread.run_sync(attempt.answered, value)
-            except openai.OpenAIError as error:
+            except Exception as error:  # noqa: BLE001 - as above
                 return await anyio.to_thread.run_sync(attempt.failed, error)
         server = self._route.house.server(step.backend)
         try:
-            started = time.monotonic()
-            raw: Any = await server.client.request(cast_to, routed.house_options(server, step.seconds), **streaming)
-            await answer.aread(raw.http_response, routed.expected, _rest(step.seconds, started))
+            with within_async(step.seconds):
+                raw: Any = await server.client.request(cast_to, routed.house_options(server, step.seconds), **streaming)
+                await answer.aread(raw.http_response, routed.expected)
             return routed.answer(raw)
         except Exception as error:  # noqa: BLE001 - as above
             return routed.house_fault(error)
@@ -236,14 +233,6 @@ class AsyncLocalWhisper(_Narrowed, openai.AsyncOpenAI):
         for server in self._route.house.servers:
             await server.client.close()
         self._route.books.close()
-
-
-def _rest(seconds: float | None, started: float) -> float | None:
-    return None if seconds is None else seconds - (time.monotonic() - started)
-
-
-async def _result_of(probe: Future[bool]) -> bool:
-    return await anyio.to_thread.run_sync(probe.result, abandon_on_cancel=True)
 
 
 def _no_key() -> str:

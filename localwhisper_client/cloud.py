@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import time
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -17,8 +18,9 @@ from localwhisper_client.adapt import Impossible, adapted
 from localwhisper_client.books import Spent
 from localwhisper_client.cloud_models import BY_CHOICE
 from localwhisper_client.errors import BudgetSpent, CloudCannot
-from localwhisper_client.events import BudgetReached
+from localwhisper_client.events import BudgetReached, LanguageDropped
 from localwhisper_client.ledger import Row
+from localwhisper_client.outcome import failed
 from localwhisper_client.prices import Usage, cost
 from localwhisper_client.steps import Outcome, Verdict
 
@@ -34,6 +36,7 @@ UPLOAD_LIMIT = 25 * 1024 * 1024
 # The limit is on the whole request: what the form needs beside the file.
 _FORM = 64 * 1024
 _USAGE = ("seconds", "input_tokens", "output_tokens")
+_MAY_PASS = frozenset({Verdict.OUTAGE, Verdict.FAILURE, Verdict.BUSY})
 
 
 @dataclass
@@ -49,7 +52,7 @@ class Attempt:
     reason: str
     clock: Callable[[], float] = time.monotonic
     sent: float = field(init=False)
-    row: Row = field(init=False)
+    row: Row | None = field(init=False, default=None)
     number: int | None = field(init=False, default=None)
 
     def prepare(self) -> None:
@@ -64,14 +67,17 @@ class Attempt:
         self.options = copy.copy(self.options)
         request = http.Request("POST", self.backend + self.options.url)
         try:
-            self.options.json_data = adapted(self.options.url, self.options.json_data, day(self.now))
+            self.options.json_data, dropped = adapted(self.options.url, self.options.json_data, day(self.now))
             self.options.files = _fitting(self.options.files)
         except Impossible as why:
             raise CloudCannot(f"The cloud was not asked: {why}.", request=request) from why
+        for language in dropped:
+            self.announce(LanguageDropped(self.backend, language, self.model))
         audio_seconds, most = None, None
         if self.books.kept:
             content = content_of(self.options.files)
-            audio_seconds = media.seconds(content)
+            # Money follows what was counted: what a header says may be wrong by any factor.
+            audio_seconds = media.counted(content)
             longest = audio_seconds + 1 if audio_seconds is not None else media.most_seconds(content)
             most = cost(self.model, Usage(longest))
         self.row = Row(self.now, self.backend, True, self.reason, audio_seconds, None, None, 0.0)  # noqa: FBT003
@@ -88,30 +94,46 @@ class Attempt:
 
     def answered(self, value: Any) -> Outcome:
         """Settle an answer. Blocks."""
-        seconds = self.clock() - self.sent
         usage = usage_of(value)
-        if usage.seconds is None:
+        if usage.seconds is None and self.row is not None:
             usage = replace(usage, seconds=self.row.audio_seconds)
         price = cost(self.model, usage)
-        self._settle(replace(self.row, audio_seconds=usage.seconds, seconds=seconds, cost_usd=price))
+        self._settle(audio_seconds=usage.seconds, cost_usd=price)
         return Outcome(Verdict.ANSWERED, value=value, audio_seconds=usage.seconds, cost_usd=price)
 
-    def failed(self, error: openai.OpenAIError) -> Outcome:
-        """Settle a failure: an error status costs nothing, nor does what was never sent; else nobody knows. Blocks."""
+    def failed(self, error: Exception) -> Outcome:
+        """Settle a failure: an error status costs nothing, nor does what was never sent; else nobody knows. Blocks.
+
+        Also of an answer that cannot be read: it is as dear as any.
+        """
         if isinstance(error, (BudgetSpent, CloudCannot)):
             return Outcome(Verdict.REFUSED, str(error), error=error)
-        seconds = self.clock() - self.sent
-        status = getattr(error, "status_code", None)
+        if self.row is None:
+            raise error
+        seen = failed(error, self.now)
+        status = getattr(error, "status_code", None) if isinstance(error, openai.APIStatusError) else None
         reason = f"status {status}" if status else f"{type(error).__name__}: {error}"
         unsent = isinstance(error.__cause__, (http.ConnectError, http.ConnectTimeout))
-        free = unsent or not isinstance(error, openai.APIConnectionError)
-        price = 0.0 if free else None
-        self._settle(replace(self.row, reason=reason, seconds=seconds, cost_usd=price))
-        return Outcome(Verdict.FAILURE, reason, error=error, cost_usd=price)
+        price = 0.0 if status or unsent else None
+        self._settle(reason=reason, cost_usd=price)
+        return Outcome(
+            Verdict.FAILURE,
+            reason,
+            retry_after=seen.retry_after if seen else None,
+            error=error,
+            cost_usd=price,
+            may_pass=seen is not None and seen.verdict in _MAY_PASS and not _is_final(error),
+        )
 
-    def _settle(self, row: Row) -> None:
-        if self.number is not None:
-            self.books.settle(self.number, row)
+    def _settle(self, **known: Any) -> None:
+        if self.number is not None and self.row is not None:
+            self.books.settle(self.number, replace(self.row, seconds=self.clock() - self.sent, **known))
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether the cloud says itself that asking again is of no use."""
+    told = getattr(getattr(error, "response", None), "headers", {}).get("x-should-retry")
+    return told == "false" or getattr(error, "code", None) == "insufficient_quota"
 
 
 def house_row(ending: Ending, fields: Mapping[str, Any], files: Any, now: float) -> Row:
@@ -152,15 +174,17 @@ def usage_of(value: Any) -> Usage:
         except (http.StreamError, ValueError, AttributeError):
             return Usage()
     said = told if isinstance(told, dict) else {name: getattr(told, name, None) for name in _USAGE}
-    seconds = said.get("seconds")
-    return Usage(_number(duration if seconds is None else seconds), said.get("input_tokens"), said.get("output_tokens"))
+    seconds, tokens_in, tokens_out = (_number(said.get(name)) for name in _USAGE)
+    return Usage(_number(duration) if seconds is None else seconds, tokens_in, tokens_out)
 
 
 def _number(value: Any) -> float | None:
+    """Return an amount; what is none, or would give money back, is unknown."""
     try:
-        return float(value)
+        number = float(value)
     except (TypeError, ValueError):
         return None
+    return number if math.isfinite(number) and number >= 0 else None
 
 
 def content_of(files: Any) -> Any:

@@ -2,7 +2,8 @@
 
 As of 2026-11-22. Formats: OpenAI's OpenAPI description of 2026-08-21, and the service's own words in its errors
 ("Use 'json' or 'text' instead"). Shutdown dates: developers.openai.com/api/docs/deprecations, announced 2026-08-26, and
-`shutdown_date` of `GET /v1/models`. From that date on a model is counted as gone, in UTC.
+`shutdown_date` of `GET /v1/models`. From that date on a model is counted as gone, in UTC. Languages: what
+`gpt-transcribe` took of each code when it was tried live on 2026-07-31.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ class CloudModel:
     """Whether `stream=True` gives events; a model that ignores it gives the SDK a stream without any."""
     translates: bool = False
     logprobs: bool = False
-    hints: bool = False
-    """Whether it takes `languages` and `keywords`."""
+    keywords: bool = False
+    """Whether it takes `keywords`."""
+    languages: frozenset[str] | None = None
+    """The codes that it takes as `languages`, where it ignores `language`; it refuses others. `None`: the reverse."""
     gone_from: date | None = SHUTDOWN
 
     def alive(self, day: date) -> bool:
@@ -35,7 +38,19 @@ class CloudModel:
 
 _TEXT = frozenset({"json", "text"})
 _WHISPER = CloudModel("whisper-1", _TEXT | {"verbose_json", "srt", "vtt"}, streams=False, translates=True)
-_SUCCESSOR = CloudModel("gpt-transcribe", _TEXT, streams=True, logprobs=True, hints=True, gone_from=None)
+_LANGUAGES = """
+    af ar hy az be bn bs bg yue ca zh hr cs da nl en et fi fr gl ka de el gu he hi hu is id it ja kn kk ko lv lt mk ms
+    ml mi mr ne no fa pl pt ro ru sr sk sl es sw sv tl ta te th tr uk ur vi cy
+"""
+_SUCCESSOR = CloudModel(
+    "gpt-transcribe",
+    _TEXT,
+    streams=True,
+    logprobs=True,
+    keywords=True,
+    languages=frozenset(_LANGUAGES.split()),
+    gone_from=None,
+)
 
 BY_CHOICE = (_WHISPER, _SUCCESSOR)
 """Those that stand in for a local model, best first."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, overload
 from urllib.parse import urlsplit, urlunsplit
 
 from localwhisper_client.budget import Budget
 from localwhisper_client.errors import ConfigurationError
 from localwhisper_client.hooks import AUTO
-from localwhisper_client.ledger import default_path
+from localwhisper_client.ledger import named
 from localwhisper_client.policy import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 DEFAULT_LAN_URL = "http://localhost:5000/v1"
 DEFAULT_CLOUD_URL = "https://api.openai.com/v1"
@@ -127,10 +127,10 @@ def is_openai(url: str) -> bool:
     return any(host == domain or host.endswith("." + domain) for domain in _OPENAI_DOMAINS)
 
 
-def health_url(base_url: str) -> str:
+def health_url(base_url: str, path: str = "/health") -> str:
     """Return where a server with this base URL answers for its health: beside its `/v1`, not under it."""
     parts = urlsplit(base_url)
-    return urlunsplit(parts._replace(path=parts.path.rstrip("/").removesuffix("/v1") + "/health"))
+    return urlunsplit(parts._replace(path=parts.path.rstrip("/").removesuffix("/v1") + path))
 
 
 def _budget(name: str, value: str | None) -> Budget | None:
@@ -142,14 +142,10 @@ def _budget(name: str, value: str | None) -> Budget | None:
 
 def _ledger(name: str, environ: Mapping[str, str], budget: Budget | None) -> Path | None:
     value = _set(environ, name)
-    if value is not None and value.lower() in ("0", "off", "false", "no"):
-        if budget is not None:
-            raise ConfigurationError(f"{name} is {value!r}, but a budget needs a ledger. Unset one of the two.")
-        return None
-    if value is None and budget is None:
-        return None
-    named = value is not None and value.lower() not in ("1", "on", "true", "yes")
-    return Path(value).expanduser() if value is not None and named else default_path(environ)
+    path = None if value is None and budget is None else named(value or "", environ)
+    if path is None and budget is not None:
+        raise ConfigurationError(f"{name} is {value!r}, but a budget needs a ledger. Unset one of the two.")
+    return path
 
 
 def _set(environ: Mapping[str, str], name: str) -> str | None:

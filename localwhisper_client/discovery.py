@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localwhisper_client import ledger
+from localwhisper_client import forks, ledger
 from localwhisper_client.config import health_url
 from localwhisper_client.errors import ConfigurationError
 from localwhisper_client.events import log
@@ -78,7 +78,10 @@ def browse(
                 heard[name] = found
                 changed.notify_all()
 
-    network = zeroconf.Zeroconf(interfaces=list(interfaces) if interfaces else zeroconf.InterfaceChoice.All)
+    try:
+        network = zeroconf.Zeroconf(interfaces=list(interfaces) if interfaces else zeroconf.InterfaceChoice.All)
+    except RuntimeError as error:  # what it raises where no interface is up
+        raise OSError(str(error)) from error
     try:
         browser = zeroconf.ServiceBrowser(network, SERVICE, handlers=[hear])
         with changed:
@@ -163,11 +166,14 @@ class Discovery:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path, self._find, self._clock = path, find, clock
-        self._lock = threading.Lock()
+        forks.renewed(self._renew)
         self._urls: tuple[str, ...] = ()
         self._trusted = False
         self._searched_at: float | None = None
         self._started = False
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
 
     def urls(self) -> tuple[str, ...]:
         """Return the servers' base URLs: those remembered, or after `forget` those found; empty if never any.

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import openai
 
+from localwhisper_client._http import http
 from localwhisper_client.policy import Policy
 from localwhisper_client.steps import FINAL, Verdict
 
@@ -34,7 +35,13 @@ if TYPE_CHECKING:
 
 
 class LocalWhisperError(openai.OpenAIError):
-    """Anything this library raises that the SDK does not."""
+    """Anything this library raises that the SDK does not.
+
+    It can be pickled and copied, with its attributes; the request in them then has no headers, which hold keys.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.args, {name: _bare(value) for name, value in vars(self).items()})
 
 
 class ConfigurationError(LocalWhisperError):
@@ -80,6 +87,26 @@ class HouseAnsweredWrongly(LocalWhisperError, openai.APIResponseValidationError)
 
     def __init__(self, message: str, *, response: Any) -> None:
         openai.APIResponseValidationError.__init__(self, response, None, message=message)
+
+
+def _restored(kind: type[LocalWhisperError], args: tuple[Any, ...], attributes: dict[str, Any]) -> LocalWhisperError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    vars(error).update(attributes)
+    return error
+
+
+def _bare(value: Any) -> Any:
+    """Return a request without headers, password and body, and a response with such a request; else the value."""
+    if isinstance(value, http.Request):
+        return http.Request(value.method, value.url.copy_with(username="", password=""))
+    if isinstance(value, http.Response):
+        try:
+            content = value.content
+        except http.StreamError:
+            content = b""  # closed before it was read
+        return http.Response(value.status_code, headers=value.headers, content=content, request=_bare(value.request))
+    return value
 
 
 def explained(ending: Ending, request: Any, *, asked_for_cloud: bool = False) -> Exception:

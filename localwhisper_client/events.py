@@ -65,6 +65,14 @@ class BudgetReached(Event):
     """The most that the call could have cost, in dollars; `None` where no price is known."""
 
 
+@dataclass(frozen=True, slots=True)
+class LanguageDropped(Event):
+    """The cloud was not told the language of a call, because its model does not take that one."""
+
+    language: str
+    model: str
+
+
 class Announcer:
     """Hands events to the log and to the user's callback, whose faults never reach the call."""
 

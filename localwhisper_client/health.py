@@ -1,4 +1,4 @@
-"""How a server in the house looks from outside: one question to its `/health`, and one that needs its key."""
+"""How a server on the LAN looks from outside: its `/health`, its `/ready`, and one question that needs its key."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import openai
 from localwhisper_client._http import http
 from localwhisper_client.config import health_url
 from localwhisper_client.house import without_credentials
+from localwhisper_client.transport import http_client, within
 
 
 class State(StrEnum):
@@ -20,6 +21,8 @@ class State(StrEnum):
     READY = "ready"
     LOADING = "loading"
     FAILED = "failed"
+    NOT_READY = "not ready"
+    """The model is loaded, but calls had better go elsewhere: the advice says why."""
     WRONG_KEY = "wrong key"
     STRANGE = "strange"
     """Somebody answers, but not as a speech-to-text server."""
@@ -47,30 +50,36 @@ class Seen:
 
 
 def look(url: str, key: str | None, timeout: float) -> Seen:
-    """Look at the server with this base URL; `timeout` in seconds bounds each of two questions. Never raises."""
+    """Look at the server with this base URL; `timeout` in seconds bounds each of three questions. Never raises."""
     name = without_credentials(url)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     started = time.monotonic()
     try:
-        with openai.DefaultHttpxClient(
-            timeout=timeout, follow_redirects=False, trust_env=False, verify=url.startswith("https:")
-        ) as client:
-            health = client.get(health_url(url))
+        with http_client(openai.OpenAI, url) as client:
+            with within(timeout):
+                health = client.get(health_url(url), timeout=timeout)
             latency = time.monotonic() - started
-            models = client.get(f"{url}/models", headers=headers)
-    except http.HTTPError as error:
+            with within(timeout):
+                models = client.get(f"{url}/models", headers=headers, timeout=timeout)
+            with within(timeout):
+                ready = client.get(health_url(url, "/ready"), timeout=timeout)
+    except (http.HTTPError, http.InvalidURL, OSError) as error:
         return Seen(name, State.DOWN, advice=f"{type(error).__name__}. Is localwhisper-server running there?")
     said = _json(health)
+    state = _state(health.status_code, said, models)
+    advice = _ADVICE.get(state, "")
+    if state is State.READY and ready.status_code == 503:  # noqa: PLR2004 - Service Unavailable
+        state, advice = State.NOT_READY, str(_json(ready).get("reason") or "")
     return Seen(
         name,
-        _state(health.status_code, said, models),
+        state,
         latency,
         str(said.get("model", "")),
         str(said.get("device", "")),
         str(said.get("version", "")),
         said.get("requests"),
         said.get("queue_seconds"),
-        _ADVICE.get(_state(health.status_code, said, models), ""),
+        advice,
     )
 
 

@@ -8,7 +8,6 @@ the budget counts what was held.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import sys
 import threading
@@ -17,6 +16,8 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
+
+from localwhisper_client import forks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -36,7 +37,7 @@ CREATE TABLE IF NOT EXISTS calls (
     cost_usd REAL,
     saved_usd REAL,
     held_usd REAL
-) STRICT;
+);
 CREATE INDEX IF NOT EXISTS calls_at ON calls (at);
 """
 
@@ -99,6 +100,14 @@ def default_path(environ: Mapping[str, str], platform: str = sys.platform) -> Pa
     return folder / "localwhisper" / "ledger.sqlite3"
 
 
+def named(value: str, environ: Mapping[str, str]) -> Path | None:
+    """Return the path that `LOCALWHISPER_LEDGER` means: the usual one for `1` or `yes`, none for `0`, `off` or `no`."""
+    word = value.strip().lower()
+    if word in ("0", "off", "false", "no"):
+        return None
+    return default_path(environ) if word in ("", "1", "on", "true", "yes") else Path(value.strip()).expanduser()
+
+
 class Ledger:
     """An open ledger; threads may share it, and a forked child gets a connection of its own.
 
@@ -107,9 +116,12 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        forks.renewed(self._renew)
+
+    def _renew(self) -> None:
+        # In a forked child the parent's connection is forgotten, not closed: its locks are the parent's.
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
-        self._owner = 0
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
@@ -129,7 +141,7 @@ class Ledger:
     def close(self) -> None:
         """Close the file; the next use opens it again."""
         with self._lock:
-            if self._connection is not None and self._owner == os.getpid():
+            if self._connection is not None:
                 self._connection.close()
             self._connection = None
 
@@ -202,9 +214,8 @@ class Ledger:
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
-            if self._connection is None or self._owner != os.getpid():
-                # A connection must not cross a fork; the parent's is forgotten, not closed, for its locks are its own.
-                self._connection, self._owner = _connected(self.path), os.getpid()
+            if self._connection is None:
+                self._connection = _connected(self.path)
             yield self._connection
 
     @contextmanager

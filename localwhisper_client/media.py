@@ -8,14 +8,15 @@ unknown. All of it blocks.
 from __future__ import annotations
 
 import io
+import math
 import os
 from typing import IO, Any
 
 RATE = 16_000
 BITS_PER_SECOND = 24_000
 """Opus at this rate is transparent to speech recognition, and puts two hours and more into 25 MB."""
-# Fewer bytes than any speech codec in use needs for a second: a file is no longer than its size by this.
-_LEAST_BYTES_PER_SECOND = 500
+# Fewer bytes than a second takes in any speech codec in use: Opus in Ogg has about 26 for pure silence.
+_LEAST_BYTES_PER_SECOND = 25
 
 
 class Unreadable(Exception):
@@ -36,8 +37,48 @@ def size(content: Any) -> int:
 
 
 def most_seconds(content: Any) -> float:
-    """Return a length that the audio surely does not exceed."""
+    """Return a length that audio of this size does not exceed, in the codecs that people record speech with."""
     return size(content) / _LEAST_BYTES_PER_SECOND
+
+
+def counted(content: Any) -> float | None:
+    """Return how long the audio plays, by counting all of its packets; `None` without PyAV, or where it finds none.
+
+    Headers, page positions and time stamps may be wrong, by accident (joined recordings) or by design.
+    """
+    try:
+        import av  # noqa: PLC0415 - an extra
+
+        lengths: dict[int, _Length] = {}
+        with av.open(_opened(content)) as source:
+            for packet in source.demux(source.streams.audio):
+                lengths.setdefault(packet.stream.index, _Length()).add(packet)
+        return max((length.seconds for length in lengths.values()), default=0.0) or None
+    except Exception:  # noqa: BLE001 - no library, or one at odds with the file
+        return None
+
+
+class _Length:
+    """The length of one track: the longest of what its packets say, where they lie, and what they hold."""
+
+    def __init__(self) -> None:
+        self._said = self._held = 0.0
+        self._first, self._last = math.inf, -math.inf
+
+    def add(self, packet: Any) -> None:
+        if not packet.size:  # the end of the file
+            return
+        base, codec = float(packet.time_base or 0), packet.stream.codec_context
+        length = (packet.duration or 0) * base
+        self._said += length
+        self._held += codec.frame_size / codec.sample_rate if codec.sample_rate else 0.0
+        if packet.pts is not None:
+            self._first = min(self._first, packet.pts * base)
+            self._last = max(self._last, packet.pts * base + length)
+
+    @property
+    def seconds(self) -> float:
+        return max(self._said, self._held, self._last - self._first)
 
 
 def seconds(content: Any) -> float | None:

@@ -1,45 +1,39 @@
-"""Looks a host's name up without waiting for a resolver that takes its time.
+"""Looks a host's name up without waiting longer than a call has time.
 
-A PC that is switched off is often asked for by mDNS, which gives up after five seconds; no timeout of the HTTP library
-covers that in a synchronous call.
+A PC that is switched off is often asked for by mDNS, which gives up after five seconds. No timeout of the HTTP library
+covers that in a synchronous call, and in an asynchronous one each look-up that is given up still holds a thread.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import socket
-import threading
+from concurrent.futures import Future
+from functools import partial
+
+from localwhisper_client.background import OneAtATime
+
+# One look-up at a time for each name: calls that come meanwhile wait for the same one.
+_look_ups: dict[str, OneAtATime[[], tuple[str, ...]]] = {}
 
 
-class Name:
-    """A host of which it is known, or not, whether its name can be looked up quickly."""
+def look_up(host: str) -> Future[tuple[str, ...]]:
+    """Return the host's addresses, when they are known; the future raises `OSError` where the name has none.
 
-    def __init__(self, host: str) -> None:
-        self.host = host
-        self._lock = threading.Lock()
-        self._looking: threading.Event | None = None
-        self._literal = host == "localhost" or _is_address(host)
+    An address and `localhost` need no look-up, and stay as they are.
+    """
+    if host == "localhost" or _is_address(host):
+        known: Future[tuple[str, ...]] = Future()
+        known.set_result((host,))
+        return known
+    if host not in _look_ups:
+        _look_ups.setdefault(host, OneAtATime(partial(_addresses, host)))
+    return _look_ups[host].start()
 
-    def known(self, seconds: float) -> bool:
-        """Whether a look-up ended within `seconds`; a name that nobody knows is known to be so, and fails later."""
-        if self._literal:
-            return True
-        with self._lock:
-            if self._looking is None:
-                self._looking = threading.Event()
-                threading.Thread(target=self._look_up, args=(self._looking,), daemon=True).start()
-            looking = self._looking
-        return looking.wait(seconds)
 
-    def _look_up(self, done: threading.Event) -> None:
-        try:
-            socket.getaddrinfo(self.host, None)
-        except OSError:
-            pass  # the connection will meet the same, and say so
-        finally:
-            with self._lock:
-                self._looking = None
-            done.set()
+def _addresses(host: str) -> tuple[str, ...]:
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return tuple(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 def _is_address(host: str) -> bool:

@@ -15,6 +15,7 @@ import openai
 from localwhisper_client._http import http
 from localwhisper_client.errors import HouseAnsweredWrongly
 from localwhisper_client.steps import Outcome, Verdict
+from localwhisper_client.transport import MOST_EVENT_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,17 +90,24 @@ class FirstEvent:
         """Every byte seen so far, to be given out again."""
         self.last: LastEvent | None = None
         """What to watch the rest of the stream with; `None` where it need not end in any event we know."""
+        self._size = 0
+        self._rest = b""
 
     def feed(self, chunk: bytes) -> bool:
         """Take in bytes; return whether the first event has been seen.
 
         Raises:
-            WrongAnswer: the first event is an error.
+            WrongAnswer: the first event is an error, or too long.
 
         """
         self.chunks.append(chunk)
-        text = b"".join(self.chunks).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        *blocks, _ = text.split(b"\n\n")
+        self._size += len(chunk)
+        if self._size > MOST_EVENT_BYTES:
+            raise WrongAnswer(f"an event stream of {self._size} bytes without an event")
+        text = self._rest + chunk
+        *blocks, rest = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n\n")
+        # Half a line's end, perhaps.
+        self._rest = text if text.endswith(b"\r") else rest
         for block in blocks:
             lines = [line[5:].strip() for line in block.split(b"\n") if line.startswith(b"data:")]
             if lines:

@@ -17,8 +17,8 @@ class Usage:
     """What an answer said of its own cost: a duration, or tokens, or nothing."""
 
     seconds: float | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
+    input_tokens: float | None = None
+    output_tokens: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,31 +67,44 @@ def run(first: Callable[[], Outcome], second: Callable[[], Outcome], after: floa
 async def arun(
     first: Callable[[], Awaitable[Outcome]], second: Callable[[], Awaitable[Outcome]], after: float
 ) -> Raced:
-    """Race in tasks; the loser's is cancelled, and its connection closed."""
+    """Race in tasks; the loser's is cancelled, and its connection closed.
+
+    Each attempt has a cancel scope of its own, and the task of the call none: were the winner to cancel a scope that
+    the call is in, a cancellation of the call at the same moment could be lost in it.
+    """
     outcomes: dict[int, Outcome] = {}
     errors: list[Exception] = []
     early = anyio.Event()
+    scopes = (anyio.CancelScope(), anyio.CancelScope())
     hedged = False
 
-    async def attempt(number: int, leg: Callable[[], Awaitable[Outcome]], scope: anyio.CancelScope) -> None:
+    async def attempt(number: int, leg: Callable[[], Awaitable[Outcome]]) -> None:
         try:
-            outcome = await leg()
+            outcome = outcomes[number] = await leg()
         except Exception as error:  # noqa: BLE001 - raised as it is, not in a group of exceptions
             errors.append(error)
-            scope.cancel()
-            return
-        outcomes[number] = outcome
-        early.set()
-        if outcome.verdict in FINAL:
-            scope.cancel()
+        else:
+            early.set()
+            if outcome.verdict not in FINAL:
+                return
+        scopes[1 - number].cancel()
+
+    async def begin() -> None:
+        with scopes[0]:
+            await attempt(0, first)
+
+    async def follow() -> None:
+        nonlocal hedged
+        with scopes[1]:
+            with anyio.move_on_after(after):
+                await early.wait()
+                return
+            hedged = True
+            await attempt(1, second)
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(attempt, 0, first, tasks.cancel_scope)
-        with anyio.move_on_after(after):
-            await early.wait()
-        if not early.is_set():
-            hedged = True
-            tasks.start_soon(attempt, 1, second, tasks.cancel_scope)
+        tasks.start_soon(begin)
+        tasks.start_soon(follow)
     if errors:
         raise errors[0]
     return Raced(outcomes.get(0), outcomes.get(1), hedged)

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import openai
 
+from localwhisper_client import background
 from localwhisper_client._http import http
 from localwhisper_client.books import Books
 from localwhisper_client.cloud import Attempt, house_row, usage_of
@@ -22,10 +23,11 @@ from localwhisper_client.outcome import Expected, failed, queue_seconds
 from localwhisper_client.policy import Policy, current, strictest
 from localwhisper_client.provenance import LastCall, remember
 from localwhisper_client.routing import Call
-from localwhisper_client.steps import Backend, Ending, Find, Outcome, Try, Verdict
+from localwhisper_client.steps import Backend, Ending, Find, Outcome, Probe, Try, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from concurrent.futures import Future
 
     from localwhisper_client.events import Event
     from localwhisper_client.hooks import Resolver, Waker
@@ -129,7 +131,13 @@ class Route(Generic[ClientT]):
         """Return a call that is ready to go."""
         timeout = client.timeout if isinstance(options.timeout, openai.NotGiven) else options.timeout
         return Routed(
-            self, options, files, Expected.of(options.json_data, stream=stream), timeout, str(client.base_url)
+            self,
+            options,
+            files,
+            Expected.of(options.json_data, stream=stream),
+            timeout,
+            str(client.base_url),
+            options.get_max_retries(client.max_retries),
         )
 
 
@@ -153,6 +161,7 @@ class Routed(Generic[ClientT]):
     expected: Expected
     timeout: Any
     cloud_url: str
+    cloud_retries: int
     asked_raw: str | None = field(init=False)
     """How the caller wants the response: `"true"`, `"stream"`, or parsed."""
     call: Call = field(init=False)
@@ -178,21 +187,36 @@ class Routed(Generic[ClientT]):
             route.hedge_after,
             route.house.finds,
             route.house.wakes,
+            self.cloud_retries,
         )
         return self.call
 
-    def perform(self, step: Find | Wake) -> Reply:
-        """Carry out a step that may block but sends no audio."""
-        return self.route.house.find(step.lost) if isinstance(step, Find) else self.route.house.wake()
+    def begin(self, step: Probe | Find | Wake) -> Future[Any]:
+        """Begin a step that may block but sends no audio."""
+        house = self.route.house
+        if isinstance(step, Probe):
+            return house.server(step.backend).prober.ask(self.route.announce)
+        return background.start(house.find, step.lost) if isinstance(step, Find) else background.start(house.wake)
+
+    def result_of(self, step: Probe | Find | Wake, work: Future[Any]) -> Reply:
+        """Return what came of it or, where that is not known in time, what is known anyway."""
+        if work.done():
+            result: Reply = work.result()
+            return result
+        return self.route.house.backends if isinstance(step, Find) else False
 
     def house_options(self, server: Server[ClientT], seconds: float | None) -> Any:
         """Return the request as it goes to a server in the house."""
         return server.options(self.options, self.files, seconds, raw=self.asked_raw or "true")
 
     def attempt(self, step: Try) -> Attempt:
-        """Return the call's attempt in the cloud: the caller's own request, within the time that is left."""
+        """Return an attempt in the cloud: the caller's own request, within the time that is left.
+
+        The SDK does not repeat it by itself: each attempt must have its place in the budget first.
+        """
         options = copy.copy(self.options)
         options.files = self.files
+        options.max_retries = 0
         if step.seconds is not None:
             options.timeout = _capped(self.timeout, step.seconds)
         route = self.route

@@ -6,11 +6,12 @@
 |---|---|---|
 | `Try(backend, seconds)` | sends the call to that backend | its `Outcome` |
 | `Wait(seconds)` | sleeps | `None` |
-| `Probe(backend, wait=False)` | starts asking the backend's health, in the background | `None` |
-| `Probe(backend, wait=True)` | asks the backend's health and waits for the answer | whether it is well |
+| `Probe(backend, seconds)` | asks whether the backend is ready; 0 seconds: without waiting | whether it is |
 | `Race(first, second, after)` | as `first`; from `after` seconds on as `second` too; drops the loser | `Raced` |
-| `Find(lost)` | has the house found, anew if a found server is lost | its backends, as a tuple |
-| `Wake()` | wakes the machine in the house | whether that was done |
+| `Find(lost, seconds)` | has the house found, anew if a found server is lost | its backends, as a tuple |
+| `Wake(seconds)` | wakes the machine in the house | whether that was done |
+`seconds` bounds how long the driver may take over a step. What is not done by then goes on in the background, and the
+driver sends `False`, or the backends that are known.
 """
 
 from __future__ import annotations
@@ -78,6 +79,8 @@ class Call:
     """Whether `house` is what a `Find` says."""
     wakes: bool = False
     """Whether there is a machine to wake."""
+    cloud_retries: int = 0
+    """How often the cloud is asked again after a fault that may pass."""
     tried: list[Tried] = field(default_factory=list)
     last: Outcome = field(default_factory=lambda: Outcome(Verdict.OUTAGE, "no backend could be tried"))
 
@@ -102,12 +105,12 @@ class Call:
                 return self._ending()
             if self.wakes and not awake and self.last.verdict is Verdict.OUTAGE:
                 awake = True
-                yield Wake()
+                yield Wake(self._seconds(self._left()))
             if self.policy.leaves_house:
                 if self._left() <= 0:
                     return self._ending(timed_out=True)
                 self.announce(Fallback(self.cloud.name, self.last.reason))
-                yield from self._try(self.cloud, self._left())
+                yield from self._ask_cloud()
                 return self._ending()
             if self.policy is not Policy.WAIT:
                 return self._ending(timed_out=self._left() <= 0)
@@ -115,6 +118,16 @@ class Call:
             rounds += 1
             if pause >= self._left():
                 return self._ending(timed_out=True)
+            yield Wait(pause)
+
+    def _ask_cloud(self) -> Generator[Step, Reply]:
+        """Try the cloud, and again after a fault that may pass, as often as the caller allows and the time lets."""
+        for number in range(self.cloud_retries + 1):
+            yield from self._try(self.cloud, self._left())
+            pause = self.last.retry_after
+            pause = backoff(number, self.jitter()) if pause is None else max(pause, SHORTEST_BUSY_WAIT)
+            if not self.last.may_pass or number == self.cloud_retries or pause >= self._left():
+                return
             yield Wait(pause)
 
     def _over(self) -> bool:
@@ -134,7 +147,7 @@ class Call:
             yield from self._ask([backend for backend in self.house if backend not in known])
 
     def _find(self) -> Generator[Step, Reply]:
-        found = yield Find(self.lost)
+        found = yield Find(self.lost, self._seconds(self._left()))
         if not isinstance(found, tuple):
             raise TypeError(f"a Find is answered with a tuple of backends, not with {found!r}")
         self.house, self.lost = found, False
@@ -152,13 +165,15 @@ class Call:
             if not alone:
                 # Somebody else takes the call, so nobody waits for the probe.
                 if backend.breaker.claims_probe(self.clock()):
-                    yield Probe(backend, wait=False)
+                    yield Probe(backend)
                 if not self._over():
                     self._note(backend, Outcome(Verdict.OUTAGE, "down a moment ago, not asked again yet"))
                 continue
             # Nobody else may take the call: better to ask now than to refuse because of what was true a moment ago.
-            if (yield Probe(backend, wait=True)):
-                yield from self._try_each([backend], others=backend is not skipped[-1])
+            last = backend is skipped[-1]
+            seconds = self._seconds(self._left() if last else self._left() / 2)
+            if (yield Probe(backend, seconds)) and self._left() > 0:
+                yield from self._try_each([backend], others=not last)
                 if self._over():
                     return
             else:
@@ -244,7 +259,7 @@ class Call:
         self._note(backend, outcome)
         left = backend.cloud and outcome.verdict is not Verdict.REFUSED
         self.announce(Attempt(backend.name, outcome.verdict.value, outcome.reason, seconds, left, outcome.cost_usd))
-        if outcome.verdict in _SIGNALS:
+        if outcome.verdict in _SIGNALS and not backend.cloud:
             backend.learn(_SIGNALS[outcome.verdict], now, outcome.reason, self.announce)
         if outcome.verdict is Verdict.ANSWERED:
             backend.pace.answered(seconds, outcome.audio_seconds, now)
@@ -252,7 +267,11 @@ class Call:
             backend.pace.queued(outcome.queue_seconds, now)
 
     def _step(self, backend: Backend, seconds: float) -> Try:
-        return Try(backend, None if seconds == math.inf else max(seconds, 0.001))
+        return Try(backend, self._seconds(seconds))
+
+    @staticmethod
+    def _seconds(seconds: float) -> float | None:
+        return None if seconds == math.inf else max(seconds, 0.001)
 
     def _note(self, backend: Backend, outcome: Outcome) -> None:
         if outcome.verdict is not Verdict.ANSWERED:

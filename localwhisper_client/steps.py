@@ -50,6 +50,8 @@ class Outcome:
     """How long the audio was, where the answer or the file told."""
     cost_usd: float | None = 0.0
     """What the attempt cost; `None` where that is unknown."""
+    may_pass: bool = False
+    """Whether the same call may do better in a moment; for the cloud, which has no breaker."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +123,8 @@ class Probe:
     """Ask after the backend's health, without the user's audio."""
 
     backend: Backend
-    wait: bool
+    seconds: float | None = 0.0
+    """How long to wait for the answer at most; 0 leaves the probe to the background."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +153,16 @@ class Find:
 
     lost: bool
     """Whether one that was found before is not there."""
+    seconds: float | None = None
+    """How long to wait for it at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wake:
     """Wake the machine in the house."""
+
+    seconds: float | None = None
+    """How long to wait for it at most."""
 
 
 Announce: TypeAlias = Callable[[Event], None]

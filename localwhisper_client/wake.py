@@ -11,6 +11,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from localwhisper_client import forks
 from localwhisper_client.errors import ConfigurationError
 from localwhisper_client.events import log
 
@@ -24,8 +25,29 @@ PAUSE = 600.0
 """Seconds between two packets to one card: a box that starts takes its time, and one that does not will not."""
 
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(?:([:-])[0-9A-Fa-f]{2})(?:\1[0-9A-Fa-f]{2}){4}")
-_sent: dict[bytes, float] = {}
-_lock = threading.Lock()
+
+
+class _Sent:
+    """When a packet went to which card, for the whole process."""
+
+    def __init__(self) -> None:
+        self._at: dict[bytes, float] = {}
+        forks.renewed(self._renew)
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
+
+    def claims(self, mac: bytes, now: float) -> bool:
+        """Whether the caller, and no other, should send one now."""
+        with self._lock:
+            last = self._at.get(mac)
+            if last is not None and now - last < PAUSE:
+                return False
+            self._at[mac] = now
+            return True
+
+
+_sent = _Sent()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +103,8 @@ class Waker:
 
     def wake(self, now: float) -> bool:
         """Send the packet unless one went out a moment ago; return whether it was sent. `now` is monotonic seconds."""
-        with _lock:
-            last = _sent.get(self._target.mac)
-            if last is not None and now - last < PAUSE:
-                return False
-            _sent[self._target.mac] = now
+        if not _sent.claims(self._target.mac, now):
+            return False
         try:
             self._deliver(self._target)
         except OSError as failure:

@@ -8,7 +8,6 @@ import sqlite3
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 BAR = 30
-OFF = ("", "0", "1", "true", "on", "yes")
 
 
 def status(as_json: Json = False) -> None:  # noqa: FBT002 - a flag
@@ -51,7 +49,10 @@ def status(as_json: Json = False) -> None:  # noqa: FBT002 - a flag
 def _urls(settings: Settings) -> Sequence[str]:
     found: list[str] = []
     for url in settings.lan_urls:
-        found += discovery.search() if url == "auto" else [url]
+        try:
+            found += discovery.search() if url == "auto" else [url]
+        except OSError as failure:
+            typer.echo(f"No server can be searched for, the network is down: {failure.strerror or failure}", err=True)
     return found
 
 
@@ -86,8 +87,8 @@ def stats(
 
     Clients write this down where LOCALWHISPER_LEDGER is 1 or a path. It holds no words and no file names.
     """
-    named = os.environ.get("LOCALWHISPER_LEDGER", "").strip()
-    path = ledger.default_path(os.environ) if named.lower() in OFF else Path(named).expanduser()
+    # Where nothing is written any more, what was written before can still be seen.
+    path = ledger.named(os.environ.get("LOCALWHISPER_LEDGER", ""), os.environ) or ledger.default_path(os.environ)
     if not path.exists():
         _stop("stats", f"nothing is written down yet at {path}. Set LOCALWHISPER_LEDGER=1 where your bot runs.", 1)
     since = datetime.now(UTC) - timedelta(days=days)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import io
+import itertools
 import json
 import logging
 import sys
 import threading
+import time
 import wave
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -29,6 +32,7 @@ from localwhisper_client import (
     media,
 )
 from localwhisper_client.cloud_models import SHUTDOWN
+from localwhisper_client.events import LanguageDropped
 from localwhisper_client.ledger import Ledger
 from tests.client.driving import SHAPES
 from tests.client.fault_server import EVENTS, TEXT, answers, error, refusing, reset, response, says, serving
@@ -234,6 +238,132 @@ def test_fifty_threads_do_not_overspend(off: str, cloud: FaultServer, ledger: Pa
         answered = sum(threads.map(call, range(50)))
     assert answered == len(cloud.calls) == len(rows(ledger)) == 5
     assert sum(row.cost_usd for row in rows(ledger)) <= 0.035
+
+
+def _failing(conn: socket.socket, request: Request) -> None:
+    error(500, b"retry-after-ms: 1")(conn, request)
+
+
+@pytest.mark.parametrize("behaviour", [_failing, lambda conn, _: reset(conn)])
+def test_each_attempt_has_its_place_in_the_budget(
+    behaviour: Any, off: str, drive: Driver, cloud: FaultServer, ledger: Path, monkeypatch: Any
+) -> None:
+    """The SDK repeats nothing by itself: what it would send is sent by the plan, booked before it goes out."""
+    monkeypatch.setenv("LOCALWHISPER_CLOUD_BUDGET", "0.014/month")
+    cloud.behaviour = behaviour
+    with pytest.raises(openai.APIError):
+        drive.call(drive.client(lan_url=off, policy="cloud"), file=("a.ogg", VOICE.read_bytes()))
+    assert len(cloud.calls) == len([row for row in rows(ledger) if row.cloud])
+    # An error status costs nothing, so all three attempts fit; of a connection that broke nobody knows.
+    assert len(cloud.calls) == (3 if behaviour is _failing else 2)
+    assert drive.last is not None
+    assert drive.last.attempts == len(cloud.calls) + 1  # the house was asked first
+
+
+def test_retries_keep_to_the_calls_deadline(off: str, drive: Driver, cloud: FaultServer) -> None:
+    """A cloud that says nothing is given up when the time is up, not once for each attempt."""
+    cloud.behaviour = lambda *_: threading.Event().wait(5)
+    started = time.monotonic()
+    with pytest.raises(openai.APITimeoutError):
+        drive.call(drive.client(lan_url=off, policy="cloud", timeout=0.5))
+    assert time.monotonic() - started < 1.5
+    assert len(cloud.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "attempts"),
+    [
+        (_failing, 3),
+        (error(429, b"retry-after-ms: 1"), 3),
+        (error(503, b"retry-after: 3600"), 1),
+        (error(500, b"x-should-retry: false"), 1),
+        (error(400), 1),
+        (error(401), 1),
+        (says(429, b"application/json", b'{"error": {"message": "x", "code": "insufficient_quota"}}'), 1),
+        (says(200, b"application/json", b"{cut"), 1),
+    ],
+)
+def test_what_the_cloud_is_asked_again(
+    behaviour: Any, attempts: int, off: str, drive: Driver, cloud: FaultServer
+) -> None:
+    """What may pass in a moment; never what it says is of no use, nor what was paid for already."""
+    cloud.behaviour = behaviour
+    with pytest.raises((openai.OpenAIError, json.JSONDecodeError)):
+        drive.call(drive.client(lan_url=off, policy="cloud", timeout=20))
+    assert len(cloud.calls) == attempts
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{cut",
+        b'{"text": "x", "usage": {"type": "duration", "seconds": -1000000}}',
+        b'{"text": "x", "usage": {"type": "duration", "seconds": "nan"}}',
+    ],
+)
+def test_a_paid_answer_that_makes_no_sense_costs_what_was_reserved(
+    body: bytes, off: str, drive: Driver, cloud: FaultServer, ledger: Path, monkeypatch: Any
+) -> None:
+    """Not nothing, and less than nothing least of all: the next call finds the budget spent."""
+    monkeypatch.setenv("LOCALWHISPER_CLOUD_BUDGET", "0.008/month")
+    cloud.behaviour = says(200, b"application/json", body)
+    client = drive.client(lan_url=off, policy="cloud")
+    file = ("a.ogg", VOICE.read_bytes())
+    with contextlib.suppress(ValueError):
+        drive.call(client, file=file)
+    with Ledger.open(ledger) as book:
+        assert book.spent(0.0) == pytest.approx(MINUTE, rel=0.1)
+    with pytest.raises(BudgetSpent):
+        drive.call(client, file=file)
+    assert len(cloud.calls) == 1
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_ten_calls_at_once_overspend_nothing(
+    counts: bool,  # noqa: FBT001
+    off: str,
+    cloud: FaultServer,
+    ledger: Path,
+    monkeypatch: Any,
+) -> None:
+    """Joined recordings, a cloud that fails in every way and is asked again, ten calls: never more than the budget."""
+    if not counts:
+        monkeypatch.setitem(sys.modules, "av", None)
+    monkeypatch.setenv("LOCALWHISPER_CLOUD_BUDGET", "0.01/month")
+    joined = (VOICE.parent / "de-5s.ogg").read_bytes() * 8
+    price, billed, lock = MINUTE * 40 / 60, [0.0], threading.Lock()
+    turns = itertools.cycle([_failing, lambda conn, _: reset(conn), answers, says(200, b"application/json", b"{cut")])
+
+    def bills(conn: socket.socket, request: Request) -> None:
+        with lock:
+            turn = next(turns)
+            billed[0] += 0.0 if turn is _failing else price
+        turn(conn, request)
+
+    cloud.behaviour = bills
+
+    def call(_: int) -> None:
+        with contextlib.suppress(openai.OpenAIError, ValueError):
+            client.audio.transcriptions.create(model="whisper-1", file=("a.ogg", joined))
+
+    with LocalWhisper(lan_url=off, policy="cloud", timeout=20) as client, ThreadPoolExecutor(10) as threads:
+        list(threads.map(call, range(10)))
+    with Ledger.open(ledger) as book:
+        assert book.spent(0.0) <= 0.01
+    assert billed[0] <= 0.01
+    assert bool(cloud.calls) is counts
+
+
+def test_a_language_reaches_the_successor(off: str, drive: Driver, cloud: FaultServer) -> None:
+    """As one entry of `languages[]`; one that it would refuse is left out, and an event says so."""
+    client = drive.client(lan_url=off, policy="cloud")
+    drive.call(client, model="gpt-transcribe", language="de")
+    assert b'name="languages[]"\r\n\r\nde\r\n' in cloud.calls[-1].body
+    assert b'name="language"' not in cloud.calls[-1].body
+    drive.call(client, model="gpt-transcribe", language="eu")
+    assert b"language" not in cloud.calls[-1].body
+    dropped = [event for event in drive.events if isinstance(event, LanguageDropped)]
+    assert dropped == [LanguageDropped(cloud.url, "eu", "gpt-transcribe")]
 
 
 @pytest.mark.filterwarnings("ignore:The 'warn' method:DeprecationWarning")  # SDK 1, of a format it does not know

@@ -357,26 +357,25 @@ def test_a_box_that_comes_back_is_used_again(drive: Driver, cloud: FaultServer) 
         assert _eventually(breaker.lets_pass)
         assert drive.call(client) == "home"
         assert len(server.calls) == 4
-        assert [probe.path for probe in server.probes] == ["/health"]
+        assert [probe.path for probe in server.probes] == ["/ready"]
         assert "authorization" not in server.probes[0].headers
     assert len(cloud.calls) == 4
 
 
-def test_many_calls_make_one_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_calls_make_one_probe() -> None:
     """Fifty threads at a closed door knock once, and all hear the answer; the next one knocks again."""
     answers, knocks = threading.Event(), []
 
-    def is_well(url: str, timeout: float) -> tuple[bool, str]:
+    def is_ready(url: str, timeout: float) -> tuple[bool, str]:
         knocks.append(url)
         return answers.wait(10), "well"
 
-    monkeypatch.setattr(probe, "is_well", is_well)
-    prober = Prober(Backend("pc"), "http://pc/health", 1.0)
+    prober = Prober(Backend("pc"), "http://pc/v1", 1.0, is_ready)
     with ThreadPoolExecutor(50) as pool:
         futures = list(pool.map(lambda _: prober.ask(lambda _: None), range(50)))
         answers.set()
         assert all(future.result(10) for future in futures)
-    assert knocks == ["http://pc/health"]
+    assert knocks == ["http://pc/v1"]
     assert _eventually(lambda: prober.ask(lambda _: None).result(10) and len(knocks) == 2)
 
 

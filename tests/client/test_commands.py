@@ -371,12 +371,26 @@ def test_status_of_servers_that_are_up_and_down(home: FaultServer, monkeypatch: 
     for word in ("base", "2 calls, 1.5 s", "down", "nothing leaves the house", "closed", "opens", "pass a server by"):
         assert word in done.stdout
     assert "secret" not in done.stdout
-    assert [probe.headers.get("authorization") for probe in home.probes] == [None, "Bearer ours"]
+    assert [probe.headers.get("authorization") for probe in home.probes] == [None, "Bearer ours", None]
     monkeypatch.setenv("LOCALWHISPER_BASE_URL", "nonsense")
     assert command("status").exit_code == 2
     monkeypatch.setenv("LOCALWHISPER_BASE_URL", "auto")
     monkeypatch.setattr(discovery, "search", lambda: ())
     assert "--announce" in command("status").stdout
+
+
+def test_a_server_that_is_stuck_is_not_ready(home: FaultServer) -> None:
+    """`/health` says "ok" of it; `/ready` knows, and says why."""
+
+    def behave(conn: Any, request: Any) -> None:
+        stuck = says(503, b"application/json", b'{"ready": false, "reason": "The last inference failed."}')
+        (stuck if request.path == "/ready" else answering(as_json(HEALTH)))(conn, request)
+
+    home.answers_probe = behave
+    done = command("status")
+    assert done.exit_code == 1
+    assert "not ready" in done.stdout
+    assert "The last inference failed." in done.stdout
 
 
 def test_stats(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,6 +410,37 @@ def test_stats(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (day["house_seconds"], day["cloud_seconds"]) == (600, 60)
     Path("book.sqlite3").write_text("something else" * 100)
     assert command("stats").exit_code == 1
+
+
+@pytest.mark.parametrize("word", ["off", "OFF", "0", "false", "no"])
+def test_stats_of_a_ledger_that_is_off(word: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those words are no file's name: what was written in the usual place before is shown."""
+    monkeypatch.setenv("LOCALWHISPER_LEDGER", word)
+    monkeypatch.setenv("XDG_STATE_HOME", str(here))
+    done = command("stats")
+    assert done.exit_code == 1
+    assert "ledger.sqlite3" in done.stderr
+    with ledger.Ledger.open(here / "localwhisper" / "ledger.sqlite3") as book:
+        book.record(row(time.time(), cloud=False, audio=60.0, cost=0.0, saved=0.006))
+    assert "1 calls" in command("stats").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["status"], 1), (["wake", "AA:BB:CC:DD:EE:FF@127.0.0.1", "--wait", "0.1"], 1), (["discover"], 2)],
+)
+def test_without_a_network(arguments: list[str], code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sentence, and no traceback; also of a name that has no address."""
+    import zeroconf
+
+    def unplugged(**_: Any) -> Any:
+        raise RuntimeError("No interfaces to listen on, check that any interfaces have IP version 4")
+
+    monkeypatch.setattr(zeroconf, "Zeroconf", unplugged)
+    monkeypatch.setenv("LOCALWHISPER_BASE_URL", "auto,http://nobody.invalid:5000/v1")
+    done = command(*arguments)
+    assert (done.exit_code, type(done.exception)) == (code, SystemExit)
+    assert "No interfaces" in done.stderr
 
 
 def row(at: float, *, cloud: bool, audio: float | None, cost: float | None, saved: float | None) -> ledger.Row:

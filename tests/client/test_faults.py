@@ -97,6 +97,11 @@ class Fault:
         """Return a deadline for a call: short only where it will be waited for."""
         return short if self.behaviour in (_stalls, _stalls_in_body, _trickles) else 15.0
 
+    @property
+    def patience(self) -> float:
+        """Return the seconds for a connection: few only where they will be waited for."""
+        return 0.15 if self.verdict == OUTAGE else 5.0
+
     @contextlib.contextmanager
     def url(self) -> Iterator[str]:
         """Yield the base URL of a server with this fault."""
@@ -171,7 +176,7 @@ def test_each_fault_ends_as_the_table_says(fault: Fault, shape: str, drive: Driv
     """Under `cloud`: the next backend takes the call, once and whole; or it is raised, and the cloud hears nothing."""
     with fault.url() as url:
         client = drive.client(
-            lan_url=url, policy="cloud", connect_timeout=0.15, timeout=fault.seconds(1.0), max_retries=0
+            lan_url=url, policy="cloud", connect_timeout=fault.patience, timeout=fault.seconds(1.0), max_retries=0
         )
         if fault.verdict in FINAL:
             with pytest.raises(fault.error) as raised:
@@ -193,7 +198,7 @@ def test_each_fault_ends_as_the_table_says(fault: Fault, shape: str, drive: Driv
 def test_nothing_leaves_the_house_by_default(fault: Fault, drive: Driver, cloud: FaultServer) -> None:
     """Under `local_only` each fault is an error of the SDK's that names the backend; the cloud hears nothing."""
     with fault.url() as url:
-        client = drive.client(lan_url=url, connect_timeout=0.15, timeout=fault.seconds(0.3))
+        client = drive.client(lan_url=url, connect_timeout=fault.patience, timeout=fault.seconds(0.3))
         with pytest.raises(fault.error) as raised:
             drive.call(client, file=fault.file)
     assert isinstance(raised.value, openai.APIError)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from localwhisper_client.ledger import Day, Ledger, Row, default_path
+from localwhisper_client.ledger import Day, Ledger, Row, default_path, named
 
 HOUSE = Row(
     100.0, "http://pc/v1", cloud=False, reason="", audio_seconds=30.0, seconds=0.5, cost_usd=0.0, saved_usd=0.003
@@ -100,6 +100,31 @@ def test_a_failed_write_leaves_the_ledger_usable(tmp_path: Path) -> None:
             ledger.record(replace(HOUSE, reason=None))  # type: ignore[arg-type]
         ledger.record(HOUSE)
         assert ledger.rows() == (HOUSE,)
+
+
+def test_the_table_is_one_that_every_sqlite_reads(tmp_path: Path) -> None:
+    """`STRICT` tables came with SQLite 3.37; Debian 11 and Ubuntu 20.04 have older ones."""
+    Ledger.open(tmp_path / "l").close()
+    db = sqlite3.connect(tmp_path / "l")
+    ((schema,),) = db.execute("SELECT sql FROM sqlite_master WHERE name = 'calls'").fetchall()
+    db.close()
+    assert "STRICT" not in schema
+
+
+@pytest.mark.parametrize("word", ["off", "OFF", "0", "false", "no", " No "])
+def test_a_ledger_can_be_switched_off(word: str) -> None:
+    """By any of the usual words, none of which is a file's name."""
+    assert named(word, {"HOME": "/home/me"}) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [("1", "/home/me/.local/state/localwhisper/ledger.sqlite3"), ("yes", None), ("", None), ("/x/y", "/x/y")],
+)
+def test_where_a_ledger_is_named_to_be(value: str, path: str | None) -> None:
+    """In the usual place, or at a path."""
+    environ = {"HOME": "/home/me"}
+    assert named(value, environ) == (Path(path) if path else default_path(environ))
 
 
 def test_what_is_no_ledger_is_an_error(tmp_path: Path) -> None:

@@ -57,13 +57,13 @@ def test_which_model_of_the_clouds_answers(asked: dict[str, Any], before: str | 
             with pytest.raises(Impossible, match="OpenAI has no model"):
                 adapted(SPEECH, asked, day)
         else:
-            assert adapted(SPEECH, asked, day) == {**asked, "model": model}
+            assert adapted(SPEECH, asked, day) == ({**asked, "model": model}, ())
 
 
 @pytest.mark.parametrize("asked", [{"model": "large-v3"}, {"model": "gpt-4o-transcribe", "response_format": "srt"}])
 def test_translations_end_with_whisper(asked: dict[str, Any]) -> None:
     """And the message says since when."""
-    assert adapted(TRANSLATION, asked, BEFORE)["model"] == "whisper-1"
+    assert adapted(TRANSLATION, asked, BEFORE)[0]["model"] == "whisper-1"
     with pytest.raises(Impossible, match=r"translation .* since whisper-1 was shut down on 2027-02-26"):
         adapted(TRANSLATION, asked, AFTER)
 
@@ -71,9 +71,41 @@ def test_translations_end_with_whisper(asked: dict[str, Any]) -> None:
 def test_what_only_the_house_takes_stays_there() -> None:
     """Hints for another model, and the word for a language to be found out; the caller's own fields are not changed."""
     asked = {"model": "large-v3", "language": "auto", "keywords": ["x"], "languages": ["en"], "prompt": "p"}
-    assert adapted(SPEECH, asked, BEFORE) == {"model": "whisper-1", "prompt": "p"}
-    assert adapted(SPEECH, {**asked, "language": "de"}, AFTER) == {**asked, "language": "de", "model": "gpt-transcribe"}
+    assert adapted(SPEECH, asked, BEFORE) == ({"model": "whisper-1", "prompt": "p"}, ())
+    kept = {"model": "gpt-transcribe", "keywords": ["x"], "languages": ["en"], "prompt": "p"}
+    assert adapted(SPEECH, {**asked, "language": "de"}, AFTER) == (kept, ())
     assert asked["language"] == "auto"
+
+
+# Whisper's own, by its tokenizer's table.
+WHISPER = """
+    en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th ur hr bg lt la mi ml cy
+    sk te fa lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr pa si km sn yo so af oc ka be tg sd gu am yi lo
+    uz fo ht ps tk nn mt sa lb my bo tl mg as tt haw ln ha ba jw su yue
+"""
+# Those that `gpt-transcribe` refuses.
+REFUSED = """
+    la br eu mn sq pa si km sn yo so oc tg sd am yi lo uz fo ht ps tk nn mt sa lb my bo mg as tt haw ln ha ba jw su
+"""
+
+
+@pytest.mark.parametrize("language", WHISPER.split())
+def test_every_language_on_both_sides_of_the_date(language: str) -> None:
+    """`whisper-1` takes it as it is; its successor ignores `language`, and would refuse a code it does not know."""
+    assert len(set(WHISPER.split())) == 100
+    asked = {"model": "large-v3", "language": language}
+    assert adapted(SPEECH, asked, BEFORE) == ({"model": "whisper-1", "language": language}, ())
+    taken = {"model": "gpt-transcribe", "languages": [language]}
+    dropped = ({"model": "gpt-transcribe"}, (language,))
+    assert adapted(SPEECH, asked, AFTER) == (dropped if language in REFUSED.split() else (taken, ()))
+    # Wherever that model answers: it is asked before the date too, for streams.
+    assert adapted(SPEECH, {**asked, "stream": True}, BEFORE)[1] == ((language,) if language in REFUSED.split() else ())
+
+
+def test_hints_that_the_successor_refuses_are_dropped() -> None:
+    """The others stay, each once; `language` is not sent beside them."""
+    asked = {"model": "gpt-transcribe", "languages": ["de", "EU", "en", "de"], "language": "fr"}
+    assert adapted(SPEECH, asked, AFTER) == ({"model": "gpt-transcribe", "languages": ["de", "en"]}, ("eu",))
 
 
 def test_every_model_has_a_price() -> None:
@@ -155,6 +187,45 @@ def test_how_long_a_file_plays(without: str | None, as_file: bool, monkeypatch: 
         assert media.seconds(content) == pytest.approx(seconds, abs=1.5)
         assert not as_file or not content.closed  # type: ignore[union-attr]
         assert media.most_seconds(content) > seconds
+
+
+def _silence(codec: str, container: str, seconds: int, **options: str) -> bytes:
+    target = io.BytesIO()
+    with av.open(target, "w", format=container) as sink:
+        stream = sink.add_stream(codec, rate=48000, layout="mono", options=options)
+        frame = av.AudioFrame("s16", "mono", 48000)
+        frame.sample_rate = 48000
+        for plane in frame.planes:
+            plane.update(bytes(plane.buffer_size))
+        resampler = av.AudioResampler(stream.codec_context.format, "mono", 48000)
+        for _ in range(seconds):
+            frame.pts = None
+            for piece in resampler.resample(frame):
+                sink.mux(stream.encode(piece))
+        sink.mux(stream.encode(None))
+    return target.getvalue()
+
+
+def test_what_is_paid_for_is_counted() -> None:
+    """Joined recordings of which each begins its clock anew; the header knows of one alone."""
+    one = VOICE.read_bytes()
+    assert media.counted(one) == pytest.approx(60, abs=1.5)
+    assert media.seconds(one * 8) == pytest.approx(60, abs=1.5)
+    assert media.counted(one * 8) == pytest.approx(8 * 60, abs=12)
+    assert media.counted(io.BytesIO(one * 8)) == pytest.approx(8 * 60, abs=12)
+    assert media.counted(_webm_without_length()) == pytest.approx(60, abs=1.5)
+    assert media.counted(_wav(2.5)) == pytest.approx(2.5, abs=0.01)
+    assert media.counted(b"no audio") is None
+
+
+def test_what_cannot_be_counted_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the file's size, for silence too, which Opus writes in few bytes."""
+    silence = _silence("libopus", "ogg", 120, b="500", dtx="1", frame_duration="60")
+    counted = media.counted(silence)
+    assert counted == pytest.approx(120, abs=1)
+    assert media.most_seconds(silence) > counted
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert media.counted(silence) is None
 
 
 def test_a_length_that_nobody_wrote_down_is_counted() -> None:

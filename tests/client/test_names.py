@@ -1,50 +1,51 @@
+"""Names are looked up within the time that a call has, and once at a time."""
+
 from __future__ import annotations
 
 import socket
 import threading
-import time
 from typing import Any
 
 import pytest
 
-from localwhisper_client.names import Name
+from localwhisper_client import background
+from localwhisper_client.names import look_up
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1", "192.168.1.9"])
 def test_addresses_need_no_look_up(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is no name is known without asking anybody."""
 
-    def refuse(*_: Any) -> Any:
+    def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError(host)
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    assert Name(host).known(0)
+    assert look_up(host).result(0) == (host,)
 
 
-def test_a_slow_resolver_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A box that is off is asked for by mDNS for five seconds; a call waits as long as for a connection."""
+def test_callers_share_a_slow_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand calls that ask for a box which is off make one thread; the next look-up begins when that has ended."""
     gate, asked = threading.Event(), []
 
-    def slow(host: str, *_: Any) -> Any:
+    def slow(host: str, *_: Any, **__: Any) -> Any:
         asked.append(host)
         gate.wait(10)
         raise OSError
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
-    name = Name("pc.local")
-    started = time.monotonic()
-    assert not name.known(0.05)
-    assert not name.known(0.05)  # joins the look-up that is under way
-    assert time.monotonic() - started < 5
-    assert asked == ["pc.local"]
+    before = threading.active_count()
+    waiting = [look_up("pc.local") for _ in range(1000)]
+    assert not background.wait(waiting[0], 0.01)
+    assert (len(asked), threading.active_count() - before) == (1, 1)
     gate.set()
+    for future in waiting:
+        assert isinstance(future.exception(5), OSError)
+    assert isinstance(look_up("pc.local").exception(5), OSError)
+    assert asked == ["pc.local"] * 2
 
 
-def test_a_name_that_nobody_knows_is_left_to_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It ends quickly, and the connection says what it was."""
-
-    def unknown(*_: Any) -> Any:
-        raise OSError(-2, "Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    assert Name("nowhere.invalid").known(5)
+def test_each_address_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order in which the system would try them."""
+    found = [(socket.AF_INET6, 1, 6, "", ("fd00::1", 0, 0, 0)), (socket.AF_INET, 1, 6, "", ("10.0.0.1", 0))] * 2
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    assert look_up("two.local").result(5) == ("fd00::1", "10.0.0.1")

@@ -67,7 +67,8 @@ class World:
                     self.steps.append(f"wait {seconds:g}")
                     self.now += seconds
                     reply = None
-                case Probe(backend, wait):
+                case Probe(backend, seconds):
+                    wait = seconds != 0
                     self.steps.append(f"{'ask' if wait else 'probe'} {backend.name}")
                     if wait:
                         backend.learn(

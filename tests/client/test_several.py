@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from dataclasses import dataclass, field
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import openai
 import pytest
 
-from localwhisper_client import Attempt, Fallback, HouseUnavailable, LocalWhisper, hooks
+from localwhisper_client import Attempt, Fallback, HouseUnavailable, LocalWhisper, hooks, race
 from localwhisper_client.pace import Pace
+from localwhisper_client.steps import Outcome, Verdict
 from tests.client.driving import SHAPES
 from tests.client.fault_server import TEXT, answers, error, refusing, reset, says, serving
 
@@ -307,6 +309,33 @@ def test_the_callers_own_trouble_in_a_race_is_the_callers(drive: Driver, house: 
     client._route.house.servers[0].client.request = fails
     with pytest.raises(ValueError, match="of its own"):
         drive.call(client)
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_hedged_call_that_is_cancelled_is_cancelled(turns: int) -> None:
+    """Also in the very moment in which an attempt is answered: the cancellation is the caller's, and arrives there."""
+
+    async def main() -> None:
+        answered = asyncio.Event()
+
+        async def late() -> Outcome:
+            await asyncio.sleep(30)
+            raise AssertionError
+
+        async def well() -> Outcome:
+            await answered.wait()
+            return Outcome(Verdict.ANSWERED)
+
+        call = asyncio.create_task(race.arun(late, well, 0.0))
+        await asyncio.sleep(0.01)
+        answered.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if call.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await call
+
+    asyncio.run(main())
 
 
 def test_hedging_needs_the_cloud(drive: Driver) -> None:

@@ -20,7 +20,7 @@ MAC = bytes.fromhex("aabbccddeeff")
 @pytest.fixture(autouse=True)
 def nobody_woken_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """No packet of another test counts."""
-    monkeypatch.setattr(wake, "_sent", {})
+    monkeypatch.setattr(wake, "_sent", wake._Sent())
 
 
 @pytest.mark.parametrize(
