@@ -31,6 +31,8 @@ BLOCK_SAMPLES = 48_000
 LEAST_GAP_SECONDS = 0.1
 # The clock of MPEG streams and of Ogg may start anew; a longer hole there is no hole, as the ffmpeg tool has it.
 LONGEST_GAP_SECONDS = 10.0
+# What has no clock: FFmpeg counts packets, and for some codecs wrongly.
+CLOCKLESS = ("avi",)
 # A clock that goes back by so much has started anew; by less, it is only imprecise.
 RESTART_SECONDS = 1.0
 # Stereo whose sum has less than this part of the power of its difference: the channels cancel each other.
@@ -42,13 +44,14 @@ STEP = 37
 SAMPLE_CODES = {"u8": "B", "s16": "h", "s32": "i", "s64": "q", "flt": "f", "dbl": "d"}
 # Each track that gives no sound costs a pass over the file.
 MOST_TRACKS = 8
-# What a recording may come in (FFmpeg's names). FFmpeg's other demuxers read playlists, pictures, subtitles, games'
-# archives and devices, some of which would open what they point at: our files, other machines.
+# What a recording may come in (FFmpeg's names): what can be told by its bytes. FFmpeg's other demuxers read playlists,
+# pictures, subtitles and devices, some of which would open what they point at: our files, other machines.
 CONTAINERS = (
-    *("aa", "aac", "ac3", "aea", "aiff", "amr", "amrnb", "amrwb", "ape", "asf", "asf_o", "au", "avi", "caf", "dsf"),
-    *("dts", "dtshd", "eac3", "flac", "flv", "gxf", "iff", "ilbc", "ircam", "live_flv", "loas", "matroska", "mlp"),
-    *("mmf", "mov", "mp3", "mpc", "mpc8", "mpeg", "mpegts", "mxf", "nistsphere", "nut", "ogg", "oma", "qcp", "rm"),
-    *("rso", "sbc", "shn", "sox", "spdif", "swf", "tak", "truehd", "tta", "voc", "w64", "wav", "wtv", "wv", "xwma"),
+    *("aa", "aac", "ac3", "adx", "aea", "aiff", "alp", "amr", "amrnb", "amrwb", "ape", "apm", "argo_asf", "asf"),
+    *("asf_o", "ast", "au", "avi", "caf", "dsf", "dts", "dtshd", "eac3", "film_cpk", "flac", "flv", "gxf", "iff"),
+    *("ilbc", "ircam", "kvag", "live_flv", "loas", "matroska", "mlp", "mmf", "mov", "mp3", "mpc", "mpc8", "mpeg"),
+    *("mpegts", "mxf", "nistsphere", "nut", "ogg", "oma", "qcp", "rm", "roq", "shn", "smjpeg", "sox", "spdif", "swf"),
+    *("tak", "truehd", "tta", "voc", "w64", "wav", "wsaud", "wtv", "wv", "xwma"),
 )
 
 
@@ -113,12 +116,7 @@ def pcm(source: Source, *, max_seconds: float, language: str | None = None) -> I
     try:
         for part in _decoded(source, max_seconds, language):
             count += len(part) // SAMPLE_BYTES
-            if count > max_seconds * SAMPLE_RATE:
-                raise InvalidRequest(
-                    f"audio duration {count / SAMPLE_RATE:.2f} seconds is longer than {max_seconds:g} seconds which is "
-                    "the maximum for this server",
-                    code="invalid_value",
-                )
+            _check_length(count / SAMPLE_RATE, max_seconds)
             yield part
     # ValueError: PyAV's word for an option or a stream it cannot make sense of.
     except (av.error.FFmpegError, ValueError, MemoryError) as failure:
@@ -126,6 +124,15 @@ def pcm(source: Source, *, max_seconds: float, language: str | None = None) -> I
     if count < MIN_SECONDS * SAMPLE_RATE:
         raise InvalidRequest(
             "Audio file is too short. Minimum audio length is 0.1 seconds.", param="file", code="audio_too_short"
+        )
+
+
+def _check_length(seconds: float, max_seconds: float) -> None:
+    if seconds > max_seconds:
+        raise InvalidRequest(
+            f"audio duration {seconds:.2f} seconds is longer than {max_seconds:g} seconds which is the maximum for "
+            "this server",
+            code="invalid_value",
         )
 
 
@@ -143,6 +150,10 @@ def _decoded(source: Source, max_seconds: float, language: str | None) -> Iterat
         raise _unknown_codec(source)
     for index in tracks[:MOST_TRACKS]:
         with _opened(source) as container:
+            if (container.duration or 0) / av.time_base > max_seconds:
+                # That may be wrong. Counting packets is a hundred times faster than decoding ten hours to refuse them.
+                _check_length(_seconds_in_packets(container, container.streams[index], max_seconds), max_seconds)
+        with _opened(source) as container:
             found = False
             for part in _resampled(container, container.streams[index], max_seconds):
                 found = True
@@ -150,6 +161,18 @@ def _decoded(source: Source, max_seconds: float, language: str | None) -> Iterat
             if found:
                 return
     raise UnreadableAudio
+
+
+def _seconds_in_packets(
+    container: "av.container.InputContainer", track: "av.AudioStream", max_seconds: float
+) -> float:
+    """Add up how long the packets are, until that is more than `max_seconds`."""
+    unit, ticks = float(track.time_base or 0), 0
+    for packet in container.demux(track):
+        ticks += packet.duration or 0
+        if ticks * unit > max_seconds:
+            break
+    return ticks * unit
 
 
 def _by_preference(container: "av.container.InputContainer", language: str | None) -> list["av.AudioStream"]:
@@ -183,6 +206,8 @@ def _resampled(
     """Yield pieces of 16 kHz mono, 16-bit, on the container's clock."""
     mono = _Mono()
     longest = LONGEST_GAP_SECONDS if container.format.flags & av.format.Flags.ts_discont.value else max_seconds
+    if container.format.name in CLOCKLESS:
+        longest = 0.0
     start, given = (container.start_time or 0) / av.time_base, 0.0
     for packet in container.demux(track):
         try:
