@@ -17,7 +17,11 @@ OK = 200
 
 
 def note(scope: Scope, **facts: Any) -> None:
-    """Note facts for the log's line: `file` (its name), `audio_seconds`, `language`; of a refusal, `error`."""
+    """Note facts for the log's line: `file` (its name), `audio_seconds`, `language`; of a refusal, `error`.
+
+    Of a caller who may not come in, `refused` (who) and `option` (what lets it in); `failed` is the status of an error
+    that came after an answer had begun.
+    """
     scope.setdefault(NOTES, {}).update(facts)
 
 
@@ -80,13 +84,18 @@ class Accounted:
                 _said(notes),
                 extra=observe.fields(method=method, path=shown, status=status, seconds=round(took, 3), **notes),
             )
-            self._observer.answered(method, getattr(scope.get("route"), "path", None), status, took)
+            route = getattr(scope.get("route"), "path", None)
+            self._observer.answered(method, route, notes.get("failed", status), took)
             observe.request_id.reset(token)
 
 
 def _said(notes: dict[str, Any]) -> str:
     """Return what was noted as the end of a line: `, "voice.ogg", 5.1 s of en, 8.3 x real time`."""
-    parts = [notes["error"]] if notes.get("error") else []
+    parts = [f"broke off: {notes['failed']}"] if "failed" in notes else []
+    if notes.get("error"):
+        parts.append(notes["error"])
+    if "refused" in notes:
+        parts.append(f"{json.dumps(notes['refused'])} ({notes['option']} lets it in)")
     if notes.get("file"):
         parts.append(json.dumps(notes["file"], ensure_ascii=False))  # quoted, whatever is in it
     if "audio_seconds" in notes:

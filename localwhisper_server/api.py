@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from localwhisper_server.asgi import App, Message, Receive, Scope, Send
 from localwhisper_server.errors import (
     Busy,
     EngineFailed,
+    Forbidden,
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
@@ -56,6 +57,7 @@ class Backend(Protocol):
     """What the routes need to know of the model behind them."""
 
     names: tuple[str, ...]
+    aliases: frozenset[str]
     created: int
     languages: frozenset[str]
 
@@ -93,6 +95,21 @@ class Metrics(observe.Observer, Protocol):
         ...
 
 
+class Upstream(Protocol):
+    """Answers what is below /v1 and not ours."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+
+    async def models(self, headers: Sequence[tuple[bytes, bytes]]) -> list[dict[str, Any]]:
+        """Return its models for a caller with these headers; none where the list cannot be had."""
+        ...
+
+    async def get(self, path: str, headers: Sequence[tuple[bytes, bytes]]) -> tuple[int, bytes]:
+        """Return status and body of a small answer on a path below /v1."""
+        ...
+
+
 def create_app(
     backend: Backend,
     *,
@@ -100,7 +117,7 @@ def create_app(
     max_upload: int | None = None,
     rules: Rules | None = None,
     metrics: Metrics | None = None,
-    upstream: App | None = None,
+    upstream: Upstream | None = None,
     clock: Callable[[], float] = time.monotonic,
     lifespan: Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]] | None = None,
 ) -> App:
@@ -128,7 +145,7 @@ def create_app(
     app.add_exception_handler(ClientDisconnect, _client_gone)
     app.add_exception_handler(Exception, _fault)
     for prefix in ("/v1", ""):  # people forget the /v1
-        _add_routes(app, prefix, backend)
+        _add_routes(app, prefix, backend, upstream)
     if metrics is not None:
         _add_metrics(app, metrics)
     if upstream is not None:
@@ -142,11 +159,12 @@ def create_app(
             clock=clock,
         )
     )
-    if rules.origins:
-        # Around the errors, so that a page can read them; inside the door, which refuses the pages not listed.
+    if rules.origins or rules.keys:
+        # Around the errors, so that a page can read them; inside the door, which refuses the pages that may not call.
         inner = CORSMiddleware(
             inner,
             allow_origins=rules.origins,
+            allow_origin_regex=".*" if rules.keys else None,
             allow_methods=("*",),
             allow_headers=("*",),
             allow_private_network=True,
@@ -156,7 +174,7 @@ def create_app(
     return Accounted(door, clock, lambda: backend.queue_seconds, metrics or observe.Nobody())
 
 
-def _add_routes(app: FastAPI, prefix: str, backend: Backend) -> None:
+def _add_routes(app: FastAPI, prefix: str, backend: Backend, upstream: Upstream | None) -> None:
     speech = {"requestBody": SPEECH_FORM}
 
     @app.post(f"{prefix}/audio/transcriptions", openapi_extra=speech, response_class=Response)
@@ -168,14 +186,19 @@ def _add_routes(app: FastAPI, prefix: str, backend: Backend) -> None:
         return await _speech(request, "translate", backend)
 
     @app.get(f"{prefix}/models", response_class=Response)
-    async def models() -> Response:
-        return _json({"object": "list", "data": [_model(name, backend) for name in backend.names]})
+    async def models(request: Request) -> Response:
+        others = await upstream.models(request.headers.raw) if upstream is not None else []
+        ours = [_model(name, backend) for name in backend.names]
+        return _json({"object": "list", "data": ours + [model for model in others if model["id"] not in backend.names]})
 
     @app.get(f"{prefix}/models/{{name:path}}", response_class=Response)
-    async def model(name: str) -> Response:
-        if name not in backend.names:
-            raise UnknownModel(name[:128], backend.names)
-        return _json(_model(name, backend))
+    async def model(request: Request, name: str) -> Response:
+        if name in backend.names or name in backend.aliases:
+            return _json(_model(name, backend))
+        if upstream is not None:
+            status, body = await upstream.get(f"models/{name}", request.headers.raw)
+            return Response(body, status, media_type=formats.JSON_TYPE)
+        raise UnknownModel(name[:128], backend.names)
 
     @app.head(f"{prefix}/health", include_in_schema=False)  # monitors ask so
     @app.get(f"{prefix}/health", response_class=Response)
@@ -222,8 +245,8 @@ async def _speech(request: Request, task: Task, backend: Backend) -> Response:
         backend.require_room()  # before gigabytes are taken in for nothing
     async with formdata.parsed(request) as data:
         fields = formdata.fields(data)
-        model = form.requested_model(fields)
-        if model not in backend.names:
+        model = form.requested_model(fields) or backend.names[0]
+        if model not in backend.names and model not in backend.aliases:
             raise UnknownModel(model[:128], backend.names)
         asked = form.parse(fields, task, known_languages=backend.languages, model=model)
         uploads = [value for _, value in data.multi_items() if isinstance(value, UploadFile)]
@@ -240,7 +263,7 @@ async def _speech(request: Request, task: Task, backend: Backend) -> Response:
             if asked.stream:
                 # The first item before the headers: a file that cannot be decoded is a 400, not a broken stream.
                 first = await _unless_gone(request, anext(items))
-                return _EventStream(_events(first, items, asked), media_type=formats.SSE_TYPE)
+                return _EventStream(_events(first, items, asked, request.scope), media_type=formats.SSE_TYPE)
             transcript = await _unless_gone(request, _last(items))
         except UnreadableAudio as failure:
             raise form.unreadable(upload.filename) or failure from failure
@@ -274,12 +297,21 @@ def _rendered(transcript: Transcript, asked: form.SpeechRequest) -> Response:
     if asked.response_format == "verbose_json":
         body = formats.render_verbose_json(transcript, segments=asked.segments, words=asked.words)
     else:
-        body = formats.render_json(transcript, logprobs=asked.logprobs, list_languages=asked.lists_languages)
+        body = formats.render_json(transcript, **_shown(asked))
     return Response(body, media_type=formats.JSON_TYPE)
 
 
+def _shown(asked: form.SpeechRequest) -> dict[str, Any]:
+    """Return what json shows beside the text."""
+    hints = asked.options.decoding.languages
+    return {"logprobs": asked.logprobs, "list_languages": asked.lists_languages, "hints": hints}
+
+
 async def _events(
-    first: Segment | Transcript, items: AsyncGenerator[Segment | Transcript], asked: form.SpeechRequest
+    first: Segment | Transcript,
+    items: AsyncGenerator[Segment | Transcript],
+    asked: form.SpeechRequest,
+    scope: Scope,
 ) -> AsyncGenerator[bytes]:
     """Render items as server-sent events; the deltas add up to the text of `done`."""
     item: Segment | Transcript = first
@@ -292,13 +324,18 @@ async def _events(
                     begun = True
                     yield formats.delta_event(text, item, logprobs=asked.logprobs)
                 item = await anext(items)
-        yield formats.done_event(item, logprobs=asked.logprobs, list_languages=asked.lists_languages)
+        yield formats.done_event(item, **_shown(asked))
     # The headers are out: the SDKs raise APIError on an event with an `error`.
     except ServerError as failure:
-        yield formats.event({"type": "error"} | failure.body())
+        yield _failed_event(failure, scope)
     except Exception:
         logger.exception("a stream failed")
-        yield formats.event({"type": "error"} | EngineFailed().body())
+        yield _failed_event(EngineFailed(), scope)
+
+
+def _failed_event(error: ServerError, scope: Scope) -> bytes:
+    note(scope, failed=error.status, error=error.code or error.param)
+    return formats.event({"type": "error"} | error.body())
 
 
 class _EventStream(StreamingResponse):
@@ -349,6 +386,8 @@ def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) 
 
 def _error_response(error: ServerError, scope: Scope) -> Response:
     note(scope, error=error.code or error.param)
+    if isinstance(error, Forbidden):
+        note(scope, refused=error.who, option=error.option)
     response = _json(error.body(), error.status, error.headers)
     if isinstance(error, WrongKey):
         # As OpenAI sends this one; the SDKs parse it whatever it is called.
@@ -412,5 +451,7 @@ class _Enveloped:
             error = EngineFailed()
         else:
             return
-        if not begun:
+        if begun:
+            note(scope, failed=error.status, error=error.code or error.param)
+        else:
             await _error_response(error, scope)(scope, receive, send)

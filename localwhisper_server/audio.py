@@ -19,7 +19,7 @@ from av.codec import Codec
 from av.codec.codec import UnknownCodecError
 from av.stream import Disposition
 
-from localwhisper_server import languages
+from localwhisper_client import languages
 from localwhisper_server.errors import InvalidRequest, UnreadableAudio
 
 SAMPLE_RATE = 16_000  # chunks.SAMPLE_RATE, which NumPy comes with
@@ -179,7 +179,7 @@ def _by_preference(container: "av.container.InputContainer", language: str | Non
     return sorted(
         container.streams.audio,
         key=lambda track: (
-            not language or languages.parse(track.language or "") != language,
+            not language or languages.whisper_code(track.metadata.get("language", "")) != language,
             not track.disposition & Disposition.default,
         ),
     )

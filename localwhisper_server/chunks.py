@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 SAMPLE_RATE = 16_000
 LONGEST_SECONDS = 12.0
+# Where several languages are to be expected, each chunk is written down in one: shorter ones seldom hold two.
+LONGEST_IN_ONE_LANGUAGE_SECONDS = 8.0
 # Speech is looked for in stretches of this length, so that a recording of any length is cut in bounded memory.
 STRETCH_SECONDS = 30.0
 # So much of a stretch that ends in silence is looked at again: a word may begin there, too short to be noticed yet.

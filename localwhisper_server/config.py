@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from localwhisper_server.keys import read_keys
+from localwhisper_server.keys import read_keys, require_usable
 from localwhisper_server.network import HOUSE, Network, parse_network
 
 MIB = 1024 * 1024
@@ -139,6 +139,14 @@ class Settings(BaseSettings):
         description="Where to pass on every other /v1 request (chat, embeddings, speech synthesis), with the "
         "caller's own key: https://api.openai.com/v1. Recordings to be transcribed never leave. None: a 404.",
     )
+    upstream_api_key: SecretStr | None = Field(
+        default=None,
+        description="This server's own key for the upstream, sent in place of the --api-key that a caller showed: for "
+        "programs that can send only one. A caller's own key for the upstream goes on as it is.",
+    )
+    upstream_api_key_file: Path | None = Field(
+        default=None, description="File with that key; keeps it out of the process list."
+    )
     max_upload: int = Field(default=512 * MIB, ge=1, description="Largest request body in bytes.")
     min_upload_rate: float = Field(
         default=1024.0, ge=0, description="Slowest upload that is waited for, in bytes per second; 0: any."
@@ -173,14 +181,40 @@ class Settings(BaseSettings):
         """Return every key that callers may send, those in the file too.
 
         Raises:
-            OSError, ValueError: the file cannot be read, or holds none.
+            OSError, ValueError: the file cannot be read, or holds none; a key cannot be told apart in a header.
 
         """
         given = tuple(key.get_secret_value() for key in self.api_key)
-        return given + (read_keys(self.api_key_file) if self.api_key_file else ())
+        given += read_keys(self.api_key_file) if self.api_key_file else ()
+        for key in given:
+            require_usable(key)
+        return given
+
+    def upstream_key(self) -> str | None:
+        """Return the key for the upstream, if this server has one of its own.
+
+        Raises:
+            OSError, ValueError: the file cannot be read, or holds none or several.
+
+        """
+        if self.upstream_api_key_file is None:
+            return self.upstream_api_key.get_secret_value() if self.upstream_api_key else None
+        key, *others = read_keys(self.upstream_api_key_file)
+        if others:
+            raise ValueError(f"{self.upstream_api_key_file} holds more than one key")
+        return key
 
     @model_validator(mode="after")
     def _key_with_certificate(self) -> Self:
         if self.keyfile is not None and self.certfile is None:
             raise ValueError("--keyfile needs --certfile")
+        return self
+
+    @model_validator(mode="after")
+    def _upstream_key_behind_a_key(self) -> Self:
+        if self.upstream_api_key is not None or self.upstream_api_key_file is not None:
+            if self.upstream is None:
+                raise ValueError("--upstream-api-key needs --upstream")
+            if not self.api_key and self.api_key_file is None:
+                raise ValueError("--upstream-api-key needs --api-key, or anyone on the network could spend its money")
         return self

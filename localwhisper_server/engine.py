@@ -139,7 +139,13 @@ class Engine:
     @property
     def languages(self) -> frozenset[str]:
         """The language codes this model knows; only {"en"} for an English-only one."""
-        return frozenset(self._whisper.supported_languages)
+        token_id = self._whisper.hf_tokenizer.token_to_id
+        # Models before large-v3 have no token for Cantonese, which faster-whisper lists for all multilingual ones.
+        return frozenset(
+            code
+            for code in self._whisper.supported_languages
+            if not self._model.is_multilingual or token_id(f"<|{code}|>") is not None
+        )
 
     def warm_up(self) -> None:
         """Run a second of faint noise, so that the first request does not pay for allocations."""
@@ -200,9 +206,9 @@ class Engine:
             ranking = self._model.detect_language(encoded)
         rows = []
         for chunk, ranked in zip(chunks, ranking, strict=True):
-            name, probability = ranked[0]
+            likeliest, probability = _likeliest(ranked, chunk.decoding.languages)
             given = chunk.decoding.language if self._model.is_multilingual else "en"
-            language = given or name.strip("<|>")
+            language = given or likeliest
             tokenizer = self._tokenizer(language, chunk.decoding.task)
             prompt = self._prompt(tokenizer, chunk.decoding, chunk.before)
             rows.append(_Row(chunk, language, None if given or chunk.follows else probability, tokenizer, prompt))
@@ -286,6 +292,19 @@ class Engine:
             alignments = self._model.align(_taken(encoded, numbers), list(start), texts, frames)
             found |= dict(zip(numbers, alignments, strict=True))
         return found
+
+
+def _likeliest(ranked: Sequence[tuple[str, float]], among: Sequence[str]) -> tuple[str, float]:
+    """Return the likeliest language's code and its probability; of those in `among` alone, where there are any.
+
+    `ranked` are tokens (`<|en|>`) with their probabilities, the likeliest first.
+    """
+    named = [(token.strip("<|>"), probability) for token, probability in ranked]
+    hinted = [(code, probability) for code, probability in named if code in among]
+    if not hinted:
+        return named[0]
+    code, probability = hinted[0]
+    return code, probability / max(sum(share for _, share in hinted), 1e-9)
 
 
 def _aligned(

@@ -98,10 +98,18 @@ class WrongKey(ServerError):
 
 
 class Forbidden(ServerError):
-    """A caller who may not come in, whatever the key; `type` is what OpenAI calls its own refusal of a country."""
+    """A caller who may not come in, whatever the key; `type` is what OpenAI calls its own refusal of a country.
+
+    `who` was refused, an address, a name or a page; `option` of the server lets it in.
+    """
 
     status = 403
     type = "request_forbidden"
+
+    def __init__(self, message: str, *, code: str, who: str, option: str) -> None:
+        super().__init__(message, code=code)
+        self.who = who
+        self.option = option
 
 
 class UnknownModel(ServerError):

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from localwhisper_server import languages
+from localwhisper_client import languages
 from localwhisper_server.errors import InvalidRequest
 from localwhisper_server.options import Decoding, Options, Voice
 from localwhisper_server.transcript import Task
@@ -49,6 +49,7 @@ def parse(fields: Fields, task: Task, *, known_languages: frozenset[str], model:
         InvalidRequest: a field is malformed or cannot be honoured; `param` names it.
 
     """
+    model = model.removeprefix("openai/")
     response_format = _one_of(fields, "response_format", FORMATS) or "json"
     stream = _flag(fields, "stream")
     if stream and response_format not in STREAMABLE:
@@ -64,11 +65,13 @@ def parse(fields: Fields, task: Task, *, known_languages: frozenset[str], model:
                 param=field,
                 code="unsupported_value",
             )
-    granularities = _granularities(fields, response_format)
+    granularities = _granularities(fields, response_format, model)
+    hints = _languages(fields, known_languages, task)
     logprobs = _logprobs(fields, response_format)
     decoding = Decoding(
         task=task,
-        language=_language(fields, known_languages, task),
+        language=hints[0] if len(hints) == 1 else None,
+        languages=hints if len(hints) > 1 else (),
         prompt=_last(fields, "prompt") or "",
         hotwords=_keywords(fields),
         temperature=_temperature(fields),
@@ -92,16 +95,8 @@ def parse(fields: Fields, task: Task, *, known_languages: frozenset[str], model:
 
 
 def requested_model(fields: Fields) -> str:
-    """Return the `model` field, which is required.
-
-    Raises:
-        InvalidRequest: there is none.
-
-    """
-    model = (_last(fields, "model") or "").strip()
-    if not model:
-        raise InvalidRequest("you must provide a model parameter", param="model", code="missing_required_parameter")
-    return model
+    """Return the `model` field, empty where there is none."""
+    return (_last(fields, "model") or "").strip()
 
 
 def missing_file() -> InvalidRequest:
@@ -177,41 +172,53 @@ def _temperature(fields: Fields) -> float | None:
     return value
 
 
-def _language(fields: Fields, known: frozenset[str], task: Task) -> str | None:
+def _languages(fields: Fields, known: frozenset[str], task: Task) -> tuple[str, ...]:
+    """Return the model's codes of the languages that may be spoken; none: any."""
     several = _values(fields, "languages")
     single = _last(fields, "language")
     if single and several:
         raise InvalidRequest(
             "'language' and 'languages[]' cannot be used together.", param="languages", code="invalid_value"
         )
-    # Several hints leave the choice to the model; one is as good as `language`.
-    codes = [_code(code, known, "languages") for code in several]
+    hints = [_code(tag, known, "languages") for tag in several]
     if single:
-        codes = [_code(single, known, "language")]
+        hints = [_code(single, known, "language")]
     if task == "translate" and "en" in known and len(known) == 1:
         raise InvalidRequest(
             "The model served here knows English alone and cannot translate. Serve a multilingual one.",
             param="model",
             code="unsupported_value",
         )
-    return codes[0] if len(codes) == 1 else None
+    # "auto" among several hints rules nothing out.
+    return () if None in hints else tuple(dict.fromkeys(code for code in hints if code))
 
 
-def _code(value: str, known: frozenset[str], param: str) -> str:
-    code = languages.parse(value)
-    if code is None:
+def _code(tag: str, known: frozenset[str], param: str) -> str | None:
+    """Return the model's code for a language tag; None where the tag asks for it to be detected."""
+    if languages.means_detect(tag):
+        return None
+    code = languages.whisper_code(tag)
+    if code in known:
+        return code
+    shown = tag.strip()[:32]
+    if code is not None:
         raise InvalidRequest(
-            f"Invalid language '{value[:32]}'. Language parameter must be specified in ISO-639-1 format.",
-            param=param,
-            code="invalid_language_format",
-        )
-    if code not in known:
-        raise InvalidRequest(
-            f"The model served here does not know the language '{code}'. Serve a multilingual one.",
+            f"The language '{shown}' is not supported by the model served here. Serve a multilingual one: "
+            "large-v3 knows all of Whisper's languages.",
             param=param,
             code="unsupported_value",
         )
-    return code
+    if languages.is_language(tag):
+        raise InvalidRequest(
+            f"The language '{shown}' is not supported: Whisper was not trained on it.",
+            param=param,
+            code="unsupported_value",
+        )
+    raise InvalidRequest(
+        f"Invalid language '{shown}'. Language parameter must be specified in ISO-639-1 format.",
+        param=param,
+        code="invalid_language_format",
+    )
 
 
 def _keywords(fields: Fields) -> str:
@@ -223,21 +230,25 @@ def _keywords(fields: Fields) -> str:
     return ", ".join(keywords)
 
 
-def _granularities(fields: Fields, response_format: str) -> frozenset[str]:
-    asked = _values(fields, "timestamp_granularities")
+def _granularities(fields: Fields, response_format: str, model: str) -> frozenset[str]:
+    """Read timestamp_granularities, which counts with verbose_json.
+
+    Without it, OpenAI refuses the field for whisper-1 and ignores it for its gpt models. It knows the field only with
+    brackets; some clients send a bare one, or a list with commas, with every request.
+    """
+    name = "timestamp_granularities"
+    if response_format != "verbose_json":
+        if any(fields.get(f"{name}[]", ())) and not model.startswith("gpt-"):
+            raise InvalidRequest(f"{name} needs response_format 'verbose_json'.", param=name, code="invalid_value")
+        return frozenset(["segment"])
+    asked = [part.strip() for value in _values(fields, name) for part in value.split(",")]
     for value in asked:
         if value not in GRANULARITIES:
             raise InvalidRequest(
                 f"Invalid value: '{value[:64]}'. Supported values are: {_quoted(GRANULARITIES)}.",
-                param="timestamp_granularities",
+                param=name,
                 code="invalid_value",
             )
-    if asked and response_format != "verbose_json":
-        raise InvalidRequest(
-            "timestamp_granularities needs response_format 'verbose_json'.",
-            param="timestamp_granularities",
-            code="invalid_value",
-        )
     return frozenset(asked or ["segment"])
 
 

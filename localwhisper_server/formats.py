@@ -8,10 +8,10 @@ import json
 import math
 import string
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
-from localwhisper_server import languages
+from localwhisper_client import languages
 from localwhisper_server.transcript import Segment, TokenLogprob, Transcript, Word
 
 JSON_TYPE: Final = "application/json"
@@ -32,15 +32,17 @@ def usage(transcript: Transcript) -> dict[str, Any]:
     return {"type": "duration", "seconds": math.ceil(transcript.duration)}
 
 
-def render_json(transcript: Transcript, *, logprobs: bool = False, list_languages: bool = False) -> bytes:
-    """Render `json`; `list_languages` adds the field that gpt-transcribe alone has."""
+def render_json(
+    transcript: Transcript, *, logprobs: bool = False, list_languages: bool = False, hints: Sequence[str] = ()
+) -> bytes:
+    """Render `json`; `list_languages` adds the field that gpt-transcribe alone has, which repeats the `hints`."""
     body: dict[str, Any] = {"text": transcript.text}
     found = _all_logprobs(transcript.segments) if logprobs else []
     if found:  # absent for silence
         body["logprobs"] = found
     if list_languages:
-        spoken = transcript.segments and transcript.language
-        body["languages"] = [{"code": transcript.language}] if spoken else []
+        spoken = (hints or [transcript.language]) if transcript.segments and transcript.language else ()
+        body["languages"] = [{"code": code} for code in spoken]
     body["usage"] = usage(transcript)
     return to_json(body)
 
@@ -98,9 +100,9 @@ def delta_event(text: str, segment: Segment, *, logprobs: bool = False) -> bytes
     return event(payload)
 
 
-def done_event(transcript: Transcript, *, logprobs: bool = False, list_languages: bool = False) -> bytes:
-    """Render `transcript.text.done` with the whole text."""
-    body = json.loads(render_json(transcript, logprobs=logprobs, list_languages=list_languages))
+def done_event(transcript: Transcript, **shown: Any) -> bytes:
+    """Render `transcript.text.done` with the whole text; `shown` as for `render_json`."""
+    body = json.loads(render_json(transcript, **shown))
     return event({"type": "transcript.text.done"} | body)
 
 

@@ -39,13 +39,13 @@ def rules(settings: Settings, names: Sequence[str]) -> Rules:
     """Return who may come in; `names` are the machine's own.
 
     Raises:
-        Misconfigured: the file of keys cannot be read.
+        Misconfigured: the file of keys cannot be read, or a key cannot be told apart in a header.
 
     """
     try:
         keys = settings.keys()
     except (OSError, ValueError) as failure:
-        raise Misconfigured(f"--api-key-file: {failure}") from failure
+        raise Misconfigured(f"--api-key, --api-key-file: {failure}") from failure
     return Rules(
         allow_from=settings.allow_from,
         trusted_proxies=settings.trusted_proxy,
@@ -91,7 +91,7 @@ class Surroundings:
     `upstream` is an application for what is not ours, None where nothing is passed on.
 
     Raises:
-        Misconfigured: the traces' packages are not installed.
+        Misconfigured: the traces' packages are not installed, or the upstream's key cannot be read.
 
     """
 
@@ -102,7 +102,11 @@ class Surroundings:
             # Late, here and below: the SDK and its HTTP library are slow to import.
             from localwhisper_server.upstream import Upstream  # noqa: PLC0415
 
-            self.upstream = Upstream(settings.upstream, keys=keys)
+            try:
+                own_key = settings.upstream_key()
+            except (OSError, ValueError) as failure:
+                raise Misconfigured(f"--upstream-api-key-file: {failure}") from failure
+            self.upstream = Upstream(settings.upstream, keys=keys, own_key=own_key)
         if settings.otlp_endpoint is not None:
             from localwhisper_server import tracing  # noqa: PLC0415
 

@@ -4,6 +4,7 @@ Pure ASGI, so that it sees bytes as they arrive and costs a request nothing it d
 what lies between them answers browsers: `Door` looks at where a request comes from, `Guard` at what it brings.
 """
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,13 +13,14 @@ from dataclasses import dataclass, field
 from localwhisper_server import network, origin
 from localwhisper_server.asgi import App, Receive, Scope, Send, header_values
 from localwhisper_server.body import Floor, limited
-from localwhisper_server.errors import Forbidden, TooLarge, TooManyHeaders, TooManyRequests
+from localwhisper_server.errors import Forbidden, MissingKey, TooLarge, TooManyHeaders, TooManyRequests, WrongKey
 from localwhisper_server.keys import check_key
 
 # What a monitor or a client's breaker asks has no secrets in it.
 OPEN_PATHS = frozenset({"/health", "/v1/health", "/ready", "/v1/ready"})
 # A stock SDK sends 20; proxies add a few.
 MOST_HEADERS = 100
+_SHOWN = 100  # characters of a header in a message or the log
 _CALLER = "localwhisper.caller"  # where the door leaves the address for the guard
 
 
@@ -27,8 +29,8 @@ class Rules:
     """Who may come in. Loopback always may; what is in `allow_from` may, by default what is private.
 
     `trusted_proxies` are believed about whom they speak for. `hosts` and `origins`, in lower case, are what browsers
-    may name and which pages may call beside the house's own; see `origin`. No `keys`: none is needed. `per_address` 0
-    sets no limit.
+    may name and which pages may call beside the server's own; see `origin`. No `keys`: none is needed; with some, any
+    page may call that has one. `per_address` 0 sets no limit.
     """
 
     allow_from: Sequence[network.Network] = network.HOUSE
@@ -60,6 +62,8 @@ def check_origin(rules: Rules, scope: Scope) -> network.Address:
             f"Requests from {address or 'an unknown address'} are not allowed: this server answers only its own "
             "network. To let this address in, start it with --allow-from and the address or its range.",
             code="address_not_allowed",
+            who=str(address or "unknown"),
+            option="--allow-from",
         )
     hosts = [value.decode("latin-1") for value in header_values(headers, b"host")]
     for host in hosts:
@@ -68,16 +72,38 @@ def check_origin(rules: Rules, scope: Scope) -> network.Address:
                 f"This server does not answer to the name {_shown(host)}, so that no web page can reach it under a "
                 "name of its own. Call it by its address, or start it with --allow-host and the name.",
                 code="host_not_allowed",
+                who=host[:_SHOWN],
+                option="--allow-host",
             )
     for value in header_values(headers, b"origin"):
         page = value.decode("latin-1")
-        if not origin.may_call(page, hosts[0] if hosts else None, rules.origins):
+        if not origin.may_call(page, hosts[0] if hosts else None, rules.origins) and not _cannot_be_forged(
+            rules, scope
+        ):
             raise Forbidden(
                 f"Web pages from {_shown(page)} may not call this server. To let them, start it with --cors-origin "
                 "and that origin.",
                 code="origin_not_allowed",
+                who=page[:_SHOWN],
+                option="--cors-origin",
             )
     return address
+
+
+def _cannot_be_forged(rules: Rules, scope: Scope) -> bool:
+    """Whether a request must show a key, or shows one: a foreign page does not know it.
+
+    The question before it (a CORS preflight) carries none, and changes nothing.
+    """
+    if not rules.keys:
+        return False
+    if scope["method"] == "OPTIONS" or scope["path"] not in OPEN_PATHS:
+        return True
+    try:
+        check_key(scope["headers"], rules.keys)
+    except (MissingKey, WrongKey):
+        return False
+    return True
 
 
 class Door:
@@ -90,6 +116,9 @@ class Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check, then pass on."""
         if scope["type"] == "http":
+            # A base URL that ends in a slash doubles it. Once for all that look at the path after this.
+            scope["path"] = re.sub("/{2,}", "/", scope["path"])
+            scope["raw_path"] = re.sub(b"/{2,}", b"/", scope["raw_path"])
             scope[_CALLER] = check_origin(self._rules, scope)
         elif scope["type"] != "lifespan":
             await send({"type": "websocket.close", "code": 1008})  # nothing here speaks it
@@ -150,4 +179,4 @@ class Guard:
 
 def _shown(value: str) -> str:
     """Return a header's value fit for a message."""
-    return repr(value[:100])
+    return repr(value[:_SHOWN])

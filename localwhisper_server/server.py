@@ -99,6 +99,7 @@ class Backend:
         self._load = load or (lambda folder, device: Engine(folder, device, self._workers))
         self.model = settings.model if settings.model != "auto" else models.default_model(self._device.name)
         self.names = models.served_names(self.model)
+        self.aliases = models.aliases(self.model)
         self.created = 0
         self.languages: frozenset[str] = frozenset()
         self.failure: Exception | None = None

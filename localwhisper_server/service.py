@@ -107,7 +107,7 @@ class Service:
 
     async def _run(self, ticket: Ticket[Chunk, ChunkResult], recording: "_Recording") -> AsyncGenerator[ChunkResult]:
         """Yield the results of each chunk in order, several on their way at a time, decoding on while they are."""
-        hearing = Hearing(ticket, recording.language)
+        hearing = Hearing(ticket, recording.language, several=recording.several)
         more = True
         try:
             while more or len(hearing):
@@ -132,12 +132,15 @@ class _Recording:
     def __init__(self, blocks: decoder.Decoding, options: Options, prepare: Prepare) -> None:
         self._samples = 0
         self.language = options.decoding.language
+        self.several = bool(options.decoding.languages)
         self._options = options
         self._prepare = prepare
         self._blocks = blocks
         self._at_work = threading.Lock()
         self._closed = False
-        voice, longest = options.voice, FULL_SECONDS if options.full_window else chunks.LONGEST_SECONDS
+        voice = options.voice
+        longest = chunks.LONGEST_IN_ONE_LANGUAGE_SECONDS if self.several else chunks.LONGEST_SECONDS
+        longest = FULL_SECONDS if options.full_window else longest
         self._pieces = chunks.pieces(
             self._counted(),
             lambda samples: find_speech(samples, voice, longest=longest),

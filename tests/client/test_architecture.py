@@ -20,7 +20,11 @@ def _imports(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["routing", "steps", "circuit", "pace", "policy", "events", "adapt", "cloud_models", "prices", "budget"]
+    "module",
+    [
+        *("routing", "steps", "circuit", "pace", "policy", "events"),
+        *("adapt", "cloud_models", "prices", "budget", "languages"),
+    ],
 )
 def test_the_core_does_no_io(module: str) -> None:
     """Neither itself nor through what it imports."""

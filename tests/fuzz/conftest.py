@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from localwhisper_client.languages import NAMES
 from localwhisper_server import api, server
 from localwhisper_server.batch import Chunk, ChunkResult
 from localwhisper_server.config import Settings
-from localwhisper_server.languages import NAMES
 from localwhisper_server.transcript import Segment
 
 if TYPE_CHECKING:

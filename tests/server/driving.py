@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 
+from localwhisper_client.languages import NAMES
 from localwhisper_server import api
-from localwhisper_server.languages import NAMES
-from localwhisper_server.models import OPENAI_NAMES
+from localwhisper_server.models import HABITUAL_NAMES, OPENAI_NAMES
 from localwhisper_server.transcript import Segment, TokenLogprob, Transcript, Word
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class FakeBackend:
 
     items: Sequence[Segment | Transcript | Exception | asyncio.Event] = (*SPOKEN, WHOLE)
     names: tuple[str, ...] = ("base", "org/base", *OPENAI_NAMES)
+    aliases: frozenset[str] = HABITUAL_NAMES
     created: int = 1_700_000_000
     languages: frozenset[str] = frozenset(NAMES)
     not_ready: ServerError | None = None

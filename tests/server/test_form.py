@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from localwhisper_client.languages import NAMES
 from localwhisper_server import form
 from localwhisper_server.errors import InvalidRequest
-from localwhisper_server.languages import NAMES
 from localwhisper_server.options import Voice
 
 KNOWN = frozenset(NAMES)
@@ -66,6 +66,10 @@ ACCEPTED: list[tuple[dict[str, Any], str, Any]] = [
     ({"language": "DE"}, "language", "de"),
     ({"language": "jv"}, "language", "jw"),
     ({"language": ""}, "language", None),
+    ({"language": "auto"}, "language", None),
+    ({"language": "zh-tw"}, "language", "zh"),
+    ({"language": "pt_BR"}, "language", "pt"),
+    ({"language": "English"}, "language", "en"),
     ({"languages__": ["de"]}, "language", "de"),
     ({"languages": ["de"]}, "language", "de"),
     ({"languages__": ["de", "en"]}, "language", None),
@@ -138,17 +142,23 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ),
     ({"stream": "perhaps"}, "stream", "invalid_type", BOOLEAN),
     *(({"temperature": value}, "temperature", "invalid_value", TEMPERATURE) for value in ("-0.1", "1.1", "nan", "hot")),
-    (
-        {"language": "auto"},
-        "language",
-        "invalid_language_format",
-        "Invalid language 'auto'. Language parameter must be specified in ISO-639-1 format.",
+    *(
+        (
+            {"language": tag},
+            "language",
+            "invalid_language_format",
+            f"Invalid language '{tag}'. Language parameter must be specified in ISO-639-1 format.",
+        )
+        for tag in ("xx", "de,en", '["de"]', "en; q=1", "german speech please")
     ),
-    (
-        {"language": "zh-tw"},
-        "language",
-        "invalid_language_format",
-        "Invalid language 'zh-tw'. Language parameter must be specified in ISO-639-1 format.",
+    *(
+        (
+            {field: tag},
+            field.rstrip("_"),
+            "unsupported_value",
+            f"The language '{tag}' is not supported: Whisper was not trained on it.",
+        )
+        for field, tag in (("language", "ga"), ("language", "ga-IE"), ("languages__", "zul"))
     ),
     (
         {"languages__": ["de", "klingon"]},
@@ -183,7 +193,7 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ),
     ({"timestamp_granularities__": "word"}, "timestamp_granularities", "invalid_value", GRANULAR),
     (
-        {"timestamp_granularities": "word", "response_format": "srt"},
+        {"timestamp_granularities__": "word", "response_format": "srt"},
         "timestamp_granularities",
         "invalid_value",
         GRANULAR,
@@ -269,8 +279,8 @@ def test_gpt_transcribe_alone_lists_languages() -> None:
 
 def test_a_language_the_model_does_not_know() -> None:
     """An English-only model says that it is one, rather than writing German as English."""
-    with pytest.raises(InvalidRequest, match="does not know the language 'de'") as failure:
-        _parse(known=frozenset({"en"}), language="de")
+    with pytest.raises(InvalidRequest, match="'de-AT' is not supported by the model served here") as failure:
+        _parse(known=frozenset({"en"}), language="de-AT")
     assert (failure.value.param, failure.value.code) == ("language", "unsupported_value")
     assert _parse(known=frozenset({"en"}), language="en").options.decoding.language == "en"
 
@@ -285,10 +295,49 @@ def test_an_english_only_model_cannot_translate() -> None:
 
 @pytest.mark.parametrize("fields", [{}, {"model": []}, {"model": [""]}, {"model": ["  "]}])
 def test_a_missing_model(fields: dict[str, list[str]]) -> None:
-    """OpenAI's words."""
-    with pytest.raises(InvalidRequest, match=r"^you must provide a model parameter$") as failure:
-        form.requested_model(fields)
-    assert failure.value.param == "model"
+    """Empty: the routes take the served one for it."""
+    assert form.requested_model(fields) == ""
+
+
+@pytest.mark.parametrize(
+    "model", ["gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-transcribe", "openai/gpt-4o-transcribe"]
+)
+@pytest.mark.parametrize("values", [["segment"], ["word"], ["word", "segment"], ["anything"]])
+def test_granularities_of_a_gpt_model_without_timestamps(model: str, values: list[str]) -> None:
+    """Are ignored, as by OpenAI: Vercel's AI SDK 5 and 6 send them whenever any option is set."""
+    asked = _parse(model, timestamp_granularities__=values, response_format="json")
+    assert (asked.response_format, asked.words) == ("json", False)
+
+
+@pytest.mark.parametrize("value", ["segment", "word", "word,segment", "anything"])
+@pytest.mark.parametrize("format_", ["", "json", "text", "srt"])
+def test_bare_granularities_without_timestamps(value: str, format_: str) -> None:
+    """Are a field that OpenAI does not know, under every model's name: AI SDK 4 sends it."""
+    asked = _parse(timestamp_granularities=value, response_format=format_)
+    assert (asked.response_format, asked.words) == (format_ or "json", False)
+
+
+@pytest.mark.parametrize("name", ["timestamp_granularities", "timestamp_granularities__"])
+def test_a_list_of_granularities_in_one_field(name: str) -> None:
+    """Is read where there are timestamps to give."""
+    asked = _parse(response_format="verbose_json", **{name: "word, segment"})
+    assert (asked.segments, asked.words) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("hints", "single", "among"),
+    [
+        (["de", "en"], None, ("de", "en")),
+        (["en-US", "German", "ger", "pt_BR"], None, ("en", "de", "pt")),
+        (["de", "de-AT", "deu"], "de", ()),
+        (["auto"], None, ()),
+        (["de", "auto"], None, ()),
+    ],
+)
+def test_hints_of_several_languages(hints: list[str], single: str | None, among: tuple[str, ...]) -> None:
+    """Are what is detected among; one language by several names is one, and `auto` rules out none."""
+    decoding = _parse(languages__=hints).options.decoding
+    assert (decoding.language, decoding.languages) == (single, among)
 
 
 def test_the_last_model_counts() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localwhisper_server import formats, languages
+from localwhisper_server import formats
 from localwhisper_server.transcript import Segment, TokenLogprob, Transcript, Word
 
 HELLO = Transcript(
@@ -66,7 +66,9 @@ def test_json_of_the_model_that_lists_languages() -> None:
     assert formats.render_json(HELLO, list_languages=True) == (
         b'{"text":"Don\'t stop, it\'s fun.","languages":[{"code":"en"}],"usage":{"type":"duration","seconds":9}}'
     )
-    assert formats.render_json(SILENCE, list_languages=True) == (
+    hinted = json.loads(formats.render_json(HELLO, list_languages=True, hints=("de", "en")))
+    assert hinted["languages"] == [{"code": "de"}, {"code": "en"}]
+    assert formats.render_json(SILENCE, list_languages=True, hints=("de", "en")) == (
         b'{"text":"","languages":[],"usage":{"type":"duration","seconds":10}}'
     )
 
@@ -211,30 +213,6 @@ def test_silence_in_verbose_json() -> None:
     body = json.loads(formats.render_verbose_json(SILENCE, segments=True, words=True))
     assert (body["text"], body["segments"], body["words"], body["language"]) == ("", [], [], "english")
     assert body["usage"] == {"type": "duration", "seconds": 10}
-
-
-def test_every_language_has_a_lowercase_name() -> None:
-    """Whisper's hundred."""
-    assert len(languages.NAMES) == 100
-    assert all(name == name.lower() and name for name in languages.NAMES.values())
-
-
-@pytest.mark.parametrize(
-    ("given_code", "code"),
-    [
-        ("en", "en"),
-        ("EN", "en"),
-        (" de ", "de"),
-        ("jv", "jw"),
-        ("yue", "yue"),
-        ("auto", None),
-        ("zh-tw", None),
-        ("", None),
-    ],
-)
-def test_language_codes(given_code: str, code: str | None) -> None:
-    """ISO 639-1 in any case; nothing else."""
-    assert languages.parse(given_code) == code
 
 
 def test_events_are_data_lines_alone() -> None:

