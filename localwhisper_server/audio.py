@@ -5,8 +5,9 @@ It imports no NumPy, so that a worker starts in a fifth of a second and weighs l
 
 import re
 from array import array
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterable, Iterator
+from operator import add, sub
+from typing import Any, Protocol
 
 import av
 import av.error
@@ -29,8 +30,10 @@ MIN_SECONDS = 0.1  # OpenAI's own floor
 BLOCK_SAMPLES = 48_000
 # A hole in the timestamps becomes silence from this length on, as in FFmpeg's `aresample=async`.
 LEAST_GAP_SECONDS = 0.1
+LONGEST_GAP_SECONDS = 24 * 3600.0
 # The clock of MPEG streams and of Ogg may start anew; a longer hole there is no hole, as the ffmpeg tool has it.
-LONGEST_GAP_SECONDS = 10.0
+LONGEST_JUMP_SECONDS = 10.0
+TS_DISCONT = 0x0200  # FFmpeg's flag of such formats
 # What has no clock: FFmpeg counts packets, and for some codecs wrongly.
 CLOCKLESS = ("avi",)
 # A clock that goes back by so much has started anew; by less, it is only imprecise.
@@ -143,35 +146,36 @@ def _opened(source: Source) -> "av.container.InputContainer":
 
 def _decoded(source: Source, max_seconds: float, language: str | None) -> Iterator[bytes]:
     """Yield the sound of the first track, in order of preference, that has any."""
-    with _opened(source) as container:
-        tracks = [each.index for each in _by_preference(container, language) if each.codec_context]
-        decodable = bool(tracks) or not container.streams.audio
-    if not decodable:
-        raise _unknown_codec(source)
-    for index in tracks[:MOST_TRACKS]:
+    tried: set[int] = set()
+    while len(tried) < MOST_TRACKS:
         with _opened(source) as container:
+            tracks = [track for track in _by_preference(container, language) if _has_decoder(track)]
+            left = [track.index for track in tracks if track.index not in tried]
+            if not left:
+                break
+            tried.add(left[0])
             if (container.duration or 0) / av.time_base > max_seconds:
-                # That may be wrong. Counting packets is a hundred times faster than decoding ten hours to refuse them.
-                _check_length(_seconds_in_packets(container, container.streams[index], max_seconds), max_seconds)
-        with _opened(source) as container:
-            found = False
-            for part in _resampled(container, container.streams[index], max_seconds):
-                found = True
-                yield part
-            if found:
+                # It may be wrong. Counting packets is a hundred times faster than decoding ten hours to refuse them.
+                _check_length(_seconds_in_packets(source, left[0], max_seconds), max_seconds)
+            parts = _resampled(container, left[0], max_seconds)
+            if first := next(parts, None):
+                yield first
+                yield from parts
                 return
-    raise UnreadableAudio
+    raise UnreadableAudio if tried or not container.streams.audio else _unknown_codec(source)
 
 
-def _seconds_in_packets(
-    container: "av.container.InputContainer", track: "av.AudioStream", max_seconds: float
-) -> float:
-    """Add up how long the packets are, until that is more than `max_seconds`."""
-    unit, ticks = float(track.time_base or 0), 0
-    for packet in container.demux(track):
-        ticks += packet.duration or 0
-        if ticks * unit > max_seconds:
-            break
+def _seconds_in_packets(source: Source, index: int, max_seconds: float) -> float:
+    """Add up how long a track's packets are, until that is more than `max_seconds`; leaves `source` where it is."""
+    before = source.tell()
+    with _opened(source) as container:
+        track, ticks = container.streams[index], 0
+        unit = float(track.time_base or 0)
+        for packet in container.demux(track):
+            ticks += packet.duration or 0
+            if ticks * unit > max_seconds:
+                break
+    source.seek(before)
     return ticks * unit
 
 
@@ -185,6 +189,11 @@ def _by_preference(container: "av.container.InputContainer", language: str | Non
     )
 
 
+def _has_decoder(track: "av.AudioStream") -> bool:
+    context: object | None = track.codec_context  # typed as if it were never None
+    return context is not None
+
+
 def _unknown_codec(source: Source) -> InvalidRequest:
     """Return the error for sound that FFmpeg has no decoder for; it says the codec's name in its log alone."""
     before = av.logging.get_level()
@@ -196,27 +205,30 @@ def _unknown_codec(source: Source) -> InvalidRequest:
         av.logging.set_level(before)
     name = re.search(r"\(Audio: (?:none )?([^,]{1,64}?)(?:,|: )", said)
     return InvalidRequest(
-        f"The audio codec {name[1] if name else 'of this file'} is not supported.", param="file", code="unsupported_value"
+        f"Unsupported audio codec {name[1] if name else 'in this file'}",
+        param="file",
+        code="unsupported_value",
     )
 
 
-def _resampled(
-    container: "av.container.InputContainer", track: "av.AudioStream", max_seconds: float
-) -> Iterator[bytes]:
+def _resampled(container: "av.container.InputContainer", index: int, max_seconds: float) -> Iterator[bytes]:
     """Yield pieces of 16 kHz mono, 16-bit, on the container's clock."""
     mono = _Mono()
-    longest = LONGEST_GAP_SECONDS if container.format.flags & av.format.Flags.ts_discont.value else max_seconds
+    longest = LONGEST_GAP_SECONDS
     if container.format.name in CLOCKLESS:
         longest = 0.0
+    elif container.format.flags & TS_DISCONT:
+        longest = LONGEST_JUMP_SECONDS
     start, given = (container.start_time or 0) / av.time_base, 0.0
-    for packet in container.demux(track):
+    for packet in container.demux(container.streams[index]):
         try:
-            frames = packet.decode()
+            frames: list[Any] = packet.decode()
         except av.error.FFmpegError:
             continue  # one damaged packet, by whichever name its decoder calls that; the next may be whole
         for frame in frames:
             gap = 0.0 if frame.time is None else frame.time - start - given
-            if LEAST_GAP_SECONDS < gap <= max_seconds - given and (gap <= longest or not given):
+            most = min(max_seconds - given, longest if given else LONGEST_GAP_SECONDS)
+            if LEAST_GAP_SECONDS < gap <= most:
                 yield from mono.end()
                 yield from _silence(gap)
                 given += gap
@@ -283,24 +295,28 @@ def _samples(frames: list[av.AudioFrame]) -> Iterator[bytes]:
 
 def _mixable(frame: av.AudioFrame) -> av.AudioFrame:
     """Return the frame, or its loudest channel alone where a mix of its channels would lose the sound."""
-    channels = frame.layout.nb_channels
-    if channels != 2 and channels <= MOST_MIXED_CHANNELS:  # noqa: PLR2004 - stereo
+    stereo = frame.layout.nb_channels == 2  # noqa: PLR2004 - which is what stereo means
+    if not stereo and frame.layout.nb_channels <= MOST_MIXED_CHANNELS:
         return frame
-    code = SAMPLE_CODES[frame.format.packed.name]
-    size = frame.samples * frame.format.bytes
-    if frame.format.is_planar:
-        voices = [memoryview(plane)[:size].cast(code) for plane in frame.planes]
-    else:
-        packed = memoryview(frame.planes[0])[: size * channels].cast(code)
-        voices = [packed[channel::channels] for channel in range(channels)]
-    middle = 128 if code == "B" else 0
-    looked_at = [[value - middle for value in voice[::STEP]] for voice in voices]
-    if channels == 2:  # noqa: PLR2004 - as above
-        pairs = list(zip(*looked_at, strict=True))
-        if sum((a + b) ** 2 for a, b in pairs) >= CANCELLED * sum((a - b) ** 2 for a, b in pairs):
-            return frame
-    powers = [sum(value * value for value in values) for values in looked_at]
+    channels = _channels(frame)
+    middle = 128 if channels[0].typecode == "B" else 0
+    looked_at = [[value - middle for value in channel[::STEP]] for channel in channels]
+    if stereo and _power(map(add, *looked_at)) >= CANCELLED * _power(map(sub, *looked_at)):
+        return frame
+    powers = [_power(values) for values in looked_at]
     alone = av.AudioFrame(format=frame.format.packed.name, layout="mono", samples=frame.samples)
     alone.sample_rate = frame.sample_rate
-    alone.planes[0].update(array(code, voices[powers.index(max(powers))]).tobytes())
+    alone.planes[0].update(channels[powers.index(max(powers))].tobytes())
     return alone
+
+
+def _channels(frame: av.AudioFrame) -> list["array[Any]"]:
+    form, count = frame.format, frame.layout.nb_channels
+    code: Any = SAMPLE_CODES[form.packed.name]
+    size = frame.samples * form.bytes * (1 if form.is_planar else count)  # a plane is longer than what is in it
+    planes = [array(code, bytes(plane)[:size]) for plane in frame.planes]
+    return planes if form.is_planar else [planes[0][number::count] for number in range(count)]
+
+
+def _power(values: Iterable[float]) -> float:
+    return sum(value * value for value in values)

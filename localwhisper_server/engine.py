@@ -57,8 +57,8 @@ class _Row:
 def find_speech(samples: Samples, voice: Voice, *, longest: float = LONGEST_SECONDS) -> list[Span]:
     """Return the stretches of `samples` (shape (n,), 16 kHz) in which somebody speaks, without padding.
 
-    What is longer than fits in a chunk of `longest` seconds is cut in its least pauses. Faint sound is raised first, for
-    the detector alone.
+    What is longer than fits in a chunk of `longest` seconds is cut in its least pauses. Faint sound is raised first,
+    for the detector alone.
     """
     level = float(np.quantile(np.abs(samples), 0.999)) if samples.size else 0.0
     if 0 < level < FAINT:

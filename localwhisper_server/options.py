@@ -28,7 +28,7 @@ class Decoding:
 class Voice:
     """Settings of the voice activity detector, with the field names of OpenAI's `server_vad`; times in ms.
 
-    Bursts shorter than `min_speech_ms` are clicks, not words; see `engine.find_speech` for those that are little longer.
+    Bursts shorter than `min_speech_ms` are clicks, not words; `engine.find_speech` is strict with those little longer.
     """
 
     threshold: float = 0.5
