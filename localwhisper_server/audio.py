@@ -40,8 +40,6 @@ CLOCKLESS = ("avi",)
 RESTART_SECONDS = 1.0
 # Stereo whose sum has less than this part of the power of its difference: the channels cancel each other.
 CANCELLED = 0.25
-# FFmpeg has no rule by which it would mix more.
-MOST_MIXED_CHANNELS = 8
 # Power is estimated from every 37th sample, which plain Python has the time for.
 STEP = 37
 SAMPLE_CODES = {"u8": "B", "s16": "h", "s32": "i", "s64": "q", "flt": "f", "dbl": "d"}
@@ -149,8 +147,8 @@ def _decoded(source: Source, max_seconds: float, language: str | None) -> Iterat
     tried: set[int] = set()
     while len(tried) < MOST_TRACKS:
         with _opened(source) as container:
-            tracks = [track for track in _by_preference(container, language) if _has_decoder(track)]
-            left = [track.index for track in tracks if track.index not in tried]
+            tracks = _by_preference(container, language)
+            left = [track.index for track in tracks if track.index not in tried and _has_decoder(track)]
             if not left:
                 break
             tried.add(left[0])
@@ -162,7 +160,7 @@ def _decoded(source: Source, max_seconds: float, language: str | None) -> Iterat
                 yield first
                 yield from parts
                 return
-    raise UnreadableAudio if tried or not container.streams.audio else _unknown_codec(source)
+    raise UnreadableAudio if tried or not tracks else _unknown_codec(source)
 
 
 def _seconds_in_packets(source: Source, index: int, max_seconds: float) -> float:
@@ -296,7 +294,9 @@ def _samples(frames: list[av.AudioFrame]) -> Iterator[bytes]:
 def _mixable(frame: av.AudioFrame) -> av.AudioFrame:
     """Return the frame, or its loudest channel alone where a mix of its channels would lose the sound."""
     stereo = frame.layout.nb_channels == 2  # noqa: PLR2004 - which is what stereo means
-    if not stereo and frame.layout.nb_channels <= MOST_MIXED_CHANNELS:
+    # Where nothing tells the channels' places, FFmpeg takes a recorder's six microphones for a cinema's loudspeakers,
+    # and leaves out the bass; more than eight it does not mix at all.
+    if not stereo and not frame.layout.name.endswith(" channels"):
         return frame
     channels = _channels(frame)
     middle = 128 if channels[0].typecode == "B" else 0
