@@ -22,7 +22,7 @@ from localwhisper_server import cuda_libraries, gate, reading, window
 from localwhisper_server.batch import MIN_REST_SECONDS, Chunk, ChunkResult, Features, Preparer, padded, rest_of
 from localwhisper_server.chunks import LONGEST_SECONDS, SAMPLE_RATE, Piece, Samples, Span, most_speech
 from localwhisper_server.devices import ONE_WORKER, Device, Workers
-from localwhisper_server.hypothesis import NO_SPEECH_THRESHOLD, TEMPERATURES, Hypothesis, best, ladder
+from localwhisper_server.hypothesis import TEMPERATURES, Hypothesis, best, ladder
 from localwhisper_server.options import Decoding, Voice
 from localwhisper_server.transcript import Segment, Task
 
@@ -165,8 +165,9 @@ class Engine:
         results, unaligned = [], dict[int, reading.Reading]()
         for number, (row, hypothesis) in enumerate(zip(rows, hypotheses, strict=True)):
             read = reading.read(hypothesis.tokens, row.tokenizer, row.chunk.seconds)
-            if _lifted_by_prompt(row.chunk.decoding, hypothesis):
-                plain = replace(row.chunk.decoding, prompt="", hotwords="")
+            asked = row.chunk.decoding
+            if gate.is_prompts_doing(hypothesis.text, hypothesis.no_speech_prob, prompt=asked.prompt + asked.hotwords):
+                plain = replace(asked, prompt="", hotwords="")
                 results.append(ChunkResult(None, (), replace(row.chunk, decoding=plain), "prompt"))
                 continue
             doubt = None if full else _doubt(row, hypothesis, read)
@@ -381,20 +382,6 @@ def _written(chunk: Chunk, hypothesis: Hypothesis) -> tuple[int, ...]:
     After a hot sample there are none, as in Whisper's reference code: what was made up once would be made up again.
     """
     return chunk.before + hypothesis.tokens[:-1] if hypothesis.temperature <= HOTTEST_TO_GO_ON_FROM else ()
-
-
-def _lifted_by_prompt(decoding: Decoding, hypothesis: Hypothesis) -> bool:
-    """Whether the words are perhaps the prompt's doing: nobody seems to speak, but it makes words likely.
-
-    Over music, `Hypothesis.silent` then no longer holds, and the prompt itself comes back. The chunk is decoded again
-    without it, and that answer stands.
-    """
-    return bool(
-        (decoding.prompt.strip() or decoding.hotwords.strip())
-        and hypothesis.text
-        and not hypothesis.silent
-        and hypothesis.no_speech_prob > NO_SPEECH_THRESHOLD
-    )
 
 
 def _doubt(row: _Row, hypothesis: Hypothesis, read: reading.Reading) -> str | None:
