@@ -51,7 +51,8 @@ class ChunkResult:
     """What was heard in a chunk.
 
     `language` is None where that is still open. `rest` is what remains to be run: what the model left undecoded at
-    the chunk's end, or the whole chunk with the full window because `doubt` names a reason not to trust its answer.
+    the chunk's end, or the whole chunk, with the full window or without its prompt, because `doubt` names a reason
+    not to trust its answer.
     """
 
     language: str | None

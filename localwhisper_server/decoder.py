@@ -50,13 +50,13 @@ Decoding = Generator[Samples, None, None]
 class Blocks(Protocol):
     """Decodes an upload block by block."""
 
-    def __call__(self, source: IO[bytes], *, max_seconds: float) -> Decoding:
+    def __call__(self, source: IO[bytes], *, max_seconds: float, language: str | None = None) -> Decoding:
         """Yield float32 samples in [-1, 1], shape (n,), at 16 kHz; see `Pool.blocks`."""
 
 
-def blocks(source: IO[bytes], *, max_seconds: float) -> Decoding:
+def blocks(source: IO[bytes], *, max_seconds: float, language: str | None = None) -> Decoding:
     """Decode in this process: for recordings of one's own."""
-    for part in audio.pcm(source, max_seconds=max_seconds):
+    for part in audio.pcm(source, max_seconds=max_seconds, language=language):
         yield _samples(part)
 
 
@@ -112,21 +112,21 @@ class Pool:
         with self._lock:
             return tuple(worker.pid for worker in self._workers)
 
-    def blocks(self, source: IO[bytes], *, max_seconds: float) -> Decoding:
-        """Decode the first audio stream of `source` (seekable) in a worker, a few seconds at a time.
+    def blocks(self, source: IO[bytes], *, max_seconds: float, language: str | None = None) -> Decoding:
+        """Decode one audio track of `source` (seekable) in a worker, a few seconds at a time; see `audio.pcm`.
 
         Yields float32 samples in [-1, 1], shape (n,), at 16 kHz. Closing the generator frees its worker.
 
         Raises:
             UnreadableAudio: no audio in it that can be decoded, or decoding it took its worker's life.
-            InvalidRequest: too short, or longer than `max_seconds`; see `audio.pcm`.
+            InvalidRequest: too short, longer than `max_seconds`, or in a codec without a decoder.
             Busy: no worker is free and no more may be started.
 
         """
         for last in (False, True):
             worker = self._take()
             try:
-                yield from worker.decode(source, max_seconds)
+                yield from worker.decode(source, max_seconds, language)
             except (EOFError, OSError) as failure:
                 status = worker.end()
                 if status == KILLED and not worker.answered and not last:
@@ -220,7 +220,7 @@ class _Worker:
                     pipe.close()
         return self._process.returncode
 
-    def decode(self, source: IO[bytes], max_seconds: float) -> Decoding:
+    def decode(self, source: IO[bytes], max_seconds: float, language: str | None) -> Decoding:
         """Yield blocks as `Pool.blocks` does.
 
         Raises:
@@ -234,7 +234,7 @@ class _Worker:
         self.answered = False
         size = source.seek(0, io.SEEK_END)
         source.seek(0)
-        self._ask(b"O", OPENING.pack(max_seconds, size) + source.read(READ_BYTES))
+        self._ask(b"O", OPENING.pack(max_seconds, size, (language or "").encode()) + source.read(READ_BYTES))
         while (answer := self._answer(source))[0] == b"S":
             yield _samples(answer[1])
             self._ask(b"N")

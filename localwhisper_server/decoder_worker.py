@@ -6,7 +6,8 @@ settings, no keys, no file names. The bytes of an upload reach it as it asks for
 
 A message is a letter, its payload's length as an unsigned 32-bit little-endian number, and the payload.
 
-    to the worker    O  open: maximum of seconds (f64), size (u64), then the first bytes; drops what was open
+    to the worker    O  open: maximum of seconds (f64), size (u64), language or zeros (8 bytes), then the first bytes;
+                        drops what was open
                      N  go on
                      D  the bytes that were asked for
     from the worker  U  up: ready for work, once
@@ -34,7 +35,7 @@ if sys.platform != "win32":
     import resource
 
 HEADER = struct.Struct("<cI")
-OPENING = struct.Struct("<dQ")
+OPENING = struct.Struct("<dQ8s")
 REQUEST = struct.Struct("<QI")
 # What is sent along unasked, and asked for at a time: most voice messages need no second message.
 READ_BYTES = 1 << 18
@@ -153,12 +154,12 @@ def serve(channel: Channel, clock: Clock) -> None:
 
 def _decode(channel: Channel, clock: Clock, opening: bytes) -> tuple[bytes, bytes] | None:
     """Decode one upload; returns the message by which the server dropped it, if it did."""
-    max_seconds, size = OPENING.unpack_from(opening)
+    max_seconds, size, language = OPENING.unpack_from(opening)
     source = _Upload(channel, size, opening[OPENING.size :])
     seconds = 0.0
     clock.begin()
     try:
-        for part in audio.pcm(source, max_seconds=max_seconds):
+        for part in audio.pcm(source, max_seconds=max_seconds, language=language.rstrip(b"\0").decode()):
             for start in range(0, len(part), READ_BYTES):
                 samples = part[start : start + READ_BYTES]
                 clock.rest()

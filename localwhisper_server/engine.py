@@ -32,6 +32,13 @@ BEAM_SIZE = 5
 BEST_OF = 5
 HOTTEST_TO_GO_ON_FROM = 0.5
 MAX_INITIAL_TIMESTAMP = int(1.0 / reading.TIMESTAMP_SECONDS)
+# A burst this short passes for speech only if the detector is this sure of it. A word alone lasts hardly longer ("yes":
+# 0.3 s), and neither does a beep.
+SHORT_SECONDS = 0.25
+SURE = 0.7
+# The detector hears nothing below -50 dB. What is louder than all but a thousandth of the samples is the level: a click
+# does not count.
+FAINT, AUDIBLE = 0.01, 0.03
 # The encoder gains nothing from a batch on a CPU and loses its cache to a large one (BENCHMARKS.md).
 ENCODED_AT_ONCE = {"cpu": 2400, "cuda": 96_000}
 
@@ -50,10 +57,26 @@ class _Row:
 def find_speech(samples: Samples, voice: Voice, *, longest: float = LONGEST_SECONDS) -> list[Span]:
     """Return the stretches of `samples` (shape (n,), 16 kHz) in which somebody speaks, without padding.
 
-    What is longer than fits in a chunk of `longest` seconds is cut in its least pauses.
+    What is longer than fits in a chunk of `longest` seconds is cut in its least pauses. Faint sound is raised first,
+    for the detector alone.
     """
+    level = float(np.quantile(np.abs(samples), 0.999)) if samples.size else 0.0
+    if 0 < level < FAINT:
+        samples = samples * np.float32(AUDIBLE / level)
+    found = _speech(samples, voice, voice.threshold, longest)
+    if any(span.seconds < SHORT_SECONDS for span in found):
+        sure = _speech(samples, voice, max(voice.threshold, SURE), longest)
+        found = [
+            span
+            for span in found
+            if span.seconds >= SHORT_SECONDS or any(span.start < it.end and it.start < span.end for it in sure)
+        ]
+    return found
+
+
+def _speech(samples: Samples, voice: Voice, threshold: float, longest: float) -> list[Span]:
     options = VadOptions(
-        threshold=voice.threshold,
+        threshold=threshold,
         min_speech_duration_ms=voice.min_speech_ms,
         min_silence_duration_ms=voice.silence_duration_ms,
         # It cuts at the pauses there are, the plan without looking; so it is told what the plan will ask for.
@@ -142,6 +165,11 @@ class Engine:
         results, unaligned = [], dict[int, reading.Reading]()
         for number, (row, hypothesis) in enumerate(zip(rows, hypotheses, strict=True)):
             read = reading.read(hypothesis.tokens, row.tokenizer, row.chunk.seconds)
+            asked = row.chunk.decoding
+            if gate.is_prompts_doing(hypothesis.text, hypothesis.no_speech_prob, prompt=asked.prompt + asked.hotwords):
+                plain = replace(asked, prompt="", hotwords="")
+                results.append(ChunkResult(None, (), replace(row.chunk, decoding=plain), "prompt"))
+                continue
             doubt = None if full else _doubt(row, hypothesis, read)
             if doubt:
                 results.append(ChunkResult(None, (), replace(row.chunk, doubted=True), doubt))

@@ -16,6 +16,9 @@ FASTEST_SPEECH = 9.0
 LEAST_SPEECH_SECONDS = 0.5
 LEAST_TOKENS = 12
 HEARD_SPEECH_SECONDS = 0.3
+# With a prompt, this probability that nobody speaks is doubt enough: over music Whisper gives the prompt back, with a
+# log probability just above what would pass for silence (BENCHMARKS.md).
+PROMPTED_NO_SPEECH = 0.5
 # How far the last timestamp may be from where the sound and the speech end.
 PAST_END_SECONDS = 1.0
 STOPS_EARLY_SECONDS = 1.0
@@ -60,6 +63,11 @@ def doubt(answer: Answer) -> str | None:
         "silence": not answer.text and answer.speech_seconds > HEARD_SPEECH_SECONDS,
     }
     return next((name for name, holds in reasons.items() if holds), None)
+
+
+def is_prompts_doing(text: str, no_speech_prob: float, *, prompt: str) -> bool:
+    """Whether the words may come from the prompt alone, so that the chunk is to be decoded again without it."""
+    return bool(text and prompt.strip()) and no_speech_prob > PROMPTED_NO_SPEECH
 
 
 def repeats(text: str) -> bool:

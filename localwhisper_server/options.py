@@ -28,14 +28,13 @@ class Decoding:
 class Voice:
     """Settings of the voice activity detector, with the field names of OpenAI's `server_vad`; times in ms.
 
-    Bursts shorter than `min_speech_ms` are clicks, not words: with it 1 of 58 recordings of noise and music passes
-    for speech, without it 11 (BENCHMARKS.md).
+    Bursts shorter than `min_speech_ms` are clicks, not words; `engine.find_speech` is strict with those little longer.
     """
 
     threshold: float = 0.5
     prefix_padding_ms: int = 300
     silence_duration_ms: int = 160
-    min_speech_ms: int = 250
+    min_speech_ms: int = 150
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,7 @@ class Service:
 
     async def _compute(self, source: IO[bytes], options: Options) -> AsyncGenerator[Segment | Transcript]:
         ticket: Ticket[Chunk, ChunkResult] | None = None
-        recording = _Recording(self._decode(source), options, self._prepare)
+        recording = _Recording(self._decode(source, language=options.decoding.language), options, self._prepare)
         try:
             ticket = self._scheduler.admit(bulk=options.bulk)
             language, found = options.decoding.language, list[Segment]()

@@ -378,7 +378,7 @@ def worker() -> Iterator[Channel]:
 
 
 def _open(data: bytes, max_seconds: float = 60.0, *, sent: int = READ_BYTES) -> bytes:
-    return OPENING.pack(max_seconds, len(data)) + data[:sent]
+    return OPENING.pack(max_seconds, len(data), b"") + data[:sent]
 
 
 def _answers(channel: Channel, data: bytes) -> list[tuple[bytes, bytes]]:

@@ -120,6 +120,54 @@ def test_nobody_is_found_in_silence(seconds: float, kind: str) -> None:
     assert find_speech(samples, Voice()) == []
 
 
+@pytest.mark.parametrize("decibels", [-40, -50, -60, -66])
+def test_faint_speech_is_found(voices: dict[str, Path], decibels: int) -> None:
+    """The level decides nothing: as much of it as of the same speech at full level, in 16 bits, beside a loud click."""
+    samples = _voice(voices["en-60s"])[: 25 * SAMPLE_RATE]
+    faint = samples / np.abs(samples).max() * 10 ** (decibels / 20)
+    faint = np.round(faint * 32768).astype(np.float32) / np.float32(32768)
+    expected = sum(span.seconds for span in find_speech(samples, Voice()))
+    assert sum(span.seconds for span in find_speech(faint, Voice())) == pytest.approx(expected, rel=0.15)
+    faint[4 * SAMPLE_RATE : 4 * SAMPLE_RATE + 16] = 0.9
+    assert sum(span.seconds for span in find_speech(faint, Voice())) == pytest.approx(expected, rel=0.15)
+
+
+@pytest.mark.parametrize("decibels", [-30, -50, -70, -90])
+def test_nobody_is_found_in_faint_noise(decibels: int) -> None:
+    """A quiet room stays quiet, whatever the detector is given."""
+    level = 10 ** (decibels / 20)
+    noise = np.random.default_rng(0).normal(0, level, 30 * SAMPLE_RATE).astype(np.float32)
+    assert find_speech(noise, Voice()) == []
+    assert find_speech(np.round(noise * 32768).astype(np.float32) / np.float32(32768), Voice()) == []
+
+
+WORDS_ALONE = [(0.0, 0.3), (0.6, 0.92), (2.08, 2.48), (2.48, 3.04), (3.04, 3.3), (4.0, 4.36)]
+
+
+@pytest.mark.parametrize(("start", "end"), WORDS_ALONE)
+def test_a_word_alone_is_found(voices: dict[str, Path], start: float, end: float) -> None:
+    """Cut to itself, a third of a second long: "please", "milk", "home", "and", "call", "there"."""
+    word = _voice(voices["demo"])[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)]
+    assert find_speech(word, Voice())
+
+
+@pytest.mark.parametrize("milliseconds", [20, 60, 160, 240])
+@pytest.mark.parametrize("kind", ["click", "beep", "thump"])
+def test_nobody_is_found_in_short_sounds(milliseconds: int, kind: str) -> None:
+    """Bursts as long as a short word."""
+    count = milliseconds * SAMPLE_RATE // 1000
+    fall = np.exp(-np.arange(count) / count * 4)
+    burst = {
+        "click": np.random.default_rng(1).normal(0, 0.3, count) * fall,
+        "beep": 0.4 * np.sin(2 * np.pi * 880 * np.arange(count) / SAMPLE_RATE),
+        "thump": 0.6 * np.sin(2 * np.pi * 90 * np.arange(count) / SAMPLE_RATE) * fall,
+    }[kind]
+    samples = np.zeros(2 * SAMPLE_RATE, np.float32)
+    samples[SAMPLE_RATE // 2 :][:count] = burst
+    assert find_speech(samples, Voice()) == []
+    assert find_speech(burst.astype(np.float32), Voice()) == []
+
+
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("padding", [0, 300, 10_000])
 @pytest.mark.parametrize("silence", [0, 200, 30_000])
@@ -571,6 +619,25 @@ def test_an_offset_moves_everything(tiny_en: Engine, voices: dict[str, Path]) ->
         assert after.text == before.text
         assert after.tokens == before.tokens
         assert [word.start for word in after.words] == pytest.approx([word.start + 600 for word in before.words])
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("hint", ["prompt", "hotwords"])
+@pytest.mark.parametrize("full", [False, True], ids=["adaptive", "full"])
+def test_a_prompt_does_not_come_back_where_nobody_speaks(base: Engine, hint: str, *, full: bool) -> None:
+    """Music that passed for speech: what the prompt makes likely is no transcript."""
+    time = np.arange(4 * SAMPLE_RATE) / SAMPLE_RATE
+    notes = np.array([262, 330, 392, 523])[(time * 2).astype(int) % 4]
+    melody = (0.2 * np.sin(2 * np.pi * time * notes) * np.exp(-(time * 2 % 1) * 3)).astype(np.float32)
+    noise = np.random.default_rng(0).normal(0, 0.02, time.size).astype(np.float32)
+    for samples in (melody, noise):
+        piece, text = Piece(samples, 0.0, (Span(0.0, 4.0),)), ""
+        chunk: Chunk | None
+        chunk = base.prepare(piece, Decoding(language="en", **{hint: "Welcome to the meeting."}), full=full)  # type: ignore[arg-type]
+        while chunk is not None:
+            (result,) = base.run([chunk])
+            text, chunk = text + _text(result), result.rest
+        assert _words(text) == []
 
 
 @pytest.mark.model

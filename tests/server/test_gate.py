@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from localwhisper_server.gate import Answer, doubt, repeats
+from localwhisper_server.gate import Answer, doubt, is_prompts_doing, repeats
 
 # Five seconds of ordinary speech, answered well.
 GOOD = Answer(
@@ -91,3 +91,19 @@ def test_each_sign_is_seen_alone(reason: str, changed: dict[str, Any]) -> None:
 def test_repetition(text: str, expected: bool) -> None:  # noqa: FBT001 - a table's column
     """A phrase of up to eight words at once again: three times, or three words or more."""
     assert repeats(text) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "no_speech_prob", "prompt", "expected"),
+    [
+        ("Welcome to the meeting.", 0.7, "Welcome to the meeting.", True),
+        ("I'm sorry. I'm sorry.", 0.9, "Hello, this is Anna speaking.", True),
+        ("Welcome to the meeting.", 0.5, "Welcome to the meeting.", False),
+        ("Anna Schmidt", 0.1, "Anna Schmidt", False),
+        ("Welcome to the meeting.", 0.7, " ", False),
+        ("", 0.9, "Welcome to the meeting.", False),
+    ],
+)
+def test_words_that_a_prompt_may_have_made(text: str, no_speech_prob: float, prompt: str, *, expected: bool) -> None:
+    """Where nobody seems to speak, any words are under suspicion once there is a prompt; elsewhere none."""
+    assert is_prompts_doing(text, no_speech_prob, prompt=prompt) is expected

@@ -249,7 +249,7 @@ class Minutes:
         self.minutes, self.read, self.closed = minutes, 0, 0
         self.permits, self.waiting = threading.Semaphore(1), threading.Event()
 
-    def __call__(self, source: Any, *, max_seconds: float) -> Any:
+    def __call__(self, source: Any, *, max_seconds: float, language: str | None = None) -> Any:
         """Stand in for `decoder.blocks`."""
         return self
 

@@ -1,0 +1,184 @@
+"""Speech in any container and codec that this PyAV can write, with what else a film may hold; finding it again."""
+
+from __future__ import annotations
+
+import io
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import av
+import av.error
+import numpy as np
+from av.codec import Codec
+from av.codec.codec import UnknownCodecError
+from av.format import ContainerFormat
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from localwhisper_server.chunks import Samples
+
+RATE = 16_000
+# Codecs that take few rates, and containers that take one.
+RATES = {"real_144": 8000, "g723_1": 8000, "libopencore_amrnb": 8000, "nellymoser": 8000, "adpcm_swf": 22_050}
+RATES |= {"roq_dpcm": 22_050, "swf": 22_050, "gxf": 48_000, "mxf": 48_000, "mxf_opatom": 48_000, "flv": 44_100}
+# Muxers that write no file of sound: devices, networks, several files, text, sums of what they are given.
+NO_FILES = {
+    *("alsa", "oss", "xv", "sdl", "fbdev", "hls", "dash", "hds", "segment", "stream_segment,ssegment", "tee", "null"),
+    *("hash", "md5", "crc", "framecrc", "framehash", "framemd5", "streamhash", "uncodedframecrc", "mkvtimestamp_v2"),
+    *("sap", "rtp", "rtsp", "rtp_mpegts", "smoothstreaming", "webm_chunk", "webm_dash_manifest", "fifo", "whip"),
+    *("ffmetadata", "image2", "image2pipe", "mpjpeg", "data", "rawvideo"),
+}
+
+
+def muxers() -> list[str]:
+    """Return FFmpeg's names of the containers it writes into one file."""
+    return sorted(name for name in av.formats_available if name not in NO_FILES and _writes(name))
+
+
+def encoders() -> list[str]:
+    """Return FFmpeg's names of the codecs of sound that it encodes, those that drop it left out."""
+    return sorted(name for name in av.codecs_available - {"anull", "comfortnoise"} if _encodes_sound(name))
+
+
+def recording(
+    samples: Samples,
+    container: str,
+    codec: str,
+    *,
+    rate: int | None = None,
+    start: float = 0.0,
+    hole: tuple[float, float] = (0.0, 0.0),
+    subtitles: str | None = None,
+    film: bool = False,
+    metadata: dict[str, str] | None = None,
+    before: tuple[str, dict[str, str], Samples] | None = None,
+) -> bytes:
+    """Return float samples at 16 kHz, shape (n,), in a container.
+
+    The sound begins `start` seconds in. `hole` is where its clock jumps and by how much. `subtitles` names a codec for
+    a track of those, `film` adds pictures from the start on, `before` another track of sound: codec, metadata, samples.
+    """
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as output:
+        rate = rate or _rate(container, codec)
+        tracks = [_sound(output, before[0], before[2], rate, before[1])] if before else []
+        tracks.append(_sound(output, codec, samples, rate, metadata or {}, start, hole))
+        if film:
+            tracks.append(_film(output, start + hole[1] + samples.size / RATE))
+        if subtitles:
+            tracks.append(_text(output, subtitles))
+        # Every track is to be known before the first packet is written.
+        packets = [packet for encoded in tracks for packet in encoded()]
+        packets.sort(key=lambda packet: (packet.dts or 0) * packet.time_base)
+        for packet in packets:
+            output.mux(packet)
+    return file.getvalue()
+
+
+def plainly(data: bytes) -> Samples | None:
+    """Decode as FFmpeg does when it is left alone: the first track, no limits, no clock; None where it cannot."""
+    resampler, parts = av.AudioResampler(format="flt", layout="mono", rate=RATE), []
+    try:
+        with av.open(io.BytesIO(data)) as container:
+            for frame in container.decode(audio=0):
+                frame.pts = None
+                parts += resampler.resample(frame)
+            parts += resampler.resample(None)
+    except (av.error.FFmpegError, IndexError, ValueError, AttributeError):
+        return None
+    return np.concatenate([part.to_ndarray()[0] for part in parts]) if parts else None
+
+
+def found_at(original: Samples, decoded: Samples) -> tuple[float, float]:
+    """Return where `original` lies in `decoded`, in seconds, and how alike they are there: 1 is the same loudness."""
+    wanted, there = _loudness(original), _loudness(decoded)
+    # With room for what a codec adds or drops at either end.
+    there = np.pad(there, wanted.size)
+    at = int(np.correlate(there, wanted - wanted.mean(), "valid").argmax())
+    found = there[at : at + wanted.size]
+    return (at - wanted.size) / 100, float(np.corrcoef(wanted, found)[0, 1]) if found.any() else 0.0
+
+
+def _loudness(samples: Samples) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return the loudness of each 10 ms."""
+    frames = samples[: samples.size // 160 * 160].reshape(-1, 160).astype(np.float64)
+    return np.sqrt((frames**2).mean(1))
+
+
+def _writes(name: str) -> bool:
+    try:
+        return ContainerFormat(name, "w").is_output
+    except ValueError:
+        return False
+
+
+def _encodes_sound(name: str) -> bool:
+    try:
+        return Codec(name, "w").type == "audio"
+    except UnknownCodecError:
+        return False
+
+
+def _rate(container: str, codec: str) -> int:
+    fixed = RATES.get(container, RATES.get(codec))
+    possible = Codec(codec, "w").audio_rates
+    if not possible or (fixed or RATE) in possible:
+        return fixed or RATE
+    return min(possible, key=lambda rate: abs(rate - 44_100))
+
+
+def _sound(
+    output: Any,
+    codec: str,
+    samples: Samples,
+    rate: int,
+    metadata: dict[str, str],
+    start: float = 0.0,
+    hole: tuple[float, float] = (0.0, 0.0),
+) -> Callable[[], Iterator[av.Packet]]:
+    stream = output.add_stream(codec, rate=rate, layout="mono")
+    stream.metadata.update(metadata)
+    context = stream.codec_context
+    context.options = {"strict": "experimental"}
+    context.open()
+
+    def packets() -> Iterator[av.Packet]:
+        frame = av.AudioFrame.from_ndarray(samples[None].astype(np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = RATE, 0, Fraction(1, RATE)
+        resampler = av.AudioResampler(context.format, "mono", rate, context.frame_size or 1024)
+        for piece in [*resampler.resample(frame), *resampler.resample(None), None]:
+            for packet in stream.encode(piece):
+                for stamp in ("pts", "dts"):
+                    if (ticks := getattr(packet, stamp)) is not None:
+                        moved = start + (hole[1] if ticks * packet.time_base >= hole[0] else 0.0)
+                        setattr(packet, stamp, ticks + round(moved / packet.time_base))
+                yield packet
+
+    return packets
+
+
+def _film(output: Any, seconds: float) -> Callable[[], Iterator[av.Packet]]:
+    stream = output.add_stream("mpeg4", rate=5)
+    stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+
+    def packets() -> Iterator[av.Packet]:
+        picture = np.zeros((32, 32, 3), np.uint8)
+        for _ in range(round(seconds * 5)):
+            yield from stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24"))
+        yield from stream.encode(None)
+
+    return packets
+
+
+def _text(output: Any, codec: str) -> Callable[[], Iterator[av.Packet]]:
+    stream = output.add_stream(codec)
+    stream.codec_context.subtitle_header = b"[Script Info]\n"
+
+    def packets() -> Iterator[av.Packet]:
+        packet = av.Packet(b"\0\5Hello" if codec == "mov_text" else b"Hello")
+        packet.stream, packet.time_base = stream, Fraction(1, 1000)
+        packet.pts = packet.dts = packet.duration = 500
+        yield packet
+
+    return packets
