@@ -107,10 +107,10 @@ def test_the_client_does_not_import_the_server(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SERVER, ids=lambda path: path.stem)
-def test_the_server_takes_only_the_version_from_the_client(path: Path) -> None:
-    """Two programs, one distribution; they share its version and which HTTP library its SDK brought."""
+def test_the_server_takes_only_what_is_shared_from_the_client(path: Path) -> None:
+    """They share the version, what counts as the LAN, and which HTTP library the SDK brought."""
     ours = {name for name in _imports(path) if name.startswith(("localwhisper_client", "localwhisper."))}
-    shared = {"localwhisper_client._version", "localwhisper_client._http"}
+    shared = {"localwhisper_client._version", "localwhisper_client._http", "localwhisper_client.lan"}
     assert {name for name in ours if not name.startswith(tuple(shared))} == set()
 
 
