@@ -16,6 +16,8 @@ class Name:
 
     def __init__(self, host: str) -> None:
         self.host = host
+        self.addresses: tuple[str, ...] = ()
+        """What the last look-up found."""
         self._lock = threading.Lock()
         self._looking: threading.Event | None = None
         self._literal = host == "localhost" or _is_address(host)
@@ -33,9 +35,9 @@ class Name:
 
     def _look_up(self, done: threading.Event) -> None:
         try:
-            socket.getaddrinfo(self.host, None)
+            self.addresses = tuple({str(info[4][0]) for info in socket.getaddrinfo(self.host, None)})
         except OSError:
-            pass  # the connection will meet the same, and say so
+            self.addresses = ()  # the connection will meet the same, and say so
         finally:
             with self._lock:
                 self._looking = None
