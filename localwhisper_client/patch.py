@@ -31,7 +31,6 @@ HOOK = Path(__file__).with_name("run_hook")
 """The folder that `localwhisper run` puts on PYTHONPATH."""
 
 _HAS_A_KEY = ("api_key", "provider", "workload_identity")
-_OURS = ("client", "house", "realtime", "request")
 _MISSING = object()
 _lock = threading.Lock()
 _installed: list[_Patched | _Sockets] = []
@@ -68,9 +67,7 @@ def install(
         "on_event": on_event,
     }
     if sys.modules.get("openai", openai) is not openai:
-        # Our classes are made from the SDK that was there before, whose clients keep them; the new one gets new ones.
-        for name in _OURS:
-            _ours(name)
+        # Our classes are made from the SDK that was there before; the new one gets new ones.
         for name in [name for name in sys.modules if name.partition(".")[0] == "localwhisper_client"]:
             del sys.modules[name]
         import_module("localwhisper_client.patch").install(**options)

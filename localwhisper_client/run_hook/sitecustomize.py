@@ -7,6 +7,8 @@ It also sees to the programs that this one starts: those that inherit the enviro
 front of it meanwhile; a Python that is given another environment without it is not started where audio must not leave.
 """  # noqa: INP001 - a folder for PYTHONPATH, not a package
 
+from __future__ import annotations
+
 import importlib.util
 import itertools
 import os
@@ -81,7 +83,7 @@ def _is_python(program: str) -> bool:
 
 
 def _watch_starts(event: str, values: tuple[Any, ...]) -> None:
-    """Look at the start of a program: a Python that this file would not reach is refused, or said to be out of reach."""
+    """Look at each start of a program: a Python that this file would not reach is refused, or a warning says so."""
     if event not in _STARTS:
         return
     at, where = _STARTS[event]
@@ -96,7 +98,7 @@ def _watch_starts(event: str, values: tuple[Any, ...]) -> None:
     program = os.fsdecode(values[0]) if event == "subprocess.Popen" and values[0] else "".join(words[:1])
     path = next((os.fsdecode(value) for name, value in environ.items() if os.fsdecode(name) == "PYTHONPATH"), "")
     reached = _is_here(path.split(os.pathsep)[0])
-    if reached and not _isolated(words[1:]) or not _is_python(program):
+    if (reached and not _isolated(words[1:])) or not _is_python(program):
         return
     if reached:
         _warn(f"{program} is started with -I, -E or -S: speech that it sends to OpenAI's API goes to the cloud")
@@ -104,8 +106,8 @@ def _watch_starts(event: str, values: tuple[Any, ...]) -> None:
         _warn(f"{program} is started without {_HERE} in front of its PYTHONPATH: its speech goes to the cloud")
     else:
         raise RuntimeError(
-            f"localwhisper run: {program} is started without {_HERE} in front of its PYTHONPATH, so its speech would go "
-            "to the cloud. Pass PYTHONPATH on as it is, or start that program by `localwhisper run -- ...`."
+            f"localwhisper run: {program} is started without {_HERE} in front of its PYTHONPATH, so its speech would "
+            "go to the cloud. Pass PYTHONPATH on as it is, or start that program by `localwhisper run -- ...`."
         )
 
 
