@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localwhisper_client import patch
 from localwhisper_client.lan import settled
 
 if TYPE_CHECKING:
@@ -32,17 +31,17 @@ _hooked: list[bool] = []
 
 def _audit(event: str, values: tuple[Any, ...]) -> None:
     if event == "socket.connect" and isinstance(values[1], tuple):
-        host = values[1][0]
+        host, leaves = values[1][0], settled(str(values[1][0])) is not True
     elif event == "socket.getaddrinfo":
-        host = values[0] or "localhost"
+        host = values[0].decode() if isinstance(values[0], bytes) else values[0] or "localhost"
+        leaves = settled(host) is None  # an address is only read, a name is asked for
     else:
         return
-    name = host.decode() if isinstance(host, bytes) else str(host)
-    if _watching and not settled(name):
+    if _watching and leaves:
         for seen in _watching:
-            seen.append(name)
-        sys.stderr.write(f"{LEAVES} {name}\n")
-        raise OSError(f"{name} is not on the LAN")
+            seen.append(host)
+        sys.stderr.write(f"{LEAVES} {host}\n")
+        raise OSError(f"{host} is not on the LAN")
 
 
 @contextlib.contextmanager
@@ -83,6 +82,8 @@ def names(**known: str) -> Iterator[None]:
 
 def run(code: str, tmp_path: Path, *, served: bool = True, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run a program of this text in the environment that `localwhisper run` makes, or as it is."""
+    from localwhisper_client import patch  # the guard itself, which imports this module, must not load the SDK
+
     program = tmp_path / "program.py"
     program.write_text(code)
     guard = tmp_path / "guard"
