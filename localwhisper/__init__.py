@@ -59,6 +59,9 @@ _SETTINGS = (
     "http_client",
 )  # fmt: skip
 
+# Parts of the module's client that can send audio. The rest, `chat` and its like, are the `openai` module's own.
+_OF_THE_CLIENT = ("realtime", "live", "beta")
+
 _lock = threading.Lock()
 _current: tuple[dict[str, Any], LocalWhisper] | None = None
 
@@ -112,7 +115,13 @@ def __getattr__(name: str) -> Any:
         home, there = _OURS[name]
         globals()[name] = getattr(import_module(f"localwhisper_client.{home}"), there)
         return globals()[name]
-    return getattr(openai, name)
+    if name in _OF_THE_CLIENT and hasattr(openai, name):
+        return globals().setdefault(name, _Lazy(name))
+    found = getattr(openai, name)
+    if isinstance(found, type) and issubclass(found, (openai.OpenAI, openai.AsyncOpenAI)):
+        # Azure's client, and others for the clouds of other companies.
+        return import_module("localwhisper_client.client").routed_class(found)
+    return found
 
 
 def __dir__() -> list[str]:

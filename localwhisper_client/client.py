@@ -9,17 +9,18 @@ from __future__ import annotations
 import os
 import time
 from contextlib import closing
-from functools import partial
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 import anyio.to_thread
 import openai
 
-from localwhisper_client import answer, background, race
+from localwhisper_client import answer, background, race, realtime
 from localwhisper_client.errors import CloudKeyMissing
 from localwhisper_client.provenance import traced
-from localwhisper_client.route import Route, Wishes, is_speech_to_text
+from localwhisper_client.request import endpoint, starts_realtime
+from localwhisper_client.route import Route, Wishes
 from localwhisper_client.steps import Race, Try, Wait
 from localwhisper_client.transport import within, within_async
 from localwhisper_client.upload import Upload, needs_copy
@@ -34,9 +35,32 @@ if TYPE_CHECKING:
 
 
 class _Narrowed:
-    """What copies a client together with its routing."""
+    """What copies a client together with its routing, and keeps realtime sessions to it."""
 
     _route: Any
+    own_cloud = False
+    """Whether the client knows its cloud by itself: it is the program's own, or Azure's."""
+
+    @cached_property
+    def realtime(self) -> Any:
+        """The SDK's; a session is opened only where the policy lets audio go."""
+        return realtime.asking(super().realtime, self._allow_realtime)  # type: ignore[misc] # the SDK's, which is next
+
+    @cached_property
+    def live(self) -> Any:
+        """The same."""
+        return realtime.asking(super().live, self._allow_realtime)  # type: ignore[misc] # as above
+
+    @cached_property
+    def beta(self) -> Any:
+        """The SDK's, with the same for `beta.realtime`."""
+        beta = super().beta  # type: ignore[misc] # as above
+        if hasattr(beta, "realtime"):
+            realtime.asking(beta.realtime, self._allow_realtime)
+        return beta
+
+    def _allow_realtime(self) -> None:
+        realtime.allow_of(self, self._route)
 
     def copy(
         self,
@@ -102,11 +126,13 @@ class LocalWhisper(_Narrowed, openai.OpenAI):
     ) -> None:
         wishes = Wishes(lan_url, lan_key, policy, connect_timeout, hedge_after, on_event)
         self._route: Route[openai.OpenAI] = _route or Route.load(openai.OpenAI, os.environ, wishes)
-        super().__init__(**self._route.cloud_arguments(sdk, os.environ, _no_key))
+        super().__init__(**(sdk if self.own_cloud else self._route.cloud_arguments(sdk, os.environ, _no_key)))
 
     def request(self, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
         """Send one request: speech-to-text where the routing says, everything else where it always went."""
-        if not is_speech_to_text(options):
+        if endpoint(self, options) is None:
+            if starts_realtime(options):
+                self._allow_realtime()
             return super().request(cast_to, options, stream=stream, stream_cls=stream_cls)
         with Upload(options.files, shared=self._route.hedges) as upload, traced(options.url):
             routed = self._route.call(self, options, upload.files, stream=stream)
@@ -144,6 +170,7 @@ class LocalWhisper(_Narrowed, openai.OpenAI):
         server = self._route.house.server(step.backend)
         try:
             with within(step.seconds):
+                routed.vouch(server, step.seconds)
                 raw: Any = server.client.request(cast_to, routed.house_options(server, step.seconds), **streaming)
                 answer.read(raw.http_response, routed.expected)
             return routed.answer(raw)
@@ -175,11 +202,13 @@ class AsyncLocalWhisper(_Narrowed, openai.AsyncOpenAI):
     ) -> None:
         wishes = Wishes(lan_url, lan_key, policy, connect_timeout, hedge_after, on_event)
         self._route: Route[openai.AsyncOpenAI] = _route or Route.load(openai.AsyncOpenAI, os.environ, wishes)
-        super().__init__(**self._route.cloud_arguments(sdk, os.environ, _no_async_key))
+        super().__init__(**(sdk if self.own_cloud else self._route.cloud_arguments(sdk, os.environ, _no_async_key)))
 
     async def request(self, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
         """Send one request: speech-to-text where the routing says, everything else where it always went."""
-        if not is_speech_to_text(options):
+        if endpoint(self, options) is None:
+            if starts_realtime(options):
+                self._allow_realtime()
             return await super().request(cast_to, options, stream=stream, stream_cls=stream_cls)
         # Only a file that must be copied can block.
         make = partial(Upload, options.files, shared=self._route.hedges)
@@ -221,6 +250,10 @@ class AsyncLocalWhisper(_Narrowed, openai.AsyncOpenAI):
         server = self._route.house.server(step.backend)
         try:
             with within_async(step.seconds):
+                if routed.must_look_up(server):
+                    await anyio.to_thread.run_sync(routed.vouch, server, step.seconds, abandon_on_cancel=True)
+                else:
+                    routed.vouch(server, step.seconds)
                 raw: Any = await server.client.request(cast_to, routed.house_options(server, step.seconds), **streaming)
                 await answer.aread(raw.http_response, routed.expected)
             return routed.answer(raw)
@@ -233,6 +266,13 @@ class AsyncLocalWhisper(_Narrowed, openai.AsyncOpenAI):
         for server in self._route.house.servers:
             await server.client.close()
         self._route.books.close()
+
+
+@cache
+def routed_class(kind: Any) -> Any:
+    """Return a client class of the SDK's with our routing: `AzureOpenAI` and its like, whose cloud is their own."""
+    ours = AsyncLocalWhisper if issubclass(kind, openai.AsyncOpenAI) else LocalWhisper
+    return type(kind.__name__, (ours, kind), {"own_cloud": True, "__doc__": kind.__doc__})
 
 
 def _no_key() -> str:

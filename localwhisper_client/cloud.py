@@ -50,6 +50,8 @@ class Attempt:
     now: float
     """Seconds since the epoch."""
     reason: str
+    adapts: bool = True
+    """Whether the models' names are OpenAI's; Azure's are of the user's own deployments, and stay."""
     clock: Callable[[], float] = time.monotonic
     sent: float = field(init=False)
     row: Row | None = field(init=False, default=None)
@@ -65,9 +67,14 @@ class Attempt:
         """
         self.sent = self.clock()
         self.options = copy.copy(self.options)
-        request = http.Request("POST", self.backend + self.options.url)
+        request = http.Request("POST", self.backend)
+        if not isinstance(self.options.json_data, dict):
+            why = "The cloud was not asked: the program wrote the body itself, so no model can be chosen for it."
+            raise CloudCannot(why, request=request)
         try:
-            self.options.json_data, dropped = adapted(self.options.url, self.options.json_data, day(self.now))
+            dropped: tuple[str, ...] = ()
+            if self.adapts:
+                self.options.json_data, dropped = adapted(self.options.url, self.options.json_data, day(self.now))
             self.options.files = _fitting(self.options.files)
         except Impossible as why:
             raise CloudCannot(f"The cloud was not asked: {why}.", request=request) from why
@@ -90,7 +97,7 @@ class Attempt:
     @property
     def model(self) -> str:
         """The model that the cloud is asked for."""
-        return str(self.options.json_data["model"])
+        return str(self.options.json_data.get("model"))
 
     def answered(self, value: Any) -> Outcome:
         """Settle an answer. Blocks."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, overload
 from urllib.parse import urlsplit, urlunsplit
@@ -9,6 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 from localwhisper_client.budget import Budget
 from localwhisper_client.errors import ConfigurationError
 from localwhisper_client.hooks import AUTO
+from localwhisper_client.lan import named_like_one
 from localwhisper_client.ledger import named
 from localwhisper_client.policy import Policy
 
@@ -45,6 +47,10 @@ class Settings:
     """Where calls are written down; `None` for nowhere."""
     budget: Budget | None = None
     """What may be spent on the cloud; `None` for no limit."""
+    named: bool = True
+    """Whether the user named these servers for speech; `OPENAI_BASE_URL` alone may be any gateway's."""
+    gateway: str | None = None
+    """Where everything goes that is not speech-to-text, if not to `cloud_url`: `OPENAI_BASE_URL`, as the SDK has it."""
 
     @classmethod
     def load(
@@ -73,15 +79,23 @@ class Settings:
             name, value = "OPENAI_BASE_URL", _set(environ, "OPENAI_BASE_URL")
             if value and is_openai(value):
                 value = None
-        cloud_name, cloud_url = "LOCALWHISPER_CLOUD_BASE_URL", _set(environ, "LOCALWHISPER_CLOUD_BASE_URL")
+        named = not value or name != "OPENAI_BASE_URL"
+        lan_urls = tuple(_lan_url(name, part.strip()) for part in (value or DEFAULT_LAN_URL).split(",") if part.strip())
+        cloud_url = _base_url(
+            "LOCALWHISPER_CLOUD_BASE_URL", _set(environ, "LOCALWHISPER_CLOUD_BASE_URL") or DEFAULT_CLOUD_URL
+        )
+        gateway = _set(environ, "OPENAI_BASE_URL")
+        # Not the LAN server, which answers nothing but speech.
+        if gateway and named_like_one(_host(gateway)) and gateway.rstrip("/") in lan_urls:
+            gateway = None
         budget = _budget("LOCALWHISPER_CLOUD_BUDGET", _set(environ, "LOCALWHISPER_CLOUD_BUDGET"))
         settings = cls(
-            lan_urls=tuple(_lan_url(name, part.strip()) for part in value.split(",") if part.strip())
-            if value
-            else (DEFAULT_LAN_URL,),
+            lan_urls=lan_urls,
             lan_key=lan_key or _set(environ, "LOCALWHISPER_API_KEY"),
             policy=parse_policy("LOCALWHISPER_POLICY", _set(environ, "LOCALWHISPER_POLICY")),
-            cloud_url=_base_url(cloud_name, cloud_url) if cloud_url else DEFAULT_CLOUD_URL,
+            cloud_url=cloud_url,
+            named=named,
+            gateway=gateway,
             connect_timeout=DEFAULT_CONNECT_TIMEOUT if connect_timeout is None else connect_timeout,
             wake=_set(environ, "LOCALWHISPER_WAKE"),
             ledger=_ledger("LOCALWHISPER_LEDGER", environ, budget),
@@ -122,9 +136,16 @@ def parse_policy(name: str, value: str | None) -> Policy | None:
 
 def is_openai(url: str) -> bool:
     """Whether the URL points at OpenAI's own service."""
-    # In the letters that are looked up: some other full stops mean the same one.
-    host = (urlsplit(url.strip()).hostname or "").translate(_FULL_STOPS).rstrip(".")
+    # In the letters that are looked up: wide ones and some other full stops mean the same ones.
+    host = unicodedata.normalize("NFKC", _host(url)).translate(_FULL_STOPS).rstrip(".")
     return any(host == domain or host.endswith("." + domain) for domain in _OPENAI_DOMAINS)
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url.strip()).hostname or ""
+    except ValueError:
+        return ""
 
 
 def health_url(base_url: str, path: str = "/health") -> str:
@@ -166,4 +187,6 @@ def _base_url(name: str, value: str) -> str:
         usable = False
     if not usable:
         raise ConfigurationError(f"{name} holds {url!r}, which is not a URL. Give one such as {DEFAULT_LAN_URL}.")
-    return url
+    # `HTTPS` means `https` to everybody, so it has to mean it here, where certificates are checked by that.
+    user, at, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user}{at}{host.lower()}"))

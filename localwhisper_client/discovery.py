@@ -16,8 +16,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from localwhisper_client import forks, ledger
+from localwhisper_client import forks, lan, ledger
 from localwhisper_client.config import health_url
 from localwhisper_client.errors import ConfigurationError
 from localwhisper_client.events import log
@@ -117,8 +118,8 @@ def _found(info: Any) -> Found | None:
     urls = tuple(
         f"{scheme}://{f'[{address}]' if address.version == 6 else address}:{info.port}{path.rstrip('/')}"  # noqa: PLR2004
         for address in map(ipaddress.ip_address, info.parsed_addresses())
-        # Fails closed: whoever announces an address on the internet gets no audio from here.
-        if address.is_private and not (address.version == 6 and address.is_link_local)  # noqa: PLR2004
+        # Fails closed: an announced address on the internet gets no audio. One of the link alone needs a zone as well.
+        if lan.on_lan(address) and not (address.version == 6 and address.is_link_local)  # noqa: PLR2004
     )
     if not urls or not path.startswith("/"):
         return None
@@ -220,10 +221,11 @@ class Discovery:
     def _read(self) -> tuple[str, ...]:
         try:
             urls = json.loads(self._path.read_bytes())["urls"] if self._path else []
-        except (OSError, ValueError, KeyError, TypeError):
+            # What is remembered is trusted no more than what is announced.
+            return tuple(url for url in urls if lan.settled(urlsplit(url).hostname or ""))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             # Nothing there, or nothing that can be read: it is only a memory.
             return ()
-        return tuple(url for url in urls if isinstance(url, str)) if isinstance(urls, list) else ()
 
     def _write(self) -> None:
         if self._path is None:

@@ -47,9 +47,14 @@ class Expected:
 
     @classmethod
     def of(cls, fields: object, *, stream: bool) -> Expected:
-        """Read the expectation off a request's form fields."""
-        asked = fields.get("response_format") if isinstance(fields, dict) else None
-        return cls(asked if isinstance(asked, str) else "json", stream)
+        """Read the expectation off a request's form fields; `stream` is what the SDK was asked, where they say nothing.
+
+        Of a body that the program wrote itself nothing is known.
+        """
+        if not isinstance(fields, dict):
+            return cls("", stream)
+        asked = fields.get("response_format")
+        return cls(asked if isinstance(asked, str) else "json", bool(fields.get("stream", stream)))
 
     def check_head(self, headers: Mapping[str, str]) -> None:
         """Raise `WrongAnswer` unless the content type is one that this answer may have."""
@@ -68,6 +73,16 @@ class Expected:
 
     def check_body(self, body: bytes) -> None:
         """Raise `WrongAnswer` unless a body that was read to its end is a whole transcript."""
+        if self.stream:
+            # The SDK was asked for a body, and the server, in `extra_body`, for events.
+            first = FirstEvent()
+            if not first.feed(body):
+                first.ended()
+            if first.last is not None:
+                first.last.feed(body)
+                if not first.last.seen:
+                    raise WrongAnswer("an event stream that ended before the transcript was whole")
+            return
         if self.response_format == "vtt" and not body.removeprefix(b"\xef\xbb\xbf").startswith(b"WEBVTT"):
             raise WrongAnswer(f"a 200 whose {len(body)} bytes are not WebVTT")
         if self.response_format == "srt" and body.strip() and b"-->" not in body:

@@ -3,19 +3,23 @@
 Two methods of `openai.OpenAI` and of `openai.AsyncOpenAI` are replaced. `request` hands a speech-to-text call to the
 routing of `LocalWhisper` and leaves every other call alone, for clients and subclasses made before or after, and for
 the module's own. `__init__` does without a key where nothing may leave the house. The cloud, where the policy allows
-it, is the program's own client with all its settings.
+it, is the program's own client with all its settings. WebSockets are opened by other libraries, for the SDK and for
+voice frameworks alike; those are made to ask before they open a realtime session.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import sys
 import threading
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import openai
+
+from localwhisper_client.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,7 +33,14 @@ HOOK = Path(__file__).with_name("run_hook")
 _HAS_A_KEY = ("api_key", "provider", "workload_identity")
 _MISSING = object()
 _lock = threading.Lock()
-_installed: list[_Patched] = []
+_installed: list[_Patched | _Sockets] = []
+# The libraries that open WebSockets, and where each of them reads the address first.
+_SOCKETS = {
+    "websockets.asyncio.client": "parse_uri",
+    "websockets.sync.client": "parse_uri",
+    "websockets.legacy.client": "parse_uri",
+    "aiohttp.client": "ClientSession",
+}
 
 
 def install(
@@ -44,7 +55,8 @@ def install(
     """Send the speech-to-text of every `openai` client of this process home, until `uninstall`.
 
     The arguments are `LocalWhisper`'s; the environment is read at the first call, so a program may still load a
-    `.env` file. Installing twice changes nothing.
+    `.env` file. Installing twice changes nothing, unless the program has loaded the SDK anew: then the new one is
+    changed as well.
     """
     options = {
         "lan_url": lan_url,
@@ -54,14 +66,25 @@ def install(
         "hedge_after": hedge_after,
         "on_event": on_event,
     }
+    if sys.modules.get("openai", openai) is not openai:
+        # Our classes are made from the SDK that was there before; the new one gets new ones.
+        for name in [name for name in sys.modules if name.partition(".")[0] == "localwhisper_client"]:
+            del sys.modules[name]
+        import_module("localwhisper_client.patch").install(**options)
+        return
     with _lock:
         if not _installed:
-            _installed.append(_Patched(openai.OpenAI, _OneRoute("LocalWhisper", options)))
-            _installed.append(_Patched(openai.AsyncOpenAI, _RouteOfLoop("AsyncLocalWhisper", options)))
+            one = _OneRoute("LocalWhisper", options)
+            _installed.append(_Patched(openai.OpenAI, one, one))
+            _installed.append(_Patched(openai.AsyncOpenAI, _RouteOfLoop("AsyncLocalWhisper", options), one))
+            _installed.append(_Sockets(one))
 
 
 def uninstall() -> None:
     """Leave the SDK as it was found; calls that are under way end as they began."""
+    later = sys.modules.get(__name__)
+    if later is not None and later.__dict__ is not globals():
+        later.uninstall()
     with _lock:
         while _installed:
             _installed.pop().restore()
@@ -126,9 +149,9 @@ class _RouteOfLoop(_OneRoute):
 
 
 class _Patched:
-    """One client class of the SDK with two methods replaced."""
+    """One client class of the SDK with two methods replaced; `one` is the route that needs no event loop."""
 
-    def __init__(self, kind: Any, route: _OneRoute) -> None:
+    def __init__(self, kind: Any, route: _OneRoute, one: _OneRoute) -> None:
         self._kind = kind
         self._found = {name: vars(kind).get(name, _MISSING) for name in ("request", "__init__")}
         request, init = kind.request, kind.__init__
@@ -138,15 +161,15 @@ class _Patched:
             # A client of ours whose cloud is a client of the program's class. The class in the middle is where ours
             # finds `super().request`: past whatever the program's class does there, which it has done by now.
             original = type("Original", (kind,), {"request": request})
-            return type(program_class.__name__, (route.kind, original, program_class), {})
+            return type(program_class.__name__, (route.kind, original, program_class), {"own_cloud": True})
 
         @functools.wraps(request)
         def routed_request(client: Any, cast_to: Any, options: Any, **streaming: Any) -> Any:
-            if (
-                not _ours("route").is_speech_to_text(options)
-                or isinstance(client, route.kind)
-                or _ours("house").belongs_to_house(client)
-            ):
+            if isinstance(client, route.kind) or _ours("house").belongs_to_house(client):
+                return request(client, cast_to, options, **streaming)
+            if _ours("request").endpoint(client, options) is None:
+                if _ours("request").starts_realtime(options):
+                    _ours("realtime").allow_of(client, one())
                 return request(client, cast_to, options, **streaming)
             standing_in = object.__new__(stand_in(client.__class__))
             standing_in.__dict__.update(client.__dict__, _route=route())
@@ -175,6 +198,49 @@ class _Patched:
                 setattr(self._kind, name, found)
 
 
+class _Sockets:
+    """The libraries that open WebSockets, made to ask before they open a realtime session."""
+
+    def __init__(self, route: _OneRoute) -> None:
+        self._route = route
+        self._found: list[tuple[Any, str, Any]] = []
+        self._watch = Watch(_SOCKETS, self._patch)
+        for name in _SOCKETS:
+            if name in sys.modules:
+                self._patch(sys.modules[name])
+        sys.meta_path.insert(0, self._watch)
+
+    def restore(self) -> None:
+        """Put back what was there."""
+        sys.meta_path.remove(self._watch)
+        while self._found:
+            setattr(*self._found.pop())
+
+    def _patch(self, module: Any) -> None:
+        name = _SOCKETS[module.__name__]
+        if name == "ClientSession":
+            kind = module.ClientSession
+            self._replace(kind, "ws_connect", lambda session, url, *_: str(session._build_url(url)))  # noqa: SLF001 - no public name
+        else:
+            self._replace(module, name, lambda url, *_: str(url))
+
+    def _replace(self, holder: Any, name: str, url_of: Callable[..., str]) -> None:
+        original = getattr(holder, name)
+
+        @functools.wraps(original)
+        def asked(*args: Any, **options: Any) -> Any:
+            # Each library has it as its only argument or its first but `self`, by name or by position.
+            named = [options[key] for key in ("url", "uri") if key in options]
+            url = url_of(*args, *named)
+            if _ours("request").is_realtime(url):
+                _ours("realtime").allow(self._route(), url)
+            return original(*args, **options)
+
+        self._found.append((holder, name, original))
+        setattr(holder, name, asked)
+
+
+@functools.cache
 def _ours(module: str) -> Any:
     # When needed, not above: under `localwhisper run` the SDK may be loaded by a module of ours, in whose middle this
     # one is then loaded.

@@ -7,23 +7,26 @@ import random
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import openai
 
-from localwhisper_client import background
+from localwhisper_client import background, request
 from localwhisper_client._http import http
 from localwhisper_client.books import Books
 from localwhisper_client.cloud import Attempt, house_row, usage_of
-from localwhisper_client.config import Settings, parse_policy
+from localwhisper_client.cloud_models import MODELS
+from localwhisper_client.config import DEFAULT_LAN_URL, Settings, parse_policy
 from localwhisper_client.errors import ConfigurationError, explained
 from localwhisper_client.events import Announcer
 from localwhisper_client.house import ClientT, House, Server, without_credentials
+from localwhisper_client.lan import settled
 from localwhisper_client.outcome import Expected, failed, queue_seconds
 from localwhisper_client.policy import Policy, current, strictest
 from localwhisper_client.provenance import LastCall, remember
 from localwhisper_client.routing import Call
 from localwhisper_client.steps import Backend, Ending, Find, Outcome, Probe, Try, Verdict
+from localwhisper_client.trust import Trust
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,7 +36,8 @@ if TYPE_CHECKING:
     from localwhisper_client.hooks import Resolver, Waker
     from localwhisper_client.steps import Reply, Wake
 
-_SPEECH_TO_TEXT = frozenset({"audio/transcriptions", "audio/translations"})
+# What servers of OpenAI's API call whatever they serve.
+_ANY_MODEL = "whisper-1"
 _RAW = "x-stainless-raw-response"
 # With one of these the SDK finds its own way to the cloud, and refuses to be told another.
 _OWN_ROUTE = ("provider", "data_residency", "workload_identity")
@@ -61,6 +65,7 @@ class Route(Generic[ClientT]):
     announce: Announcer
     books: Books
     hedge_after: float | None = None
+    trust: Trust = field(default_factory=Trust)
     asked_for_cloud: bool = False
     """Whether the program wished for the cloud, which a stricter wish may have overruled."""
     wall: Callable[[], float] = time.time
@@ -81,7 +86,7 @@ class Route(Generic[ClientT]):
             Announcer(wishes.on_event),
             Books(settings.ledger, settings.budget),
             _hedge(wishes.hedge_after),
-            wished is Policy.CLOUD,
+            asked_for_cloud=wished is Policy.CLOUD,
         )
 
     def narrowed(self, wishes: Wishes) -> Route[ClientT]:
@@ -96,7 +101,11 @@ class Route(Generic[ClientT]):
                 connect_timeout=settings.connect_timeout if wishes.connect_timeout is None else wishes.connect_timeout,
             )
             settings = replace(
-                settings, lan_urls=new.lan_urls, lan_key=new.lan_key, connect_timeout=new.connect_timeout
+                settings,
+                lan_urls=new.lan_urls,
+                lan_key=new.lan_key,
+                connect_timeout=new.connect_timeout,
+                named=settings.named or bool(wishes.lan_url),
             )
             settings.check("lan_url")
         wished = parse_policy("policy", wishes.policy)
@@ -115,14 +124,15 @@ class Route(Generic[ClientT]):
         return self.hedge_after is not None and self.policy.leaves_house
 
     def cloud_arguments(self, sdk: dict[str, Any], environ: Mapping[str, str], no_key: object) -> dict[str, Any]:
-        """Return the SDK's own constructor arguments, which describe the cloud, with what must not be left to it.
+        """Return the SDK's own constructor arguments, with what must not be left to it.
 
-        That is the base URL, which the SDK would take from `OPENAI_BASE_URL` and so from the house; and, where calls
-        stay in the house and nobody gave a key, `no_key`: what the SDK calls for one when the cloud is used after all.
+        That is the base URL, which the SDK would take from `OPENAI_BASE_URL` even where that is the LAN server's; and,
+        where calls stay on the LAN and no key was given, `no_key`: what the SDK calls for one when the cloud is used
+        after all.
         """
         arguments = dict(sdk)
         if not _any_given(sdk, "base_url", *_OWN_ROUTE):
-            arguments["base_url"] = self.house.settings.cloud_url
+            arguments["base_url"] = self.house.settings.gateway or self.house.settings.cloud_url
         if not self.policy.leaves_house and not _any_given(sdk, *_OWN_KEY) and not environ.get("OPENAI_API_KEY"):
             arguments["api_key"] = no_key
         return arguments
@@ -130,25 +140,22 @@ class Route(Generic[ClientT]):
     def call(self, client: Any, options: Any, files: Any, *, stream: bool) -> Routed[ClientT]:
         """Return a call that is ready to go."""
         timeout = client.timeout if isinstance(options.timeout, openai.NotGiven) else options.timeout
+        sent = request.as_sent(options)
+        settings = self.house.settings
+        cloud_url = str(client.base_url)
+        # Speech goes to the cloud that is named for it, whatever gateway the rest goes to.
+        if settings.gateway and not client.own_cloud and cloud_url.rstrip("/") == settings.gateway.rstrip("/"):
+            cloud_url = settings.cloud_url
         return Routed(
             self,
-            options,
+            client,
+            sent,
             files,
-            Expected.of(options.json_data, stream=stream),
+            Expected.of(sent.json_data, stream=stream),
             timeout,
-            str(client.base_url),
+            cloud_url,
             options.get_max_retries(client.max_retries),
         )
-
-
-def is_speech_to_text(options: Any) -> bool:
-    """Whether a request is one that the house answers, in whatever way its address is spelled.
-
-    A server would find the way from `/./Audio//transcriptions?x=1`, too, and so would the audio.
-    """
-    path = unquote(urlsplit(options.url).path).lower()
-    parts = [part for part in path.split("/") if part not in ("", ".")]
-    return options.method.lower() == "post" and "/".join(parts[-2:]) in _SPEECH_TO_TEXT
 
 
 @dataclass
@@ -156,7 +163,9 @@ class Routed(Generic[ClientT]):
     """One call: what to send to whom, and how to read what came back."""
 
     route: Route[ClientT]
+    client: Any
     options: Any
+    """The request as it is sent, `extra_body` among its fields."""
     files: Any
     expected: Expected
     timeout: Any
@@ -169,7 +178,9 @@ class Routed(Generic[ClientT]):
 
     def __post_init__(self) -> None:
         headers = self.options.headers if isinstance(self.options.headers, dict) else {}
-        self.asked_raw = next((value for name, value in headers.items() if name.lower() == _RAW), None)
+        raw = next((value for name, value in headers.items() if name.lower() == _RAW), None)
+        self.asked_raw = raw if isinstance(raw, str) else None
+        self.azure = isinstance(self.client, (openai.AzureOpenAI, openai.AsyncAzureOpenAI))
 
     def start(self) -> Call:
         """Return the routing of this call, its clock started."""
@@ -206,8 +217,42 @@ class Routed(Generic[ClientT]):
         return self.route.house.backends if isinstance(step, Find) else False
 
     def house_options(self, server: Server[ClientT], seconds: float | None) -> Any:
-        """Return the request as it goes to a server in the house."""
-        return server.options(self.options, self.files, seconds, raw=self.asked_raw or "true")
+        """Return the request as it goes to a LAN server: to its own address, however the caller spelled the path."""
+        mine = copy.copy(self.options)
+        mine.url = request.endpoint(self.client, self.options)
+        if self.azure and request.fields(mine).get("model") not in MODELS:
+            # Azure's names are those of the user's own deployments, which no other server knows.
+            mine.json_data = {**request.fields(mine), "model": _ANY_MODEL}
+        return server.options(mine, self.files, seconds, raw=self.asked_raw or "true")
+
+    def must_look_up(self, server: Server[ClientT]) -> bool:
+        """Whether `vouch` may block."""
+        return not self.route.house.settings.named and settled(urlsplit(server.backend.name).hostname or "") is None
+
+    def vouch(self, server: Server[ClientT], seconds: float | None) -> None:
+        """Raise unless a LAN server may be sent audio; may block for as long as a connection may take.
+
+        What the user named for speech may be anywhere. What `OPENAI_BASE_URL` says may be a gateway's address.
+
+        Raises:
+            ConfigurationError: it is not on the LAN.
+            ConnectError (of the HTTP library): its name was not found in time.
+
+        """
+        settings = self.route.house.settings
+        if settings.named:
+            return
+        url = server.backend.name
+        host = urlsplit(url).hostname or ""
+        allowed = settings.connect_timeout if seconds is None else min(settings.connect_timeout, seconds)
+        here = self.route.trust.on_lan(host, allowed)
+        if here is None:
+            raise http.ConnectError(f"the name {host} was not found in time")
+        if not here:
+            raise ConfigurationError(
+                f"OPENAI_BASE_URL is {url}, which is not on the LAN, so it is sent no audio. Set LOCALWHISPER_BASE_URL "
+                f"to the LAN server, such as {DEFAULT_LAN_URL}; or to {url}, if that is meant to transcribe."
+            )
 
     def attempt(self, step: Try) -> Attempt:
         """Return an attempt in the cloud: the caller's own request, within the time that is left.
@@ -217,15 +262,20 @@ class Routed(Generic[ClientT]):
         options = copy.copy(self.options)
         options.files = self.files
         options.max_retries = 0
+        if self.cloud_url.rstrip("/") != str(self.client.base_url).rstrip("/"):
+            options.url = f"{self.cloud_url.rstrip('/')}{request.endpoint(self.client, options)}"
         if step.seconds is not None:
             options.timeout = _capped(self.timeout, step.seconds)
         route = self.route
         # A hedge goes out while nothing is wrong yet.
         reason = self.call.reason or f"no answer after {route.hedge_after} s"
-        return Attempt(options, step.backend.name, route.books, route.announce, route.wall(), reason)
+        return Attempt(
+            options, step.backend.name, route.books, route.announce, route.wall(), reason, adapts=not self.azure
+        )
 
     def answer(self, raw: Any) -> Outcome:
         """Return the outcome of a response that was read and found right, in the form the caller asked for."""
+        self.route.trust.note(raw.http_response)
         value = raw if self.asked_raw else raw.parse()
         return Outcome(
             Verdict.ANSWERED,
@@ -251,8 +301,7 @@ class Routed(Generic[ClientT]):
         """Write a call that the house answered into the ledger. Blocks."""
         if ending.cloud or ending.outcome.verdict is not Verdict.ANSWERED:
             return
-        fields = self.options.json_data or {}
-        self.route.books.record(house_row(ending, fields, self.files, self.route.wall()))
+        self.route.books.record(house_row(ending, request.fields(self.options), self.files, self.route.wall()))
 
     def result(self, ending: Ending) -> Any:
         """Return the answer, or raise what explains why there is none; either becomes the task's last call."""
@@ -270,8 +319,8 @@ class Routed(Generic[ClientT]):
         )
         if outcome.verdict is Verdict.ANSWERED:
             return outcome.value
-        request = http.Request("POST", self.cloud_url)
-        raise explained(ending, request, asked_for_cloud=self.route.asked_for_cloud)
+        unsent = http.Request("POST", self.cloud_url)
+        raise explained(ending, unsent, asked_for_cloud=self.route.asked_for_cloud)
 
 
 def _hedge(seconds: float | None) -> float | None:

@@ -1,37 +1,28 @@
-"""Addresses: which are in the house, and whose a request is when proxies stand between. Pure; never an exception.
+"""Addresses: which are let in, and whose a request is when proxies stand between. Pure; never an exception.
 
 An IPv4 address that came over an IPv6 socket (`::ffff:192.168.1.5`) is the IPv4 address.
 """
 
-from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from collections.abc import Sequence
+from ipaddress import IPv6Address, IPv6Network, ip_network
 
-Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
+from localwhisper_client.lan import LOOPBACK, Address, Network, parse_address, within
+from localwhisper_client.lan import RANGES as HOUSE
 
-# This machine is always let in: whoever can run a program here needs no network.
-LOOPBACK: tuple[Network, ...] = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
-# Link-local (RFC 3927, RFC 4291), private (RFC 1918) and unique local (RFC 4193) ranges. Not `is_private`, which takes
-# in documentation and benchmarking ranges, nor 100.64.0.0/10, in which a provider's other customers may be.
-HOUSE: tuple[Network, ...] = tuple(
-    map(ip_network, ("169.254.0.0/16", "fe80::/10", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"))
-)
+__all__ = [
+    "HOUSE",
+    "LOOPBACK",
+    "Address",
+    "Network",
+    "caller",
+    "of_one_host",
+    "parse_address",
+    "parse_network",
+    "within",
+]
+
 # One host has a whole /64 of IPv6 addresses to call from.
 PREFIX_OF_A_HOST = 64
-
-
-def parse_address(text: str) -> Address | None:
-    """Return the address that `text` writes, with or without brackets, a port and a zone; None if it is none."""
-    text = text.strip()
-    if text.startswith("["):
-        text = text[1:].partition("]")[0]
-    elif text.count(":") == 1:
-        text = text.partition(":")[0]
-    try:
-        address = ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    return _plain(address)
 
 
 def parse_network(text: str) -> Network:
@@ -46,11 +37,6 @@ def parse_network(text: str) -> Network:
     if mapped is not None and network.prefixlen >= 96:  # noqa: PLR2004 - ::ffff:0:0/96, RFC 4291
         return ip_network(f"{mapped}/{network.prefixlen - 96}")
     return network
-
-
-def within(address: Address, networks: Iterable[Network]) -> bool:
-    """Whether an address is in one of the ranges."""
-    return any(address in network for network in networks)
 
 
 def caller(peer: str | None, forwarded_for: Sequence[str], trusted: Sequence[Network]) -> Address | None:
@@ -72,7 +58,3 @@ def of_one_host(address: Address) -> str:
     if isinstance(address, IPv6Address):
         return str(ip_network((address, PREFIX_OF_A_HOST), strict=False))
     return str(address)
-
-
-def _plain(address: Address) -> Address:
-    return (address.ipv4_mapped if isinstance(address, IPv6Address) else None) or address

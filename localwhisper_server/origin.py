@@ -8,11 +8,9 @@ hold, it is read without an exception.
 import re
 from collections.abc import Iterable, Sequence
 
+from localwhisper_client.lan import SUFFIXES
 from localwhisper_server.network import parse_address
 
-# Names that no public DNS server can point anywhere: RFC 6761, RFC 6762, RFC 8375, ICANN's .internal, and what routers
-# use.
-HOUSE_SUFFIXES = (".localhost", ".local", ".lan", ".home", ".home.arpa", ".internal")
 ANY = "*"
 
 _HOST = re.compile(r"(?P<name>\[[0-9a-z:.%_-]+\]|[^\[\]:/@?#\\,\s]+)(?::(?P<port>\d{1,5})?)?", re.IGNORECASE)
@@ -45,7 +43,7 @@ def is_ours(host: str, allowed: Iterable[str]) -> bool:
     return (
         _LABEL.fullmatch(name) is not None
         or parse_address(name) is not None
-        or name.endswith(HOUSE_SUFFIXES)
+        or name.endswith(SUFFIXES)
         or any(name == other or (other.startswith(".") and name.endswith(other)) for other in allowed)
     )
 

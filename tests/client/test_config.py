@@ -18,6 +18,9 @@ from localwhisper_client.policy import Policy, strictest
         ({"OPENAI_BASE_URL": "http://x/v1", "LOCALWHISPER_BASE_URL": "http://y/v1"}, ("http://y/v1",)),
         ({"LOCALWHISPER_BASE_URL": "http://pc:5000/v1, http://nas/v1,"}, ("http://pc:5000/v1", "http://nas/v1")),
         ({"LOCALWHISPER_BASE_URL": "  "}, ("http://localhost:5000/v1",)),
+        # Certificates are checked by the scheme, so it is spelled in one way.
+        ({"LOCALWHISPER_BASE_URL": "HTTPS://a:B@PC.lan:5000/V1/"}, ("https://a:B@pc.lan:5000/V1",)),
+        ({"OPENAI_BASE_URL": "Https://[FE80::1]/v1"}, ("https://[fe80::1]/v1",)),
     ],
 )
 def test_where_the_house_is(environ: dict[str, str], lan_urls: tuple[str, ...]) -> None:
@@ -29,6 +32,24 @@ def test_where_the_house_is(environ: dict[str, str], lan_urls: tuple[str, ...]) 
 def test_the_cloud_is_never_taken_from_openai_base_url(url: str) -> None:
     """Else swapping that variable would make the cloud a second name for the house."""
     assert Settings.load({"OPENAI_BASE_URL": url}).cloud_url == "https://api.openai.com/v1"
+
+
+@pytest.mark.parametrize(
+    ("environ", "named", "gateway"),
+    [
+        ({}, True, None),
+        ({"LOCALWHISPER_BASE_URL": "http://pc/v1"}, True, None),
+        ({"OPENAI_BASE_URL": "http://pc/v1/"}, False, None),
+        ({"OPENAI_BASE_URL": "http://pc.local/v1", "LOCALWHISPER_BASE_URL": "http://pc.local/v1"}, True, None),
+        ({"OPENAI_BASE_URL": "http://pc:4000", "LOCALWHISPER_BASE_URL": "http://pc:5000"}, True, "http://pc:4000"),
+        ({"OPENAI_BASE_URL": "https://gw.example/v1"}, False, "https://gw.example/v1"),
+        ({"OPENAI_BASE_URL": "https://eu.api.openai.com/v1"}, True, "https://eu.api.openai.com/v1"),
+    ],
+)
+def test_what_openai_base_url_is(environ: dict[str, str], named: bool, gateway: str | None) -> None:  # noqa: FBT001
+    """It names no LAN server by itself; where it is not the LAN server's, the rest of the SDK goes there."""
+    settings = Settings.load(environ)
+    assert (settings.named, settings.gateway) == (named, gateway)
 
 
 def test_everything_else_from_the_environment() -> None:
@@ -62,6 +83,8 @@ def test_everything_else_from_the_environment() -> None:
         ({"LOCALWHISPER_CLOUD_BUDGET": "1/day", "LOCALWHISPER_LEDGER": "0"}, "needs a ledger"),
         ({"LOCALWHISPER_BASE_URL": "https://api.openai.com/v1"}, "is the cloud"),
         ({"LOCALWHISPER_BASE_URL": "http://a/v1", "LOCALWHISPER_CLOUD_BASE_URL": "http://a/v1"}, "is the cloud"),
+        ({"LOCALWHISPER_BASE_URL": "HTTP://API.openai.com/v1"}, "is the cloud"),
+        ({"LOCALWHISPER_BASE_URL": "http://A/v1", "LOCALWHISPER_CLOUD_BASE_URL": "HTTP://a/v1/"}, "is the cloud"),
         ({"LOCALWHISPER_CLOUD_BASE_URL": "nonsense"}, "LOCALWHISPER_CLOUD_BASE_URL"),
         ({"LOCALWHISPER_POLICY": "sometimes"}, "local_only, wait, cloud"),
     ],
@@ -96,6 +119,8 @@ def test_what_is_openai() -> None:
     """By host, not by what the URL looks like."""
     assert is_openai("https://API.openai.com./v1")
     assert is_openai("https://api\u3002openai\u3002com/v1")  # looked up under the same name
+    assert is_openai("https://\uff41pi.openai.com/v1")
+    assert not is_openai("http://[broken")
     assert not is_openai("http://openai.com.evil.example/v1")
     assert not is_openai("http://pc/api.openai.com")
 

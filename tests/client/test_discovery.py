@@ -89,6 +89,8 @@ def record(*addresses: str, **properties: str) -> Any:
         (record("fd00::2", path="/"), ("http://[fd00::2]:5000",)),
         (record("8.8.8.8", "10.0.0.1"), ("http://10.0.0.1:5000/v1",)),
         (record("8.8.8.8", "2001:4860::1", "fe80::1"), None),
+        (record("198.18.0.1", "192.0.2.1", "0.0.0.0", "::", "100.64.0.1", "240.0.0.1"), None),
+        (record("169.254.7.7"), ("http://169.254.7.7:5000/v1",)),
         (record("10.0.0.1", path="@evil.example/"), None),
         (record("10.0.0.1", scheme="ftp"), ("http://10.0.0.1:5000/v1",)),
         (record("10.0.0.1", scheme="https"), ("https://pc.local:5000/v1", "https://10.0.0.1:5000/v1")),
@@ -167,7 +169,19 @@ def test_a_house_that_is_dark_costs_a_search_in_half_a_minute() -> None:
     assert network.searches == 3
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"urls": 3}', '{"urls": [1, null]}', "\x00"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{}",
+        "[]",
+        '{"urls": 3}',
+        '{"urls": [1, null]}',
+        '{"urls": ["http://["]}',
+        '{"urls": ["http://8.8.8.8"]}',
+        "\x00",
+    ],
+)
 def test_a_broken_memory_is_none(content: str, tmp_path: Path) -> None:
     """The network is asked instead."""
     path = tmp_path / "discovered.json"

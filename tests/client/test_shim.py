@@ -53,7 +53,9 @@ def test_names_are_the_sdks_own_but_for_the_clients() -> None:
     assert localwhisper.OpenAI is localwhisper.Client is LocalWhisper
     assert localwhisper.AsyncOpenAI is localwhisper.AsyncClient is AsyncLocalWhisper
     assert localwhisper.BadRequestError is openai.BadRequestError
-    assert localwhisper.AzureOpenAI is openai.AzureOpenAI
+    assert localwhisper.AzureOpenAI is localwhisper.AzureOpenAI
+    assert issubclass(localwhisper.AzureOpenAI, (openai.AzureOpenAI, LocalWhisper))
+    assert issubclass(localwhisper.AsyncAzureOpenAI, (openai.AsyncAzureOpenAI, AsyncLocalWhisper))
     assert localwhisper.chat is openai.chat
     assert set(dir(openai)) <= set(dir(localwhisper))
     with pytest.raises(AttributeError, match="no_such"):
@@ -116,24 +118,3 @@ def test_an_import_reads_no_environment_and_opens_nothing() -> None:
 def test_the_version_alone_does_not_bring_the_sdk() -> None:
     """The server asks this package for its version."""
     assert "openai" not in _modules("import localwhisper_client; localwhisper_client.__version__")
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "/audio/transcriptions?x=1",
-        "audio/translations#a",
-        "/./audio//Transcriptions",
-        "https://api.openai.com/v1/audio/transcriptions",
-        "/audio%2Ftranscriptions",
-    ],
-)
-def test_however_its_address_is_spelled_speech_stays_in_the_house(url: str) -> None:
-    """A server would understand it, so the routing has to."""
-    from types import SimpleNamespace
-
-    from localwhisper_client.route import is_speech_to_text
-
-    assert is_speech_to_text(SimpleNamespace(method="post", url=url))
-    assert not is_speech_to_text(SimpleNamespace(method="post", url="/audio/speech"))
-    assert not is_speech_to_text(SimpleNamespace(method="get", url=url))

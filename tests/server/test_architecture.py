@@ -109,7 +109,7 @@ def test_the_client_does_not_import_the_server(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SERVER, ids=lambda path: path.stem)
 def test_the_server_takes_little_from_the_client(path: Path) -> None:
-    """Two programs, one distribution; they share its version, the languages, file endings, and its SDK's HTTP library."""
+    """They share version, languages, file endings, what counts as the LAN, and the SDK's HTTP library."""
     ours = {name for name in _imports(path) if name.startswith(("localwhisper_client", "localwhisper."))}
     shared = {f"localwhisper_client.{module}" for module in ("_version", "_http", "languages", "endings", "lan")}
     assert {name for name in ours if not name.startswith(tuple(shared))} <= {"localwhisper_client"}

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from localwhisper_client import lan
 from localwhisper_server import network, origin
 
 
@@ -88,6 +89,7 @@ def test_the_house(address: str, inside: bool) -> None:  # noqa: FBT001
     parsed = network.parse_address(address)
     assert parsed is not None
     assert network.within(parsed, (*network.LOOPBACK, *network.HOUSE)) == inside
+    assert lan.settled(address) == inside  # the client's discovery goes by the same list
 
 
 PROXY = [ip_network("10.0.0.0/24"), ip_network("::1/128")]

@@ -1,0 +1,38 @@
+"""Calls a function when a module is loaded. Imports nothing of ours: `localwhisper run` loads it at Python's start."""
+
+from __future__ import annotations
+
+import sys
+from importlib.abc import MetaPathFinder
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from importlib.machinery import ModuleSpec
+
+
+class Watch(MetaPathFinder):
+    """Finds some modules through the other finders, and calls `loaded` with each when it is loaded."""
+
+    def __init__(self, names: Collection[str], loaded: Callable[[Any], None]) -> None:
+        self.names, self._loaded = names, loaded
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """Return what the others find, with a loader that calls `loaded` at its end."""
+        if fullname not in self.names:
+            return None
+        for finder in sys.meta_path:
+            spec = None if finder is self else finder.find_spec(fullname, path, target)
+            if spec is not None and spec.loader is not None:
+                self._wrap(spec.loader)
+                return spec
+        return None
+
+    def _wrap(self, loader: Any) -> None:
+        load = loader.exec_module
+
+        def exec_module(module: Any) -> None:
+            load(module)
+            self._loaded(module)
+
+        loader.exec_module = exec_module
