@@ -178,7 +178,7 @@ class PatientProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         """Wait for the next request, which may be here already; after a refusal, for the caller to leave."""
-        self._deaf = self.conn.refused
+        self._deaf = self._deaf or self.conn.refused
         super().on_response_complete()
         if not self._busy:
             self._rearm()
