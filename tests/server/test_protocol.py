@@ -8,10 +8,13 @@ import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from unittest.mock import MagicMock
 
 import httpx2
 import pytest
 import trustme
+import uvicorn
+from uvicorn.server import ServerState
 
 from localwhisper_server import api, front
 from localwhisper_server.body import Floor
@@ -23,6 +26,7 @@ from tests.server.driving import FakeBackend
 from tests.server.listening import serving
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -310,15 +314,45 @@ def test_a_caller_who_never_reads() -> None:
     assert not answer.endswith(b"end\r\n0\r\n\r\n")
 
 
-def test_a_caller_who_reads_slowly() -> None:
-    """Whoever takes a part of the answer now and then gets all of it."""
-    with serving(_large(threading.Event()), lifespan="off", http=Hasty) as at, _connected(at) as connection:
-        connection.sendall(HEAD + b"Connection: close\r\n\r\n")
-        received = b""
-        for _ in range(8):
-            time.sleep(Hasty.write_seconds / 2)
-            received += connection.recv(3_000_000, socket.MSG_WAITALL)
-        assert (received + _rest(connection)).endswith(b"end\r\n0\r\n\r\n")
+class Clockwork:
+    """A loop and a transport in one, for a protocol: keeps what is to be called later, and how much was not taken."""
+
+    def __init__(self) -> None:
+        self.later: list[tuple[float, Any]] = []
+        self.left = 0
+        self.aborted = False
+
+    def call_later(self, seconds: float, call: Any, *arguments: Any) -> asyncio.Handle:
+        self.later.append((seconds, partial(call, *arguments)))
+        return MagicMock()
+
+    def get_extra_info(self, _name: str) -> None:
+        return None
+
+    def set_write_buffer_limits(self, *, high: int) -> None:
+        assert high == 1
+
+    def get_write_buffer_size(self) -> int:
+        return self.left
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+@pytest.mark.parametrize(("left", "aborted"), [([900_000, 800_000, 1], False), ([900_000, 899_999], True)])
+def test_a_caller_who_reads_slowly(left: list[int], *, aborted: bool) -> None:
+    """Whoever takes a part of the answer now and then is waited for, at a kibibyte a second."""
+    clockwork: Any = Clockwork()
+    config = uvicorn.Config(_echo, log_config=None)
+    protocol = PatientProtocol(config=config, server_state=ServerState(), app_state={}, _loop=clockwork)
+    protocol.connection_made(clockwork)
+    clockwork.left = 1_000_000
+    protocol.pause_writing()
+    for clockwork.left in left:
+        seconds, look = clockwork.later[-1]
+        assert seconds == PatientProtocol.write_seconds
+        look()
+    assert clockwork.aborted is aborted
 
 
 # How many connections
