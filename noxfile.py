@@ -136,5 +136,5 @@ def fuzz(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Speed and accuracy against plain faster-whisper, in turn in one run. Takes its time; not part of CI."""
     session.install(EVERYTHING, *group("test"))
-    for script in session.posargs or ("overhead", "fallback", "speed", "accuracy", "load", "hangups"):
+    for script in session.posargs or ("overhead", "fallback", "speed", "accuracy", "load", "peers"):
         session.run("python", f"benchmarks/{script}.py")

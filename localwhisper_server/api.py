@@ -15,6 +15,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 
 from localwhisper_server import form, formats, formdata, observe
 from localwhisper_server.access import LONGEST_NAME, Accounted, note
@@ -31,7 +32,7 @@ from localwhisper_server.errors import (
     UnreadableAudio,
     WrongKey,
 )
-from localwhisper_server.guard import Door, Guard, Rules
+from localwhisper_server.guard import Door, Guard, Rules, Shares
 from localwhisper_server.openapi import SPEECH_FORM
 from localwhisper_server.options import Options
 from localwhisper_server.transcript import Segment, Task, Transcript
@@ -39,8 +40,8 @@ from localwhisper_server.transcript import Segment, Task, Transcript
 logger = logging.getLogger(__name__)
 
 STOPPING_RETRY_SECONDS = 5.0  # a restart takes about so long
-# Where the model works: what one address may have only so many of.
-WORK_PATHS = frozenset(
+# The routes where the model works: what one address may have only so many of.
+WORK_ROUTES = frozenset(
     f"{prefix}/audio/{task}" for prefix in ("", "/v1") for task in ("transcriptions", "translations")
 )
 # What a page may read of an answer beside its body.
@@ -146,19 +147,15 @@ def create_app(
     app.add_exception_handler(Exception, _fault)
     for prefix in ("/v1", ""):  # people forget the /v1
         _add_routes(app, prefix, backend, upstream)
+    shares = Shares(rules.per_address, retry_after=lambda: backend.queue_seconds)
+    for route in app.routes:
+        if isinstance(route, Route) and route.path in WORK_ROUTES:
+            route.app = shares.around(route.app)
     if metrics is not None:
         _add_metrics(app, metrics)
     if upstream is not None:
         app.router.default = _otherwise(upstream)
-    inner: App = _Enveloped(
-        Guard(
-            app,
-            rules,
-            is_work=WORK_PATHS.__contains__,
-            retry_after=lambda: backend.queue_seconds,
-            clock=clock,
-        )
-    )
+    inner: App = _Enveloped(Guard(app, rules, clock=clock))
     if rules.origins or rules.keys:
         # Around the errors, so that a page can read them; inside the door, which refuses the pages that may not call.
         inner = CORSMiddleware(

@@ -1,4 +1,4 @@
-"""How a request's body may come: at most so many bytes, and not slower than a floor. Counted while it arrives.
+"""How a request's body may come: at most so many bytes, and neither slowly nor with long pauses. Counted as it arrives.
 
 A connection that sends a byte now and then costs its sender nothing and holds a place here for hours.
 """
@@ -11,28 +11,32 @@ import anyio
 from localwhisper_server.asgi import Message, Receive
 from localwhisper_server.errors import TooLarge, TooSlow
 
+# The longest pause in an upload, as nginx has it. A fast start earns no longer one.
+PAUSE_SECONDS = 60.0
+
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """The slowest upload that is waited for: `rate` bytes a second on average, after `grace` seconds. Pure."""
+    """The slowest upload that is waited for: `rate` bytes a second after `grace` seconds; 0 sets no rate. Pure.
+
+    The server waits on credit: `grace` seconds at the start, and one more for every `rate` bytes, but never more than
+    PAUSE_SECONDS (or `grace`, where that is longer) at a time.
+    """
 
     rate: float = 1024.0
     grace: float = 15.0
 
-    def patience(self, read: int, waited: float) -> float:
-        """Return how many more seconds to wait for the next bytes, at or below zero where it is over.
-
-        `read` bytes have come in `waited` seconds.
-        """
-        if not self.rate:
-            return float("inf")
-        return self.grace + read / self.rate - waited
+    def credit(self, credit: float, read: int, waited: float) -> float:
+        """Return the seconds of credit that are left after `read` bytes came in `waited` seconds; at 0 it is over."""
+        most = max(PAUSE_SECONDS, self.grace)
+        return min(most, credit - waited + read / self.rate) if self.rate else most
 
     @property
     def refusal(self) -> TooSlow:
         """What a slower one is answered with."""
         return TooSlow(
-            f"The request's body came too slowly: this server waits for at least {self.rate:.0f} bytes a second."
+            f"The request's body came too slowly: this server waits for at least {self.rate:.0f} bytes a second, and "
+            f"no longer than {max(PAUSE_SECONDS, self.grace):g} s for the next ones."
         )
 
 
@@ -46,24 +50,26 @@ def limited(receive: Receive, *, limit: int, floor: Floor, clock: Callable[[], f
         TooLarge, TooSlow: from the returned function.
 
     """
-    read, waited, complete = 0, 0.0, False
+    read, complete = 0, False
+    credit = floor.grace if floor.rate else floor.credit(0.0, 0, 0.0)
 
     async def receiving() -> Message:
-        nonlocal read, waited, complete
+        nonlocal read, credit, complete
         if complete:
             return await receive()
         started = clock()
         message: Message | None = None
-        with anyio.move_on_after(max(0.0, floor.patience(read, waited))):
+        with anyio.move_on_after(max(0.0, credit)):
             message = await receive()
-        waited += clock() - started
         if message is None:
             raise floor.refusal
-        read += len(message.get("body", b""))
+        size = len(message.get("body", b""))
+        read += size
         if read > limit:
             raise TooLarge(limit, read)
         complete = not message.get("more_body", False)
-        if not complete and floor.patience(read, waited) <= 0:
+        credit = floor.credit(credit, size, clock() - started)
+        if not complete and credit <= 0:
             raise floor.refusal
         return message
 

@@ -95,8 +95,7 @@ class Pool:
     def start(self) -> None:
         """Start the spare workers; returns before they are warm."""
         with self._lock:
-            while len(self._idle) < self._spare:
-                self._idle.append(self._start())
+            self._refill(self._spare)
 
     def close(self) -> None:
         """End all workers, those at work too."""
@@ -145,14 +144,14 @@ class Pool:
                     break
                 self._drop(worker)
             else:
-                if len(self._workers) >= self._most:
+                self._refill(1)
+                if not self._idle:
                     raise Busy(
                         "The server is decoding as many recordings as it can. Try again later.",
                         retry_after=RETRY_SECONDS,
                     )
-                worker = self._start()
-            if not self._idle and len(self._workers) < self._most:
-                self._idle.append(self._start())  # so that the next one finds it warm
+                worker = self._idle.pop()
+            self._refill(1)  # so that the next one finds it warm
             return worker
 
     def _give_back(self, worker: "_Worker") -> None:
@@ -164,13 +163,18 @@ class Pool:
                 self._idle.append(worker)
                 return
             self._drop(worker)
-            while len(self._idle) < self._spare and len(self._workers) < self._most:
-                self._idle.append(self._start())
+            self._refill(self._spare)
 
-    def _start(self) -> "_Worker":
-        worker = _Worker(self._command, self._environ)
-        self._workers.add(worker)
-        return worker
+    def _refill(self, count: int) -> None:
+        """Start workers until `count` are idle; fewer where no more may be started, or can be."""
+        while len(self._idle) < count and len(self._workers) < self._most and not self._closed:
+            try:
+                worker = _Worker(self._command, self._environ)
+            except OSError as failure:  # too many open files, too little memory: it passes
+                logger.error("no decoding process can be started: %s", failure.strerror)  # noqa: TRY400 - said whole
+                return
+            self._workers.add(worker)
+            self._idle.append(worker)
 
     def _drop(self, worker: "_Worker") -> None:
         self._workers.discard(worker)

@@ -39,11 +39,11 @@ async def parsed(request: Request) -> AsyncIterator[FormData]:
     """Parse the body; the uploads in it are closed if the block fails.
 
     Raises:
-        InvalidRequest: it is no form, too large a one, compressed, or in an odd charset.
+        InvalidRequest: it is no multipart form, too large a one, compressed, or in an odd charset.
         Busy: there is no room for the upload.
 
     """
-    _require_form(request)
+    _require_plain(request)
     try:
         data = await _Parser(request.headers, request.stream(), max_files=MAX_FILES, max_fields=MAX_FIELDS).parse()
     except MultiPartException as failure:
@@ -102,21 +102,22 @@ def _safe(name: bytes) -> bytes:
     return bytes(byte for byte in name if byte >= ord(" ") and byte not in b'"\\')
 
 
-def _require_form(request: Request) -> None:
-    """Refuse a body that is no multipart form, or compressed, or in a charset with a decoder to fear.
+def _require_plain(request: Request) -> None:
+    """Refuse a body that is no multipart form, is compressed, or in a charset with a decoder to fear.
 
-    The framework decodes each field on the event loop with whatever codec of Python's is named; some of them, punycode
-    for one, take minutes for a megabyte.
+    The framework would parse other forms too, and takes a second of the event loop for a megabyte of `&`. It decodes
+    each field there with whatever codec of Python's is named; some of them, punycode for one, take minutes for a
+    megabyte.
     """
-    if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-        raise InvalidRequest("Compressed request bodies (Content-Encoding) are not supported. Send it as it is.")
     kind, parameters = parse_options_header(request.headers.get("content-type", ""))
     if kind != b"multipart/form-data":
-        sent = f"'{kind.decode('latin-1')[:64]}'" if kind else "a body without a content type"
+        sent = f"it came as {kind.decode('latin-1')[:64]}" if kind else "it came without a Content-Type"
         raise InvalidRequest(
-            f"The body must be multipart/form-data; you sent {sent}. Send the recording as a file in a form, as the "
-            "SDKs do, or with curl -F model=whisper-1 -F file=@voice.ogg"
+            f"We could not parse the body of your request: {sent}. Send the recording as multipart/form-data: "
+            "curl -F file=@voice.ogg -F model=whisper-1"
         )
+    if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        raise InvalidRequest("Compressed request bodies (Content-Encoding) are not supported. Send it as it is.")
     charset = parameters.get(b"charset", b"utf-8").decode("latin-1").strip().lower()
     if charset not in CHARSETS:
         raise InvalidRequest("We could not parse the body of your request: send it in UTF-8.")

@@ -4,15 +4,23 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from localwhisper_server.asgi import App
 from localwhisper_server.body import Floor
 from localwhisper_server.config import Settings
 from localwhisper_server.guard import Rules
-from localwhisper_server.protocol import PatientProtocol
+from localwhisper_server.network import LOOPBACK
+from localwhisper_server.protocol import PatientProtocol, Room
 
 KEEP_ALIVE_SECONDS = 10
+# Open files that belong to no connection: decoders' pipes, the log, libraries.
+OTHER_FILES = 256
+# What a connection may need: itself, its upload on disk, and a connection to the upstream.
+FILES_PER_CONNECTION = 3
+# One address may hold this part of all connections: a bot's pool, or a household behind a router.
+PART_PER_ADDRESS = 8
 
 
 class Misconfigured(Exception):
@@ -58,7 +66,17 @@ def rules(settings: Settings, names: Sequence[str]) -> Rules:
     )
 
 
-def web_options(settings: Settings) -> dict[str, Any]:
+def room(settings: Settings, files: int) -> Room:
+    """Return how many connections to hold where so many files may be open.
+
+    This machine's own connections and those of trusted proxies, which have one address for many callers, are limited
+    in total alone.
+    """
+    total = min(Room().total, max((files - OTHER_FILES) // FILES_PER_CONNECTION, PART_PER_ADDRESS))
+    return Room(total, total // PART_PER_ADDRESS, (*LOOPBACK, *settings.trusted_proxy))
+
+
+def web_options(settings: Settings, room: Room | None = None) -> dict[str, Any]:
     """Return what uvicorn is told about the network.
 
     Raises:
@@ -67,7 +85,7 @@ def web_options(settings: Settings) -> dict[str, Any]:
     """
     options: dict[str, Any] = {
         # Not httptools, which it would take where it is installed, and which sets no limit to a head.
-        "http": PatientProtocol,
+        "http": partial(PatientProtocol, room=room or Room()),
         # Longer than the SDKs keep an idle connection (5 s), or one would be closed just as they send on it.
         "timeout_keep_alive": KEEP_ALIVE_SECONDS,
         "ws": "none",

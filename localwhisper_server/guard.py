@@ -127,27 +127,12 @@ class Door:
 
 
 class Guard:
-    """An ASGI wrapper that checks the key and counts the body and each caller's open requests.
+    """An ASGI wrapper that checks the key and counts the body."""
 
-    `is_work` tells the paths of which one address may have only so many open; `retry_after` estimates in seconds when
-    there will be room again.
-    """
-
-    def __init__(
-        self,
-        app: App,
-        rules: Rules,
-        *,
-        is_work: Callable[[str], bool] = lambda _path: False,
-        retry_after: Callable[[], float] = lambda: 1.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, app: App, rules: Rules, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._app = app
         self._rules = rules
-        self._is_work = is_work
-        self._retry_after = retry_after
         self._clock = clock
-        self._open: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check, then pass on."""
@@ -161,20 +146,41 @@ class Guard:
             if announced.isdigit() and int(announced[:20]) > rules.max_upload:
                 raise TooLarge(rules.max_upload, int(announced[:20]))
         receive = limited(receive, limit=rules.max_upload, floor=rules.floor, clock=self._clock)
-        address = scope.get(_CALLER)
-        if not rules.per_address or address is None or address.is_loopback or not self._is_work(scope["path"]):
-            await self._app(scope, receive, send)
-            return
-        who = network.of_one_host(address)
-        if self._open[who] >= rules.per_address:
-            raise TooManyRequests(rules.per_address, retry_after=self._retry_after())
-        self._open[who] += 1
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            self._open[who] -= 1
-            if not self._open[who]:
-                del self._open[who]  # else it would grow with every address that ever called
+        await self._app(scope, receive, send)
+
+
+class Shares:
+    """Lets one address have only `limit` requests open, of all routes that it is put around; 0 sets no limit.
+
+    It goes around the routes themselves, so that no spelling of a path passes by it. `retry_after` estimates in
+    seconds when there will be room again.
+    """
+
+    def __init__(self, limit: int, *, retry_after: Callable[[], float]) -> None:
+        self._limit = limit
+        self._retry_after = retry_after
+        self._open: Counter[str] = Counter()
+
+    def around(self, app: App) -> App:
+        """Return the application with the limit; it raises TooManyRequests."""
+
+        async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+            address = scope.get(_CALLER)
+            if not self._limit or address is None or address.is_loopback:
+                await app(scope, receive, send)
+                return
+            who = network.of_one_host(address)
+            if self._open[who] >= self._limit:
+                raise TooManyRequests(self._limit, retry_after=self._retry_after())
+            self._open[who] += 1
+            try:
+                await app(scope, receive, send)
+            finally:
+                self._open[who] -= 1
+                if not self._open[who]:
+                    del self._open[who]  # else it would grow with every address that ever called
+
+        return counted
 
 
 def _shown(value: str) -> str:

@@ -5,13 +5,16 @@ The protocol is sd_notify(3): lines of text in a datagram to the socket that NOT
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 import uvicorn
 
@@ -26,6 +29,26 @@ CHECKS_PER_WATCHDOG = 4
 PATIENCE_PER_WATCHDOG = 0.5
 # After the drain, how long answers may take to get out before their connections are cut.
 LAST_WORDS_SECONDS = 3
+# None on Windows.
+SIGHUP: Any = getattr(signal, "SIGHUP", None)
+# More open files than this server has a use for.
+MOST_FILES = 65_536
+
+
+def raise_file_limit() -> int:
+    """Let this process open as many files as its user may, and return how many that are, at most MOST_FILES."""
+    if sys.platform == "win32":
+        return MOST_FILES  # sockets are not counted there
+    import resource  # noqa: PLC0415 - Windows has none
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = (MOST_FILES if limit == resource.RLIM_INFINITY else min(limit, MOST_FILES) for limit in limits)
+    if soft < hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, limits[1]))
+        except (OSError, ValueError):  # macOS allows less than it says
+            return soft
+    return hard
 
 
 class Notifier:
@@ -150,7 +173,8 @@ class Draining(Protocol):
 class Server(uvicorn.Server):
     """uvicorn, but a stop lets what was accepted finish, within `drain` seconds, and a second one does not.
 
-    SIGTERM stops; another one, or Ctrl-C at any time, ends the process on the spot, by `leave`.
+    SIGTERM stops, as does SIGHUP: a terminal that is closed. Another SIGTERM, or Ctrl-C at any time, ends the process
+    on the spot, by `leave`; another SIGHUP does not, for shells send it twice.
     """
 
     def __init__(
@@ -173,9 +197,28 @@ class Server(uvicorn.Server):
         """Begin to stop, or leave."""
         if sig == signal.SIGINT:
             self._leave(128 + sig)
-        elif self.should_exit:
+        elif self.should_exit and sig != SIGHUP:
             self._leave(0)
         self.should_exit = True
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Take the signals that stop, SIGHUP among them unless it is ignored, as nohup has it."""
+        taken = SIGHUP is not None and threading.current_thread() is threading.main_thread()
+        before = signal.getsignal(SIGHUP) if taken else signal.SIG_IGN
+        if before != signal.SIG_IGN:
+            signal.signal(SIGHUP, self.handle_exit)
+        try:
+            with super().capture_signals():
+                yield
+        finally:
+            if before != signal.SIG_IGN:
+                signal.signal(SIGHUP, before)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen; say in one line what keeps connections from being taken."""
+        asyncio.get_running_loop().set_exception_handler(_loop_failure)
+        await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let requests finish as long as there is time, then send them away."""
@@ -190,3 +233,13 @@ class Server(uvicorn.Server):
             await super().shutdown(sockets)
         finally:
             giving_up.cancel()
+
+
+def _loop_failure(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what no code of ours caught: a lack of open files in a line, all else as asyncio does."""
+    failure = context.get("exception")
+    if isinstance(failure, OSError) and failure.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+        # By asyncio's logger, which says nothing twice a minute.
+        logging.getLogger("asyncio").error("no connection can be taken at the moment: %s", failure.strerror)
+    else:
+        loop.default_exception_handler(context)

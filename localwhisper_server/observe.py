@@ -19,6 +19,8 @@ import platformdirs
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
 
+# Loggers whose messages callers can cause as often as they like, each many times a second.
+FLOODED = ("asyncio", "uvicorn.error", "localwhisper_server.protocol")
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -130,6 +132,28 @@ class _WithRequestId(logging.Filter):
         return True
 
 
+class Seldom(logging.Filter):
+    """Lets each message of a logger through once in `seconds`: what callers can cause at will must not fill the log.
+
+    A message is known by its first line, before its arguments are put in.
+    """
+
+    def __init__(self, seconds: float = 60.0) -> None:
+        super().__init__()
+        self._seconds = seconds
+        self._last: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether to log it."""
+        message = str(record.msg).partition("\n")[0]
+        if record.created - self._last.get(message, float("-inf")) < self._seconds:
+            return False
+        if len(self._last) > 100:  # noqa: PLR2004 - asyncio's messages have addresses in them
+            self._last.clear()
+        self._last[message] = record.created
+        return True
+
+
 class _OneLine(logging.Formatter):
     """Text for people. What callers sent cannot begin a line of its own."""
 
@@ -190,5 +214,7 @@ def configure_logging(
     root.setLevel(level.upper())
     if quiet:
         root.handlers[0].setLevel(logging.WARNING)
+    for flooded in FLOODED:
+        logging.getLogger(flooded).filters = [Seldom()]
     for chatty in ("httpx", "httpx2", "httpcore", "filelock", "faster_whisper", "uvicorn", "python_multipart"):
         logging.getLogger(chatty).setLevel(max(root.level, logging.WARNING))

@@ -363,7 +363,7 @@ def run(settings: Settings, listening: socket.socket, *, environ: Mapping[str, s
     watchdog = lifecycle.watchdog_seconds(environ, os.getpid())
     rules = front.rules(settings, front.own_names())
     surroundings = front.Surroundings(settings, rules.keys)
-    web_options = front.web_options(settings)
+    web_options = front.web_options(settings, front.room(settings, lifecycle.raise_file_limit()))
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     numbers = Metrics(registry)

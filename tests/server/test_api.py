@@ -352,7 +352,7 @@ async def test_a_file_sent_as_text_is_missing(app: App) -> None:
         ({"content-type": "application/json"}, b'{"model":"whisper-1","file":"x"}'),
         ({"content-type": "text/plain"}, b"model=whisper-1"),
         ({}, b""),
-        ({"content-type": "application/x-www-form-urlencoded"}, b"file=x"),
+        ({"content-type": "application/x-www-form-urlencoded"}, b"model=whisper-1&file=sound"),
     ],
     ids=["json", "text", "nothing", "urlencoded"],
 )
@@ -361,7 +361,7 @@ async def test_a_body_that_is_no_form_is_told_so(app: App, headers: dict[str, st
     answer = await call(app, "POST", "/v1/audio/transcriptions", headers, body)
     assert (answer.status, answer.error["type"]) == (400, INVALID)
     assert "multipart/form-data" in answer.error["message"]
-    assert headers.get("content-type", "without a content type") in answer.error["message"]
+    assert headers.get("content-type", "without a Content-Type") in answer.error["message"]
 
 
 def _part(disposition: str, content_type: str = "") -> tuple[dict[str, str], bytes]:
@@ -401,6 +401,23 @@ async def test_a_text_field_called_file_is_no_file(app: App, content_type: str) 
     headers, body = _part('name="file"', content_type)
     answer = await call(app, "POST", "/v1/audio/transcriptions", headers, body)
     assert (answer.status, answer.error["param"]) == (400, "file")
+
+
+async def test_a_body_that_is_refused_is_not_read(app: App) -> None:
+    """A megabyte of `&` would take a second of the event loop."""
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    read = False
+
+    async def receive() -> Any:
+        nonlocal read
+        read = True
+        return {"type": "http.request", "body": b"&" * 1_000_000, "more_body": True}
+
+    async def unread(scope: Any, _receive: Any, send: Any) -> None:
+        await app(scope, receive, send)
+
+    assert (await call(unread, "POST", "/v1/audio/transcriptions", headers)).status == 400
+    assert not read
 
 
 @pytest.mark.parametrize(

@@ -349,6 +349,35 @@ def test_a_worker_that_was_taken_over_is_not_believed(replies: list[bytes], wav:
         assert taken.pids == ()
 
 
+def test_a_worker_that_cannot_be_started_costs_nothing(wav: Callable[..., bytes]) -> None:
+    """Where files or memory are short, it is Busy and no worker is lost; once there are enough, all is as before."""
+    command = ["/nowhere/python", *decoder.COMMAND[1:]]
+    with closing(decoder.Pool(environ=os.environ, spare=1, most=2, command=command)) as short:
+        for _ in range(5):
+            with pytest.raises(Busy):
+                _decode(short, wav(1.0))
+        assert short.pids == ()
+        command[0] = decoder.COMMAND[0]
+        short.start()
+        (pid,) = short.pids
+        command[0] = "/nowhere/python"  # for the spare one that is started when the first is taken
+        for _ in range(5):
+            assert _decode(short, wav(1.0)).size == 16_000
+        assert short.pids == (pid,)
+        command[0] = decoder.COMMAND[0]
+        assert _decode(short, wav(1.0)).size == 16_000
+        assert len(short.pids) == 2
+
+
+def test_a_pool_that_is_closed_starts_nothing(wav: Callable[..., bytes]) -> None:
+    """A request that comes while the server stops is sent away; no process outlives it."""
+    closed = decoder.Pool(environ=os.environ, spare=1, most=2)
+    closed.close()
+    with pytest.raises(Busy):
+        _decode(closed, wav(1.0))
+    assert closed.pids == ()
+
+
 # The worker's own side, in this process, over a pair of pipes.
 
 

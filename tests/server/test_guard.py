@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localwhisper_server import api, keys
-from localwhisper_server.body import Floor, limited
+from localwhisper_server.body import PAUSE_SECONDS, Floor, limited
 from localwhisper_server.errors import ServerError, TooLarge, TooSlow
 from localwhisper_server.guard import Rules, check_origin
 from localwhisper_server.network import parse_network
@@ -359,20 +359,20 @@ def test_no_header_breaks_the_guard(headers: list[tuple[bytes, bytes]], peer: st
 
 
 @pytest.mark.parametrize(
-    ("floor", "read", "waited", "patience"),
+    ("floor", "credit", "read", "waited", "left"),
     [
-        (Floor(100, 10), 0, 0, 10),
-        (Floor(100, 10), 0, 4, 6),
-        (Floor(100, 10), 0, 10, 0),
-        (Floor(100, 10), 500, 10, 5),
-        (Floor(100, 10), 500, 16, -1),
-        (Floor(100, 0), 0, 0, 0),
-        (Floor(0, 0), 0, 1e9, float("inf")),
+        (Floor(100, 10), 10, 0, 4, 6),
+        (Floor(100, 10), 10, 0, 10, 0),
+        (Floor(100, 10), 10, 500, 10, 5),
+        (Floor(100, 10), 10, 500, 16, -1),
+        (Floor(100, 10), 10, 10**9, 0, PAUSE_SECONDS),
+        (Floor(100, 90), 80, 10**9, 0, 90),
+        (Floor(0, 0), 1, 0, 1e9, PAUSE_SECONDS),
     ],
 )
-def test_patience(floor: Floor, read: int, waited: float, patience: float) -> None:
-    """The grace, and a second more for each second's worth that came."""
-    assert floor.patience(read, waited) == patience
+def test_credit(floor: Floor, credit: float, read: int, waited: float, left: float) -> None:
+    """A second more for each second's worth that came, up to a minute; without a rate, each pause may be a minute."""
+    assert floor.credit(credit, read, waited) == left
 
 
 class Sender:
@@ -410,16 +410,26 @@ async def _upload(sender: Sender, *, limit: int = 10**9, busy: float = 0.0) -> i
         [(0, 10)],
         [(9, 1), (0, 1)],
         [(1, 1000)] * 60,
-        [(5, 100_000), (100, 1)],
+        [(5, 100_000), (PAUSE_SECONDS - 1, 1), (0.5, 1)],
         [(11, 1)],  # late, but whole
     ],
 )
 async def test_an_upload_at_a_walking_pace_is_taken(parts: list[tuple[float, int]]) -> None:
-    """On average, so that a burst pays for a pause."""
+    """A burst pays for a pause."""
     assert await _upload(Sender(*parts)) == sum(size for _, size in parts)
 
 
-@pytest.mark.parametrize("parts", [[(11, 1), (0, 1)], [(1, 1)] * 12, [(1, 900)] * 150])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [(11, 1), (0, 1)],
+        [(1, 1)] * 12,
+        [(1, 900)] * 150,
+        [(1, 199_000_000), (PAUSE_SECONDS + 1, 1), (0, 1)],
+        [(1, 199_000_000), *[(PAUSE_SECONDS / 2, 1)] * 4],
+    ],
+    ids=["late", "drops", "below the rate", "a fast start and silence", "a fast start and drops"],
+)
 async def test_a_trickle_is_cut_off(parts: list[tuple[float, int]]) -> None:
     """A byte now and then does not hold a place."""
     with pytest.raises(TooSlow):
@@ -465,11 +475,13 @@ async def test_a_slow_upload_is_answered_as_such() -> None:
 # One address's share
 
 
-async def _at_once(backend: FakeBackend, app: App, peers: list[str], release: asyncio.Event) -> list[Answer]:
+async def _at_once(
+    backend: FakeBackend, app: App, peers: list[str], release: asyncio.Event, path: str = "/v1/audio/transcriptions"
+) -> list[Answer]:
     headers, body = multipart()
 
     async def one(peer: str) -> Answer:
-        return await call(from_(app, peer), "POST", "/v1/audio/transcriptions", headers, body)
+        return await call(from_(app, peer), "POST", path, headers, body)
 
     tasks = [asyncio.create_task(one(peer)) for peer in peers]
     async with asyncio.timeout(10):
@@ -492,6 +504,16 @@ async def test_one_address_has_only_its_share() -> None:
     assert answers[2].headers["retry-after"] == "8"
     again = await _at_once(backend, app, ["192.168.1.5"] * 2, release)
     assert [answer.status for answer in again] == [200, 200]
+
+
+@pytest.mark.parametrize("path", ["/audio/translations", "/v1/audio/transcriptions\n", "/v1/audio/translations\n"])
+async def test_no_spelling_of_a_path_passes_by_the_share(path: str) -> None:
+    """Whatever reaches the model is counted: `%0A` at the end of a path leads to the same route."""
+    release = asyncio.Event()
+    backend = FakeBackend([release, *SPOKEN, WHOLE])
+    app = api.create_app(backend, rules=Rules(per_address=1), clock=lambda: 0.0)
+    answers = await _at_once(backend, app, ["192.168.1.5"] * 2, release, path)
+    assert sorted(answer.status for answer in answers) == [200, 429]
 
 
 @pytest.mark.parametrize(("peer", "share"), [("127.0.0.1", 1), ("::1", 1), ("192.168.1.5", 0)])

@@ -181,16 +181,68 @@ def _server(backend: _Backend, left: list[int], drain: float = 30.0) -> lifecycl
         ([signal.SIGTERM, signal.SIGTERM], [0]),
         ([signal.SIGINT], [130]),
         ([signal.SIGTERM, signal.SIGINT], [130]),
+        ([lifecycle.SIGHUP], []),
+        ([lifecycle.SIGHUP, lifecycle.SIGHUP], []),
+        ([lifecycle.SIGHUP, signal.SIGTERM], [0]),
     ],
 )
 def test_one_sigterm_stops_and_anything_more_leaves(signals: list[signal.Signals], left: list[int]) -> None:
-    """Ctrl-C at once, a second SIGTERM too."""
+    """Ctrl-C at once, a second SIGTERM too. SIGHUP stops, however often a closed terminal sends it."""
     gone: list[int] = []
     server = _server(_Backend(), gone)
     for number in signals:
         server.handle_exit(number, None)
     assert server.should_exit
     assert gone == left
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_closed_terminal_stops_with_a_drain(*, ignored: bool) -> None:
+    """SIGHUP begins a stop like SIGTERM, but not under nohup, which ignores it; afterwards its handler is as before."""
+    server = _server(_Backend(), [])
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with server.capture_signals():
+            signal.raise_signal(signal.SIGHUP)
+        assert server.should_exit is not ignored
+        assert signal.getsignal(signal.SIGHUP) == (signal.SIG_IGN if ignored else signal.SIG_DFL)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit there")
+def test_as_many_open_files_as_the_user_may_have() -> None:
+    """The soft limit is raised to the hard one, and told."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, before[1]))
+    try:
+        files = lifecycle.raise_file_limit()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    most = lifecycle.MOST_FILES
+    assert files == soft == (most if hard == resource.RLIM_INFINITY else min(hard, most))
+
+
+@pytest.mark.anyio
+async def test_no_file_for_a_connection_is_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    """No traceback; what else no code caught is logged with one."""
+    server = _server(_Backend(), [])
+    server.lifespan = LifespanOff(server.config)  # type: ignore[assignment]
+    loop = asyncio.get_running_loop()
+    before = loop.get_exception_handler()
+    try:
+        await server.startup(sockets=[])
+        for failure in (OSError(errno.EMFILE, "Too many open files"), RuntimeError("a fault")):
+            loop.call_exception_handler({"message": "socket.accept() failed", "exception": failure})
+    finally:
+        loop.set_exception_handler(before)
+    lack, fault = caplog.records
+    assert (lack.getMessage(), lack.exc_info) == ("no connection can be taken at the moment: Too many open files", None)
+    assert fault.exc_info
 
 
 @pytest.mark.anyio

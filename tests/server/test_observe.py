@@ -258,3 +258,28 @@ def test_missing_packages_are_one_clear_line(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(front.Misconfigured, match="pip install"):
         front.Surroundings(Settings(otlp_endpoint="http://127.0.0.1:9"), ())
+
+
+def test_what_callers_can_repeat_is_logged_seldom() -> None:
+    """The same message once a minute, whatever its later lines and arguments are; others in between; then again."""
+    seldom = observe.Seldom(seconds=60.0)
+
+    def passes(message: str, at: float) -> bool:
+        record = logging.makeLogRecord({"msg": message, "created": at})
+        return bool(seldom.filter(record))
+
+    assert passes("out of files\nsocket 1", 0.0)
+    assert not passes("out of files\nsocket 2", 59.0)
+    assert passes("a connection too many", 59.0)
+    assert passes("out of files\nsocket 3", 61.0)
+    assert all(passes(f"message {number}", 61.0) for number in range(1000))
+
+
+def test_loggers_that_callers_can_flood(root: None) -> None:
+    """A thousand warnings of one kind are one line."""
+    stream = io.StringIO()
+    observe.configure_logging("info", [stream])
+    for name in ("asyncio", "uvicorn.error", "localwhisper_server.protocol"):
+        for number in range(1000):
+            logging.getLogger(name).warning("it happened: %d", number)
+    assert stream.getvalue().count("it happened: 0") == len(stream.getvalue().splitlines()) == 3

@@ -4,26 +4,33 @@ import contextlib
 import json
 import socket
 import ssl
+import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from unittest.mock import MagicMock
 
 import httpx2
 import pytest
 import trustme
+import uvicorn
+from uvicorn.server import ServerState
 
 from localwhisper_server import api, front
 from localwhisper_server.body import Floor
 from localwhisper_server.config import Settings, written
 from localwhisper_server.guard import Rules
-from localwhisper_server.protocol import MOST_HEAD_BYTES, PatientProtocol
+from localwhisper_server.network import parse_network
+from localwhisper_server.protocol import EVENTS_PER_TURN, MOST_HEAD_BYTES, PatientProtocol, Room
 from tests.server.driving import FakeBackend
 from tests.server.listening import serving
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Iterator
     from pathlib import Path
 
-    from localwhisper_server.asgi import App
+    from localwhisper_server.asgi import App, Receive, Scope, Send
 
 HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 SLOW = Rules(floor=Floor(rate=1000, grace=0.2), max_upload=1_000_000)
@@ -32,7 +39,7 @@ SLOW = Rules(floor=Floor(rate=1000, grace=0.2), max_upload=1_000_000)
 class Hasty(PatientProtocol):
     """Waits as long as a test may take."""
 
-    head_seconds = 0.3
+    head_seconds = write_seconds = 0.3
 
 
 def _app(rules: Rules) -> App:
@@ -225,14 +232,184 @@ def test_an_endless_body_is_answered_and_ended(address: tuple[str, int]) -> None
         assert _rest(connection).startswith(b"HTTP/1.1 413 ")
 
 
-def test_a_refused_upload_that_ends_keeps_its_connection(address: tuple[str, int]) -> None:
-    """A client that sends all of it before it reads still gets the answer."""
+def test_a_refused_upload_is_thrown_away(address: tuple[str, int]) -> None:
+    """A client that sends all of it before it reads still gets the answer; what follows is not a request."""
     with _connected(address) as connection:
         head = f"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {2_000_000}\r\n\r\n"
         connection.sendall(head.encode() + bytes(2_000_000) + HEAD + b"Connection: close\r\n\r\n")
         answers = _rest(connection)
     assert answers.startswith(b"HTTP/1.1 413 ")
-    assert b"HTTP/1.1 200 " in answers
+    assert b"\r\nconnection: close\r\n" in answers.partition(b"\r\n\r\n")[0] + b"\r\n"
+    assert answers.count(b"HTTP/1.1 ") == 1
+
+
+def test_a_refused_body_is_not_parsed() -> None:
+    """Without the key, nonsense in the rest of a body is neither seen nor answered."""
+    with serving(_app(Rules(keys=("lw-key",))), http=Hasty) as at, _connected(at) as connection:
+        connection.sendall(UPLOAD)
+        answer = connection.recv(65536)
+        connection.sendall(b"not a length\r\n" + HEAD + b"\r\n")
+        answer += _rest(connection)
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert b"\r\nconnection: close\r\n" in answer
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("path", [b"/v1/audio/transcriptions", b"/nowhere"])
+def test_chunks_of_one_byte(address: tuple[str, int], path: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """400 after some hundred of them, whatever they are sent to; each costs as much as a large one."""
+    upload = UPLOAD.replace(b"/v1/audio/transcriptions", path)
+    with _connected(address) as connection:
+        connection.sendall(upload + b"1\r\nx\r\n" * 300)
+        answer = _rest(connection)
+    if path == b"/nowhere":  # answered before they were all read
+        assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 404 "))
+    else:
+        assert "larger ones" in _refused(answer, 400)["message"]
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def _echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with the sizes of the parts that the body came in."""
+    sizes, more = [], scope["type"] == "http"
+    while more:
+        message = await receive()
+        sizes.append(len(message["body"]))
+        more = message["more_body"]
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": json.dumps(sizes).encode()})
+
+
+@pytest.mark.parametrize(("count", "size"), [(3000, 16), (100, 1000), (40, 20_000)])
+def test_one_connection_has_only_its_turn(count: int, size: int) -> None:
+    """However many chunks one read brings, so many are handled before others are; all of them arrive."""
+    with serving(_echo, lifespan="off", http=PatientProtocol) as at, _connected(at) as connection:
+        connection.sendall(HEAD.replace(b"GET", b"POST") + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n")
+        connection.sendall((b"%x\r\n" % size + bytes(size) + b"\r\n") * count + b"0\r\n\r\n")
+        sizes = json.loads(_rest(connection).partition(b"\r\n\r\n")[2].split(b"\r\n")[1])
+    assert sum(sizes) == count * size
+    assert max(sizes) <= EVENTS_PER_TURN * size
+
+
+def _large(sent: threading.Event) -> App:
+    """Return an app that answers with more than the kernel keeps, and notes when that was taken or given up."""
+
+    async def large(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": bytes(30_000_000), "more_body": True})
+        await send({"type": "http.response.body", "body": b"end"})
+        sent.set()
+
+    return large
+
+
+def test_a_caller_who_never_reads() -> None:
+    """The connection is cut, and what waited to send is set free."""
+    sent = threading.Event()
+    with serving(_large(sent), lifespan="off", http=Hasty) as at, _connected(at) as connection:
+        connection.sendall(HEAD + b"\r\n")
+        assert sent.wait(10)
+        answer = _rest(connection)
+    assert len(answer) < 30_000_000
+    assert not answer.endswith(b"end\r\n0\r\n\r\n")
+
+
+class Clockwork:
+    """A loop and a transport in one, for a protocol: keeps what is to be called later, and how much was not taken."""
+
+    def __init__(self) -> None:
+        self.later: list[tuple[float, Any]] = []
+        self.left = 0
+        self.aborted = False
+
+    def call_later(self, seconds: float, call: Any, *arguments: Any) -> asyncio.Handle:
+        self.later.append((seconds, partial(call, *arguments)))
+        return MagicMock()
+
+    def get_extra_info(self, _name: str) -> None:
+        return None
+
+    def set_write_buffer_limits(self, *, high: int) -> None:
+        assert high == 1
+
+    def get_write_buffer_size(self) -> int:
+        return self.left
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+@pytest.mark.parametrize(("left", "aborted"), [([900_000, 800_000, 1], False), ([900_000, 899_999], True)])
+def test_a_caller_who_reads_slowly(left: list[int], *, aborted: bool) -> None:
+    """Whoever takes a part of the answer now and then is waited for, at a kibibyte a second."""
+    clockwork: Any = Clockwork()
+    config = uvicorn.Config(_echo, log_config=None)
+    protocol = PatientProtocol(config=config, server_state=ServerState(), app_state={}, _loop=clockwork)
+    protocol.connection_made(clockwork)
+    clockwork.left = 1_000_000
+    protocol.pause_writing()
+    for clockwork.left in left:
+        seconds, look = clockwork.later[-1]
+        assert seconds == PatientProtocol.write_seconds
+        look()
+    assert clockwork.aborted is aborted
+
+
+# How many connections
+
+
+NETWORK = [f"192.168.1.{number}" for number in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("peer", "peers", "refusal"),
+    [
+        ("192.168.1.5", [], None),
+        ("192.168.1.5", NETWORK, None),
+        ("192.168.1.5", [*NETWORK, "192.168.1.5"], "2 connections of 192.168.1.5 are open"),
+        ("192.168.1.5", ["192.168.1.5", "::ffff:192.168.1.5"], "2 connections of 192.168.1.5 are open"),
+        ("fd00::1", ["fd00::2", "fd00::3"], "2 connections of fd00::/64 are open"),
+        ("192.168.1.1", ["192.168.1.1"] * 19, None),
+        ("127.0.0.1", ["127.0.0.1"] * 19, None),
+        ("127.0.0.1", ["127.0.0.1"] * 20, "20 connections are open"),
+        ("not an address", ["not an address"] * 19, None),
+    ],
+)
+def test_room(peer: str, peers: list[str], refusal: str | None) -> None:
+    """So many of one address, but for this machine's and a proxy's; so many of all."""
+    room = Room(total=20, per_address=2, unlimited=(parse_network("127.0.0.0/8"), parse_network("192.168.1.1")))
+    assert room.refusal(peer, peers) == refusal
+
+
+@pytest.mark.parametrize(("files", "total", "share"), [(65_536, 2048, 256), (1024, 256, 32), (256, 8, 1)])
+def test_room_follows_from_the_open_files(files: int, total: int, share: int) -> None:
+    """Files are left for decoders, uploads and the upstream; a trusted proxy has no share of its own."""
+    room = front.room(Settings(trusted_proxy="10.0.0.1"), files)  # type: ignore[arg-type] # as it is written
+    assert (room.total, room.per_address) == (total, share)
+    assert room.refusal("10.0.0.1", ["10.0.0.1"] * (total - 1)) is None
+
+
+def test_a_connection_too_many(caplog: pytest.LogCaptureFixture) -> None:
+    """It is closed at once; those that are open go on, and one that closes makes room."""
+    with serving(_app(Rules()), http=partial(PatientProtocol, room=Room(total=1))) as at:
+        with _connected(at) as first:
+            for _ in range(3):
+                first.sendall(HEAD + b"\r\n")
+                assert first.recv(17, socket.MSG_WAITALL) == b"HTTP/1.1 200 OK\r\n"
+                while not first.recv(65536).endswith(b"}"):
+                    pass
+                with _connected(at) as second:
+                    assert _rest(second) == b""
+        until = time.monotonic() + 10
+        answer = b""
+        while not answer and time.monotonic() < until:
+            with _connected(at) as third, contextlib.suppress(ConnectionError):
+                third.sendall(HEAD + b"Connection: close\r\n\r\n")
+                answer = _rest(third)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+    assert {record.getMessage() for record in caplog.records} == {
+        "1 connections are open; further ones are closed at once"
+    }
 
 
 # Certificates

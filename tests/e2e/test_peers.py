@@ -1,0 +1,23 @@
+"""Hostile peers, few of each kind: what `benchmarks/peers.py` measures with a thousand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "peers.py"
+
+
+@pytest.mark.model
+@pytest.mark.skipif(sys.platform != "linux", reason="counts open files in /proc")
+def test_nothing_is_left_of_fifty_peers() -> None:
+    """Tiny chunks, silence, answers not taken, hang-ups: messages are answered, the log is short, nothing is left.
+
+    The bars of time are ten times as high as the benchmark's: this machine may have other things to do.
+    """
+    command = [sys.executable, str(SCRIPT), "--peers", "50", "--seconds", "2", "--slack", "10"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
