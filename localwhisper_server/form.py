@@ -19,6 +19,8 @@ FORMATS: Final = ("json", "text", "srt", "verbose_json", "vtt")
 STREAMABLE: Final = ("json", "text")
 GRANULARITIES: Final = ("segment", "word")
 EXTENSIONS: Final = ("flac", "m4a", "mp3", "mp4", "mpeg", "mpga", "oga", "ogg", "wav", "webm")
+# Characters of a prompt, and of all keywords together. Whisper reads 224 tokens of them, about a thousand characters.
+LONGEST_TEXT: Final = 8_000
 LISTS_LANGUAGES: Final = "gpt-transcribe"  # the one model whose json has `languages`
 
 Fields = Mapping[str, Sequence[str]]  # every value that a name was sent with, in order
@@ -69,7 +71,7 @@ def parse(fields: Fields, task: Task, *, known_languages: frozenset[str], model:
     decoding = Decoding(
         task=task,
         language=_language(fields, known_languages, task),
-        prompt=_last(fields, "prompt") or "",
+        prompt=_bounded(_last(fields, "prompt") or "", "prompt"),
         hotwords=_keywords(fields),
         temperature=_temperature(fields),
         words="word" in granularities,
@@ -216,11 +218,23 @@ def _code(value: str, known: frozenset[str], param: str) -> str:
 
 def _keywords(fields: Fields) -> str:
     keywords = [keyword.strip() for keyword in _values(fields, "keywords")]
+    joined = _bounded(", ".join(keywords), "keywords")
     if any(re.search(r"[<>\r\n]", keyword) for keyword in keywords):
         raise InvalidRequest(
             "Keywords must be single lines without '<' or '>'.", param="keywords", code="invalid_value"
         )
-    return ", ".join(keywords)
+    return joined
+
+
+def _bounded(text: str, param: str) -> str:
+    if len(text) > LONGEST_TEXT:
+        raise InvalidRequest(
+            f"'{param}' is too long: {len(text)} characters. The limit is {LONGEST_TEXT}; the model reads no more "
+            "than 224 tokens of them.",
+            param=param,
+            code="string_above_max_length",
+        )
+    return text
 
 
 def _granularities(fields: Fields, response_format: str) -> frozenset[str]:
