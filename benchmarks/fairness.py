@@ -1,0 +1,188 @@
+"""Whether a short message waits for others' files: its time alone, and beside each kind of load, in turn in one run.
+
+A real server on loopback; one client sends a message of 1.5 s again and again while the load is kept up by others. Bar:
+p95 beside every load at most 3 times p95 alone.
+
+    python benchmarks/fairness.py [--model base] [--times 20] [silent] [prompts] [film] [slow]
+"""
+
+import argparse
+import asyncio
+import io
+import itertools
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import av
+import httpx2
+import numpy as np
+
+from localwhisper_client.demo import serving
+from localwhisper_server import decoder, models
+
+ROOT = Path(__file__).resolve().parents[1]
+VOICE = ROOT / "localwhisper_client" / "demo.ogg"
+MINUTE = ROOT / "tests" / "voices" / "en-60s.ogg"
+BAR = 3.0
+SECONDS = 600.0
+
+sys.path.insert(0, str(ROOT))
+from tests.server.hostile import opus_of_silence  # noqa: E402 - a file that weighs nothing is made by hand
+from tests.server.sound import encode  # noqa: E402
+
+Form = tuple[dict[str, str | list[str]], bytes]
+numbers = itertools.count()
+
+
+def message() -> Form:
+    """Return a message of its own each time, so that none are computed together."""
+    return {"model": "whisper-1", "prompt": str(next(numbers)), "language": "en"}, MESSAGE
+
+
+def _message() -> bytes:
+    with VOICE.open("rb") as file:
+        return encode(decoder.decode(file, max_seconds=60)[None, : int(1.5 * 16_000)])
+
+
+def _film() -> bytes:
+    """Return an hour of video's usual sound, AAC in MP4, with somebody speaking in it."""
+    with MINUTE.open("rb") as file:
+        speech = np.tile(decoder.decode(file, max_seconds=120), 60)
+    return encode(np.stack([speech, speech]), container="mp4", codec="aac", rate=16_000)
+
+
+def _slow() -> bytes:
+    """Return half a minute that costs ten seconds to decode: eight channels of FLAC at FFmpeg's highest rate."""
+    file, rate = io.BytesIO(), 655_350
+    noise = np.random.default_rng(0).integers(-99, 99, (1, 8 * 4096), dtype=np.int16)
+    with av.open(file, "w", format="flac") as output:
+        stream = output.add_stream("flac", rate=rate, layout="7.1", options={"strict": "-2"})
+        for _ in range(30 * rate // 4096):
+            frame = av.AudioFrame.from_ndarray(noise, format="s16", layout="7.1")
+            frame.sample_rate = rate
+            for packet in stream.encode(frame):
+                output.mux(packet)
+        for packet in stream.encode(None):
+            output.mux(packet)
+    return file.getvalue()
+
+
+MESSAGE = _message()
+
+
+def loads() -> dict[str, tuple[int, Callable[[], Form]]]:
+    """Return each kind of load: how many at a time, and what makes one."""
+    plain = {"model": "whisper-1"}
+    made: dict[str, bytes] = {}
+
+    def once(name: str, make: Callable[[], bytes]) -> bytes:
+        if name not in made:
+            made[name] = make()
+        return made[name]
+
+    return {
+        "silent": (4, lambda: (plain | {"prompt": str(next(numbers))}, once("silent", lambda: opus_of_silence(hours=5.9)))),
+        "prompts": (2, lambda: (plain | {"keywords[]": ["word " * 6000] * 190, "prompt": str(next(numbers))}, VOICE.read_bytes())),
+        "film": (1, lambda: (plain | {"prompt": str(next(numbers))}, once("film", _film))),
+        "slow": (8, lambda: (plain | {"prompt": str(next(numbers))}, once("slow", _slow))),
+    }
+
+
+class Bench:
+    """Asks one server."""
+
+    def __init__(self, url: str) -> None:
+        self.url = f"{url}/v1/audio/transcriptions"
+        self.answers: Counter[int] = Counter()
+
+    async def ask(self, http: httpx2.AsyncClient, form: Form) -> tuple[int, float]:
+        """Send one form; returns the status and the seconds it took."""
+        started = time.perf_counter()
+        fields, file = form
+        answer = await http.post(self.url, data=fields, files={"file": ("voice", file)})
+        return answer.status_code, time.perf_counter() - started
+
+    async def messages(self, http: httpx2.AsyncClient, times: int) -> list[float]:
+        """Send messages one after another; all have to be answered."""
+        taken = []
+        for _ in range(times):
+            status, seconds = await self.ask(http, message())
+            if status != httpx2.codes.OK:
+                raise SystemExit(f"a message was answered {status}")
+            taken.append(seconds)
+        return taken
+
+    async def beside(self, count: int, make: Callable[[], Form], times: int) -> list[float]:
+        """Send messages while so many others keep up a load."""
+
+        async def keep_up(http: httpx2.AsyncClient) -> None:
+            while True:
+                status, _ = await self.ask(http, form)
+                self.answers[status] += 1
+                if status != httpx2.codes.OK:
+                    await asyncio.sleep(0.2)
+
+        form = make()
+        async with httpx2.AsyncClient(timeout=SECONDS) as http, httpx2.AsyncClient(timeout=SECONDS) as others:
+            # Each sends a file of its own: the same would be computed once.
+            tasks = []
+            for _ in range(count):
+                form = make()
+                tasks.append(asyncio.create_task(keep_up(others)))
+                await asyncio.sleep(0.3)
+            await asyncio.sleep(1.0)
+            try:
+                return await self.messages(http, times)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def p95(taken: list[float]) -> float:
+    """Return the 95th percentile."""
+    return sorted(taken)[min(len(taken) - 1, int(len(taken) * 0.95))]
+
+
+def wide(taken: list[float]) -> str:
+    """Return the median and the 95th percentile as text."""
+    return f"p50 {statistics.median(taken):6.3f} s   p95 {p95(taken):6.3f} s"
+
+
+async def run(url: str, names: list[str], times: int) -> Iterator[float]:
+    """Measure alone, beside each load, and alone again; returns the ratios."""
+    bench, ratios = Bench(url), []
+    async with httpx2.AsyncClient(timeout=SECONDS) as http:
+        await bench.messages(http, 3)
+        for name in names:
+            count, make = loads()[name]
+            alone = await bench.messages(http, times)
+            beside = await bench.beside(count, make, times)
+            ratios.append(p95(beside) / p95(alone))
+            print(f"{name:8} alone {wide(alone)}   beside {wide(beside)}   {ratios[-1]:.2f} x (bar {BAR:g})", flush=True)
+            for _ in range(600):
+                if not (await http.get(url + "/health")).json()["requests"]:
+                    break
+                await asyncio.sleep(0.1)
+    print("the load's answers:", dict(bench.answers))
+    return ratios
+
+
+def main() -> int:
+    """Print the figures; return 1 where the bar is missed."""
+    parser = argparse.ArgumentParser(description="A short message beside others' files.")
+    parser.add_argument("loads", nargs="*", default=list(loads()))
+    parser.add_argument("--model", default="base")
+    parser.add_argument("--times", type=int, default=20)
+    options = parser.parse_args()
+    with serving("--model", str(models.find(options.model)), "--log-file", "none") as server:
+        ratios = asyncio.run(run(server.url, options.loads, options.times))
+    return 0 if max(ratios) <= BAR else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
