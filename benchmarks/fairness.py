@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -72,24 +72,13 @@ def _slow() -> bytes:
 
 
 MESSAGE = _message()
-
-
-def loads() -> dict[str, tuple[int, Callable[[], Form]]]:
-    """Return each kind of load: how many at a time, and what makes one."""
-    plain = {"model": "whisper-1"}
-    made: dict[str, bytes] = {}
-
-    def once(name: str, make: Callable[[], bytes]) -> bytes:
-        if name not in made:
-            made[name] = make()
-        return made[name]
-
-    return {
-        "silent": (4, lambda: (plain | {"prompt": str(next(numbers))}, once("silent", lambda: opus_of_silence(hours=5.9)))),
-        "prompts": (2, lambda: (plain | {"keywords[]": ["word " * 6000] * 190, "prompt": str(next(numbers))}, VOICE.read_bytes())),
-        "film": (1, lambda: (plain | {"prompt": str(next(numbers))}, once("film", _film))),
-        "slow": (8, lambda: (plain | {"prompt": str(next(numbers))}, once("slow", _slow))),
-    }
+# Each kind of load: how many at a time, what else is sent, and the file.
+LOADS: dict[str, tuple[int, dict[str, list[str]], Callable[[], bytes]]] = {
+    "silent": (4, {}, lambda: opus_of_silence(hours=5.9)),
+    "prompts": (2, {"keywords[]": ["word " * 6000] * 190}, VOICE.read_bytes),
+    "film": (1, {}, _film),
+    "slow": (8, {}, _slow),
+}
 
 
 class Bench:
@@ -116,25 +105,23 @@ class Bench:
             taken.append(seconds)
         return taken
 
-    async def beside(self, count: int, make: Callable[[], Form], times: int) -> list[float]:
-        """Send messages while so many others keep up a load."""
+    async def beside(self, load: str, times: int) -> list[float]:
+        """Send messages while others keep up a load."""
+        count, fields, make = LOADS[load]
+        file = make()
 
-        async def keep_up(http: httpx2.AsyncClient) -> None:
+        async def keep_up(http: httpx2.AsyncClient, delay: float) -> None:
+            await asyncio.sleep(delay)
             while True:
-                status, _ = await self.ask(http, form)
+                # Each of its own, or they would be computed together.
+                status, _ = await self.ask(http, ({"model": "whisper-1", "prompt": str(next(numbers)), **fields}, file))
                 self.answers[status] += 1
                 if status != httpx2.codes.OK:
                     await asyncio.sleep(0.2)
 
-        form = make()
         async with httpx2.AsyncClient(timeout=SECONDS) as http, httpx2.AsyncClient(timeout=SECONDS) as others:
-            # Each sends a file of its own: the same would be computed once.
-            tasks = []
-            for _ in range(count):
-                form = make()
-                tasks.append(asyncio.create_task(keep_up(others)))
-                await asyncio.sleep(0.3)
-            await asyncio.sleep(1.0)
+            tasks = [asyncio.create_task(keep_up(others, number / 4)) for number in range(count)]
+            await asyncio.sleep(1.0 + count / 4)
             try:
                 return await self.messages(http, times)
             finally:
@@ -153,19 +140,18 @@ def wide(taken: list[float]) -> str:
     return f"p50 {statistics.median(taken):6.3f} s   p95 {p95(taken):6.3f} s"
 
 
-async def run(url: str, names: list[str], times: int) -> Iterator[float]:
-    """Measure alone, beside each load, and alone again; returns the ratios."""
+async def run(url: str, names: list[str], times: int) -> list[float]:
+    """Measure alone and beside each load in turn; returns the ratios."""
     bench, ratios = Bench(url), []
     async with httpx2.AsyncClient(timeout=SECONDS) as http:
         await bench.messages(http, 3)
         for name in names:
-            count, make = loads()[name]
             alone = await bench.messages(http, times)
-            beside = await bench.beside(count, make, times)
+            beside = await bench.beside(name, times)
             ratios.append(p95(beside) / p95(alone))
-            print(f"{name:8} alone {wide(alone)}   beside {wide(beside)}   {ratios[-1]:.2f} x (bar {BAR:g})", flush=True)
+            print(f"{name:8} alone {wide(alone)}   beside {wide(beside)}   p95 {ratios[-1]:.2f} x", flush=True)
             for _ in range(600):
-                if not (await http.get(url + "/health")).json()["requests"]:
+                if not (await http.get(f"{url}/health")).json()["requests"]:
                     break
                 await asyncio.sleep(0.1)
     print("the load's answers:", dict(bench.answers))
@@ -175,7 +161,7 @@ async def run(url: str, names: list[str], times: int) -> Iterator[float]:
 def main() -> int:
     """Print the figures; return 1 where the bar is missed."""
     parser = argparse.ArgumentParser(description="A short message beside others' files.")
-    parser.add_argument("loads", nargs="*", default=list(loads()))
+    parser.add_argument("loads", nargs="*", default=list(LOADS))
     parser.add_argument("--model", default="base")
     parser.add_argument("--times", type=int, default=20)
     options = parser.parse_args()

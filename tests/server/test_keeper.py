@@ -233,7 +233,7 @@ def test_it_recovers_by_itself() -> None:
     _run(keeper, 2)
     gpu.now = RECOVER_SECONDS
     _run(keeper, 2)
-    assert gpu.batches == [(SMALLEST, 1), (SMALLEST, 1), (SMALLEST, 2)]  # loading takes seconds: not while there is work
+    assert gpu.batches == [(SMALLEST, 1), (SMALLEST, 1), (SMALLEST, 2)]  # no reload while there is work
     assert keeper.idle(0.0) == IDLE_SECONDS
     keeper.idle(IDLE_SECONDS)
     assert keeper.device == GPU
