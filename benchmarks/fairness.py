@@ -56,14 +56,13 @@ def _film() -> bytes:
 
 
 def _slow() -> bytes:
-    """Return half a minute that costs ten seconds to decode: eight channels of FLAC at FFmpeg's highest rate."""
-    file, rate = io.BytesIO(), 655_350
-    noise = np.random.default_rng(0).integers(-99, 99, (1, 8 * 4096), dtype=np.int16)
+    """Return two minutes that cost ten seconds to decode: eight channels of FLAC at FFmpeg's highest rate."""
+    file, rate, size = io.BytesIO(), 655_350, 4096
     with av.open(file, "w", format="flac") as output:
         stream = output.add_stream("flac", rate=rate, layout="7.1", options={"strict": "-2"})
-        for _ in range(30 * rate // 4096):
-            frame = av.AudioFrame.from_ndarray(noise, format="s16", layout="7.1")
-            frame.sample_rate = rate
+        for number in range(120 * rate // size):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 8 * size), np.int16), format="s16", layout="7.1")
+            frame.sample_rate, frame.pts = rate, number * size
             for packet in stream.encode(frame):
                 output.mux(packet)
         for packet in stream.encode(None):
