@@ -56,11 +56,11 @@ def _film() -> bytes:
 
 
 def _slow() -> bytes:
-    """Return two minutes that cost ten seconds to decode: eight channels of FLAC at FFmpeg's highest rate."""
+    """Return five minutes that cost ten seconds to decode: eight channels of FLAC at FFmpeg's highest rate."""
     file, rate, size = io.BytesIO(), 655_350, 4096
     with av.open(file, "w", format="flac") as output:
         stream = output.add_stream("flac", rate=rate, layout="7.1", options={"strict": "-2"})
-        for number in range(120 * rate // size):
+        for number in range(280 * rate // size):
             frame = av.AudioFrame.from_ndarray(np.zeros((1, 8 * size), np.int16), format="s16", layout="7.1")
             frame.sample_rate, frame.pts = rate, number * size
             for packet in stream.encode(frame):
