@@ -48,8 +48,8 @@ GRACE_SECONDS = 10
 STUCK_SECONDS = 600  # by the clock, for one block; a decoder that gives way to others may take long
 # After so many seconds of processor time for one upload, the process gives way to all others: to the model, and to the
 # decoders of short recordings. It cannot take that back, so the server gives it no other upload.
-PROMPT_SECONDS = 0.5
-NICENESS = 10
+PROMPT_SECONDS = 0.3
+NICENESS = 15
 
 
 class Channel:

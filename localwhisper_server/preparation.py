@@ -31,7 +31,10 @@ class Prepare(Protocol):
 
 
 class Steps:
-    """Runs the steps of all requests, so many at a time, each in a thread; safe for any number of callers."""
+    """Runs the steps of all requests, so many at a time, each in a thread; safe for any number of callers.
+
+    One thread is kept for requests that are short so far: long ones leave it, and its core, to them and to the model.
+    """
 
     def __init__(self, slots: int = SLOTS, clock: Callable[[], float] = time.perf_counter) -> None:
         self._slots = slots
@@ -39,13 +42,13 @@ class Steps:
         self._queue: StepQueue[tuple[Callable[[], Any], Future[Any]]] = StepQueue()
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="localwhisper-step")
         self._lock = threading.Lock()
-        self._busy = 0
+        self._busy = self._long = 0  # threads at work, and those of them that are at a long recording
         self._seconds = FIRST_STEP_SECONDS
 
     def seconds_ahead(self) -> float:
         """Estimate how long the step of a request that came now would wait: for one step of each that is waiting."""
         with self._lock:
-            if self._busy < self._slots:
+            if not self._queue:
                 return 0.0
             return (self._busy + len(self._queue)) * self._seconds / self._slots
 
@@ -62,20 +65,23 @@ class Steps:
     def _take_turns(self) -> None:
         while True:
             with self._lock:
-                step = self._queue.take()
-                if step is None:
+                taken = self._queue.take(short=self._long >= max(1, self._slots - 1))
+                if taken is None:
                     self._busy -= 1
                     return
-            work, outcome = step
-            if not outcome.set_running_or_notify_cancel():
-                continue
+                account, (work, outcome) = taken
+                long = not account.short
+                self._long += long
             started = self._clock()
-            try:
-                outcome.set_result(work())
-            except BaseException as failure:  # noqa: BLE001 - the caller raises it
-                outcome.set_exception(failure)
-            # A running mean follows a machine that gets busier or idle.
-            self._seconds += (self._clock() - started - self._seconds) / 8
+            if outcome.set_running_or_notify_cancel():
+                try:
+                    outcome.set_result(work())
+                except BaseException as failure:  # noqa: BLE001 - the caller raises it
+                    outcome.set_exception(failure)
+            with self._lock:
+                self._long -= long
+                # A running mean follows a machine that gets busier or idle.
+                self._seconds += (self._clock() - started - self._seconds) / 8
 
 
 async def digest(source: IO[bytes], steps: Steps, account: Account) -> bytes:

@@ -10,6 +10,8 @@ Step = TypeVar("Step")
 
 # One step in so many goes to the request that has waited longest, so that a long recording never stands still.
 OLDEST_EVERY = 4
+# A request that has taken no more steps than this is short so far: enough for a voice message of a minute.
+FEW = 4
 
 
 @dataclass(eq=False, slots=True)
@@ -18,6 +20,11 @@ class Account:
 
     bulk: bool = False
     steps: int = 0
+
+    @property
+    def short(self) -> bool:
+        """Whether it has taken few steps so far."""
+        return self.steps <= FEW
 
 
 class StepQueue(Generic[Step]):
@@ -38,18 +45,18 @@ class StepQueue(Generic[Step]):
         """Add a request's next step."""
         self._waiting.append((account, step))
 
-    def take(self) -> Step | None:
-        """Return the step whose turn it is, and book it; None if none waits."""
-        if not self._waiting:
+    def take(self, *, short: bool = False) -> tuple[Account, Step] | None:
+        """Return the step whose turn it is, and book it; None if none waits, or none of a request that is `short`."""
+        ready = [at for at, (account, _) in enumerate(self._waiting) if account.short or not short]
+        if not ready:
             return None
         self._taken += 1
-        if self._taken % OLDEST_EVERY:
-            chosen = min(range(len(self._waiting)), key=lambda at: _rank(self._waiting[at][0]))
-        else:
-            chosen = 0
-        account, step = self._waiting.pop(chosen)
+        oldest = self._taken % OLDEST_EVERY == 0
+        account, step = self._waiting.pop(
+            ready[0] if oldest else min(ready, key=lambda at: _rank(self._waiting[at][0]))
+        )
         account.steps += 1
-        return step
+        return account, step
 
 
 def _rank(account: Account) -> tuple[bool, int]:

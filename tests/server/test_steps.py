@@ -7,13 +7,18 @@ from typing import Any
 import pytest
 
 from localwhisper_server.preparation import Steps
-from localwhisper_server.steps import OLDEST_EVERY, Account, StepQueue
+from localwhisper_server.steps import FEW, OLDEST_EVERY, Account, StepQueue
 
 SECONDS = 10.0
 
 
 def _order(queue: StepQueue[Any], count: int) -> list[Any]:
-    return [queue.take() for _ in range(count)]
+    return [_take(queue) for _ in range(count)]
+
+
+def _take(queue: StepQueue[Any], *, short: bool = False) -> Any:
+    taken = queue.take(short=short)
+    return taken and taken[1]
 
 
 def test_a_short_recording_goes_before_long_ones() -> None:
@@ -26,7 +31,7 @@ def test_a_short_recording_goes_before_long_ones() -> None:
     message, taken = Account(), list[str | None]()
     for _ in range(3):  # hashed, cut, and one more
         queue.put(message, "message")
-        while (step := queue.take()) != "message":
+        while (step := _take(queue)) != "message":
             taken.append(step)
             queue.put(films[0], "film")
         taken.append(step)
@@ -42,7 +47,7 @@ def test_a_long_recording_never_stands_still() -> None:
     queue.put(film, "film")
     for _ in range(40):
         queue.put(Account(), "message")
-        if queue.take() == "film":
+        if _take(queue) == "film":
             done += 1
             queue.put(film, "film")
     assert 1 <= done <= 40 // OLDEST_EVERY
@@ -58,9 +63,41 @@ def test_equals_take_turns_and_bulk_work_comes_last() -> None:
     queue.put(two, "two")
     queue.put(one, "one")
     assert len(queue) == 3
-    assert queue.take() == "two"
+    assert _take(queue) == "two"
     assert _order(queue, 3) == ["bulk", "one", None]  # the fourth goes to the oldest
     assert (one.steps, two.steps, bulk.steps) == (2, 2, 1)
+
+
+def test_a_thread_is_kept_for_short_recordings() -> None:
+    """It takes no step of a long one, even where nothing else waits."""
+    queue: StepQueue[str] = StepQueue()
+    film, message = Account(steps=FEW + 1), Account(steps=FEW)
+    queue.put(film, "film")
+    queue.put(message, "message")
+    assert [_take(queue, short=True), _take(queue, short=True), _take(queue)] == ["message", None, "film"]
+
+
+@pytest.mark.anyio
+async def test_one_thread_at_most_is_at_long_recordings() -> None:
+    """So a message is prepared beside four films that are, and these go on one step after the other."""
+    gate, entered, films, most, running = threading.Event(), threading.Semaphore(0), 4, 0, 0
+
+    def look() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        entered.release()
+        assert gate.wait(SECONDS)
+        running -= 1
+
+    steps = Steps(slots=2)
+    tasks = [asyncio.create_task(steps.run(Account(steps=100), look)) for _ in range(films)]
+    assert await asyncio.to_thread(entered.acquire, timeout=SECONDS)
+    assert await asyncio.wait_for(steps.run(Account(), lambda: "heard"), SECONDS) == "heard"
+    assert steps.seconds_ahead() > 0
+    gate.set()
+    await asyncio.gather(*tasks)
+    assert most == 1
 
 
 @pytest.mark.anyio
