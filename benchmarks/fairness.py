@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import io
 import itertools
+import math
 import statistics
 import struct
 import sys
@@ -132,7 +133,7 @@ class Bench:
 
 def p95(taken: list[float]) -> float:
     """Return the 95th percentile."""
-    return sorted(taken)[min(len(taken) - 1, int(len(taken) * 0.95))]
+    return sorted(taken)[math.ceil(0.95 * len(taken)) - 1]
 
 
 def wide(taken: list[float]) -> str:
