@@ -1,6 +1,9 @@
 """What goes through the model and what comes out: chunks and their results. Pure."""
 
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,9 @@ from localwhisper_server.transcript import Segment
 # A window whose text ends well before the sound does is decoded again from there.
 MIN_REST_SECONDS = 1.0
 
+# Texts whose tokens are remembered: about as many as requests may be open.
+TEXTS = 128
+
 Features = npt.NDArray[np.float32]
 
 
@@ -25,7 +31,7 @@ class Chunk:
     the recording. `speech_seconds` of it are speech, the last of which ends at `speech_end`, in seconds from its
     start. `full` asks for the full window, whatever its length; one that is `doubted` gets it for once. `before` are
     the tokens that were written down of what comes right before it. One that `follows` has its language decided by
-    another chunk in the end, so it need not be sure of it.
+    another chunk in the end, so it need not be sure of it. `prompt` and `hotwords` are the decoding's, as tokens.
     """
 
     features: Features
@@ -38,6 +44,8 @@ class Chunk:
     doubted: bool = False
     before: tuple[int, ...] = ()
     follows: bool = False
+    prompt: tuple[int, ...] = ()
+    hotwords: tuple[int, ...] = ()
 
     @property
     def frames(self) -> int:
@@ -62,10 +70,15 @@ class ChunkResult:
 
 
 class Preparer:
-    """Turns sound into chunks. Needs no model, so it outlives one that is unloaded; callable from any thread."""
+    """Turns sound and hints into chunks. Needs no model, so it outlives one that is unloaded; callable from any thread.
 
-    def __init__(self, extractor: Any) -> None:
+    `encode` turns text into tokens. It is asked once for each prompt, however many chunks the recording has.
+    """
+
+    def __init__(self, extractor: Any, encode: Callable[[str], Sequence[int]]) -> None:
         self._extractor = extractor
+        self._encode = encode
+        self._tokens = lru_cache(maxsize=TEXTS)(self._encoded)
 
     def __call__(self, piece: Piece, decoding: Decoding, *, full: bool = False) -> Chunk:
         """Return the piece's log-mel features and what is known of its speech."""
@@ -78,7 +91,14 @@ class Preparer:
             speech_seconds=sum(span.seconds for span in piece.speech),
             speech_end=piece.speech[-1].end if piece.speech else 0.0,
             full=full,
+            prompt=self._tokens(decoding.prompt.strip()),
+            hotwords=self._tokens(decoding.hotwords.strip()),
         )
+
+    def _encoded(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of a text, none of them special: their names are cut in two, or they would be taken so."""
+        parts = re.split(r"(?<=<)(?=\|)", f" {text}") if text else ()
+        return tuple(token for part in parts for token in self._encode(part))
 
 
 def padded(features: Features, frames: int) -> Features:

@@ -5,7 +5,7 @@ Whisper hears at most 30 s at once, and on a CPU short chunks are cheaper than l
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -53,44 +53,45 @@ class Piece:
         return self.samples.size / SAMPLE_RATE
 
 
-def pieces(
-    blocks: Iterable[Samples], find_speech: FindSpeech, *, padding: float, longest: float = LONGEST_SECONDS
-) -> Iterator[Piece]:
-    """Cut a recording as it arrives.
+class Cutter:
+    """Cuts one recording as it arrives: `add` its blocks, and `cut` whenever there is enough, and at the end.
 
     A recording of up to `longest` seconds with speech in it stays whole, so that its words are heard with all that
     is around them. A longer one is cut in the pauses; `padding` is the sound kept on both sides of speech, in
     seconds; a large one is reduced (see `most_speech`). Pieces come in order, never overlap, and together hold all
     speech. No speech gives no piece.
     """
-    padding = (longest - most_speech(padding, longest)) / 2
-    held, offset, begun = np.empty(0, np.float32), 0.0, False
-    parts: list[Samples] = []
-    size = 0
-    for block in blocks:
-        parts.append(block)
-        size += block.size
-        if size < STRETCH_SECONDS * SAMPLE_RATE:
-            continue
-        held, parts = np.concatenate([held, *parts]), []
-        seconds = held.size / SAMPLE_RATE
-        planned = plan(find_speech(held), seconds, padding=padding, longest=longest)
-        keep = seconds - max(EDGE_SECONDS, padding)
+
+    def __init__(self, find_speech: FindSpeech, *, padding: float, longest: float = LONGEST_SECONDS) -> None:
+        self._find_speech = find_speech
+        self._padding = (longest - most_speech(padding, longest)) / 2
+        self._longest = longest
+        self._held = [np.empty(0, np.float32)]
+        self._size = 0
+        self._offset, self._begun = 0.0, False
+
+    def add(self, block: Samples) -> bool:
+        """Take the next block; returns whether there is enough to `cut` now."""
+        self._held.append(block)
+        self._size += block.size
+        return self._size >= STRETCH_SECONDS * SAMPLE_RATE
+
+    def cut(self, *, end: bool = False) -> list[Piece]:
+        """Look for speech in what has arrived, and return the pieces that are complete; at the `end` all of them."""
+        held = np.concatenate(self._held)
+        seconds, speech = held.size / SAMPLE_RATE, self._find_speech(held)
+        if end and speech and not self._begun and held.size <= self._longest * SAMPLE_RATE:
+            return [Piece(held, 0.0, tuple(speech))]
+        planned = plan(speech, seconds, padding=self._padding, longest=self._longest)
+        keep = seconds if end else seconds - max(EDGE_SECONDS, self._padding)
         # The last one may go on in what is still to come, unless it is over and no neighbour could join it.
-        if planned and (planned[-1].speech[-1].end > keep or planned[-1].start > seconds - longest):
+        if planned and not end and (planned[-1].speech[-1].end > keep or planned[-1].start > seconds - self._longest):
             keep = planned.pop().start
-        for piece in planned:
-            yield _taken(held, piece, offset)
+        found = [_taken(held, piece, self._offset) for piece in planned]
         first = round(max([keep, *(piece.end for piece in planned[-1:])]) * SAMPLE_RATE)
-        held, offset = held[first:].copy(), offset + first / SAMPLE_RATE
-        size, begun = held.size, True
-    held = np.concatenate([held, *parts])
-    speech = find_speech(held)
-    if speech and not begun and held.size <= longest * SAMPLE_RATE:
-        yield Piece(held, 0.0, tuple(speech))
-        return
-    for piece in plan(speech, held.size / SAMPLE_RATE, padding=padding, longest=longest):
-        yield _taken(held, piece, offset)
+        self._held, self._size = [held[first:].copy()], held.size - first
+        self._offset, self._begun = self._offset + first / SAMPLE_RATE, True
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,7 +159,8 @@ class Pool:
             if self._closed:
                 return
             # One more than the spare ones is kept, or each busy moment would start and end a process.
-            if worker.free and worker.alive and worker.jobs < JOBS_PER_WORKER and len(self._idle) <= self._spare:
+            fit = worker.free and worker.alive and not worker.gives_way and worker.jobs < JOBS_PER_WORKER
+            if fit and len(self._idle) <= self._spare:
                 self._idle.append(worker)
                 return
             self._drop(worker)
@@ -209,6 +210,13 @@ class _Worker:
     def alive(self) -> bool:
         """Whether it still runs."""
         return self._process.poll() is None
+
+    @property
+    def gives_way(self) -> bool:
+        """Whether it has taken so long for an upload that all others go first; see `decoder_worker.NICENESS`."""
+        if sys.platform == "win32":
+            return False
+        return os.getpriority(os.PRIO_PROCESS, self.pid) > os.getpriority(os.PRIO_PROCESS, 0)
 
     def end(self) -> int | None:
         """End the process and return its exit status, a signal's as a negative number."""

@@ -46,7 +46,11 @@ MEMORY_BYTES = 512 << 20
 # A decoder may be this slow, and begin this late, in seconds of processor time.
 SLOWEST = 20.0  # times the speed of sound
 GRACE_SECONDS = 10
-STUCK_SECONDS = 60  # by the clock, for one block
+STUCK_SECONDS = 600  # by the clock, for one block; a decoder that gives way to others may take long
+# After so many seconds of processor time for one upload, the process gives way to all others: to the model, and to the
+# decoders of short recordings. It cannot take that back, so the server gives it no other upload.
+PROMPT_SECONDS = 0.3
+NICENESS = 15
 
 
 class Channel:
@@ -124,6 +128,9 @@ class Clock:
     def begin(self) -> None:
         """Start an upload's account."""
         self._started = time.process_time()
+        if sys.platform != "win32":
+            signal.signal(signal.SIGPROF, lambda *_: os.nice(NICENESS))
+            signal.setitimer(signal.ITIMER_PROF, PROMPT_SECONDS)
         self.allow(0.0)
 
     def allow(self, seconds: float) -> None:

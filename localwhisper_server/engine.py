@@ -127,7 +127,10 @@ class Engine:
             num_workers=workers.count,
         )
         self._model = self._whisper.model
-        self.prepare = Preparer(self._whisper.feature_extractor)
+        text = self._whisper.hf_tokenizer
+        self.prepare = Preparer(
+            self._whisper.feature_extractor, lambda part: text.encode(part, add_special_tokens=False).ids
+        )
         self._encoded_at_once = ENCODED_AT_ONCE[device.name]
         self._tokenizer = lru_cache(maxsize=256)(self._new_tokenizer)
         # The default set ("-1" in Whisper's words) and the tokens that steer rather than say something.
@@ -211,23 +214,19 @@ class Engine:
             given = chunk.decoding.language if self._model.is_multilingual else "en"
             language = given or likeliest
             tokenizer = self._tokenizer(language, chunk.decoding.task)
-            prompt = self._prompt(tokenizer, chunk.decoding, chunk.before)
+            prompt = self._prompt(tokenizer, chunk)
             rows.append(_Row(chunk, language, None if given or chunk.follows else probability, tokenizer, prompt))
         return rows
 
-    def _prompt(self, tokenizer: Tokenizer, decoding: Decoding, written: tuple[int, ...]) -> list[int]:
-        """Return the tokens before the first that is decoded; `written` are those of what was said just before.
+    def _prompt(self, tokenizer: Tokenizer, chunk: Chunk) -> list[int]:
+        """Return the tokens before the first that is decoded: hotwords, prompt, what was said just before.
 
-        faster-whisper lets hotwords and prompt take half the context each, which leaves none to decode in. Together
-        they get what Whisper gives a prompt; the prompt's beginning is dropped first.
+        Together they get what Whisper gives a prompt; the prompt's beginning is dropped first.
         """
         room = self._whisper.max_length // 2 - 1
-        hotwords, said = decoding.hotwords.strip(), decoding.prompt.strip()
-        if hotwords:
-            room = max(0, room - len(tokenizer.encode(f" {hotwords}")))
-        before = [*(tokenizer.encode(f" {said}") if said else ()), *written]
-        before = before[max(0, len(before) - room) :]
-        return list(self._whisper.get_prompt(tokenizer, before, hotwords=hotwords or None))
+        hotwords, said = chunk.hotwords[:room], chunk.prompt + chunk.before
+        before = [*hotwords, *said[max(0, len(said) + len(hotwords) - room) :]]
+        return [*([tokenizer.sot_prev, *before] if before else ()), *tokenizer.sot_sequence]
 
     def _decode(self, encoded: ctranslate2.StorageView, rows: Sequence[_Row], *, full: bool) -> list[Hypothesis]:
         """Decode every row; in the full window those that are not accepted climb the temperature ladder."""

@@ -19,6 +19,8 @@ from localwhisper_server.transcript import Task
 FORMATS: Final = ("json", "text", "srt", "verbose_json", "vtt")
 STREAMABLE: Final = ("json", "text")
 GRANULARITIES: Final = ("segment", "word")
+# Characters of a prompt, and of all keywords together. Whisper reads 224 tokens of them, about a thousand characters.
+LONGEST_TEXT: Final = 8_000
 LISTS_LANGUAGES: Final = "gpt-transcribe"  # the one model whose json has `languages`
 
 Fields = Mapping[str, Sequence[str]]  # every value that a name was sent with, in order
@@ -72,7 +74,7 @@ def parse(fields: Fields, task: Task, *, known_languages: frozenset[str], model:
         task=task,
         language=hints[0] if len(hints) == 1 else None,
         languages=hints if len(hints) > 1 else (),
-        prompt=_last(fields, "prompt") or "",
+        prompt=_bounded(_last(fields, "prompt") or "", "prompt"),
         hotwords=_keywords(fields),
         temperature=_temperature(fields),
         words="word" in granularities,
@@ -223,11 +225,23 @@ def _code(tag: str, known: frozenset[str], param: str) -> str | None:
 
 def _keywords(fields: Fields) -> str:
     keywords = [keyword.strip() for keyword in _values(fields, "keywords")]
+    joined = _bounded(", ".join(keywords), "keywords")
     if any(re.search(r"[<>\r\n]", keyword) for keyword in keywords):
         raise InvalidRequest(
             "Keywords must be single lines without '<' or '>'.", param="keywords", code="invalid_value"
         )
-    return ", ".join(keywords)
+    return joined
+
+
+def _bounded(text: str, param: str) -> str:
+    if len(text) > LONGEST_TEXT:
+        raise InvalidRequest(
+            f"'{param}' is too long: {len(text)} characters. The limit is {LONGEST_TEXT}; the model reads no more "
+            "than 224 tokens of them.",
+            param=param,
+            code="string_above_max_length",
+        )
+    return text
 
 
 def _granularities(fields: Fields, response_format: str, model: str) -> frozenset[str]:

@@ -42,11 +42,16 @@ class Hearing:
         """Whether one more chunk may be added; not while there is a result to be had at once."""
         return len(self) < LOOKAHEAD and not (self._pending and self._pending[0].done())
 
+    @property
+    def first(self) -> "set[asyncio.Task[list[ChunkResult]]]":
+        """What `next` waits for; empty where nothing was handed in."""
+        return {self._pending[0]} if self._pending else set()
+
     def add(self, chunk: Chunk) -> None:
         """Take the next chunk."""
         self._prepared.append(chunk)
         if len(self._prepared) >= TOGETHER:
-            self._hand_in()
+            self.hand_in()
 
     async def next(self) -> list[ChunkResult]:
         """Return the results of the first chunk that is not yet through: its own, and those of what it left.
@@ -55,13 +60,13 @@ class Hearing:
             ServerError: it failed.
 
         """
-        self._hand_in()
+        self.hand_in()
         results = await self._pending.popleft()
         if not self._several:
             self._language = self._language or next((result.language for result in results if result.language), None)
         if not self._decided.done():
             self._decided.set_result(self._language)
-        self._hand_in()
+        self.hand_in()
         return results
 
     def cancel(self) -> None:
@@ -69,7 +74,8 @@ class Hearing:
         for task in self._pending:
             task.cancel()
 
-    def _hand_in(self) -> None:
+    def hand_in(self) -> None:
+        """Submit the chunks that wait to be submitted together, unless they wait for the language."""
         if not self._prepared or (self._pending and not self._language and not self._several):
             return
         leads = self._several or (not self._pending and not self._decided.done())
@@ -79,7 +85,7 @@ class Hearing:
         ]
         self._prepared.clear()
         for chunk, future in zip(ready, self._submitted(ready), strict=True):
-            self._pending.append(_watched(asyncio.create_task(self._heard(chunk, future))))
+            self._pending.append(watched(asyncio.create_task(self._heard(chunk, future))))
 
     async def _heard(self, chunk: Chunk, future: asyncio.Future[ChunkResult]) -> list[ChunkResult]:
         """Return the result of a chunk that was handed in and of what it left, in the recording's language."""
@@ -97,15 +103,15 @@ class Hearing:
         return results
 
     def _submitted(self, chunks: Sequence[Chunk], *, first: bool = False) -> list[asyncio.Future[ChunkResult]]:
-        return [_watched(asyncio.wrap_future(future)) for future in self._ticket.submit(chunks, first=first)]
+        return [watched(asyncio.wrap_future(future)) for future in self._ticket.submit(chunks, first=first)]
 
     async def _again(self, chunk: Chunk) -> ChunkResult:
         """Run what is left of an earlier chunk before the later ones."""
         return await self._submitted([chunk], first=True)[0]
 
 
-def _watched(future: Awaited) -> Awaited:
-    # Where one chunk fails, nobody asks for those behind it; asyncio would complain in the log about each.
+def watched(future: Awaited) -> Awaited:
+    """Return the future; if it fails after its request has failed, asyncio does not complain in the log."""
     future.add_done_callback(lambda done: done.cancelled() or done.exception())
     return future
 

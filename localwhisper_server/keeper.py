@@ -1,11 +1,12 @@
 """The engine kept alive: out of memory, out of work, and back again. Called from the scheduler's threads.
 
-When the device's memory runs out (a game has taken it), the batch is halved; a single chunk that does not fit moves
-the model to `int8_float16`, which takes about half, where the card runs it; if that does not fit either, callers are
-told to come back.
-After a while the first settings are tried again.
+When the device's memory runs out (a game has taken it), the batch is halved; where one chunk, or the model itself, does
+not fit, the model is loaded as `int8_float16`, which takes about half, where the card runs it; if that does not fit
+either, callers are told to come back. After a while the whole batch is tried again, and the first precision when there
+is no work: loading takes seconds.
 """
 
+import contextlib
 import gc
 import logging
 import threading
@@ -23,6 +24,10 @@ logger = logging.getLogger(__name__)
 
 # How long a cramped device is left alone before more is asked of it; a game lasts longer, a second bot does not.
 RECOVER_SECONDS = 60.0
+# An attempt at the first precision that fails doubles that time, up to this.
+LONGEST_PAUSE_SECONDS = 3600.0
+# Without work for so long, there is time for a reload.
+IDLE_SECONDS = 5.0
 # CTranslate2's and CUDA's words for it.
 OUT_OF_MEMORY = ("out of memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed", "bad_alloc")
 
@@ -35,7 +40,11 @@ def is_out_of_memory(failure: BaseException) -> bool:
 
 
 class Keeper:
-    """Runs batches on an engine that may come and go. `smaller` is the precision for want of memory, if any."""
+    """Runs batches on an engine that may come and go.
+
+    `smaller` is the precision for want of memory, if any; `unload_after` the seconds without work after which the
+    model leaves the memory, None for never.
+    """
 
     def __init__(
         self,
@@ -44,6 +53,7 @@ class Keeper:
         *,
         clock: Callable[[], float],
         smaller: str | None = None,
+        unload_after: float | None = None,
         observer: Observer | None = None,
     ) -> None:
         self._load = load
@@ -51,10 +61,12 @@ class Keeper:
         self._smaller = smaller
         self._device = device
         self._clock = clock
+        self._unload_after = unload_after
         self._observer = observer or Nobody()
         self._engine: Engine | None = None
         self._most = 0  # chunks at a time; 0 for as many as come
         self._cramped_until = 0.0
+        self._pause = RECOVER_SECONDS  # before the first precision is tried again
         # Held while any of the above changes, loading included; never while the engine runs.
         self._lock = threading.RLock()
         self._running = 0  # threads that use the engine
@@ -71,12 +83,24 @@ class Keeper:
         return self._engine is not None
 
     def engine(self) -> Engine:
-        """Return the engine, loading the model where it was unloaded."""
+        """Return the engine, loading the model where it was unloaded, in a smaller precision where memory is short.
+
+        Raises:
+            Busy: it does not fit.
+
+        """
         with self._lock:
-            if self._engine is None:
-                self._engine = self._load(self._device)
-                self.loads += 1
-                self._observer.model_loaded()
+            if self._engine is None and self._clock() >= self._cramped_until:
+                self._device = self._wanted  # it has to be loaded in any case
+            while self._engine is None:
+                try:
+                    self._engine = self._load(self._device)
+                except (RuntimeError, MemoryError, ValueError) as failure:
+                    if not self._copes(1, failure):
+                        raise
+                else:
+                    self.loads += 1
+                    self._observer.model_loaded()
             return self._engine
 
     def warm_up(self) -> Engine:
@@ -94,6 +118,22 @@ class Keeper:
                 if not self._copes(1, failure):
                     raise
 
+    def idle(self, seconds: float) -> float | None:
+        """Do what is due after so many seconds without work, and return after how many more to ask again.
+
+        The model leaves the memory, if it is to; where it runs in the smaller precision, the first one is tried again.
+        """
+        with self._lock:
+            if self._unload_after is not None and seconds >= self._unload_after:
+                self.unload()
+                return None
+            waits = [] if self._unload_after is None else [self._unload_after - seconds]
+            if self._engine is not None and self._device != self._wanted and not self._running:
+                if seconds >= IDLE_SECONDS and self._clock() >= self._cramped_until:
+                    self._recover()
+                waits.append(max(IDLE_SECONDS - seconds, self._cramped_until - self._clock()))
+            return min(waits, default=None)
+
     def unload(self) -> None:
         """Give the model's memory back until the next batch."""
         with self._lock:
@@ -108,8 +148,8 @@ class Keeper:
             Busy: not even one chunk fits.
 
         """
-        if self._cramped_until and self._clock() >= self._cramped_until:
-            self._recover()
+        if self._most and self._clock() >= self._cramped_until:
+            self._most = 0
         results: list[ChunkResult] = []
         while len(results) < len(chunks):
             rest, most = chunks[len(results) :], self._most
@@ -148,7 +188,7 @@ class Keeper:
             return False
 
     def _ask_for_less(self, size: int, failure: BaseException) -> None:
-        self._cramped_until = self._clock() + RECOVER_SECONDS
+        self._cramped_until = self._clock() + self._pause
         if size > 1:
             self._most = min(self._most or size, size // 2)
             logger.warning("out of memory with %d chunks; going on with %d at a time", size, self._most)
@@ -157,7 +197,8 @@ class Keeper:
             self._drop()
         if self._smaller and self._device.compute_type != self._smaller:
             self._device = replace(self._device, compute_type=self._smaller, reason="out of memory")
-            logger.warning("out of memory with one chunk; reloading the model as %s", self._smaller)
+            self._most = 0  # what did not fit beside the larger model may fit beside this one
+            logger.warning("out of memory; loading the model as %s", self._smaller)
             return
         self._give_up(failure)
 
@@ -168,11 +209,16 @@ class Keeper:
         ) from failure.with_traceback(None)
 
     def _recover(self) -> None:
-        with self._lock:
-            self._cramped_until, self._most = 0.0, 0
-            if self._device != self._wanted:
-                self._device = self._wanted
-                self._drop()
+        """Load the model in the first precision, or else in the smaller one again: at most one load fails for that."""
+        self._drop()
+        self._device = self._wanted
+        with contextlib.suppress(Busy):  # the next batch loads it
+            self.engine()
+        if self._device == self._wanted:
+            self._pause = RECOVER_SECONDS
+        else:
+            self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
+            self._cramped_until = self._clock() + self._pause
 
     def _drop(self) -> None:
         self._engine = None

@@ -27,6 +27,8 @@ WATCHDOG_SECONDS = 240.0
 # The part of the watchdog's time after which it is petted, and after which a batch counts as stuck.
 CHECKS_PER_WATCHDOG = 4
 PATIENCE_PER_WATCHDOG = 0.5
+# So many batches in a row that give nothing are the engine's fault: OpenAI's SDK sends a file that fails three times.
+FAILURES_IN_A_ROW = 4
 # After the drain, how long answers may take to get out before their connections are cut.
 LAST_WORDS_SECONDS = 3
 # None on Windows.
@@ -99,8 +101,8 @@ class Watched(Protocol):
         """How long the batch in flight has been running; None where there is none."""
 
     @property
-    def works(self) -> bool:
-        """Whether the last batch gave anything but faults of the engine."""
+    def failures(self) -> int:
+        """How many batches in a row, up to the last, gave nothing but faults of the engine."""
 
 
 class Examiner:
@@ -117,6 +119,13 @@ class Examiner:
         self._test = test
         self._patience = patience
         self._always = always
+        self._failed = False
+
+    @property
+    def failing(self) -> bool:
+        """Whether the engine is at fault, and not one recording: its test or many batches in a row have failed."""
+        failures = self._engine.failures
+        return failures >= FAILURES_IN_A_ROW or (failures > 0 and self._failed)
 
     @property
     def stuck(self) -> bool:
@@ -128,16 +137,17 @@ class Examiner:
         if self.stuck:
             return False
         if self._engine.requests or self._engine.running_seconds is not None:
-            return self._engine.works
-        if self._engine.works and not self._always:
+            return not self.failing
+        if not self._engine.failures and not self._always:
             return True
+        self._failed = False
         try:
             await asyncio.wait_for(self._test(), self._patience)
         except Busy:
-            return True  # somebody else's work, or somebody else's memory; a restart would help neither
+            pass  # somebody else's work, or somebody else's memory; a restart would help neither
         except Exception:  # noqa: BLE001 - the engine logs what it was; TimeoutError among them
-            return False
-        return True
+            self._failed = True
+        return not self._failed
 
 
 async def watch(

@@ -76,8 +76,10 @@ class Scheduler(Generic[Item, Result]):
 
     Of several, one is kept from chunks above the share (a full window), which take seconds, as long as others wait.
 
-    `max_wait` is the longest wait in seconds that a new request is let in for. `idle` is called from a thread when
-    nothing has been decoded for `idle_seconds`; `waited` with the seconds that each chunk waited for its batch.
+    `max_wait` is the longest wait in seconds that a new request is let in for; `ahead` estimates what it waits before
+    it hands in its first chunk. `idle` is called from a thread while nothing waits or runs, with the seconds since the
+    last batch, and returns after how many more it wants to be called again, None for not before there was work.
+    `waited` is called with the seconds that each chunk waited for its batch.
     """
 
     def __init__(
@@ -88,8 +90,8 @@ class Scheduler(Generic[Item, Result]):
         limits: Limits,
         clock: Callable[[], float],
         max_wait: float = float("inf"),
-        idle: Callable[[], None] | None = None,
-        idle_seconds: float | None = None,
+        ahead: Callable[[], float] = lambda: 0.0,
+        idle: Callable[[float], float | None] | None = None,
         waited: Callable[[float], None] | None = None,
         workers: int = 1,
     ) -> None:
@@ -98,7 +100,7 @@ class Scheduler(Generic[Item, Result]):
         self._max_wait = max_wait
         self._idle = idle
         self._waited = waited
-        self._idle_seconds = idle_seconds if idle else None
+        self._ahead = ahead
         self._queue: Queue[Item] = Queue(capacity=capacity, limits=limits)
         self._numbers = itertools.count()
         self._changed = threading.Condition()
@@ -106,7 +108,7 @@ class Scheduler(Generic[Item, Result]):
         self._refusal: ServerError | None = None
         self._in_flight: list[_Batch[Item]] = []
         self._last = time.monotonic()
-        self._works = True
+        self._failures = 0
         self._speed = FIRST_SPEED / workers  # of one worker
         self._threads = [
             threading.Thread(target=self._work, name=f"localwhisper-engine-{number}", daemon=True)
@@ -134,9 +136,9 @@ class Scheduler(Generic[Item, Result]):
             return max((self._clock() - batch.since for batch in self._in_flight), default=None)
 
     @property
-    def works(self) -> bool:
-        """Whether the last batch gave anything but faults of the engine."""
-        return self._works
+    def failures(self) -> int:
+        """How many batches in a row, up to the last, gave nothing but faults of the engine."""
+        return self._failures
 
     @property
     def speed(self) -> float:
@@ -231,17 +233,19 @@ class Scheduler(Generic[Item, Result]):
             future.cancel()
 
     def _wait(self) -> float:
+        ahead = self._ahead()
         # A worker that is free takes who comes now.
         running = sum(batch.seconds for batch in self._in_flight)
         if not self._queue and len(self._in_flight) < len(self._threads):
-            return 0.0
-        return (running + self._queue.seconds_ahead()) / self.speed
+            return ahead
+        return ahead + (running + self._queue.seconds_ahead()) / self.speed
 
     def _work(self) -> None:
         while (batch := self._next()) is not None:
             with observe.on_behalf_of(future.request_id for future in batch.futures if isinstance(future, _Asked)):
                 outcomes = self._outcomes(batch.items)
-            self._works = not all(isinstance(outcome, EngineFailed) for outcome in outcomes)
+            failed = all(isinstance(outcome, EngineFailed) for outcome in outcomes)
+            self._failures = self._failures + 1 if failed else 0
             for future, outcome in zip(batch.futures, outcomes, strict=True):
                 # A caller who left meanwhile has cancelled nothing: a future that runs cannot be. It may be refused.
                 with contextlib.suppress(InvalidStateError):
@@ -260,7 +264,7 @@ class Scheduler(Generic[Item, Result]):
 
     def _next(self) -> _Batch[Item] | None:
         """Wait for the next batch of chunks that somebody still wants; None when closed."""
-        seconds = self._idle_seconds
+        seconds: float | None = 0.0
         while True:
             with self._changed:
                 if self._changed.wait_for(self._needed, seconds):
@@ -276,15 +280,10 @@ class Scheduler(Generic[Item, Result]):
                         self._tell_waits(batch)
                         return batch
                     continue
-                # Another worker may have been at work meanwhile, or still be.
-                rest = (self._idle_seconds or 0.0) - (time.monotonic() - self._last)
-                idle = not self._in_flight and rest <= 0
-            if idle:
-                # Without the lock: it may take its time, and callers are being admitted.
-                self._be_idle()
-                seconds = None  # once, until there was work
-            else:
-                seconds = max(rest, IDLE_CHECK_SECONDS)
+                since = None if self._in_flight else time.monotonic() - self._last
+            # Without the lock: it may take its time, and callers are being admitted. A worker that is at work does
+            # this when it is through.
+            seconds = None if since is None else self._be_idle(since)
 
     def _part(self) -> int:
         """Return how many chunks one worker may take: no more than its part.
@@ -312,12 +311,13 @@ class Scheduler(Generic[Item, Result]):
                 if isinstance(future, _Asked):
                     self._waited(batch.since - future.since)
 
-    def _be_idle(self) -> None:
-        if self._idle is not None:
-            try:
-                self._idle()
-            except Exception:  # the thread has to live: the next batch will meet whatever is wrong
-                logger.exception("could not go idle")
+    def _be_idle(self, seconds: float) -> float | None:
+        try:
+            again = self._idle(seconds) if self._idle is not None else None
+        except Exception:  # the thread has to live: the next batch will meet whatever is wrong
+            logger.exception("could not go idle")
+            return None
+        return None if again is None else max(again, IDLE_CHECK_SECONDS)
 
     def _outcomes(self, items: Sequence[Item]) -> "Sequence[Result | ServerError]":
         """Run a batch; if it fails, each chunk alone, so that one bad chunk does not take its neighbours along."""

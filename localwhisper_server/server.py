@@ -36,6 +36,7 @@ from localwhisper_server.errors import Busy, EngineFailed
 from localwhisper_server.keeper import Keeper
 from localwhisper_server.metrics import Metrics
 from localwhisper_server.options import Decoding, Options
+from localwhisper_server.preparation import Steps
 from localwhisper_server.scheduler import Scheduler
 from localwhisper_server.service import Service
 from localwhisper_server.transcript import Segment, Transcript
@@ -133,6 +134,7 @@ class Backend:
             self._device,
             clock=time.monotonic,
             smaller=self._smaller,
+            unload_after=self._settings.idle_unload or None,
             observer=self._observer,
         )
         loaded = self._warmed(keeper, folder)
@@ -149,14 +151,15 @@ class Backend:
         )
         del loaded  # the keeper alone holds the engine, so that it can let go of it
         self._keeper = keeper
+        steps = Steps()
         self._scheduler = Scheduler(
             observe.watched(keeper.run, self._observer, most=limits.items, clock=time.monotonic),
             capacity=self._settings.queue,
             limits=limits,
             clock=time.monotonic,
             max_wait=self._settings.max_wait,
-            idle=keeper.unload,
-            idle_seconds=self._settings.idle_unload or None,
+            ahead=steps.seconds_ahead,
+            idle=keeper.idle,
             waited=self._observer.waited,
             workers=self._workers.count,
         )
@@ -166,6 +169,7 @@ class Backend:
             prepare,
             max_seconds=self._settings.max_seconds,
             blocks=self._decoders.blocks,
+            steps=steps,
             kept=self._settings.cache,
             observer=self._observer,
         )
@@ -295,7 +299,7 @@ class Backend:
         reasons = (
             (self._draining, "The server is stopping."),
             (examiner.stuck, f"The batch in flight has taken more than {self._patience:g} s."),
-            (not scheduler.works, "The last inference failed."),
+            (examiner.failing, "The model fails whatever it is given."),
             (scheduler.full, "The queue is full."),
         )
         return next((reason for holds, reason in reasons if holds), None)

@@ -1,41 +1,31 @@
 """One transcription from upload to transcript: bytes → samples → chunks → scheduler → segments."""
 
-import hashlib
-import threading
-from collections.abc import AsyncGenerator, Callable, Iterator
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
-from typing import IO, Protocol, TypeVar
-
-import anyio
-import anyio.to_thread
+from typing import IO
 
 from localwhisper_server import chunks, decoder
 from localwhisper_server.batch import Chunk, ChunkResult
 from localwhisper_server.engine import find_speech
-from localwhisper_server.hearing import Hearing
+from localwhisper_server.hearing import Hearing, watched
 from localwhisper_server.observe import Nobody, Observer
 from localwhisper_server.options import Decoding, Options
+from localwhisper_server.preparation import Prepare, Recording, Steps, digest
 from localwhisper_server.scheduler import Scheduler, Ticket
 from localwhisper_server.sharing import Sharing
+from localwhisper_server.steps import Account
 from localwhisper_server.transcript import Segment, Transcript
 from localwhisper_server.window import FULL_SECONDS
-
-Value = TypeVar("Value")
-
-
-class Prepare(Protocol):
-    """Turns sound into a chunk for the model; see `Engine.prepare`."""
-
-    def __call__(self, piece: chunks.Piece, decoding: Decoding, *, full: bool = False) -> Chunk:
-        """Return the chunk."""
 
 
 class Service:
     """Transcribes uploads with one scheduler; safe for any number of concurrent calls on one event loop.
 
-    `blocks` decodes an upload; a server that strangers send to gives that of a `decoder.Pool`. `kept` finished
-    transcripts are remembered for callers who lost their connection.
+    `blocks` decodes an upload; a server that strangers send to gives that of a `decoder.Pool`. `steps` take the work
+    before the model in turn. `kept` finished transcripts are remembered for callers who lost their connection.
     """
 
     def __init__(
@@ -45,7 +35,7 @@ class Service:
         *,
         max_seconds: float,
         blocks: decoder.Blocks = decoder.blocks,
-        decoders: int = 2,
+        steps: Steps | None = None,
         kept: int = 0,
         observer: Observer | None = None,
     ) -> None:
@@ -53,7 +43,7 @@ class Service:
         self._prepare = prepare
         self._decode = partial(blocks, max_seconds=max_seconds)
         self._observer = observer or Nobody()
-        self._decoders = anyio.CapacityLimiter(decoders)
+        self._steps = steps or Steps()
         self._sharing: Sharing[Segment | Transcript] = Sharing(kept)
 
     async def transcribe(self, source: IO[bytes], options: Options) -> AsyncGenerator[Segment | Transcript]:
@@ -70,14 +60,15 @@ class Service:
 
         """
         started = False
+        account = Account(options.bulk)
 
         def start() -> AsyncGenerator[Segment | Transcript]:
             nonlocal started
             started = True
-            return self._compute(source, options)
+            return self._compute(source, options, account)
 
         try:
-            key = (await self._in_thread(lambda: _digest(source)), options)
+            key = (await digest(source, self._steps, account), options)
             async with aclosing(self._sharing.follow(key, start)) as items:
                 async for item in items:
                     yield item
@@ -85,13 +76,16 @@ class Service:
             if not started:
                 source.close()
 
-    async def _compute(self, source: IO[bytes], options: Options) -> AsyncGenerator[Segment | Transcript]:
+    async def _compute(
+        self, source: IO[bytes], options: Options, account: Account
+    ) -> AsyncGenerator[Segment | Transcript]:
         ticket: Ticket[Chunk, ChunkResult] | None = None
-        recording = _Recording(self._decode(source, language=options.decoding.language), options, self._prepare)
+        decoding = self._decode(source, language=options.decoding.language)
+        recording = Recording(decoding, _cutter(options), options, self._prepare)
         try:
             ticket = self._scheduler.admit(bulk=options.bulk)
             language, found = options.decoding.language, list[Segment]()
-            async with aclosing(self._run(ticket, recording)) as results:
+            async with aclosing(self._run(ticket, recording, account, options.decoding)) as results:
                 async for result in results:
                     language = language or result.language
                     for segment in result.segments:
@@ -105,90 +99,40 @@ class Service:
             recording.close()
             source.close()
 
-    async def _run(self, ticket: Ticket[Chunk, ChunkResult], recording: "_Recording") -> AsyncGenerator[ChunkResult]:
-        """Yield the results of each chunk in order, several on their way at a time, decoding on while they are."""
-        hearing = Hearing(ticket, recording.language, several=recording.several)
-        more = True
+    async def _run(
+        self, ticket: Ticket[Chunk, ChunkResult], recording: Recording, account: Account, hints: Decoding
+    ) -> AsyncGenerator[ChunkResult]:
+        """Yield the results of each chunk in order, several on their way at a time, preparing more meanwhile."""
+        hearing, ready = Hearing(ticket, hints.language, several=bool(hints.languages)), deque[Chunk]()
+        preparing: asyncio.Task[list[Chunk]] | None = None
         try:
-            while more or len(hearing):
-                while more and hearing.has_room:
-                    chunk = await self._in_thread(recording.next_chunk)
-                    more = chunk is not None
-                    if chunk is not None:
-                        hearing.add(chunk)
-                if len(hearing):
+            while not recording.ended or ready or len(hearing):
+                if preparing is None and not ready and not recording.ended:
+                    preparing = watched(asyncio.create_task(recording.next(self._steps, account)))
+                if ready and hearing.has_room:
+                    hearing.add(ready.popleft())
+                elif preparing is not None and hearing.has_room:
+                    await asyncio.wait({preparing, *hearing.first}, return_when=asyncio.FIRST_COMPLETED)
+                    if preparing.done():
+                        ready.extend(preparing.result())
+                        preparing = None
+                        if not ready:  # what waits for company need not wait for the end of a silence
+                            hearing.hand_in()
+                else:
                     for result in await hearing.next():
                         yield result
         finally:
             hearing.cancel()
-
-    async def _in_thread(self, work: Callable[[], Value]) -> Value:
-        return await anyio.to_thread.run_sync(work, limiter=self._decoders)
-
-
-class _Recording:
-    """An upload being decoded: gives its chunks one by one and counts its seconds. Used from one thread at a time."""
-
-    def __init__(self, blocks: decoder.Decoding, options: Options, prepare: Prepare) -> None:
-        self._samples = 0
-        self.language = options.decoding.language
-        self.several = bool(options.decoding.languages)
-        self._options = options
-        self._prepare = prepare
-        self._blocks = blocks
-        self._at_work = threading.Lock()
-        self._closed = False
-        voice = options.voice
-        longest = chunks.LONGEST_IN_ONE_LANGUAGE_SECONDS if self.several else chunks.LONGEST_SECONDS
-        longest = FULL_SECONDS if options.full_window else longest
-        self._pieces = chunks.pieces(
-            self._counted(),
-            lambda samples: find_speech(samples, voice, longest=longest),
-            padding=voice.prefix_padding_ms / 1000,
-            longest=longest,
-        )
-
-    @property
-    def seconds(self) -> float:
-        """Its length as far as it was decoded."""
-        return self._samples / chunks.SAMPLE_RATE
-
-    def next_chunk(self) -> Chunk | None:
-        """Decode as far as the next chunk; None at the end."""
-        try:
-            with self._at_work:
-                piece = next(self._pieces, None)
-        finally:
-            if self._closed:
-                self._release()
-        if piece is None:
-            return None
-        return self._prepare(piece, self._options.decoding, full=self._options.full_window)
-
-    def close(self) -> None:
-        """Stop decoding, from any thread: at once where nobody is at it, else at the end of the block in hand."""
-        self._closed = True
-        self._release()
-
-    def _release(self) -> None:
-        """Let go of the decoder, unless a thread is using it: that will."""
-        if self._at_work.acquire(blocking=False):
-            try:
-                self._blocks.close()
-            finally:
-                self._at_work.release()
-
-    def _counted(self) -> Iterator[chunks.Samples]:
-        for block in self._blocks:
-            self._samples += block.size
-            yield block
-            if self._closed:
-                return
+            if preparing is not None:
+                preparing.cancel()
 
 
-def _digest(source: IO[bytes]) -> bytes:
-    source.seek(0)
-    digest = hashlib.sha256()
-    while part := source.read(1 << 20):
-        digest.update(part)
-    return digest.digest()
+def _cutter(options: Options) -> chunks.Cutter:
+    voice = options.voice
+    longest = chunks.LONGEST_IN_ONE_LANGUAGE_SECONDS if options.decoding.languages else chunks.LONGEST_SECONDS
+    longest = FULL_SECONDS if options.full_window else longest
+    return chunks.Cutter(
+        lambda samples: find_speech(samples, voice, longest=longest),
+        padding=voice.prefix_padding_ms / 1000,
+        longest=longest,
+    )

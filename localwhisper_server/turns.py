@@ -25,6 +25,9 @@ Item = TypeVar("Item", bound=Work)
 WIDEST = 1.5
 # So many batches a request may be passed over before it comes first, whatever came after it.
 PATIENCE = 4
+# A request goes before those that were in more batches, up to so many: a message that is heard again, or has a few
+# chunks, before a long recording.
+FEW = 4
 FRAMES_PER_SECOND = 100
 
 
@@ -51,7 +54,7 @@ class _Open(Generic[Item]):
     """A request that was admitted and has not left."""
 
     bulk: bool
-    served: bool = False
+    served: int = 0  # batches
     waiting: deque[tuple[Item, Future[Any]]] = field(default_factory=deque)
     passed: int = 0
 
@@ -62,8 +65,8 @@ class Queue(Generic[Item]):
     A request is admitted, hands in chunks in order, and leaves. Each batch begins with the first chunk of the request
     whose turn it is and is filled with chunks of others, in turn, that are not much longer; those of requests being
     served do not fill up the batch that a new one begins, which would take longer for it. Turns: interactive before
-    bulk; a new request before those already served, and of these the one served longest ago; but first the one passed
-    over most often, where that was PATIENCE times or more. So a short message that comes while hour-long files are
+    bulk; a new request before those already served, of these one that was in few batches, and of all others the one
+    served longest ago; but first the one passed over most often, where that was PATIENCE times or more. So a short message that comes while hour-long files are
     decoded is in the very next batch, and nobody is passed over more than PATIENCE times and once for each other.
     """
 
@@ -171,7 +174,7 @@ class Queue(Generic[Item]):
         for key in turns:
             if key in served:
                 request = self._open.pop(key)
-                request.served, request.passed = True, 0
+                request.served, request.passed = request.served + 1, 0
                 self._open[key] = request  # to the end of all turns
             else:
                 self._open[key].passed += 1
@@ -190,7 +193,7 @@ class Queue(Generic[Item]):
     def _turns(self) -> list[Hashable]:
         waiting = [key for key, request in self._open.items() if request.waiting]
         # Stable: within a class, the order of turns holds.
-        waiting.sort(key=lambda key: (self._open[key].bulk, self._open[key].served))
+        waiting.sort(key=lambda key: (self._open[key].bulk, min(self._open[key].served, FEW)))
         longest = max(waiting, key=lambda key: self._open[key].passed, default=None)
         if longest is not None and self._open[longest].passed >= PATIENCE:
             # One alone, so that it takes a batch's first place and not all of them.

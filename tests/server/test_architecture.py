@@ -44,6 +44,7 @@ PURE = {
     "transcript",
     "options",
     "chunks",
+    "steps",
     "errors",
     "openapi",
 }

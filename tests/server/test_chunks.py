@@ -13,17 +13,17 @@ from localwhisper_server.chunks import (
     LONGEST_SECONDS,
     SAMPLE_RATE,
     STRETCH_SECONDS,
+    Cutter,
     Piece,
     Span,
     most_speech,
-    pieces,
     plan,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from localwhisper_server.chunks import Samples
+    from localwhisper_server.chunks import FindSpeech, Samples
 
 EPSILON = 1e-6
 SAMPLE = 1 / SAMPLE_RATE
@@ -31,6 +31,15 @@ SAMPLE = 1 / SAMPLE_RATE
 SPEECH = st.lists(st.tuples(st.integers(100, 20_000), st.integers(300, 40_000)), max_size=12)
 PADDING = st.sampled_from([0.0, 0.3, 2.0, 7.5, 10.0])
 BLOCK = 3.0
+
+
+def pieces(blocks: Iterable[Samples], find_speech: FindSpeech, *, padding: float) -> Iterator[Piece]:
+    """Cut a whole recording, a look at a time."""
+    cutter = Cutter(find_speech, padding=padding)
+    for block in blocks:
+        if cutter.add(block):
+            yield from cutter.cut()
+    yield from cutter.cut(end=True)
 
 
 def _spans(pairs: list[tuple[int, int]]) -> list[Span]:

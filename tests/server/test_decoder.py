@@ -384,6 +384,9 @@ def test_a_pool_that_is_closed_starts_nothing(wav: Callable[..., bytes]) -> None
 class _Still(decoder_worker.Clock):
     """Counts no time, so that this process gets no limits."""
 
+    def begin(self) -> None:
+        pass
+
     def allow(self, seconds: float) -> None:
         pass
 
@@ -523,6 +526,26 @@ def test_warming_up_decodes_something(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(map(len, heard)) == audio.SAMPLE_RATE
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no such priorities there")
+def test_a_decoder_that_takes_long_gives_way() -> None:
+    """To the model and to the decoders of short recordings; no other upload is given to it."""
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+
+    def priorities(pool: decoder.Pool) -> set[int]:
+        return {os.getpriority(os.PRIO_PROCESS, pid) for pid in pool.pids}
+
+    with closing(decoder.Pool(environ=os.environ, spare=1)) as pool:
+        _decode(pool, encode(tone(1.0)))
+        assert priorities(pool) == {own}
+        with closing(pool.blocks(io.BytesIO(hostile.opus_of_silence(hours=5)), max_seconds=36_000)) as blocks:
+            for _ in blocks:
+                if max(priorities(pool)) > own:
+                    break
+            assert max(priorities(pool)) == own + decoder_worker.NICENESS
+        assert priorities(pool) == {own}
+        _decode(pool, encode(tone(1.0)))
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no such limits there")
 def test_time_is_allowed_in_proportion_to_the_sound(monkeypatch: pytest.MonkeyPatch) -> None:
     """And counts only from the beginning of an upload, while the decoder works."""
@@ -530,12 +553,16 @@ def test_time_is_allowed_in_proportion_to_the_sound(monkeypatch: pytest.MonkeyPa
     alarms: list[int] = []
     monkeypatch.setattr(decoder_worker.resource, "setrlimit", lambda _kind, limit: limits.append(limit[0]))
     monkeypatch.setattr(signal, "alarm", alarms.append)
+    timers: list[Any] = []
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signal, "setitimer", lambda *timer: timers.append(timer))
     monkeypatch.setattr(time, "process_time", lambda: 100.0)
     clock = decoder_worker.Clock()
     clock.begin()
     clock.allow(2000.0)
     clock.rest()
     assert limits == [111, 211]
+    assert timers == [(signal.ITIMER_PROF, decoder_worker.PROMPT_SECONDS)]
     assert alarms == [decoder_worker.STUCK_SECONDS, decoder_worker.STUCK_SECONDS, 0]
 
 

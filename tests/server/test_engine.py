@@ -340,7 +340,7 @@ def test_what_a_chunk_costs(
 
 def test_preparing_needs_no_model() -> None:
     """A piece's features, its speech counted; callable from any thread."""
-    prepare = Preparer(lambda samples: np.zeros((80, samples.size // 160 + 1)))
+    prepare = Preparer(lambda samples: np.zeros((80, samples.size // 160 + 1)), lambda _: [])
     piece = Piece(np.zeros(32_000, np.float32), 7.0, (Span(0.1, 0.6), Span(1.0, 1.5)))
     chunk = prepare(piece, Decoding(language="de"), full=True)
     assert chunk.features.shape == (80, 200)
@@ -394,6 +394,11 @@ MIXED: dict[str, tuple[str, dict[str, Any]]] = {
 def _prepared(model: Engine, samples: Samples, offset: float = 0.0, *, full: bool = False, **decoding: Any) -> Chunk:
     piece = Piece(samples, offset, tuple(find_speech(samples, Voice())))
     return model.prepare(piece, Decoding(**decoding), full=full)
+
+
+def _hinted(model: Engine, before: tuple[int, ...] = (), **decoding: Any) -> Chunk:
+    piece = Piece(np.zeros(SAMPLE_RATE, np.float32), 0.0, ())
+    return replace(model.prepare(piece, Decoding(**decoding)), before=before)
 
 
 def _run(model: Engine, chunks: Sequence[Chunk]) -> list[ChunkResult]:
@@ -570,9 +575,9 @@ def test_what_was_said_before_is_in_the_prompt(base: Engine) -> None:
     """After the caller's own prompt."""
     tokenizer = base._tokenizer("en", "transcribe")
     written = tuple(tokenizer.encode(" and then"))
-    tokens = base._prompt(tokenizer, Decoding(prompt="At first"), written)
+    tokens = base._prompt(tokenizer, _hinted(base, written, prompt="At first"))
     assert tokenizer.decode(tokens).strip() == "At first and then"
-    assert len(base._prompt(tokenizer, Decoding(), written * 500)) <= 224 + 4
+    assert len(base._prompt(tokenizer, _hinted(base, written * 500))) <= 224 + 4
 
 
 def test_the_english_only_model(tiny_en: Engine, voices: dict[str, Path]) -> None:
@@ -588,7 +593,7 @@ def test_the_english_only_model(tiny_en: Engine, voices: dict[str, Path]) -> Non
 def test_the_task_and_the_language_reach_the_prompt(base: Engine) -> None:
     """As the tokens Whisper was trained with."""
     tokenizer = base._tokenizer("de", "translate")
-    steering = [tokenizer.tokenizer.id_to_token(token) for token in base._prompt(tokenizer, Decoding(), ())]
+    steering = [tokenizer.tokenizer.id_to_token(token) for token in base._prompt(tokenizer, _hinted(base))]
     assert steering == ["<|startoftranscript|>", "<|de|>", "<|translate|>"]
 
 
@@ -598,12 +603,40 @@ def test_the_task_and_the_language_reach_the_prompt(base: Engine) -> None:
 def test_prompts_leave_room_to_decode(base: Engine, hotwords: str, prompt: str) -> None:
     """At most half the context together; the end of the prompt is what is kept."""
     tokenizer = base._tokenizer("en", "transcribe")
-    tokens = base._prompt(tokenizer, Decoding(prompt=prompt, hotwords=hotwords), ())
+    tokens = base._prompt(tokenizer, _hinted(base, prompt=prompt, hotwords=hotwords))
     assert len(tokens) <= 224 + 4
     text = tokenizer.decode(tokens)
     assert hotwords[:9] in text
     if len(hotwords) < 100:
         assert prompt[-7:] in text
+
+
+@pytest.mark.model
+def test_a_prompt_is_text_and_never_a_special_token(base: Engine, tiny_en: Engine) -> None:
+    """Whatever special token it names, alone or amid words: the model is told its letters."""
+    for model in (base, tiny_en):
+        tokenizer = model._tokenizer("en", "transcribe")
+        for name in {token.content for token in tokenizer.tokenizer.get_added_tokens_decoder().values()}:
+            for text in (name, f"so {name}{name} it <|{name}"):
+                chunk = _hinted(model, prompt=text, hotwords=text)
+                assert chunk.prompt == chunk.hotwords
+                assert max(chunk.prompt, default=0) < tokenizer.eot
+                assert tokenizer.decode(list(chunk.prompt)) == f" {text.strip()}" if text.strip() else not chunk.prompt
+
+
+def test_hints_are_encoded_once_for_a_recording() -> None:
+    """By the thread that prepares it, however many chunks it has; the engine's thread gets tokens."""
+    asked: list[str] = []
+
+    def encode(text: str) -> list[int]:
+        asked.append(text)
+        return [len(text)]
+
+    prepare = Preparer(lambda samples: np.zeros((80, samples.size // 160 + 1)), encode)
+    decoding = Decoding(prompt=" a hint ", hotwords="words")
+    chunks = [prepare(Piece(np.zeros(16_000, np.float32), float(at), ()), decoding) for at in range(5)]
+    assert {(chunk.prompt, chunk.hotwords) for chunk in chunks} == {((7,), (6,))}
+    assert asked == [" a hint", " words"]
 
 
 @pytest.mark.model

@@ -45,6 +45,22 @@ def test_defaults() -> None:
     assert not asked.lists_languages
 
 
+@pytest.mark.parametrize(
+    ("field", "longest", "longer"),
+    [
+        ("prompt", "x" * form.LONGEST_TEXT, "x" * (form.LONGEST_TEXT + 1)),
+        ("keywords__", ["x" * 38] * (form.LONGEST_TEXT // 40), ["x" * 38] * (form.LONGEST_TEXT // 40 + 1)),
+    ],
+)
+def test_hints_are_bounded(field: str, longest: Any, longer: Any) -> None:
+    """The error names the field and the limit, before anything is done with the text."""
+    _parse(**{field: longest})
+    with pytest.raises(InvalidRequest, match=str(form.LONGEST_TEXT)) as refused:
+        _parse(**{field: longer})
+    assert refused.value.param == field.removesuffix("__")
+    assert refused.value.param in refused.value.message
+
+
 ACCEPTED: list[tuple[dict[str, Any], str, Any]] = [
     ({"response_format": "srt"}, "response_format", "srt"),
     ({"response_format": ""}, "response_format", "json"),

@@ -11,7 +11,7 @@ import pytest
 from localwhisper_server.batch import Chunk, ChunkResult
 from localwhisper_server.devices import SMALLEST, Device
 from localwhisper_server.errors import Busy
-from localwhisper_server.keeper import RECOVER_SECONDS, Keeper, is_out_of_memory
+from localwhisper_server.keeper import IDLE_SECONDS, RECOVER_SECONDS, Keeper, is_out_of_memory
 from localwhisper_server.options import Decoding
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class Gpu:
     def __init__(self, room: dict[str, int], failure: Exception = CUDA) -> None:
         self.room, self.failure, self.now = room, failure, 0.0
         self.batches: list[tuple[str, int]] = []
+        self.tried: list[str] = []  # loads
         self.loaded: list[str] = []
         self.engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
@@ -68,16 +69,17 @@ class Gpu:
     def load(self, device: Device) -> Any:
         """Load a model; never two at a time."""
         assert not list(self.engines)
+        self.tried.append(device.compute_type)
         self.check(device)
         engine = Engine(self, device)
         self.engines.add(engine)
         self.loaded.append(device.compute_type)
         return engine
 
-    def keeper(self, device: Device = GPU) -> Keeper:
+    def keeper(self, device: Device = GPU, *, unload_after: float | None = None) -> Keeper:
         """Return a keeper on this device."""
         smaller = SMALLEST if device == GPU else None
-        return Keeper(self.load, device, clock=lambda: self.now, smaller=smaller)
+        return Keeper(self.load, device, clock=lambda: self.now, smaller=smaller, unload_after=unload_after)
 
 
 def _run(keeper: Keeper, count: int) -> None:
@@ -227,14 +229,59 @@ def test_it_recovers_by_itself() -> None:
     gpu.room = {"float16": 8, SMALLEST: 16}
     gpu.now = RECOVER_SECONDS - 0.1
     gpu.batches.clear()
+    assert keeper.idle(IDLE_SECONDS) == pytest.approx(0.1)
     _run(keeper, 2)
     gpu.now = RECOVER_SECONDS
     _run(keeper, 2)
-    assert gpu.batches == [(SMALLEST, 1)] * 2 + [("float16", 2)]
+    assert gpu.batches == [(SMALLEST, 1), (SMALLEST, 1), (SMALLEST, 2)]  # no reload while there is work
+    assert keeper.idle(0.0) == IDLE_SECONDS
+    keeper.idle(IDLE_SECONDS)
     assert keeper.device == GPU
+    _run(keeper, 2)
+    assert gpu.batches[-1] == ("float16", 2)
     gpu.now *= 10
+    assert keeper.idle(gpu.now) is None
     _run(keeper, 2)
     assert keeper.loads == 3  # and there it stays
+
+
+def test_a_load_that_does_not_fit_leaves_the_batch_alone() -> None:
+    """One load fails, the smaller model takes the whole batch, and so does every later one."""
+    gpu = Gpu({SMALLEST: 8})
+    keeper = gpu.keeper()
+    for _ in range(2):
+        _run(keeper, 8)
+    assert gpu.tried == ["float16", SMALLEST]
+    assert gpu.batches == [(SMALLEST, 8)] * 2
+
+
+def test_a_recovery_in_vain_costs_one_failed_load() -> None:
+    """The smaller model is there again before the next request, with its batch; the next attempt comes later."""
+    gpu = Gpu({SMALLEST: 8})
+    keeper = gpu.keeper()
+    _run(keeper, 8)
+    for times in (1, 2, 4):
+        gpu.tried.clear()
+        gpu.now += times * RECOVER_SECONDS
+        assert keeper.idle(IDLE_SECONDS) == 2 * times * RECOVER_SECONDS
+        assert gpu.tried == ["float16", SMALLEST]
+    gpu.batches.clear()
+    _run(keeper, 8)
+    assert gpu.batches == [(SMALLEST, 8)]
+
+
+def test_a_model_that_comes_back_comes_back_whole() -> None:
+    """It has to be loaded in any case; when the game is over, it is in its first precision at once."""
+    gpu = Gpu({SMALLEST: 8})
+    keeper = gpu.keeper(unload_after=30.0)
+    _run(keeper, 1)
+    assert keeper.idle(29.0) == 1.0
+    assert keeper.idle(30.0) is None
+    assert not keeper.loaded
+    gpu.room["float16"] = 8
+    gpu.now = RECOVER_SECONDS
+    _run(keeper, 1)
+    assert keeper.device == GPU
 
 
 def test_a_larger_batch_comes_back_without_loading() -> None:

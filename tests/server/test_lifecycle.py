@@ -19,7 +19,7 @@ from uvicorn.lifespan.off import LifespanOff
 from localwhisper_server import cli, lifecycle, models
 from localwhisper_server import server as server_module
 from localwhisper_server.errors import Busy, EngineFailed
-from localwhisper_server.lifecycle import Examiner, Notifier, watchdog_seconds
+from localwhisper_server.lifecycle import FAILURES_IN_A_ROW, Examiner, Notifier, watchdog_seconds
 from localwhisper_server.scheduler import Scheduler
 from localwhisper_server.turns import Limits, Queue
 
@@ -76,7 +76,7 @@ def test_the_watchdogs_time(environ: dict[str, str], seconds: float | None) -> N
 class _Engine:
     requests = 0
     running_seconds: float | None = None
-    works = True
+    failures = 0
 
     def __init__(self, **state: Any) -> None:
         vars(self).update(state)
@@ -90,10 +90,11 @@ class _Engine:
         ({}, True, None, 1, True),
         ({}, True, EngineFailed(), 1, False),
         ({}, True, Busy("memory", retry_after=1), 1, True),
-        ({"works": False}, False, None, 1, True),
-        ({"works": False}, False, EngineFailed(), 1, False),
+        ({"failures": 1}, False, None, 1, True),
+        ({"failures": 1}, False, EngineFailed(), 1, False),
         ({"requests": 1}, True, None, 0, True),
-        ({"requests": 1, "works": False}, True, None, 0, False),
+        ({"requests": 1, "failures": FAILURES_IN_A_ROW - 1}, True, None, 0, True),
+        ({"requests": 1, "failures": FAILURES_IN_A_ROW}, True, None, 0, False),
         ({"running_seconds": 4.0}, True, None, 0, True),
         ({"running_seconds": 6.0}, True, None, 0, False),
         ({"running_seconds": 6.0, "requests": 1}, False, None, 0, False),
@@ -113,6 +114,29 @@ async def test_when_an_engine_is_well(
 
     assert await Examiner(_Engine(**state), test, patience=5.0, always=always).well() is well
     assert tests == tested
+
+
+@pytest.mark.anyio
+async def test_one_recording_that_fails_is_not_the_engines_fault() -> None:
+    """`/ready` turns 503 after several failed batches in a row or a failed test, and back after one that works."""
+    outcomes: list[Exception | None] = [None, EngineFailed(), EngineFailed()]
+    engine = _Engine()
+
+    async def test() -> None:
+        if outcome := outcomes.pop(0):
+            raise outcome
+
+    examiner = Examiner(engine, test, patience=5.0)
+    for failures, failing in ((0, False), (1, False), (FAILURES_IN_A_ROW - 1, False), (FAILURES_IN_A_ROW, True)):
+        engine.failures = failures
+        assert examiner.failing is failing
+    engine.failures = 1
+    assert await examiner.well()
+    assert not examiner.failing
+    assert not await examiner.well()
+    assert examiner.failing
+    engine.failures = 0
+    assert not examiner.failing
 
 
 @pytest.mark.anyio
@@ -322,19 +346,21 @@ def test_a_stopping_scheduler_sends_away_whom_it_must() -> None:
     assert scheduler.running_seconds is None
 
 
-@pytest.mark.parametrize(("failing", "works"), [(True, False), (False, True)])
-def test_a_scheduler_knows_whether_the_last_inference_worked(*, failing: bool, works: bool) -> None:
-    """`/ready` and the watchdog ask."""
+def test_a_scheduler_counts_the_batches_that_failed_in_a_row() -> None:
+    """Those of which no chunk gave anything, until one works; `/ready` and the watchdog ask."""
 
     def run(items: Sequence[_Sound]) -> list[str]:
-        if failing:
+        if any(item.seconds < 1 for item in items):
             raise RuntimeError("an illegal memory access was encountered")
         return ["heard" for _ in items]
 
     scheduler: Scheduler[_Sound, str] = Scheduler(run, capacity=5, limits=LIMITS, clock=lambda: 0.0)
-    scheduler.admit().submit([_Sound(1.0)])[0].exception(5)
+    ticket, counted = scheduler.admit(), []
+    for seconds in (0.5, 0.5, 1.0, 0.5):
+        ticket.submit([_Sound(seconds)])[0].exception(5)
+        counted.append(scheduler.failures)
     assert scheduler.close(5)
-    assert scheduler.works is works
+    assert (counted, scheduler.failures) == ([1, 2, 0, 1], 1)
 
 
 @pytest.mark.parametrize(

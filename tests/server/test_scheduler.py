@@ -277,9 +277,10 @@ def test_who_finds_a_free_worker_does_not_wait(engine: Engine, start: Callable[.
 def test_nobody_is_idle_while_another_works(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
     """Or the model would leave the memory under a batch."""
     idle = threading.Event()
-    scheduler = start(workers=2, idle=idle.set, idle_seconds=0.01)
+    scheduler = start(workers=2, idle=lambda _: idle.set())
+    assert idle.wait(SECONDS)
     engine.gate.clear()
-    idle.clear()
+    time.sleep(0.01)  # until the other worker has said so, too
     future = scheduler.admit().submit([Item(1)])[0]
     engine.wait()
     idle.clear()
@@ -434,20 +435,18 @@ def test_an_hour_long_file_closes_no_door(engine: Engine, start: Callable[..., S
 # Idleness
 
 
-def test_idle_is_called_once_when_nothing_was_decoded_for_long(
-    engine: Engine, start: Callable[..., Scheduler[Any, Any]]
-) -> None:
-    """And again after the next work; an error in it is logged and harms nobody."""
+def test_idle_is_called_when_there_is_no_work(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
+    """And again after the next work; an error in it is logged and does no harm."""
     calls = threading.Semaphore(0)
     count = 0
 
-    def idle() -> None:
+    def idle(_: float) -> None:
         nonlocal count
         count += 1
         calls.release()
         raise RuntimeError("cannot let go")
 
-    scheduler = start(idle=idle, idle_seconds=0.001)
+    scheduler = start(idle=idle)
     for times in (1, 2):
         assert calls.acquire(timeout=SECONDS)
         assert not calls.acquire(timeout=0.02)
@@ -455,15 +454,34 @@ def test_idle_is_called_once_when_nothing_was_decoded_for_long(
         assert scheduler.admit().submit([Item(times)])[0].result(SECONDS) == 2 * times
 
 
+def test_idle_says_when_it_wants_to_be_called_again(start: Callable[..., Scheduler[Any, Any]]) -> None:
+    """With the seconds since the last batch, until it has nothing more to do."""
+    calls: list[float] = []
+    done = threading.Event()
+
+    def idle(seconds: float) -> float | None:
+        calls.append(seconds)
+        if len(calls) < 3:
+            return 0.02
+        done.set()
+        return None
+
+    start(idle=idle)
+    assert done.wait(SECONDS)
+    assert calls[2] >= calls[1] + 0.01 >= calls[0] + 0.02
+    time.sleep(0.05)
+    assert len(calls) == 3
+
+
 def test_callers_are_admitted_while_it_goes_idle(start: Callable[..., Scheduler[Any, Any]]) -> None:
     """Letting go of a model takes its time."""
     entered, gate = threading.Event(), threading.Event()
 
-    def idle() -> None:
+    def idle(_: float) -> None:
         entered.set()
         assert gate.wait(SECONDS)
 
-    scheduler = start(idle=idle, idle_seconds=0.001)
+    scheduler = start(idle=idle)
     assert entered.wait(SECONDS)
     future = scheduler.admit().submit([Item(1)])[0]
     assert scheduler.requests == 1
@@ -471,22 +489,33 @@ def test_callers_are_admitted_while_it_goes_idle(start: Callable[..., Scheduler[
     assert future.result(SECONDS) == 2
 
 
-def test_without_a_time_it_is_never_idle(start: Callable[..., Scheduler[Any, Any]]) -> None:
-    """Nothing is unloaded unless somebody asked for it."""
-    called = threading.Event()
-    scheduler = start(idle=called.set)
-    scheduler.admit().submit([Item(1)])[0].result(SECONDS)
-    assert not called.wait(0.02)
-
-
 def test_idleness_counts_from_the_last_batch_of_any_worker(
     engine: Engine, start: Callable[..., Scheduler[Any, Any]]
 ) -> None:
     """A worker that had nothing to do for long does not send away what the other has just used."""
     calls: list[float] = []
-    scheduler = start(workers=2, idle=lambda: calls.append(time.monotonic()), idle_seconds=0.3)
+
+    def idle(seconds: float) -> float:
+        calls.append(seconds)
+        return 0.3 - seconds
+
+    scheduler = start(workers=2, idle=idle)
     ticket = scheduler.admit()
     for _ in range(8):
         ticket.submit([Item(1)])[0].result(SECONDS)
         time.sleep(0.1)
-    assert not calls
+    assert max(calls) < 0.3
+
+
+def test_the_wait_counts_what_comes_before_the_queue(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
+    """A free engine is no use to a request whose recording is not prepared: it is told, or turned away."""
+    ahead = [4.0]
+    scheduler = start(ahead=lambda: ahead[0], max_wait=10.0)
+    assert scheduler.queue_seconds == 4.0
+    scheduler.admit().close()
+    ahead[0] = 11.0
+    with pytest.raises(Busy, match="about 11 s") as refused:
+        scheduler.require_room()
+    assert refused.value.retry_after == 1.0
+    with pytest.raises(Busy):
+        scheduler.admit()

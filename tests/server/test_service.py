@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 SECONDS = 10.0
+LIMITS = Limits(items=2, frames=10**9, share=10**9)
 
 
 class Engine:
@@ -76,8 +77,7 @@ def prepare(piece: Piece, decoding: Decoding, *, full: bool = False) -> Chunk:
 @pytest.fixture
 def scheduler(engine: Engine) -> Iterator[Scheduler[Chunk, ChunkResult]]:
     """Give a scheduler on it."""
-    limits = Limits(items=2, frames=10**9, share=10**9)
-    made = Scheduler(engine.run, capacity=2, limits=limits, clock=lambda: 0.0)
+    made = Scheduler(engine.run, capacity=2, limits=LIMITS, clock=lambda: 0.0)
     yield made
     engine.gate.set()
     assert made.close(SECONDS)
@@ -289,6 +289,81 @@ async def test_the_first_words_come_before_the_last_are_read(
     assert transcript.duration == 180.0
     assert [first, *rest] == list(transcript.segments)
     assert minutes.closed
+
+
+async def test_words_before_a_long_silence_do_not_wait_for_its_end(
+    scheduler: Scheduler[Chunk, ChunkResult], minutes: Minutes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A single chunk is heard while the decoder is still at the silence behind it."""
+    spans = [[Span(1.0, 3.0)]]
+    monkeypatch.setattr(service_module, "find_speech", lambda *_, **__: spans.pop() if spans else [])
+    service = Service(scheduler, prepare, max_seconds=400.0, blocks=minutes)
+    minutes.permits.release()
+    items = service.transcribe(io.BytesIO(b"a word, then nothing"), Options(voice=NO_PADDING))
+    first = await asyncio.wait_for(anext(items), SECONDS)
+    assert isinstance(first, Segment)
+    assert minutes.read == 2
+    minutes.permits.release()
+    assert [type(item) async for item in items] == [Transcript]
+
+
+async def test_decoders_that_take_long_hold_up_nobody(
+    scheduler: Scheduler[Chunk, ChunkResult], minutes: Minutes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten uploads wait for their decoders: a message is prepared and answered all the same."""
+    slow = threading.Event()
+
+    def blocks(source: Any, *, max_seconds: float) -> Any:
+        source.seek(0)
+        if source.read() == b"slow":
+            assert slow.wait(SECONDS)
+        yield np.ones(SAMPLE_RATE, np.float32)
+
+    many = Scheduler(lambda chunks: [ChunkResult("en", ()) for _ in chunks], capacity=20, limits=LIMITS, clock=float)
+    service = Service(many, prepare, max_seconds=400.0, blocks=blocks)
+    uploads = [asyncio.create_task(_all(service, b"slow", Options(Decoding(prompt=str(at))))) for at in range(10)]
+    async with asyncio.timeout(SECONDS):
+        while many.requests < 10:  # noqa: ASYNC110 - a poll with a bound
+            await asyncio.sleep(0)
+    _, transcript = await asyncio.wait_for(_all(service, b"a message"), SECONDS)
+    assert transcript.duration == 1.0
+    assert not any(upload.done() for upload in uploads)
+    slow.set()
+    await asyncio.gather(*uploads)
+    assert many.close(SECONDS)
+
+
+async def test_a_message_is_prepared_between_the_steps_of_long_recordings(
+    scheduler: Scheduler[Chunk, ChunkResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four recordings of an hour of silence: each look is at 30 s at most, and a message comes in between."""
+    looks: list[float] = []
+    lock = threading.Lock()
+
+    def looking(samples: Any, _voice: Voice, **_: Any) -> list[Span]:
+        with lock:
+            looks.append(samples.size / SAMPLE_RATE)
+        return []
+
+    def blocks(source: Any, *, max_seconds: float) -> Iterator[np.ndarray[Any, Any]]:
+        source.seek(0)
+        for _ in range(1200 if source.read() == b"hour" else 1):
+            yield np.zeros(3 * SAMPLE_RATE, np.float32)
+
+    monkeypatch.setattr(service_module, "find_speech", looking)
+    service = Service(scheduler, prepare, max_seconds=4000.0, blocks=blocks)
+    hours = [asyncio.create_task(_all(service, b"hour", Options(Decoding(prompt=str(at))))) for at in range(3)]
+    async with asyncio.timeout(SECONDS):
+        while len(looks) < 12:  # noqa: ASYNC110 - a poll with a bound
+            await asyncio.sleep(0)
+    before = len(looks)
+    await _all(service, b"message")
+    assert not any(hour.done() for hour in hours)
+    assert len(looks) - before < 60  # of 360
+    assert max(looks) <= 33.0
+    for hour in hours:
+        hour.cancel()
+    await asyncio.gather(*hours, return_exceptions=True)
 
 
 async def test_hanging_up_while_it_is_decoded(scheduler: Scheduler[Chunk, ChunkResult], minutes: Minutes) -> None:

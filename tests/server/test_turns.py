@@ -343,3 +343,17 @@ def test_clearing_gives_everything_back() -> None:
     queue = _queue(a=2, b=1)
     assert len(queue.clear()) == 3
     assert (len(queue), queue.requests, queue.take()) == (0, 0, [])
+
+
+def test_a_message_that_is_heard_again_goes_before_a_long_file() -> None:
+    """Its second chunk is in the next batch, although the file was served longer ago."""
+    queue: Queue[Item] = Queue(capacity=8, limits=Limits(items=1, frames=10**6, share=LONG))
+    queue.admit("film")
+    queue.put("film", [(Item(("film", number), LONG), Future()) for number in range(20)])
+    for _ in range(8):
+        queue.take()
+    queue.admit("message")
+    for part in ("short window", "full window"):
+        queue.put("message", [(Item(("message", part)), Future())])
+        ((item, _),) = queue.take()
+        assert item.number == ("message", part)
