@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
