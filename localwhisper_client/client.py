@@ -98,7 +98,7 @@ class LocalWhisper(_Narrowed, openai.OpenAI):
     Args:
         lan_url: base URL of the server in the house, `http://pc:5000/v1`; several separated by commas.
             Default: `LOCALWHISPER_BASE_URL`, else `OPENAI_BASE_URL` where it points away from OpenAI, else
-            `http://localhost:5000/v1`.
+            `http://localhost:5000/v1`. What `OPENAI_BASE_URL` names must be on the LAN, or calls are refused.
         lan_key: the key that server wants. Default: `LOCALWHISPER_API_KEY`.
         policy: `local_only` (the default), `wait` or `cloud`; the stricter of this and `LOCALWHISPER_POLICY` wins.
         connect_timeout: seconds the server has to accept a connection; default 1.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from localwhisper_client._http import http
+from localwhisper_client.config import is_openai
 from localwhisper_client.errors import AudioStaysHome
 from localwhisper_client.policy import current, strictest
 
@@ -30,7 +31,10 @@ def allow(route: Route[Any], url: str) -> None:
     settings = route.house.settings
     host = urlsplit(url).hostname or ""
     named = settings.named and host in {urlsplit(each).hostname for each in settings.lan_urls}
-    if policy.leaves_house or named or route.trust.on_lan(host, settings.connect_timeout):
+    if policy.leaves_house or named:
+        return
+    # The cloud's own names are not even looked up.
+    if not is_openai(url) and route.trust.on_lan(host, settings.connect_timeout):
         return
     raise AudioStaysHome(
         f"A realtime session with {host} would carry audio out of the LAN, and the policy is {policy}: nothing was "

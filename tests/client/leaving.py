@@ -22,7 +22,8 @@ GUARD = f"""
 import sys
 sys.path.append({str(ROOT)!r})
 from tests.client import leaving
-leaving.no_socket_leaves().__enter__()
+sys.leaving = leaving.no_socket_leaves()  # forgotten, it would end
+sys.leaving.__enter__()
 """
 
 _watching: list[list[str]] = []

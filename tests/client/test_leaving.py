@@ -237,7 +237,8 @@ def test_what_is_not_speech_goes_where_the_sdk_sends_it(
     assert len(cloud.calls) == 2
 
 
-CONVERSATION, TRANSCRIPTION = {"model": "gpt-realtime"}, {"extra_query": {"intent": "transcription"}}
+CONVERSATION: dict[str, Any] = {"model": "gpt-realtime"}
+TRANSCRIPTION = {**CONVERSATION, "extra_query": {"intent": "transcription"}}
 
 
 def realtime(client: Any) -> list[Any]:

@@ -10,7 +10,7 @@ import pytest
 
 from localwhisper_client import patch
 from tests.client.fault_server import TEXT
-from tests.client.leaving import ROOT, run
+from tests.client.leaving import LEAVES, ROOT, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -181,6 +181,7 @@ def test_realtime_sockets_of_other_libraries(order: tuple[str, str], home: Fault
     code = SESSION.format(first=order[0], second=order[1], refused=REFUSED, opened=OPENED)
     done = run(code, tmp_path)
     assert done.stdout == "AudioStaysHome\n" * 4 * len(REFUSED), done.stderr
+    assert LEAVES not in done.stderr
     code = SESSION.format(first=order[0], second=order[1], refused=[], opened=REFUSED + OPENED)
     done = run(code, tmp_path, LOCALWHISPER_POLICY="cloud")
     assert done.returncode == 0, done.stderr

@@ -74,7 +74,7 @@ REALTIME = """
 import asyncio
 from openai import AsyncOpenAI, OpenAI
 try:
-    OpenAI(api_key="k").realtime.connect(extra_query={"intent": "transcription"}).enter()
+    OpenAI(api_key="k").realtime.connect(model="m", extra_query={"intent": "transcription"}).enter()
 except Exception as error:
     print(REFUSED if "AudioStaysHome" in repr(error) else repr(error))
 async def main():
