@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from localwhisper_server import window
-from localwhisper_server.chunks import Piece
+from localwhisper_server.chunks import Piece, Span
 from localwhisper_server.options import Decoding
 from localwhisper_server.transcript import Segment
 
@@ -23,9 +23,9 @@ class Chunk:
 
     `features` are its log-mel frames of 10 ms, shape (mels, n); it is `seconds` long and begins `offset` seconds into
     the recording. `speech_seconds` of it are speech, the last of which ends at `speech_end`, in seconds from its
-    start. `full` asks for the full window, whatever its length; one that is `doubted` gets it for once. `before` are
-    the tokens that were written down of what comes right before it. One that `follows` has its language decided by
-    another chunk in the end, so it need not be sure of it.
+    start, as those of `speech` are. `full` asks for the full window, whatever its length; one that is `doubted` gets it
+    for once. `before` are the tokens that were written down of what comes right before it. One that `follows` has its
+    language decided by another chunk in the end, so it need not be sure of it.
     """
 
     features: Features
@@ -34,6 +34,7 @@ class Chunk:
     decoding: Decoding
     speech_seconds: float = 0.0
     speech_end: float = 0.0
+    speech: tuple[Span, ...] = ()
     full: bool = False
     doubted: bool = False
     before: tuple[int, ...] = ()
@@ -77,6 +78,7 @@ class Preparer:
             decoding,
             speech_seconds=sum(span.seconds for span in piece.speech),
             speech_end=piece.speech[-1].end if piece.speech else 0.0,
+            speech=piece.speech,
             full=full,
         )
 
@@ -103,4 +105,5 @@ def rest_of(chunk: Chunk, at: float | None, before: tuple[int, ...]) -> Chunk | 
         offset=chunk.offset + at,
         speech_seconds=max(0.0, chunk.speech_seconds - at),
         speech_end=max(0.0, chunk.speech_end - at),
+        speech=tuple(Span(max(0.0, span.start - at), span.end - at) for span in chunk.speech if span.end > at),
     )
