@@ -15,6 +15,7 @@ from localwhisper_server.chunks import (
     STRETCH_SECONDS,
     Piece,
     Span,
+    in_speech,
     most_speech,
     pieces,
     plan,
