@@ -444,11 +444,15 @@ class _Enveloped:
         except asyncio.CancelledError:
             # uvicorn cancels what runs at the end of a graceful stop, and would answer it in plain text.
             error = Busy("The server is stopping. Try again shortly.", retry_after=STOPPING_RETRY_SECONDS)
-        except Exception:
+        except Exception as failure:
             if scope["type"] != "http":
                 raise
-            logger.exception("a request failed")
-            error = EngineFailed()
+            # The framework wraps what is raised after an answer has begun.
+            if isinstance(failure.__cause__, ServerError):
+                error = failure.__cause__
+            else:
+                logger.exception("a request failed")
+                error = EngineFailed()
         else:
             return
         if begun:

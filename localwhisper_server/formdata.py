@@ -2,11 +2,13 @@
 
 import contextlib
 import logging
+import re
 from collections.abc import AsyncIterator
+from urllib.parse import unquote_to_bytes
 
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData
-from starlette.formparsers import MultiPartParser
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from localwhisper_server.errors import Busy, InvalidRequest
@@ -18,6 +20,8 @@ MAX_FILES = 8
 CHARSETS = frozenset(
     {"utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1", "latin-1", "latin1", "windows-1252", "cp1252"}
 )
+# `filename*=UTF-8''caf%C3%A9.ogg`, and the first part of a long one, `filename*0*=UTF-8''caf`.
+_EXTENDED_NAME = re.compile(rb"""(?i:;\s*filename\*(?:0\*?)?\s*=\s*"?(?:[\w-]*'[\w-]*')?)([^;"]*)""")
 NO_ROOM_RETRY_SECONDS = 30.0  # until others' uploads have left the disk
 
 
@@ -39,9 +43,11 @@ async def parsed(request: Request) -> AsyncIterator[FormData]:
         Busy: there is no room for the upload.
 
     """
-    _require_plain(request)
+    _require_form(request)
     try:
-        data = await request.form(max_files=MAX_FILES, max_fields=MAX_FIELDS)
+        data = await _Parser(request.headers, request.stream(), max_files=MAX_FILES, max_fields=MAX_FIELDS).parse()
+    except MultiPartException as failure:
+        raise InvalidRequest(f"We could not parse the body of your request: {failure.message}") from failure
     except UnicodeError as failure:
         raise InvalidRequest("We could not parse the body of your request: it is not in its charset.") from failure
     except OSError as failure:  # uploads wait in unnamed files
@@ -66,15 +72,51 @@ def fields(data: FormData) -> dict[str, list[str]]:
     return found
 
 
-def _require_plain(request: Request) -> None:
-    """Refuse a body that is compressed, or in a charset with a decoder to fear.
+class _Parser(MultiPartParser):
+    """Takes two kinds of part as uploads that have no plain `filename`.
+
+    Those with a name in another alphabet alone (`filename*`, RFC 5987), and a `file` whose type is not text.
+    """
+
+    def on_headers_finished(self) -> None:
+        """Give the part a file name where it is an upload."""
+        part = self._current_part
+        disposition = part.content_disposition or b""
+        _, options = parse_options_header(disposition)
+        if b"filename" not in options:
+            extended = _EXTENDED_NAME.search(disposition)
+            if extended is not None:
+                part.content_disposition = disposition + b'; filename="%b"' % _safe(unquote_to_bytes(extended[1]))
+            elif options.get(b"name") == b"file" and not _is_text(part.item_headers):
+                part.content_disposition = disposition + b'; filename=""'
+        super().on_headers_finished()
+
+
+def _is_text(headers: list[tuple[bytes, bytes]]) -> bool:
+    """Whether a part is text by what it says of itself; RFC 7578 has it so where it says nothing."""
+    kind = dict(headers).get(b"content-type", b"").strip().lower()
+    return not kind or kind.startswith(b"text/")
+
+
+def _safe(name: bytes) -> bytes:
+    return bytes(byte for byte in name if byte >= ord(" ") and byte not in b'"\\')
+
+
+def _require_form(request: Request) -> None:
+    """Refuse a body that is no multipart form, or compressed, or in a charset with a decoder to fear.
 
     The framework decodes each field on the event loop with whatever codec of Python's is named; some of them, punycode
     for one, take minutes for a megabyte.
     """
     if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         raise InvalidRequest("Compressed request bodies (Content-Encoding) are not supported. Send it as it is.")
-    _, parameters = parse_options_header(request.headers.get("content-type", ""))
+    kind, parameters = parse_options_header(request.headers.get("content-type", ""))
+    if kind != b"multipart/form-data":
+        sent = f"'{kind.decode('latin-1')[:64]}'" if kind else "a body without a content type"
+        raise InvalidRequest(
+            f"The body must be multipart/form-data; you sent {sent}. Send the recording as a file in a form, as the "
+            "SDKs do, or with curl -F model=whisper-1 -F file=@voice.ogg"
+        )
     charset = parameters.get(b"charset", b"utf-8").decode("latin-1").strip().lower()
     if charset not in CHARSETS:
         raise InvalidRequest("We could not parse the body of your request: send it in UTF-8.")

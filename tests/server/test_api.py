@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from localwhisper_server import observe
+from localwhisper_server.api import create_app
 from localwhisper_server.errors import Busy, EngineFailed, InvalidRequest, UnreadableAudio
 from tests.server.driving import (
     LIMIT,
@@ -355,23 +356,85 @@ async def test_a_file_sent_as_text_is_missing(app: App) -> None:
     ],
     ids=["json", "text", "nothing", "urlencoded"],
 )
-async def test_a_body_that_is_no_form_lacks_a_model(app: App, headers: dict[str, str], body: bytes) -> None:
-    """OpenAI's words for what is missed first."""
+async def test_a_body_that_is_no_form_is_told_so(app: App, headers: dict[str, str], body: bytes) -> None:
+    """Whatever else it lacks: what was sent is named, and what to send."""
     answer = await call(app, "POST", "/v1/audio/transcriptions", headers, body)
-    assert answer.status == 400
-    assert answer.error == {
-        "message": "you must provide a model parameter",
-        "type": INVALID,
-        "param": "model",
-        "code": "missing_required_parameter",
-    }
+    assert (answer.status, answer.error["type"]) == (400, INVALID)
+    assert "multipart/form-data" in answer.error["message"]
+    assert headers.get("content-type", "without a content type") in answer.error["message"]
 
 
-async def test_a_urlencoded_form_has_no_file(app: App) -> None:
-    """Its model is read; an upload cannot be in it."""
-    headers = {"content-type": "application/x-www-form-urlencoded"}
-    answer = await call(app, "POST", "/v1/audio/transcriptions", headers, b"model=whisper-1&file=sound")
+def _part(disposition: str, content_type: str = "") -> tuple[dict[str, str], bytes]:
+    """Return a form with a model and one part of this head."""
+    headers, body = multipart(file=None)
+    kind = f"Content-Type: {content_type}\r\n" if content_type else ""
+    part = f"--b\r\nContent-Disposition: form-data; {disposition}\r\n{kind}\r\nsound\r\n--b--"
+    return headers, body.replace(b"--b--", part.encode())
+
+
+@pytest.mark.parametrize(
+    ("disposition", "content_type", "name"),
+    [
+        ("name=\"file\"; filename*=UTF-8''caf%C3%A9.ogg", "", "café.ogg"),
+        ("name=\"file\"; filename*=utf-8'en'caf%C3%A9.ogg", "text/plain", "café.ogg"),
+        ("name=file;FileName*=\"UTF-8''a%22%0D%0Ab.ogg\"", "", "ab.ogg"),
+        ("name=\"file\"; filename*0*=UTF-8''long; filename*1=er.ogg", "", "long"),
+        ('filename*=x.ogg; name="file"', "", "x.ogg"),
+        ('name="file"', "audio/ogg", ""),
+        ('name="file"', "application/octet-stream", ""),
+        ('name="file"; filename=""', "", ""),
+    ],
+)
+async def test_a_file_without_a_plain_name(
+    app: App, backend: FakeBackend, log: io.StringIO, disposition: str, content_type: str, name: str
+) -> None:
+    """One whose name comes in `filename*` alone, and one without a name whose type is not text."""
+    headers, body = _part(disposition, content_type)
+    assert (await call(app, "POST", "/v1/audio/transcriptions", headers, body)).status == 200
+    assert backend.uploads == [b"sound"]
+    assert (f'"{name}"' in log.getvalue()) == bool(name)
+
+
+@pytest.mark.parametrize("content_type", ["", "text/plain", "Text/Plain; charset=utf-8"])
+async def test_a_text_field_called_file_is_no_file(app: App, content_type: str) -> None:
+    """RFC 7578: a part without a type is text."""
+    headers, body = _part('name="file"', content_type)
+    answer = await call(app, "POST", "/v1/audio/transcriptions", headers, body)
     assert (answer.status, answer.error["param"]) == (400, "file")
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1//audio/transcriptions", "//v1/audio//transcriptions", "//audio///transcriptions"]
+)
+async def test_doubled_slashes_are_one(app: App, backend: FakeBackend, path: str) -> None:
+    """A base URL that ends in a slash makes them."""
+    headers, body = multipart()
+    assert (await call(app, "POST", path, headers, body)).status == 200
+    assert (await call(app, "GET", "/v1//models")).status == 200
+
+
+@pytest.mark.parametrize("name", ["", " ", "whisper", "whisper-large-v3", "openai/whisper-1"])
+async def test_a_model_named_by_habit_or_not_at_all(app: App, backend: FakeBackend, name: str) -> None:
+    """Means the served one; asked for by name it is there, but not listed."""
+    assert (await transcribe(app, ("model", name))).json()["text"] == TEXT
+    if name.strip():
+        assert (await call(app, "GET", f"/v1/models/{name}")).json()["id"] == name
+        assert name not in backend.names
+
+
+async def test_a_form_without_a_model(app: App) -> None:
+    """The field left out altogether."""
+    headers, body = multipart()
+    without = body.replace(b'name="model"', b'name="other"')
+    assert (await call(app, "POST", "/v1/audio/transcriptions", headers, without)).json()["text"] == TEXT
+
+
+async def test_hints_of_several_languages_reach_the_model(app: App, backend: FakeBackend) -> None:
+    """And are repeated by the one model whose json lists languages, as OpenAI does."""
+    hints = (("languages[]", "de-AT"), ("languages[]", "english"))
+    answer = await transcribe(app, *hints, ("model", "gpt-transcribe"))
+    assert backend.asked[0].decoding.languages == ("de", "en")
+    assert answer.json()["languages"] == [{"code": "de"}, {"code": "en"}]
 
 
 _FORM, _BODY = multipart()
@@ -469,7 +532,7 @@ async def test_a_file_part_first_is_as_good(app: App, backend: FakeBackend) -> N
 
 async def test_a_refused_field_never_reaches_the_model(app: App, backend: FakeBackend) -> None:
     """And carries its own param and code."""
-    answer = await transcribe(app, ("language", "auto"))
+    answer = await transcribe(app, ("language", "xx"))
     assert answer.status == 400
     assert answer.error["code"] == "invalid_language_format"
     assert not backend.asked
@@ -736,12 +799,40 @@ async def test_the_log_says_why_a_request_was_refused(log: io.StringIO) -> None:
     """By the error's code; what was asked for is not repeated."""
     app = make_app(FakeBackend(), api_key=KEY)
     key = {"authorization": f"Bearer {KEY}"}
-    for fields in ((("model", "nope"),), (("language", "english"),), (("temperature", "hot"),)):
+    for fields in ((("model", "nope"),), (("language", "nonsense"),), (("temperature", "hot"),)):
         headers, body = multipart(*fields)
         await call(app, "POST", "/v1/audio/transcriptions", headers | key, body)
     await call(app, "GET", "/v1/models", {"authorization": "Bearer wrong"})
     said = [line.rpartition("s, ")[2].partition(",")[0] for line in log.getvalue().splitlines()]
     assert said == ["model_not_found", "invalid_language_format", "invalid_value", "invalid_api_key"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "said"),
+    [
+        (EngineFailed(), 500, 'broke off: 500, "voice.ogg"'),
+        (Busy("stopping", retry_after=1), 503, 'broke off: 503, server_is_overloaded, "voice.ogg"'),
+        (RuntimeError("a fault of ours"), 500, 'broke off: 500, "voice.ogg"'),
+    ],
+    ids=["ours", "stopping", "a bug"],
+)
+async def test_a_stream_that_breaks_off_is_counted_as_a_failure(
+    log: io.StringIO, failure: Exception, status: int, said: str
+) -> None:
+    """In the log's line and in the numbers, though 200 went out before."""
+    counted = []
+
+    class Counting(observe.Nobody):
+        def answered(self, method: str, route: str | None, status: int, seconds: float) -> None:
+            counted.append(status)
+
+    backend = FakeBackend([SPOKEN[0], failure])
+    app = create_app(backend, metrics=Counting(), clock=lambda: 0.0)
+    assert (await transcribe(app, ("stream", "true"))).status == 200
+    assert counted == [status]
+    assert log.getvalue().splitlines()[-1].endswith(f"POST /v1/audio/transcriptions 200 0.000s, {said}")
+    await transcribe(make_app(FakeBackend()), ("stream", "true"))
+    assert "broke off" not in log.getvalue().splitlines()[-1]
 
 
 @pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])

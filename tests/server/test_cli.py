@@ -106,6 +106,8 @@ OPTIONS: dict[str, tuple[str, Any]] = {
 LISTS_AND_FILES = {
     "api_key",
     "api_key_file",
+    "upstream_api_key",
+    "upstream_api_key_file",
     "allow_from",
     "allow_host",
     "cors_origin",

@@ -59,7 +59,7 @@ PEERS = {
     None: False,
 }
 HOSTS = {None: True, "192.168.1.2:5000": True, "[fd00::2]:5000": True, "pc.lan:5000": True, "evil.example:5000": False}
-ORIGINS = {None: True, "the same": True, PAGE: True, "https://evil.example": False, "null": False}
+ORIGINS = (None, "the same", PAGE, "https://evil.example", "null")
 CREDENTIALS = {
     "right": ({"authorization": f"Bearer {KEYS[1]}"}, 200),
     "by its own name": ({"x-localwhisper-key": KEYS[0], "authorization": "Bearer sk-upstream"}, 200),
@@ -73,7 +73,10 @@ CREDENTIALS = {
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("page", ORIGINS)
 async def test_every_cell_of_the_matrix(peer: str | None, host: str | None, page: str | None) -> None:
-    """Address, then name, then page, then key; all have to hold, and whoever is refused learns the remedy."""
+    """Address, then name, then key; all have to hold, and whoever is refused learns the remedy.
+
+    With a key set, any page may call: none but the user's own knows it, so none can forge a request.
+    """
     app = make(peer=peer, keys=KEYS, origins=(PAGE,))
     origin = f"http://{host or 'pc'}" if page == "the same" else page
     if page == "the same" and host is None:
@@ -85,8 +88,6 @@ async def test_every_cell_of_the_matrix(peer: str | None, host: str | None, page
             expected, remedy = (403, "address_not_allowed"), "--allow-from"
         elif not HOSTS[host]:
             expected, remedy = (403, "host_not_allowed"), "--allow-host"
-        elif not ORIGINS[page]:
-            expected, remedy = (403, "origin_not_allowed"), "--cors-origin"
         else:
             expected, remedy = (status, None), "--api-key"
         assert answer.status == expected[0]
@@ -95,9 +96,9 @@ async def test_every_cell_of_the_matrix(peer: str | None, host: str | None, page
             assert answer.error["type"] == "request_forbidden"
         if answer.status != 200:
             assert remedy in answer.error["message"]
-        # A page that may call may read what it gets, a refusal as well; one that may not, may not.
+        # A page may read what it gets, a refusal of its key as well; no other refusal.
         readable = answer.headers.get("access-control-allow-origin")
-        assert readable == (PAGE if page == PAGE and answer.status != 403 else None)
+        assert readable == (origin if answer.status != 403 else None)
 
 
 @pytest.mark.parametrize("path", ["/health", "/v1/health"])
@@ -174,7 +175,7 @@ async def test_preflight_of_a_listed_page() -> None:
     assert "x-stainless-os" in answer.headers["access-control-allow-headers"]
     assert answer.headers["access-control-allow-private-network"] == "true"
     asked["origin"] = "https://evil.example"
-    answer = await call(make(origins=(PAGE,), keys=KEYS), "OPTIONS", "/v1/audio/transcriptions", asked)
+    answer = await call(make(origins=(PAGE,)), "OPTIONS", "/v1/audio/transcriptions", asked)
     assert answer.status == 403
     assert "access-control-allow-origin" not in answer.headers
 
@@ -193,6 +194,80 @@ async def test_any_page_can_be_let_in() -> None:
     """With a star, for who knows what that means."""
     answer = await call(make(origins=("*",)), "GET", "/v1/models", {"origin": "https://any.example"})
     assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, "*")
+
+
+FOREIGN = ["https://evil.example", "null", "app://obsidian.md", "tauri://localhost", "chrome-extension://abc"]
+
+
+@pytest.mark.parametrize("page", FOREIGN)
+@pytest.mark.parametrize("way", ["authorization", "x-localwhisper-key"])
+async def test_any_page_with_the_key_may_call(page: str, way: str) -> None:
+    """Browsers, Electron, Tauri, web extensions: first the preflight, without a key, then the request with it."""
+    app = make(keys=KEYS)
+    asked = {"origin": page, "access-control-request-method": "POST", "access-control-request-headers": way}
+    preflight = await call(app, "OPTIONS", "/v1/audio/transcriptions", asked)
+    assert (preflight.status, preflight.headers["access-control-allow-origin"]) == (200, page)
+    assert way in preflight.headers["access-control-allow-headers"]
+    key = {way: f"Bearer {KEYS[0]}" if way == "authorization" else KEYS[0]}
+    headers, body = multipart()
+    for method, path, sent in (("POST", "/v1/audio/transcriptions", body), ("GET", "/v1/health", b"")):
+        answer = await call(app, method, path, headers | key | {"origin": page}, sent)
+        assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, page)
+
+
+async def test_a_page_with_another_key_can_read_that_it_is_wrong() -> None:
+    """Rather than "Network Error"; the model is not reached."""
+    backend = FakeBackend()
+    headers, body = multipart()
+    for key in ({}, {"authorization": "Bearer sk-other"}):
+        asked = headers | key | {"origin": FOREIGN[0]}
+        answer = await call(make(backend, keys=KEYS), "POST", "/v1/audio/transcriptions", asked, body)
+        assert (answer.status, answer.headers["access-control-allow-origin"]) == (401, FOREIGN[0])
+    assert not backend.uploads
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/ready"])
+async def test_a_page_without_the_key_cannot_ask_how_the_server_is(path: str) -> None:
+    """These need no key, so the page is what decides."""
+    for key in ({}, {"authorization": "Bearer sk-other"}):
+        answer = await call(make(keys=KEYS), "GET", path, key | {"origin": FOREIGN[0]})
+        assert (answer.status, answer.error["code"]) == (403, "origin_not_allowed")
+
+
+@pytest.mark.parametrize("page", FOREIGN)
+async def test_without_keys_no_foreign_page_may_call(page: str) -> None:
+    """Its preflight neither."""
+    for method in ("GET", "OPTIONS"):
+        asked = {"origin": page, "access-control-request-method": "GET", "authorization": "Bearer any"}
+        answer = await call(make(), method, "/v1/models", asked)
+        assert (answer.status, answer.error["code"]) == (403, "origin_not_allowed")
+        assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("peer", "headers", "line"),
+    [
+        ("8.8.8.8", {}, '403 0.000s, address_not_allowed, "8.8.8.8" (--allow-from lets it in)'),
+        ("::1", {"host": "pc.example"}, '403 0.000s, host_not_allowed, "pc.example" (--allow-host lets it in)'),
+        ("::1", {"origin": "app://x"}, '403 0.000s, origin_not_allowed, "app://x" (--cors-origin lets it in)'),
+        ("::1", {"origin": 'a"\n' + "x" * 999}, '"a\\"\\n' + "x" * 97 + '" (--cors-origin lets it in)'),
+    ],
+    ids=["address", "name", "page", "a page that would write lines"],
+)
+async def test_the_log_says_who_was_refused_and_what_lets_them_in(
+    peer: str, headers: dict[str, str], line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The user sees "Network Error" alone, so the log has the remedy."""
+    with caplog.at_level("INFO"):
+        assert (await call(make(peer=peer), "GET", "/v1/models", headers)).status == 403
+    assert caplog.messages[-1].endswith(line)
+
+
+@pytest.mark.parametrize("host", ["localhost:5000", "whisper.localhost", "a.b.localhost:5000"])
+async def test_names_below_localhost_are_this_machine(host: str) -> None:
+    """RFC 6761: no public name server can point them anywhere."""
+    assert (await call(make(), "GET", "/v1/models", {"host": host})).status == 200
+    assert (await call(make(), "GET", "/v1/models", {"host": f"{host.partition(':')[0]}.example"})).status == 403
 
 
 async def test_too_many_headers() -> None:
@@ -271,7 +346,8 @@ HEADERS = st.lists(
 def test_no_header_breaks_the_guard(headers: list[tuple[bytes, bytes]], peer: str | None) -> None:
     """Any bytes at all are let in or refused in words of ours."""
     rules = Rules(keys=KEYS, trusted_proxies=(parse_network("127.0.0.1"),))
-    scope = {"headers": headers, "client": ("127.0.0.1", 1) if peer is None else (peer, 1)}
+    client = ("127.0.0.1", 1) if peer is None else (peer, 1)
+    scope = {"headers": headers, "client": client, "method": "GET", "path": "/health"}
     for check in (lambda: check_origin(rules, scope), lambda: keys.check_key(headers, rules.keys)):
         try:
             check()

@@ -6,15 +6,19 @@ import contextlib
 import json
 import threading
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import httpx2
 import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
-from localwhisper_server import api
+from localwhisper_server import api, front
+from localwhisper_server.config import Settings
 from localwhisper_server.guard import Rules
+from localwhisper_server.keys import require_usable
 from localwhisper_server.protocol import PatientProtocol
 from localwhisper_server.upstream import Upstream, may_leave, to_caller, to_upstream
 from tests.server.driving import TEXT, Answer, FakeBackend, call, multipart
@@ -22,6 +26,7 @@ from tests.server.listening import serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
     from localwhisper_server.asgi import App
 
@@ -266,8 +271,6 @@ def _refusing() -> tuple[App, list[Any]]:
 
 SLY = [
     "/v1/audio/transcriptions/",
-    "/v1//audio/transcriptions",
-    "/v1/audio//transcriptions",
     "/v1/./audio/transcriptions",
     "/v1/chat/../audio/transcriptions",
     "/v1/audio/speech/../transcriptions",
@@ -322,6 +325,16 @@ async def test_what_says_it_is_sound_stays(content_type: str) -> None:
     app, asked = _refusing()
     assert (await call(app, "POST", "/v1/files", {"content-type": content_type}, b"x")).status == 404
     assert not asked
+
+
+@pytest.mark.parametrize("path", ["/v1//audio/transcriptions", "/v1/audio//transcriptions"])
+async def test_a_doubled_slash_is_ours(path: str) -> None:
+    """It is one slash before anything looks at the path, so the recording is answered here."""
+    app, asked = _refusing()
+    headers, body = multipart()
+    assert (await call(app, "POST", path, headers, body)).json()["text"] == TEXT
+    assert (await call(app, "POST", "/v1//chat/completions", {"content-length": "1"}, b"x")).status == 200
+    assert [request.url.raw_path for request in asked] == [b"/v1/chat/completions"]
 
 
 async def test_other_paths_do_leave() -> None:
@@ -419,10 +432,198 @@ async def test_our_key_stays_here_in_a_query_too() -> None:
     upstream = Upstream("https://api.example/v1", keys=(KEY,), transport=httpx2.MockTransport(answer))
     scope = {"path": "/v1/files", "raw_path": b"/v1/files", "method": "GET", "headers": []}
     for query in (f"a=1&api_key={KEY}&b", f"key={KEY}"):
-        upstream._request({**scope, "query_string": query.encode()}, None)
         await upstream._client.send(upstream._request({**scope, "query_string": query.encode()}, None))
     await upstream.aclose()
     assert seen == [b"a=1&b", b""]
+
+
+# Every sign that a key may hold, in each place that it could go out by.
+SIGNS = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in ',;"')
+
+
+@pytest.mark.parametrize("key", [KEY, "a", "k:e=y==", "a+b%20c&d", SIGNS, "'quoted'", "Bearer"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        *("Bearer {}", "bearer  {} ", "{}", 'Token token="{}"', "x={}", "Bearer x, Bearer {}", "Bearer {};a=1"),
+        "Basic {}",
+    ],
+)
+def test_no_usable_key_leaves_in_a_header(key: str, form: str) -> None:
+    """Whatever signs are in it."""
+    require_usable(key)
+    for inside in (f"{key}:x", f"x:{key}") if form == "Basic {}" and ":" not in key else (f"x:{key}",):
+        shown = base64.b64encode(inside.encode()).decode() if form == "Basic {}" else key
+        assert to_upstream([(b"authorization", form.format(shown).encode())], ("other", key)) == []
+
+
+@pytest.mark.parametrize("key", [KEY, "a", "k:e=y==", "a+b%20c&d", SIGNS])
+@pytest.mark.parametrize("name", ["api_key", "key", "token", ""])
+async def test_no_usable_key_leaves_in_a_query(key: str, name: str) -> None:
+    """Encoded as browsers and libraries encode it; the rest of the query goes."""
+    seen = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        seen.append(request.url.query)
+        return httpx2.Response(200, stream=httpx2.ByteStream(b"{}"))
+
+    upstream = Upstream("https://api.example/v1", keys=("other", key), transport=httpx2.MockTransport(answer))
+    app = api.create_app(FakeBackend(), upstream=upstream, clock=lambda: 0.0)
+    query = f"b=2&{name}={quote(key, safe='')}&a=1"
+
+    async def asked(scope: Any, receive: Any, send: Any) -> None:
+        await app({**scope, "query_string": query.encode()}, receive, send)
+
+    await call(asked, "GET", "/v1/files")
+    await upstream.aclose()
+    assert seen == [b"b=2&a=1"]
+
+
+@pytest.mark.parametrize("key", ["two words", "a,b", "a;b", 'a"b', "tab\tbed", "nul\0", "schlüssel", "", "a\u00a0b"])
+def test_a_key_that_cannot_be_told_apart_is_refused_at_the_start(key: str, tmp_path: Path) -> None:
+    """One with what separates the words of a header; the message does not show it."""
+    with pytest.raises(ValueError, match="a key may hold") as failure:
+        require_usable(key)
+    assert not key or key not in str(failure.value)
+    if key.strip() == key != "":
+        (tmp_path / "keys").write_text(f"{KEY}\n{key}\n")
+        with pytest.raises(front.Misconfigured, match="a key may hold"):
+            front.rules(Settings(api_key_file=tmp_path / "keys"), ())
+
+
+# The upstream's models, and its key
+
+GPT = {"id": "gpt-5", "object": "model", "created": 1, "owned_by": "openai"}
+THEIRS = {"object": "list", "data": [GPT, {"id": "whisper-1", "owned_by": "openai"}]}
+
+
+def _listing(answer: httpx2.Response | Exception, **settings: Any) -> tuple[App, list[httpx2.Request]]:
+    """Return an app before an upstream that answers everything so, and what it was asked."""
+    asked = []
+
+    def handle(request: httpx2.Request) -> httpx2.Response:
+        asked.append(request)
+        if isinstance(answer, Exception):
+            raise answer
+        return httpx2.Response(answer.status_code, headers=answer.headers, stream=httpx2.ByteStream(answer.content))
+
+    rules = Rules(keys=settings.get("keys", ()))
+    upstream = Upstream("https://api.example/v1", transport=httpx2.MockTransport(handle), **settings)
+    return api.create_app(FakeBackend(), rules=rules, upstream=upstream, clock=lambda: 0.0), asked
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/models", "/v1//models"])
+async def test_the_list_of_models_is_ours_and_the_upstreams(path: str) -> None:
+    """Open WebUI offers what is listed; a name of ours means ours. The upstream is asked as the caller would."""
+    app, asked = _listing(httpx2.Response(200, json=THEIRS))
+    headers = {"authorization": "Bearer sk-mine", "accept-encoding": "br", "content-type": "application/json"}
+    listed = (await call(app, "GET", path, headers)).json()
+    assert listed["object"] == "list"
+    assert [model["id"] for model in listed["data"]] == [*FakeBackend().names, "gpt-5"]
+    assert listed["data"][-1] == GPT
+    (request,) = asked
+    assert (request.method, str(request.url)) == ("GET", "https://api.example/v1/models")
+    assert request.headers["authorization"] == "Bearer sk-mine"
+    assert request.headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx2.ConnectError("refused"),
+        httpx2.ReadTimeout("slow"),
+        httpx2.Response(401, json={"error": {}}),
+        httpx2.Response(500),
+        httpx2.Response(999),
+        httpx2.Response(200, content=b"<html>"),
+        httpx2.Response(200, json=[]),
+        httpx2.Response(200, json={"data": None}),
+        httpx2.Response(200, json={"data": [1]}),
+        httpx2.Response(200, content=b"[" * 100_000),
+        httpx2.Response(200, content=b" " * 5_000_000),
+    ],
+    ids=lambda answer: str(answer)[:40],
+)
+async def test_without_the_upstreams_list_ours_is_shown(answer: Any) -> None:
+    """Speech-to-text does not end with the internet connection."""
+    app, _ = _listing(answer)
+    listed = await call(app, "GET", "/v1/models")
+    assert [model["id"] for model in listed.json()["data"]] == list(FakeBackend().names)
+
+
+@pytest.mark.parametrize("path", ["/v1/models/gpt-5", "/models/gpt-5", "/v1/models/anthropic/claude"])
+async def test_a_model_that_is_not_ours_is_asked_for_upstream(path: str) -> None:
+    """Ours is not: that is answered here."""
+    app, asked = _listing(httpx2.Response(200, json=GPT))
+    assert (await call(app, "GET", path)).json() == GPT
+    assert str(asked[0].url) == f"https://api.example/v1/models/{path.partition('/models/')[2]}"
+    for ours in ("base", "whisper-1", "openai/whisper-large-v3"):
+        assert (await call(app, "GET", f"/v1/models/{ours}")).json()["owned_by"] == "localwhisper"
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (httpx2.Response(404, json={"error": {"code": "x"}}), 404),
+        (httpx2.ConnectError(""), 502),
+        (httpx2.Response(999), 502),
+    ],
+    ids=["not there", "unreachable", "no status"],
+)
+async def test_a_model_that_the_upstream_does_not_give(answer: Any, status: int) -> None:
+    """Its own answer, or ours in the envelope where there is none."""
+    app, _ = _listing(answer)
+    found = await call(app, "GET", "/v1/models/gpt-6")
+    assert (found.status, "error" in found.json()) == (status, True)
+
+
+@pytest.mark.parametrize("name", ["../audio/transcriptions", "a//b", "%2e%2e", "audio/../transcriptions", "x?y"])
+async def test_no_models_name_leads_elsewhere(name: str) -> None:
+    """What is asked for stays below /models."""
+    app, asked = _listing(httpx2.Response(200, json=GPT))
+    answer = await call(app, "GET", f"/v1/models/{name}")
+    assert answer.status in (200, 404)
+    assert all(
+        request.url.raw_path.startswith(b"/v1/models/") and b".." not in request.url.raw_path for request in asked
+    )
+
+
+@pytest.mark.parametrize(
+    ("headers", "sent"),
+    [
+        ({"authorization": f"Bearer {KEY}"}, "Bearer sk-house"),
+        ({"x-localwhisper-key": KEY}, "Bearer sk-house"),
+        ({"x-localwhisper-key": KEY, "authorization": "Bearer sk-mine"}, "Bearer sk-mine"),
+        ({"x-localwhisper-key": KEY, "api-key": "mine"}, None),
+        ({}, None),
+        ({"authorization": "Bearer sk-mine"}, None),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/models", "/v1/models/gpt-5"])
+async def test_the_servers_own_key_for_the_upstream(path: str, headers: dict[str, str], sent: str | None) -> None:
+    """Takes the place of the key that let the caller in; a key of the caller's own goes on, and no key gets nowhere."""
+    app, asked = _listing(httpx2.Response(200, json=THEIRS), keys=(KEY,), own_key="sk-house")
+    answer = await call(app, "GET", path, headers)
+    assert [request.headers.get("authorization") for request in asked] == ([sent] if answer.status == 200 else [])
+    assert all(KEY not in str(request.headers.raw) for request in asked)
+
+
+def test_the_upstreams_key_is_read_from_an_option_or_a_file(tmp_path: Path) -> None:
+    """One of them, behind a key of this server's: else anyone could spend its money."""
+    file = tmp_path / "key"
+    file.write_text("# OpenAI's\nsk-house\n")
+    behind: dict[str, Any] = {"upstream": "https://api.example/v1", "api_key": (SecretStr(KEY),)}
+    assert Settings(**behind).upstream_key() is None
+    assert Settings(**behind, upstream_api_key=SecretStr("sk-x")).upstream_key() == "sk-x"
+    assert Settings(**behind, upstream_api_key_file=file).upstream_key() == "sk-house"
+    for missing, needed in (("upstream", "needs --upstream"), ("api_key", "needs --api-key")):
+        rest = {name: value for name, value in behind.items() if name != missing}
+        with pytest.raises(ValueError, match=needed):
+            Settings(**rest, upstream_api_key_file=file)
+    file.write_text("one\ntwo\n")
+    with pytest.raises(front.Misconfigured, match="more than one key"):
+        front.Surroundings(Settings(**behind, upstream_api_key_file=file), (KEY,))
 
 
 async def _headers_seen(rules: Rules, headers: dict[str, str]) -> tuple[Answer, Any]:
@@ -498,6 +699,34 @@ async def test_an_upstream_that_fails(failure: Exception, status: int, code: str
     answer = await call(app, "POST", "/v1/embeddings", {"content-length": "1"}, b"x")
     assert (answer.status, answer.error["code"]) == (status, code)
     assert str(failure) not in answer.error["message"]
+
+
+@pytest.mark.parametrize("status", [600, 777, 999])
+async def test_a_status_that_http_does_not_have(status: int) -> None:
+    """Is not passed back, since the web server here could not send it, but answered in the envelope."""
+    app, _ = _listing(httpx2.Response(status, content=b"x"))
+    answer = await call(app, "POST", "/v1/embeddings", {"content-length": "1"}, b"x")
+    assert (answer.status, answer.error["code"]) == (502, "upstream_failed")
+    assert str(status) in answer.error["message"]
+
+
+async def test_an_upstream_that_breaks_off_is_logged_so(caplog: pytest.LogCaptureFixture) -> None:
+    """Though its 200 was passed back before."""
+
+    async def cut() -> AsyncIterator[bytes]:
+        yield b"half"
+        raise httpx2.ReadError("reset")
+
+    class Cutting(httpx2.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+            return httpx2.Response(200, content=cut())
+
+    upstream = Upstream("https://api.example/v1", transport=Cutting())
+    app = api.create_app(FakeBackend(), upstream=upstream, clock=lambda: 0.0)
+    with caplog.at_level("INFO"):
+        answer = await call(app, "GET", "/v1/files")
+    assert (answer.status, answer.whole) == (200, False)
+    assert caplog.messages[-1] == "GET /v1/files 200 0.000s, broke off: 502, upstream_failed"
 
 
 class Reading(httpx2.AsyncBaseTransport):
