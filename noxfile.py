@@ -133,6 +133,13 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def media(session: nox.Session) -> None:
+    """Every container and codec that FFmpeg writes, films and their extras, heard by the real model. Takes minutes."""
+    session.install(EVERYTHING, *group("test"))
+    session.run("pytest", "-s", "tests/media", *session.posargs, env={"MEDIA": "1"})
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Speed and accuracy against plain faster-whisper, in turn in one run. Takes its time; not part of CI."""
     session.install(EVERYTHING, *group("test"))

@@ -218,6 +218,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--repeat", type=int, default=1, help="take every clip so many times: hot samples are drawn by lot"
     )
+    parser.add_argument("--prompt", default="", help="send this prompt along, to the server alone")
     parser.add_argument(
         "--no-plain", action="store_true", help="leave plain faster-whisper out, which takes the most time"
     )
@@ -238,8 +239,8 @@ def main(arguments: Sequence[str]) -> int:
         url = options.server or stack.enter_context(serving("--model", folder)).base_url
         client = OpenAI(base_url=url, api_key="none", max_retries=0)
         transcribers = {
-            "full window": server(client, options.server_model, window="exact"),
-            "adaptive": server(client, options.server_model),
+            "full window": server(client, options.server_model, prompt=options.prompt, window="exact"),
+            "adaptive": server(client, options.server_model, prompt=options.prompt),
         }
         if not options.no_plain:
             model = WhisperModel(folder, device="cpu", compute_type="int8")

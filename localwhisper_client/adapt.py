@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from localwhisper_client.cloud_models import BY_CHOICE, MODELS
+from localwhisper_client.languages import means_detect, whisper_code
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,8 +59,9 @@ def adapted(path: str, fields: Mapping[str, Any], day: date) -> tuple[dict[str, 
 
 def _code(language: object) -> str:
     """Return a language as the cloud names it; nothing for `auto`, which means the same to the house."""
-    code = language.strip().lower() if isinstance(language, str) else ""
-    return "" if code == "auto" else code
+    if not isinstance(language, str) or means_detect(language):
+        return ""
+    return whisper_code(language) or language.strip().lower()
 
 
 def _missing(model: CloudModel, fields: Mapping[str, Any], *, translate: bool) -> bool:

@@ -212,11 +212,8 @@ def _unknown_codec(source: Source) -> InvalidRequest:
 def _resampled(container: "av.container.InputContainer", index: int, max_seconds: float) -> Iterator[bytes]:
     """Yield pieces of 16 kHz mono, 16-bit, on the container's clock."""
     mono = _Mono()
-    longest = LONGEST_GAP_SECONDS
-    if container.format.name in CLOCKLESS:
-        longest = 0.0
-    elif container.format.flags & TS_DISCONT:
-        longest = LONGEST_JUMP_SECONDS
+    has_clock = container.format.name not in CLOCKLESS
+    longest = LONGEST_JUMP_SECONDS if container.format.flags & TS_DISCONT else LONGEST_GAP_SECONDS
     start, given = (container.start_time or 0) / av.time_base, 0.0
     for packet in container.demux(container.streams[index]):
         try:
@@ -224,7 +221,7 @@ def _resampled(container: "av.container.InputContainer", index: int, max_seconds
         except av.error.FFmpegError:
             continue  # one damaged packet, by whichever name its decoder calls that; the next may be whole
         for frame in frames:
-            gap = 0.0 if frame.time is None else frame.time - start - given
+            gap = frame.time - start - given if has_clock and frame.time is not None else 0.0
             most = min(max_seconds - given, longest if given else LONGEST_GAP_SECONDS)
             if LEAST_GAP_SECONDS < gap <= most:
                 yield from mono.end()

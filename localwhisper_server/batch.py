@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from localwhisper_server import window
-from localwhisper_server.chunks import Piece
+from localwhisper_server.chunks import Piece, Span
 from localwhisper_server.options import Decoding
 from localwhisper_server.transcript import Segment
 
@@ -29,9 +29,10 @@ class Chunk:
 
     `features` are its log-mel frames of 10 ms, shape (mels, n); it is `seconds` long and begins `offset` seconds into
     the recording. `speech_seconds` of it are speech, the last of which ends at `speech_end`, in seconds from its
-    start. `full` asks for the full window, whatever its length; one that is `doubted` gets it for once. `before` are
-    the tokens that were written down of what comes right before it. One that `follows` has its language decided by
-    another chunk in the end, so it need not be sure of it. `prompt` and `hotwords` are the decoding's, as tokens.
+    start, as those of `speech` are. `full` asks for the full window, whatever its length; one that is `doubted` gets it
+    for once. `before` are the tokens that were written down of what comes right before it. One that `follows` has its
+    language decided by another chunk in the end, so it need not be sure of it. `prompt` and `hotwords` are the
+    decoding's, as tokens.
     """
 
     features: Features
@@ -40,6 +41,7 @@ class Chunk:
     decoding: Decoding
     speech_seconds: float = 0.0
     speech_end: float = 0.0
+    speech: tuple[Span, ...] = ()
     full: bool = False
     doubted: bool = False
     before: tuple[int, ...] = ()
@@ -90,6 +92,7 @@ class Preparer:
             decoding,
             speech_seconds=sum(span.seconds for span in piece.speech),
             speech_end=piece.speech[-1].end if piece.speech else 0.0,
+            speech=piece.speech,
             full=full,
             prompt=self._tokens(decoding.prompt.strip()),
             hotwords=self._tokens(decoding.hotwords.strip()),
@@ -123,4 +126,5 @@ def rest_of(chunk: Chunk, at: float | None, before: tuple[int, ...]) -> Chunk | 
         offset=chunk.offset + at,
         speech_seconds=max(0.0, chunk.speech_seconds - at),
         speech_end=max(0.0, chunk.speech_end - at),
+        speech=tuple(Span(max(0.0, span.start - at), span.end - at) for span in chunk.speech if span.end > at),
     )

@@ -19,6 +19,8 @@ LONGEST_IN_ONE_LANGUAGE_SECONDS = 8.0
 STRETCH_SECONDS = 30.0
 # So much of a stretch that ends in silence is looked at again: a word may begin there, too short to be noticed yet.
 EDGE_SECONDS = 1.0
+# A word may begin so much before the detector notices, and end so much after.
+LEAD_SECONDS = 0.2
 
 Samples = npt.NDArray[np.float32]
 
@@ -126,6 +128,18 @@ def plan(speech: Sequence[Span], duration: float, *, padding: float, longest: fl
         end = min(middle_after, group[-1].end + padding)
         planned.append(Planned(start, end, tuple(group)))
     return planned
+
+
+def in_speech(start: float, end: float, speech: Sequence[Span]) -> tuple[float, float]:
+    """Return the times of a text without the silence at its start and its end, but for `LEAD_SECONDS`.
+
+    The model's alignment gives the silence before a word to that word, however long it is. A text that lies in silence
+    altogether keeps its times: then it is the detector that missed it.
+    """
+    spoken = [span for span in speech if span.end > start and span.start < end]
+    if not spoken:
+        return start, end
+    return max(start, spoken[0].start - LEAD_SECONDS), min(end, spoken[-1].end + LEAD_SECONDS)
 
 
 def most_speech(padding: float, longest: float = LONGEST_SECONDS) -> float:

@@ -20,7 +20,7 @@ from faster_whisper.vad import VadOptions, get_speech_timestamps
 
 from localwhisper_server import cuda_libraries, gate, reading, window
 from localwhisper_server.batch import MIN_REST_SECONDS, Chunk, ChunkResult, Features, Preparer, padded, rest_of
-from localwhisper_server.chunks import LONGEST_SECONDS, SAMPLE_RATE, Piece, Samples, Span, most_speech
+from localwhisper_server.chunks import LONGEST_SECONDS, SAMPLE_RATE, Piece, Samples, Span, in_speech, most_speech
 from localwhisper_server.devices import ONE_WORKER, Device, Workers
 from localwhisper_server.hypothesis import TEMPERATURES, Hypothesis, best, ladder
 from localwhisper_server.options import Decoding, Voice
@@ -325,8 +325,8 @@ def _aligned(
             replace(
                 segment,
                 words=tuple(
-                    replace(word, start=_in_recording(chunk, word.start, 2), end=_in_recording(chunk, word.end, 2))
-                    for word in words
+                    replace(word, start=_in_recording(chunk, start, 2), end=_in_recording(chunk, end, 2))
+                    for word, (start, end) in ((word, in_speech(word.start, word.end, chunk.speech)) for word in words)
                 )
                 if chunk.decoding.words
                 else (),
@@ -412,9 +412,10 @@ def _in_recording(chunk: Chunk, seconds: float, digits: int) -> float:
 
 def _segment(piece: reading.Piece, hypothesis: Hypothesis, row: _Row) -> Segment:
     begin = row.tokenizer.timestamp_begin
+    start, end = in_speech(piece.start, piece.end, row.chunk.speech)
     return Segment(
-        start=_in_recording(row.chunk, piece.start, 3),
-        end=_in_recording(row.chunk, piece.end, 3),
+        start=_in_recording(row.chunk, start, 3),
+        end=_in_recording(row.chunk, end, 3),
         text=row.tokenizer.decode(list(piece.tokens)).rstrip(),
         # With its timestamps, as OpenAI's `tokens` have them.
         tokens=(

@@ -22,6 +22,7 @@ RATE = 16_000
 # Codecs that take few rates, and containers that take one.
 RATES = {"real_144": 8000, "g723_1": 8000, "libopencore_amrnb": 8000, "nellymoser": 8000, "adpcm_swf": 22_050}
 RATES |= {"roq_dpcm": 22_050, "swf": 22_050, "gxf": 48_000, "mxf": 48_000, "mxf_opatom": 48_000, "flv": 44_100}
+STEREO = {"vorbis", "aptx", "aptx_hd"}  # FFmpeg's own encoders of these take nothing else
 # Muxers that write no file of sound: devices, networks, several files, text, sums of what they are given.
 NO_FILES = {
     *("alsa", "oss", "xv", "sdl", "fbdev", "hls", "dash", "hds", "segment", "stream_segment,ssegment", "tee", "null"),
@@ -137,7 +138,8 @@ def _sound(
     start: float = 0.0,
     hole: tuple[float, float] = (0.0, 0.0),
 ) -> Callable[[], Iterator[av.Packet]]:
-    stream = output.add_stream(codec, rate=rate, layout="mono")
+    layout = "stereo" if codec in STEREO else "mono"
+    stream = output.add_stream(codec, rate=rate, layout=layout)
     stream.metadata.update(metadata)
     context = stream.codec_context
     context.options = {"strict": "experimental"}
@@ -146,7 +148,7 @@ def _sound(
     def packets() -> Iterator[av.Packet]:
         frame = av.AudioFrame.from_ndarray(samples[None].astype(np.float32), format="fltp", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = RATE, 0, Fraction(1, RATE)
-        resampler = av.AudioResampler(context.format, "mono", rate, context.frame_size or 1024)
+        resampler = av.AudioResampler(context.format, layout, rate, context.frame_size or 1024)
         for piece in [*resampler.resample(frame), *resampler.resample(None), None]:
             for packet in stream.encode(piece):
                 for stamp in ("pts", "dts"):

@@ -16,6 +16,7 @@ from localwhisper_server.chunks import (
     Cutter,
     Piece,
     Span,
+    in_speech,
     most_speech,
     plan,
 )
@@ -276,3 +277,25 @@ def test_pieces_come_before_the_recording_ends() -> None:
     piece = next(pieces(endless(), Ear(), padding=0.3))
     assert piece.offset == pytest.approx(0.2, abs=SAMPLE)
     assert arrived * BLOCK <= STRETCH_SECONDS + BLOCK
+
+
+SPEECH = (Span(5.0, 6.0), Span(6.5, 7.0), Span(12.0, 13.0))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ((5.2, 5.6), (5.2, 5.6)),
+        ((0.0, 5.6), (4.8, 5.6)),  # the first word of a recording that begins with silence
+        ((6.8, 12.4), (6.8, 12.4)),  # speech at both ends: a sentence with a pause in it
+        ((7.0, 12.4), (11.8, 12.4)),
+        ((6.6, 11.9), (6.6, 7.2)),
+        ((0.0, 20.0), (4.8, 13.2)),
+        ((8.0, 9.0), (8.0, 9.0)),  # the detector missed it
+        ((4.9, 5.1), (4.9, 5.1)),
+    ],
+)
+def test_a_text_lasts_as_long_as_its_speech(text: tuple[float, float], expected: tuple[float, float]) -> None:
+    """Silence before and after it is not its own, but for what the detector may have missed."""
+    assert in_speech(*text, SPEECH) == pytest.approx(expected)
+    assert in_speech(*text, ()) == text

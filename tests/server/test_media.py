@@ -175,7 +175,7 @@ def test_a_clock_that_starts_anew_is_no_hole(pool: decoder.Pool, speech: Samples
         assert _decode(pool, data).size == pytest.approx(2 * speech.size, abs=8000)
 
 
-@pytest.mark.parametrize("codec", ["g722", "libmp3lame", "pcm_s16le"])
+@pytest.mark.parametrize("codec", ["g722", "libmp3lame", "pcm_s16le", "vorbis"])
 def test_an_avi_has_no_clock(pool: decoder.Pool, speech: Samples, codec: str) -> None:
     """FFmpeg counts its packets, some by the wrong unit: that must not become minutes of silence."""
     assert _is_heard(_decode(pool, media.recording(speech, "avi", codec)), speech)
