@@ -66,8 +66,9 @@ class Queue(Generic[Item]):
     whose turn it is and is filled with chunks of others, in turn, that are not much longer; those of requests being
     served do not fill up the batch that a new one begins, which would take longer for it. Turns: interactive before
     bulk; a new request before those already served, of these one that was in few batches, and of all others the one
-    served longest ago; but first the one passed over most often, where that was PATIENCE times or more. So a short message that comes while hour-long files are
-    decoded is in the very next batch, and nobody is passed over more than PATIENCE times and once for each other.
+    served longest ago; but first the one passed over most often, where that was PATIENCE times or more. So a short
+    message that comes while hour-long files are decoded is in the very next batch, and nobody is passed over more than
+    PATIENCE times and once for each other.
     """
 
     def __init__(self, *, capacity: int, limits: Limits) -> None:
