@@ -171,7 +171,8 @@ class Engine:
             asked = row.chunk.decoding
             if gate.is_prompts_doing(hypothesis.text, hypothesis.no_speech_prob, prompt=asked.prompt + asked.hotwords):
                 plain = replace(asked, prompt="", hotwords="")
-                results.append(ChunkResult(None, (), replace(row.chunk, decoding=plain), "prompt"))
+                bare = replace(row.chunk, decoding=plain, prompt=(), hotwords=())
+                results.append(ChunkResult(None, (), bare, "prompt"))
                 continue
             doubt = None if full else _doubt(row, hypothesis, read)
             if doubt:

@@ -313,7 +313,7 @@ async def test_decoders_that_take_long_hold_up_nobody(
     """Ten uploads wait for their decoders: a message is prepared and answered all the same."""
     slow = threading.Event()
 
-    def blocks(source: Any, *, max_seconds: float) -> Any:
+    def blocks(source: Any, *, max_seconds: float, language: str | None = None) -> Any:
         source.seek(0)
         if source.read() == b"slow":
             assert slow.wait(SECONDS)
@@ -345,7 +345,7 @@ async def test_a_message_is_prepared_between_the_steps_of_long_recordings(
             looks.append(samples.size / SAMPLE_RATE)
         return []
 
-    def blocks(source: Any, *, max_seconds: float) -> Iterator[np.ndarray[Any, Any]]:
+    def blocks(source: Any, *, max_seconds: float, language: str | None = None) -> Iterator[np.ndarray[Any, Any]]:
         source.seek(0)
         for _ in range(1200 if source.read() == b"hour" else 1):
             yield np.zeros(3 * SAMPLE_RATE, np.float32)
