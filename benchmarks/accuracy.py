@@ -30,8 +30,8 @@ from openai import OpenAI
 from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
-from localwhisper_client.demo import serving
-from localwhisper_server import models, window
+from localwhisper_client.cli.demo import serving
+from localwhisper_server.whisper import weights, window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -234,7 +234,7 @@ def main(arguments: Sequence[str]) -> int:
         packaged = [clip for clip in clips if clip.group == "debian"]
         random.Random(0).shuffle(packaged)  # noqa: S311 - the same draw every time
         clips = [clip for clip in clips if clip.group != "debian"] + packaged[: options.clips]
-    folder = str(models.find(options.model))
+    folder = str(weights.find(options.model))
     with contextlib.ExitStack() as stack:
         url = options.server or stack.enter_context(serving("--model", folder)).base_url
         client = OpenAI(base_url=url, api_key="none", max_retries=0)

@@ -23,8 +23,9 @@ import av
 import httpx2
 import numpy as np
 
-from localwhisper_client.demo import serving
-from localwhisper_server import decoder, models
+from localwhisper_client.cli.demo import serving
+from localwhisper_server.audio import pool
+from localwhisper_server.whisper import weights
 
 ROOT = Path(__file__).resolve().parents[1]
 VOICE = ROOT / "localwhisper_client" / "demo.ogg"
@@ -47,13 +48,13 @@ def message() -> Form:
 
 def _message() -> bytes:
     with VOICE.open("rb") as file:
-        return encode(decoder.decode(file, max_seconds=60)[None, : int(1.5 * 16_000)])
+        return encode(pool.decode(file, max_seconds=60)[None, : int(1.5 * 16_000)])
 
 
 def _film() -> bytes:
     """Return an hour of what films sound like to a decoder: AAC, which goes on where it is put end to end."""
     with MINUTE.open("rb") as file:
-        speech = decoder.decode(file, max_seconds=120)
+        speech = pool.decode(file, max_seconds=120)
     return encode(np.stack([speech, speech]), container="adts", codec="aac") * 60
 
 
@@ -166,7 +167,7 @@ def main() -> int:
     parser.add_argument("--model", default="base")
     parser.add_argument("--times", type=int, default=20)
     options = parser.parse_args()
-    with serving("--model", str(models.find(options.model)), "--log-file", "none") as server:
+    with serving("--model", str(weights.find(options.model)), "--log-file", "none") as server:
         ratios = asyncio.run(run(server.url, options.loads, options.times))
     return 0 if max(ratios) <= BAR else 1
 

@@ -1,4 +1,4 @@
-"""What a house that is not there costs a call that the cloud takes: ours, the plain SDK, and LiteLLM where installed.
+"""What a LAN server that is not there costs a call that the cloud takes: ours, the plain SDK, and LiteLLM where installed.
 
 A stand-in for the cloud on loopback answers at once. Ours and the plain SDK are called in turn within one run, so that
 whatever else the machine does falls on both alike; what is reported is the difference, and, for each, p50 and p95.
@@ -117,7 +117,7 @@ def report(name: str, taken: list[float]) -> float:
 
 def breaker_open(url: str, calls: int) -> None:
     """Compare ours, its breaker open, with the plain SDK, in turn."""
-    with refusing() as house, openai.OpenAI(base_url=url, api_key="any") as plain, ours(house) as client:
+    with refusing() as lan, openai.OpenAI(base_url=url, api_key="any") as plain, ours(lan) as client:
         for _ in range(20):
             ask(plain)
             ask(client)
@@ -138,9 +138,9 @@ def first_calls(url: str) -> None:
         ("blackholed, first call to the cloud", blackhole, CONNECT_TIMEOUT * 1000 + 50),
     ):
         taken = []
-        with dead() as house:
+        with dead() as lan:
             for _ in range(20):
-                with ours(house) as client:
+                with ours(lan) as client:
                     client.models  # noqa: B018 - what the SDK imports when first used is no part of a fallback
                     client.audio.transcriptions  # noqa: B018 - as above
                     taken.append(to_cloud(lambda client=client: ask(client)))
@@ -149,9 +149,9 @@ def first_calls(url: str) -> None:
     del url
 
 
-def ours(house: str) -> LocalWhisper:
+def ours(lan: str) -> LocalWhisper:
     """Return our client, with a cloud to fall back to."""
-    return LocalWhisper(lan_url=house, policy="cloud", api_key="any", connect_timeout=CONNECT_TIMEOUT)
+    return LocalWhisper(local_base_url=lan, policy="cloud", api_key="any", connect_timeout=CONNECT_TIMEOUT)
 
 
 def litellm_router(url: str) -> None:
@@ -163,26 +163,26 @@ def litellm_router(url: str) -> None:
         return
     import asyncio  # noqa: PLC0415 - for this alone
 
-    async def run(house: str) -> list[float]:
+    async def run(lan: str) -> list[float]:
         router = litellm.Router(
             model_list=[
                 {
                     "model_name": name,
                     "litellm_params": {"model": "openai/whisper-1", "api_base": base, "api_key": "any"},
                 }
-                for name, base in (("house", house), ("cloud", url))
+                for name, base in (("lan", lan), ("cloud", url))
             ],
-            fallbacks=[{"house": ["cloud"]}],
+            fallbacks=[{"lan": ["cloud"]}],
         )
         taken = []
         for _ in range(5):
             started = time.perf_counter()
-            await router.atranscription(model="house", file=AUDIO)
+            await router.atranscription(model="lan", file=AUDIO)
             taken.append((time.perf_counter() - started) * 1000)
         return taken
 
-    with refusing() as house:
-        report("LiteLLM router, refused", asyncio.run(run(house)))
+    with refusing() as lan:
+        report("LiteLLM router, refused", asyncio.run(run(lan)))
 
 
 def main() -> None:

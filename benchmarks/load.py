@@ -17,8 +17,8 @@ from pathlib import Path
 
 import httpx2
 
-from localwhisper_client.demo import serving
-from localwhisper_server import models
+from localwhisper_client.cli.demo import serving
+from localwhisper_server.whisper import weights
 
 VOICE = Path(__file__).parents[1] / "localwhisper_client" / "demo.ogg"
 HEALTH_SECONDS = 0.1
@@ -98,7 +98,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--model", default="base")
     options = parser.parse_args()
-    with serving("--model", str(models.find(options.model))) as server:
+    with serving("--model", str(weights.find(options.model))) as server:
         load = Load(server.url, options.minutes * 60)
         asyncio.run(load.run(options.clients, server.process.pid))
     health = sorted(load.health)

@@ -22,15 +22,16 @@ import numpy as np
 import openai
 import uvicorn
 
-from localwhisper_server import api, server
-from localwhisper_server.batch import Chunk, ChunkResult
-from localwhisper_server.chunks import Piece
-from localwhisper_server.config import Settings
-from localwhisper_server.decoder import decode
-from localwhisper_server.devices import Device
-from localwhisper_server.engine import find_speech
+from localwhisper_server import server
+from localwhisper_server.api import routes
+from localwhisper_server.audio.pool import decode
 from localwhisper_server.options import Decoding, Voice
+from localwhisper_server.settings import Settings
 from localwhisper_server.transcript import Segment
+from localwhisper_server.transcription.segmentation import Piece
+from localwhisper_server.whisper.chunks import Chunk, ChunkResult
+from localwhisper_server.whisper.devices import Device
+from localwhisper_server.whisper.engine import find_speech
 
 VOICE = Path(__file__).parents[1] / "localwhisper_client" / "demo.ogg"
 
@@ -65,7 +66,7 @@ def serving() -> Iterator[str]:
         backend = server.Backend(Settings(model=folder), load=Instant, cuda_devices=0)  # type: ignore[arg-type]
         backend.start()
         listening = server.listen("127.0.0.1", 0)
-        config = uvicorn.Config(api.create_app(backend, max_upload=1 << 30), log_config=None, access_log=False)
+        config = uvicorn.Config(routes.create_app(backend, max_upload=1 << 30), log_config=None, access_log=False)
         serve = uvicorn.Server(config)
         thread = threading.Thread(target=lambda: serve.run(sockets=[listening]))
         thread.start()

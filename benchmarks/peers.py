@@ -33,9 +33,9 @@ from urllib.parse import urlsplit
 import httpx2
 from load import memory
 
-from localwhisper_client.demo import Server, serving
-from localwhisper_server import models
-from localwhisper_server.lifecycle import raise_file_limit
+from localwhisper_client.cli.demo import Server, serving
+from localwhisper_server.operations.watchdog import raise_file_limit
+from localwhisper_server.whisper import weights
 
 VOICE = Path(__file__).parents[1] / "localwhisper_client" / "demo.ogg"
 HEALTH_MS = 250.0
@@ -251,7 +251,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as logs:
         os.environ["TMPDIR"] = folder
         log = Path(logs) / "server.log"
-        with serving("--model", str(models.find(options.model)), "--log-file", str(log)) as server:
+        with serving("--model", str(weights.find(options.model)), "--log-file", str(log)) as server:
             met = [asyncio.run(measure(server, kind, options, Path(folder), log)) for kind in options.kind]
     return 0 if all(met) else 1
 

@@ -23,9 +23,9 @@ import corpus
 import numpy as np
 import openai
 
-from localwhisper_client.demo import serving
-from localwhisper_server import models
-from localwhisper_server import server as house
+from localwhisper_client.cli.demo import serving
+from localwhisper_server import server as lan
+from localwhisper_server.whisper import weights
 
 ROOT = Path(__file__).resolve().parents[1]
 MINUTE = ROOT / "tests" / "voices" / "en-60s.ogg"
@@ -59,7 +59,7 @@ class Rival:
 @contextlib.contextmanager
 def plain(folder: str) -> Iterator[Rival]:
     """Run the plain server."""
-    with house.listen("127.0.0.1", 0) as probe:
+    with lan.listen("127.0.0.1", 0) as probe:
         port = probe.getsockname()[1]
     process = subprocess.Popen([sys.executable, str(Path(__file__).with_name("plain_server.py")), folder, str(port)])
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="any", max_retries=0)
@@ -211,7 +211,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[])
     options = parser.parse_args()
     clips = [("clip.wav", corpus.wav(clip.audio)) for clip in _clips(15.0)]
-    folder = str(models.find(options.model))
+    folder = str(weights.find(options.model))
     with plain(folder) as first, ours(folder) as second:
         for part in options.parts or PARTS:
             globals()[part]((first, second), clips)

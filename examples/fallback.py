@@ -1,9 +1,9 @@
-"""The house first, OpenAI's cloud when the PC is off, and a line that says which of the two it was.
+"""The LAN server first, OpenAI's cloud when the PC is off, and a line that says which of the two it was.
 
     LOCALWHISPER_BASE_URL=http://pc:5000/v1 LOCALWHISPER_POLICY=cloud OPENAI_API_KEY=sk-… \
         python examples/fallback.py voice.ogg
 
-Without LOCALWHISPER_POLICY=cloud nothing ever leaves the house, and no key is needed.
+Without LOCALWHISPER_POLICY=cloud nothing ever leaves the LAN, and no key is needed.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The stock OpenAI SDK, unchanged: only OPENAI_BASE_URL says that the house answers.
+"""The stock OpenAI SDK, unchanged: only OPENAI_BASE_URL says that the LAN server answers.
 
 OPENAI_BASE_URL=http://localhost:5000/v1 OPENAI_API_KEY=any python examples/openai_base_url.py voice.ogg
 """

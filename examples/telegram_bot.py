@@ -27,7 +27,7 @@ async def handle_voice(update: Update, _context: ContextTypes.DEFAULT_TYPE) -> N
             file=("voice.oga", io.BytesIO(voice)), model="whisper-1", timeout=120
         )
     except openai.APIConnectionError as failure:
-        await message.reply_text(f"Nobody is listening right now. {failure}")
+        await message.reply_text(f"NullObserver is listening right now. {failure}")
         return
     await message.reply_text(transcript.text or "(silence)")
 

@@ -1,4 +1,4 @@
-"""The OpenAI SDK that tries the house first: `import localwhisper as openai` is the whole change to a program.
+"""The OpenAI SDK that tries the LAN server first: `import localwhisper as openai` is the whole change to a program.
 
 Speech-to-text goes through `LocalWhisper`; every other name is the `openai` module's own. What is ours is loaded when
 it is first asked for, so that the import costs what the SDK's does.
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from openai.resources.audio import Audio
 
     from localwhisper_client.client import AsyncLocalWhisper, LocalWhisper
-    from localwhisper_client.patch import install, uninstall
-    from localwhisper_client.policy import Policy
-    from localwhisper_client.provenance import LastCall, last_call
+    from localwhisper_client.last_call import LastCall, last_call
+    from localwhisper_client.patch.installation import install, uninstall
+    from localwhisper_client.routing.policy import Policy
 
     OpenAI = Client = LocalWhisper
     AsyncOpenAI = AsyncClient = AsyncLocalWhisper
@@ -47,10 +47,10 @@ __all__ = [
 _OURS = {
     **dict.fromkeys(("LocalWhisper", "OpenAI", "Client"), ("client", "LocalWhisper")),
     **dict.fromkeys(("AsyncLocalWhisper", "AsyncOpenAI", "AsyncClient"), ("client", "AsyncLocalWhisper")),
-    "install": ("patch", "install"),
-    "uninstall": ("patch", "uninstall"),
-    "LastCall": ("provenance", "LastCall"),
-    "last_call": ("provenance", "last_call"),
+    "install": ("patch.installation", "install"),
+    "uninstall": ("patch.installation", "uninstall"),
+    "LastCall": ("last_call", "LastCall"),
+    "last_call": ("last_call", "last_call"),
 }
 
 # What programs set on the `openai` module to configure its own client, and what ours therefore takes from there.
@@ -76,8 +76,8 @@ def policy(wish: Policy | str) -> AbstractContextManager[None]:
         ConfigurationError: there is no such policy.
 
     """
-    from localwhisper_client.config import parse_policy  # noqa: PLC0415 - see the module's docstring
-    from localwhisper_client.policy import within  # noqa: PLC0415 - as above
+    from localwhisper_client.routing.policy import within  # noqa: PLC0415 - as above
+    from localwhisper_client.settings import parse_policy  # noqa: PLC0415 - see the module's docstring
 
     return within(parse_policy("policy", wish))
 
@@ -92,7 +92,7 @@ def _client() -> LocalWhisper:
         if _current is None:
             _current = settings, LocalWhisper(**settings)
         elif _current[0] != settings:
-            # The house and what is known of its health stay; only the cloud's part is new.
+            # The LAN server and what is known of its health stay; only the cloud's part is new.
             _current = settings, LocalWhisper(_route=_current[1]._route, **settings)  # noqa: SLF001 - our own
         return _current[1]
 

@@ -10,36 +10,36 @@ from localwhisper_client._version import __version__
 if TYPE_CHECKING:
     from localwhisper_client.client import AsyncLocalWhisper, LocalWhisper
     from localwhisper_client.errors import (
-        AudioStaysHome,
-        BudgetSpent,
-        CloudCannot,
-        CloudKeyMissing,
+        BudgetExceeded,
+        CloudNotAllowed,
+        CloudUnsupported,
         ConfigurationError,
-        HouseAnsweredWrongly,
-        HouseTimedOut,
-        HouseUnavailable,
+        InvalidLocalResponse,
+        LocalServerTimeout,
+        LocalServerUnavailable,
         LocalWhisperError,
+        MissingCloudKey,
     )
     from localwhisper_client.events import Attempt, BreakerClosed, BreakerOpened, BudgetReached, Event, Fallback
-    from localwhisper_client.policy import Policy
-    from localwhisper_client.provenance import LastCall, last_call
+    from localwhisper_client.last_call import LastCall, last_call
+    from localwhisper_client.routing.policy import Policy
 
 __all__ = [
     "AsyncLocalWhisper",
     "Attempt",
-    "AudioStaysHome",
+    "CloudNotAllowed",
     "BreakerClosed",
     "BreakerOpened",
     "BudgetReached",
-    "BudgetSpent",
-    "CloudCannot",
-    "CloudKeyMissing",
+    "BudgetExceeded",
+    "CloudUnsupported",
+    "MissingCloudKey",
     "ConfigurationError",
     "Event",
     "Fallback",
-    "HouseAnsweredWrongly",
-    "HouseTimedOut",
-    "HouseUnavailable",
+    "InvalidLocalResponse",
+    "LocalServerTimeout",
+    "LocalServerUnavailable",
     "LastCall",
     "LocalWhisper",
     "LocalWhisperError",
@@ -52,21 +52,21 @@ _HOME = {
     **dict.fromkeys(("AsyncLocalWhisper", "LocalWhisper"), "client"),
     **dict.fromkeys(
         (
-            "AudioStaysHome",
-            "BudgetSpent",
-            "CloudCannot",
-            "CloudKeyMissing",
+            "CloudNotAllowed",
+            "BudgetExceeded",
+            "CloudUnsupported",
+            "MissingCloudKey",
             "ConfigurationError",
-            "HouseAnsweredWrongly",
-            "HouseTimedOut",
-            "HouseUnavailable",
+            "InvalidLocalResponse",
+            "LocalServerTimeout",
+            "LocalServerUnavailable",
             "LocalWhisperError",
         ),
         "errors",
     ),
     **dict.fromkeys(("Attempt", "BreakerClosed", "BreakerOpened", "BudgetReached", "Event", "Fallback"), "events"),
-    **dict.fromkeys(("Policy",), "policy"),
-    **dict.fromkeys(("LastCall", "last_call"), "provenance"),
+    **dict.fromkeys(("Policy",), "routing.policy"),
+    **dict.fromkeys(("LastCall", "last_call"), "last_call"),
 }
 
 

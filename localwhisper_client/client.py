@@ -1,4 +1,4 @@
-"""`LocalWhisper` and `AsyncLocalWhisper`: the SDK's clients, whose speech-to-text tries the house first.
+"""`LocalWhisper` and `AsyncLocalWhisper`: the SDK's clients, whose speech-to-text tries the LAN server first.
 
 Both override `request`, through which every method of the SDK passes, and carry out there what `routing` decides.
 Copying and closing are overridden only so that the routing goes along.
@@ -16,22 +16,23 @@ import anyio
 import anyio.to_thread
 import openai
 
-from localwhisper_client import answer, background, race, realtime
-from localwhisper_client.errors import CloudKeyMissing
-from localwhisper_client.provenance import traced
-from localwhisper_client.request import endpoint, starts_realtime
-from localwhisper_client.route import Route, Wishes
-from localwhisper_client.steps import Race, Try, Wait
-from localwhisper_client.transport import within, within_async
+from localwhisper_client import _background, race, realtime
+from localwhisper_client.calls import CallOptions, Route
+from localwhisper_client.endpoints import endpoint, starts_realtime
+from localwhisper_client.errors import MissingCloudKey
+from localwhisper_client.lan import response
+from localwhisper_client.lan.transport import within, within_async
+from localwhisper_client.last_call import traced
+from localwhisper_client.routing.steps import Race, Try, Wait
 from localwhisper_client.upload import Upload, needs_copy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from localwhisper_client.calls import Routed
     from localwhisper_client.events import Event
-    from localwhisper_client.policy import Policy
-    from localwhisper_client.route import Routed
-    from localwhisper_client.steps import Outcome, Reply
+    from localwhisper_client.routing.policy import Policy
+    from localwhisper_client.routing.steps import Outcome, Reply
 
 
 class _Narrowed:
@@ -65,8 +66,8 @@ class _Narrowed:
     def copy(
         self,
         *,
-        lan_url: str | None = None,
-        lan_key: str | None = None,
+        local_base_url: str | None = None,
+        local_api_key: str | None = None,
         policy: Policy | str | None = None,
         connect_timeout: float | None = None,
         hedge_after: float | None = None,
@@ -74,8 +75,8 @@ class _Narrowed:
         _extra_kwargs: Mapping[str, Any] | None = None,
         **sdk: Any,
     ) -> Self:
-        """Return a client with some options changed; it shares house and breakers, and its policy is never looser."""
-        wishes = Wishes(lan_url, lan_key, policy, connect_timeout, hedge_after, on_event)
+        """Return a client with some options changed; it shares lan and breakers, and its policy is never looser."""
+        wishes = CallOptions(local_base_url, local_api_key, policy, connect_timeout, hedge_after, on_event)
         route = self._route.narrowed(wishes)
         copy: Self = super().copy(  # type: ignore[misc] # the SDK's, which comes next
             _extra_kwargs={**(_extra_kwargs or {}), "_route": route}, **sdk
@@ -90,19 +91,19 @@ class _Narrowed:
 
 
 class LocalWhisper(_Narrowed, openai.OpenAI):
-    """`openai.OpenAI`, whose `audio.transcriptions` and `audio.translations` are answered in the house first.
+    """`openai.OpenAI`, whose `audio.transcriptions` and `audio.translations` are answered on the LAN first.
 
     Every argument of `openai.OpenAI` keeps its meaning: they describe the cloud, and everything that is not
     speech-to-text. No `api_key` is needed unless `policy` is `cloud`.
 
     Args:
-        lan_url: base URL of the server in the house, `http://pc:5000/v1`; several separated by commas.
+        local_base_url: base URL of the server on the LAN, `http://pc:5000/v1`; several separated by commas.
             Default: `LOCALWHISPER_BASE_URL`, else `OPENAI_BASE_URL` where it points away from OpenAI, else
             `http://localhost:5000/v1`. What `OPENAI_BASE_URL` names must be on the LAN, or calls are refused.
-        lan_key: the key that server wants. Default: `LOCALWHISPER_API_KEY`.
+        local_api_key: the key that server wants. Default: `LOCALWHISPER_API_KEY`.
         policy: `local_only` (the default), `wait` or `cloud`; the stricter of this and `LOCALWHISPER_POLICY` wins.
         connect_timeout: seconds the server has to accept a connection; default 1.
-        hedge_after: seconds after which a call that the house has not answered is sent to the cloud as well, where the
+        hedge_after: seconds after which a call that the LAN server has not answered is sent to the cloud as well, where the
             policy lets it; the first answer counts, and the other is paid for all the same. Default: never.
         on_event: called with each `localwhisper_client.Event`, in the thread or task where it happens.
         sdk: the arguments of `openai.OpenAI`.
@@ -115,8 +116,8 @@ class LocalWhisper(_Narrowed, openai.OpenAI):
     def __init__(
         self,
         *,
-        lan_url: str | None = None,
-        lan_key: str | None = None,
+        local_base_url: str | None = None,
+        local_api_key: str | None = None,
         policy: Policy | str | None = None,
         connect_timeout: float | None = None,
         hedge_after: float | None = None,
@@ -124,7 +125,7 @@ class LocalWhisper(_Narrowed, openai.OpenAI):
         _route: Route[openai.OpenAI] | None = None,
         **sdk: Any,
     ) -> None:
-        wishes = Wishes(lan_url, lan_key, policy, connect_timeout, hedge_after, on_event)
+        wishes = CallOptions(local_base_url, local_api_key, policy, connect_timeout, hedge_after, on_event)
         self._route: Route[openai.OpenAI] = _route or Route.load(openai.OpenAI, os.environ, wishes)
         super().__init__(**(sdk if self.own_cloud else self._route.cloud_arguments(sdk, os.environ, _no_key)))
 
@@ -155,7 +156,7 @@ class LocalWhisper(_Narrowed, openai.OpenAI):
                             reply = ask(step)
                         case _:
                             work = routed.begin(step)
-                            background.wait(work, step.seconds)
+                            _background.wait(work, step.seconds)
                             reply = routed.result_of(step, work)
 
     def _ask(self, routed: Routed[openai.OpenAI], cast_to: Any, step: Try, **streaming: Any) -> Outcome:
@@ -167,20 +168,20 @@ class LocalWhisper(_Narrowed, openai.OpenAI):
                 return attempt.answered(value)
             except Exception as error:  # noqa: BLE001 - in the ledger first; raised at the end of the call
                 return attempt.failed(error)
-        server = self._route.house.server(step.backend)
+        server = self._route.lan.server(step.backend)
         try:
             with within(step.seconds):
                 routed.vouch(server, step.seconds)
-                raw: Any = server.client.request(cast_to, routed.house_options(server, step.seconds), **streaming)
-                answer.read(raw.http_response, routed.expected)
+                raw: Any = server.client.request(cast_to, routed.lan_options(server, step.seconds), **streaming)
+                response.read(raw.http_response, routed.expected)
             return routed.answer(raw)
         except Exception as error:  # noqa: BLE001 - raised again unless it is the network's or the server's
-            return routed.house_fault(error)
+            return routed.lan_fault(error)
 
     def close(self) -> None:
-        """Close the connections to the cloud and to the house; as with the SDK, those of its copies too."""
+        """Close the connections to the cloud and to the LAN server; as with the SDK, those of its copies too."""
         super().close()
-        for server in self._route.house.servers:
+        for server in self._route.lan.servers:
             server.client.close()
         self._route.books.close()
 
@@ -191,8 +192,8 @@ class AsyncLocalWhisper(_Narrowed, openai.AsyncOpenAI):
     def __init__(
         self,
         *,
-        lan_url: str | None = None,
-        lan_key: str | None = None,
+        local_base_url: str | None = None,
+        local_api_key: str | None = None,
         policy: Policy | str | None = None,
         connect_timeout: float | None = None,
         hedge_after: float | None = None,
@@ -200,7 +201,7 @@ class AsyncLocalWhisper(_Narrowed, openai.AsyncOpenAI):
         _route: Route[openai.AsyncOpenAI] | None = None,
         **sdk: Any,
     ) -> None:
-        wishes = Wishes(lan_url, lan_key, policy, connect_timeout, hedge_after, on_event)
+        wishes = CallOptions(local_base_url, local_api_key, policy, connect_timeout, hedge_after, on_event)
         self._route: Route[openai.AsyncOpenAI] = _route or Route.load(openai.AsyncOpenAI, os.environ, wishes)
         super().__init__(**(sdk if self.own_cloud else self._route.cloud_arguments(sdk, os.environ, _no_async_key)))
 
@@ -235,7 +236,7 @@ class AsyncLocalWhisper(_Narrowed, openai.AsyncOpenAI):
                             reply = await ask(step)
                         case _:
                             work = routed.begin(step)
-                            await background.wait_async(work, step.seconds)
+                            await _background.wait_async(work, step.seconds)
                             reply = routed.result_of(step, work)
 
     async def _ask(self, routed: Routed[openai.AsyncOpenAI], cast_to: Any, step: Try, **streaming: Any) -> Outcome:
@@ -247,23 +248,23 @@ class AsyncLocalWhisper(_Narrowed, openai.AsyncOpenAI):
                 return await anyio.to_thread.run_sync(attempt.answered, value)
             except Exception as error:  # noqa: BLE001 - as above
                 return await anyio.to_thread.run_sync(attempt.failed, error)
-        server = self._route.house.server(step.backend)
+        server = self._route.lan.server(step.backend)
         try:
             with within_async(step.seconds):
                 if routed.must_look_up(server):
                     await anyio.to_thread.run_sync(routed.vouch, server, step.seconds, abandon_on_cancel=True)
                 else:
                     routed.vouch(server, step.seconds)
-                raw: Any = await server.client.request(cast_to, routed.house_options(server, step.seconds), **streaming)
-                await answer.aread(raw.http_response, routed.expected)
+                raw: Any = await server.client.request(cast_to, routed.lan_options(server, step.seconds), **streaming)
+                await response.aread(raw.http_response, routed.expected)
             return routed.answer(raw)
         except Exception as error:  # noqa: BLE001 - as above
-            return routed.house_fault(error)
+            return routed.lan_fault(error)
 
     async def close(self) -> None:
-        """Close the connections to the cloud and to the house; as with the SDK, those of its copies too."""
+        """Close the connections to the cloud and to the LAN server; as with the SDK, those of its copies too."""
         await super().close()
-        for server in self._route.house.servers:
+        for server in self._route.lan.servers:
             await server.client.close()
         self._route.books.close()
 
@@ -276,8 +277,8 @@ def routed_class(kind: Any) -> Any:
 
 
 def _no_key() -> str:
-    raise CloudKeyMissing
+    raise MissingCloudKey
 
 
 async def _no_async_key() -> str:
-    raise CloudKeyMissing
+    raise MissingCloudKey

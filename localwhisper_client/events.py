@@ -32,14 +32,14 @@ class Attempt(Event):
     seconds: float
     """How long the attempt took; for a stream, until its first event."""
     cloud: bool
-    """Whether the audio left the house."""
+    """Whether the audio left the LAN."""
     cost: float | None = 0.0
     """Dollars that it cost; `None` where unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fallback(Event):
-    """The call goes to the cloud, because nobody in the house could take it."""
+    """The call goes to the cloud, because nobody on the LAN could take it."""
 
     reason: str
 

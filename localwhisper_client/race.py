@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from localwhisper_client.steps import FINAL, Outcome, Raced
+from localwhisper_client.routing.steps import FINAL, Outcome, Raced
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

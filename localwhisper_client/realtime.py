@@ -10,33 +10,33 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from localwhisper_client._http import http
-from localwhisper_client.config import is_openai
-from localwhisper_client.errors import AudioStaysHome
-from localwhisper_client.policy import current, strictest
+from localwhisper_client.errors import CloudNotAllowed
+from localwhisper_client.routing.policy import current, strictest
+from localwhisper_client.settings import is_openai
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from localwhisper_client.route import Route
+    from localwhisper_client.calls import Route
 
 
 def allow(route: Route[Any], url: str) -> None:
     """Let audio be streamed to this URL: on the LAN, or by a policy that says so. May look a name up, for 1 s.
 
     Raises:
-        AudioStaysHome: it must not.
+        CloudNotAllowed: it must not.
 
     """
     policy = strictest([route.policy, current()])
-    settings = route.house.settings
+    settings = route.lan.settings
     host = urlsplit(url).hostname or ""
-    named = settings.named and host in {urlsplit(each).hostname for each in settings.lan_urls}
-    if policy.leaves_house or named:
+    named = settings.named and host in {urlsplit(each).hostname for each in settings.local_base_urls}
+    if policy.leaves_lan or named:
         return
     # The cloud's own names are not even looked up.
     if not is_openai(url) and route.trust.on_lan(host, settings.connect_timeout):
         return
-    raise AudioStaysHome(
+    raise CloudNotAllowed(
         f"A realtime session with {host} would carry audio out of the LAN, and the policy is {policy}: nothing was "
         "sent. Use audio.transcriptions, which the LAN server answers, or let audio leave: LOCALWHISPER_POLICY=cloud, "
         "and policy='cloud' where the program makes the client.",

@@ -19,16 +19,12 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
 from localwhisper_client._version import __version__
-from localwhisper_server import (
-    doctor,
-    doctor_machine,
-    logstream,
-    observe,
-    service_control,
-    service_settings,
-    service_unit,
-)
-from localwhisper_server.config import Settings, written
+from localwhisper_server.operations import logs as observe
+from localwhisper_server.operations import logstream
+from localwhisper_server.operations.doctor import doctor
+from localwhisper_server.operations.doctor import machine as doctor_machine
+from localwhisper_server.operations.service import control, settings_file, unit
+from localwhisper_server.settings import Settings, written
 
 logger = logging.getLogger(__name__)
 
@@ -97,25 +93,26 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _serve(settings: Settings) -> None:
-    # The voice detector's runtime (onnxruntime, from 1.32 on) reports to its maker. Nothing leaves this house.
+    # The voice detector's runtime (onnxruntime, from 1.32 on) reports to its maker. Nothing leaves this lan.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     # Late, since it loads the engine: doctor has to work just where that fails.
-    from localwhisper_server import front, models, server  # noqa: PLC0415
+    from localwhisper_server import _front, server
+    from localwhisper_server.whisper import weights  # noqa: PLC0415
 
     # Until the server takes its signals itself: a stop that was asked for is a success.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     clean = False
     try:
-        models.check_name(settings.model)  # before anything listens
+        weights.check_name(settings.model)  # before anything listens
         with _logging(settings), _bound(settings) as listening:
             clean = server.run(settings, listening, environ=os.environ)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    except (front.Misconfigured, models.UnknownModel) as failure:
+    except (_front.Misconfigured, weights.UnknownModel) as failure:
         _fail(str(failure), EX_CONFIG)
-    except models.ModelDamaged as failure:
+    except weights.ModelDamaged as failure:
         _fail(str(failure), EX_DATAERR)
-    except models.ModelError as failure:
+    except weights.ModelError as failure:
         _fail(str(failure), EX_UNAVAILABLE)
     except OSError as failure:
         _fail(f"the model could not be loaded: {failure}", _code(failure))
@@ -141,7 +138,7 @@ def _logging(settings: Settings) -> Iterator[None]:
     """Log to standard error, and to the file, as long as the block runs; neither is ever waited for."""
     file, trouble = _log_file(settings)
     streams = [sys.stderr] if file is None else [sys.stderr, cast("TextIO", file)]
-    logs = [logstream.Unhurried(stream) for stream in streams]
+    logs = [logstream.NonBlockingStream(stream) for stream in streams]
     observe.configure_logging(
         settings.log_level, cast("list[TextIO]", logs), log_format=settings.log_format, quiet=settings.quiet
     )
@@ -204,8 +201,8 @@ def _doctor(arguments: list[str]) -> int:
     parser.add_argument("--env-file", metavar="FILE", help="Settings of the server to look for.")
     # Unless told otherwise, the server in question is the one that runs as a service.
     try:
-        service_file = service_unit.describe(service_control.this_place(os.environ)).settings
-    except service_unit.Unsupported:
+        service_file = unit.describe(control.this_place(os.environ)).settings
+    except unit.Unsupported:
         service_file = None
     settings = _settings(parser, arguments, default_file=service_file)
     machine = doctor_machine.this_machine(os.environ)
@@ -217,26 +214,26 @@ def _service(arguments: list[str]) -> int:
     if arguments in (["--help"], ["-h"]):
         print(SERVICE_HELP, end="")
         return 0
-    act: dict[str, Any] = {"run": service_control.run, "say": print}
+    act: dict[str, Any] = {"run": control.run, "say": print}
     try:
-        place = service_control.this_place(os.environ)
-        service = service_unit.describe(place)
+        place = control.this_place(os.environ)
+        service = unit.describe(place)
         match arguments:
             case ["install", *rest]:
                 settings = _settings(_parser(f"{PROGRAM} service install", INSTALL_HELP), rest)
-                status = service_control.install(service, place, _assignments(settings), **act)
+                status = control.install(service, place, _assignments(settings), **act)
             case ["uninstall"]:
-                status = service_control.uninstall(service, **act)
+                status = control.uninstall(service, **act)
             case ["status"]:
-                status = service_control.show(service, service.status, **act)
+                status = control.show(service, service.status, **act)
             case ["logs"]:
-                status = service_control.show(service, service.logs, **act)
+                status = control.show(service, service.logs, **act)
             case ["logs", "--follow" | "-f"]:
-                status = service_control.show(service, service.follow, **act)
+                status = control.show(service, service.follow, **act)
             case _:
                 print(SERVICE_HELP, end="", file=sys.stderr)
                 status = EX_USAGE
-    except service_unit.Unsupported as failure:
+    except unit.Unsupported as failure:
         _fail(str(failure), EX_UNAVAILABLE)
     except ValueError as failure:
         _fail(str(failure), EX_USAGE)
@@ -247,7 +244,7 @@ def _service(arguments: list[str]) -> int:
 
 def _assignments(settings: Settings) -> dict[str, str]:
     """Return what was set, by the command line or the environment, as variables of the settings file."""
-    return {service_settings.variable(name): written(getattr(settings, name)) for name in settings.model_fields_set}
+    return {settings_file.variable(name): written(getattr(settings, name)) for name in settings.model_fields_set}
 
 
 def _parser(program: str, description: str) -> argparse.ArgumentParser:

@@ -5,7 +5,7 @@
     │   └── UnreadableAudio 400  the bytes are not audio that can be decoded
     ├── MissingKey          401  no key where one is needed
     ├── WrongKey            401  another key
-    ├── Forbidden           403  from outside the house, or for a web page; the message says what lets it in
+    ├── Forbidden           403  from outside the LAN server, or for a web page; the message says what lets it in
     ├── UnknownModel        404  a name that is neither served nor an alias
     ├── NotFound            404  no such route
     ├── MethodNotAllowed    405  the route exists, the method does not

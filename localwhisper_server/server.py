@@ -17,32 +17,25 @@ import uvicorn
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from localwhisper_client._version import __version__
-from localwhisper_server import (
-    announce,
-    api,
-    calibration,
-    decoder,
-    devices,
-    engine,
-    front,
-    lifecycle,
-    models,
-    observe,
-    vram,
-)
-from localwhisper_server.config import Settings
-from localwhisper_server.engine import Engine
+from localwhisper_server import _front
+from localwhisper_server.api import routes
+from localwhisper_server.audio import pool
 from localwhisper_server.errors import Busy, EngineFailed
-from localwhisper_server.keeper import Keeper
-from localwhisper_server.metrics import Metrics
+from localwhisper_server.operations import logs, mdns, vram
+from localwhisper_server.operations import watchdog as lifecycle
+from localwhisper_server.operations.metrics import Metrics
 from localwhisper_server.options import Decoding, Options
-from localwhisper_server.preparation import Steps
-from localwhisper_server.scheduler import Scheduler
-from localwhisper_server.service import Service
+from localwhisper_server.settings import Settings
 from localwhisper_server.transcript import Segment, Transcript
+from localwhisper_server.transcription.preparation import Steps
+from localwhisper_server.transcription.scheduler import Scheduler
+from localwhisper_server.transcription.transcriber import Service
+from localwhisper_server.whisper import calibration, devices, engine, weights
+from localwhisper_server.whisper.engine import Engine
+from localwhisper_server.whisper.model_manager import ModelManager
 
 if TYPE_CHECKING:
-    from localwhisper_server.batch import Chunk, ChunkResult
+    from localwhisper_server.whisper.chunks import Chunk, ChunkResult
 
 logger = logging.getLogger(__name__)
 
@@ -75,17 +68,17 @@ class Backend:
         environ: Mapping[str, str] | None = None,
         patience: float = lifecycle.WATCHDOG_SECONDS * lifecycle.PATIENCE_PER_WATCHDOG,
         examine: bool = False,
-        observer: observe.Observer | None = None,
+        observer: logs.Observer | None = None,
         pause: Callable[[float], object] = time.sleep,
     ) -> None:
         self._settings = settings
         self._pause = pause
-        self._observer = observer or observe.Nobody()
-        self._decoders = decoder.Pool(environ=environ or {})
+        self._observer = observer or logs.NullObserver()
+        self._decoders = pool.Pool(environ=environ or {})
         self._patience = patience
         # A test would keep a model in memory that is to leave it.
         self._examine = examine and not settings.idle_unload
-        self._examiner: lifecycle.Examiner | None = None
+        self._examiner: lifecycle.SelfTest | None = None
         self._message: Chunk | None = None
         self._draining = False
         self._starting = False
@@ -98,15 +91,15 @@ class Backend:
         self._smaller = devices.smaller(self._device, cuda_types)
         self._workers = devices.workers(self._device.name, settings.threads, cores=devices.cores())
         self._load = load or (lambda folder, device: Engine(folder, device, self._workers))
-        self.model = settings.model if settings.model != "auto" else models.default_model(self._device.name)
-        self.names = models.served_names(self.model)
-        self.aliases = models.aliases(self.model)
+        self.model = settings.model if settings.model != "auto" else weights.default_model(self._device.name)
+        self.names = weights.served_names(self.model)
+        self.aliases = weights.aliases(self.model)
         self.created = 0
         self.languages: frozenset[str] = frozenset()
         self.failure: Exception | None = None
         self._service: Service | None = None
         self._scheduler: Scheduler[Chunk, ChunkResult] | None = None
-        self._keeper: Keeper | None = None
+        self._model_manager: ModelManager | None = None
 
     def start(self) -> None:
         """Find and load the model; returns when it is warm, however long the device's memory is taken by others.
@@ -127,9 +120,9 @@ class Backend:
             # Before gigabytes are fetched for it.
             raise RuntimeError("--device cuda is set, but the driver shows no CUDA device")
         self._decoders.start()
-        folder = models.find(self.model, cache_dir=self._settings.cache_dir)
+        folder = weights.find(self.model, cache_dir=self._settings.cache_dir)
         started = time.monotonic()
-        keeper = Keeper(
+        model_manager = ModelManager(
             lambda device: self._load(folder, device),
             self._device,
             clock=time.monotonic,
@@ -137,7 +130,7 @@ class Backend:
             unload_after=self._settings.idle_unload or None,
             observer=self._observer,
         )
-        loaded = self._warmed(keeper, folder)
+        loaded = self._warmed(model_manager, folder)
         self.created = int((folder / "model.bin").stat().st_mtime)
         self.languages = loaded.languages
         prepare = loaded.prepare
@@ -149,21 +142,21 @@ class Backend:
             items=self._settings.batch,
             clock=time.perf_counter,
         )
-        del loaded  # the keeper alone holds the engine, so that it can let go of it
-        self._keeper = keeper
+        del loaded  # the model_manager alone holds the engine, so that it can let go of it
+        self._model_manager = model_manager
         steps = Steps()
         self._scheduler = Scheduler(
-            observe.watched(keeper.run, self._observer, most=limits.items, clock=time.monotonic),
+            logs.watched(model_manager.run, self._observer, most=limits.items, clock=time.monotonic),
             capacity=self._settings.queue,
             limits=limits,
             clock=time.monotonic,
             max_wait=self._settings.max_wait,
             ahead=steps.seconds_ahead,
-            idle=keeper.idle,
+            idle=model_manager.idle,
             waited=self._observer.waited,
             workers=self._workers.count,
         )
-        self._examiner = lifecycle.Examiner(self._scheduler, self._test, patience=self._patience, always=self._examine)
+        self._examiner = lifecycle.SelfTest(self._scheduler, self._test, patience=self._patience, always=self._examine)
         self._service = Service(
             self._scheduler,
             prepare,
@@ -183,11 +176,11 @@ class Backend:
             limits.items,
         )
 
-    def _warmed(self, keeper: Keeper, folder: Path) -> Engine:
+    def _warmed(self, model_manager: ModelManager, folder: Path) -> Engine:
         """Load the model, as often as it takes: a game that has the memory ends some time."""
         while True:
             try:
-                return keeper.warm_up()
+                return model_manager.warm_up()
             except Busy as busy:
                 if self._device.name == "cpu" and busy.__cause__ is not None:
                     raise busy.__cause__ from None  # nobody plays games in the main memory
@@ -204,7 +197,7 @@ class Backend:
                 # RuntimeError from CTranslate2, bare Exception from the tokenizer: no class tells the model's fault.
                 if any(word in str(failure).lower() for word in DEVICE_TROUBLE):
                     raise
-                raise models.ModelDamaged(folder, failure) from failure
+                raise weights.ModelDamaged(folder, failure) from failure
 
     def drain(self, seconds: float) -> None:
         """Take no new requests, and send away those that would not be through in so many seconds."""
@@ -237,7 +230,7 @@ class Backend:
     @property
     def loaded(self) -> bool:
         """Whether the model is in memory."""
-        return self._keeper is not None and self._keeper.loaded
+        return self._model_manager is not None and self._model_manager.loaded
 
     def require_ready(self) -> None:
         """Raise Busy while the model is being loaded or the server stops, EngineFailed if it could not be loaded."""
@@ -307,7 +300,7 @@ class Backend:
     def health(self) -> dict[str, Any]:
         """Describe the state; answers at once whatever the model is doing."""
         ready = self._service is not None
-        device = self._keeper.device if self._keeper else self._device
+        device = self._model_manager.device if self._model_manager else self._device
         return {
             "status": "ok" if ready else "failed" if self.failure else "loading",
             "ready": ready,
@@ -348,7 +341,7 @@ def listen(host: str, port: int) -> socket.socket:
 def url(listening: socket.socket, *, tls: bool = False) -> str:
     """Return the base address of a bound socket; of one that is bound to all, the one that others most likely use."""
     host, port = listening.getsockname()[:2]
-    host = front.own_address() if host in ("0.0.0.0", "::") else host
+    host = _front.own_address() if host in ("0.0.0.0", "::") else host
     scheme = "https" if tls else "http"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
@@ -365,9 +358,9 @@ def run(settings: Settings, listening: socket.socket, *, environ: Mapping[str, s
     """
     notifier = lifecycle.Notifier(environ.get("NOTIFY_SOCKET"))
     watchdog = lifecycle.watchdog_seconds(environ, os.getpid())
-    rules = front.rules(settings, front.own_names())
-    surroundings = front.Surroundings(settings, rules.keys)
-    web_options = front.web_options(settings, front.room(settings, lifecycle.raise_file_limit()))
+    rules = _front.rules(settings, _front.own_names())
+    surroundings = _front.Surroundings(settings, rules.keys)
+    web_options = _front.web_options(settings, _front.room(settings, lifecycle.raise_file_limit()))
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     numbers = Metrics(registry)
@@ -400,11 +393,11 @@ def run(settings: Settings, listening: socket.socket, *, environ: Mapping[str, s
             if settings.announce:
                 host, port = listening.getsockname()[:2]
                 tls = settings.certfile is not None
-                await stack.enter_async_context(announce.announced(host, port, backend.model, tls=tls))
+                await stack.enter_async_context(mdns.announced(host, port, backend.model, tls=tls))
             yield
         watching.cancel()
 
-    app = api.create_app(
+    app = routes.create_app(
         backend,
         rules=rules,
         metrics=numbers,

@@ -40,8 +40,8 @@ def drive(request: pytest.FixtureRequest) -> Iterator[Driver]:
 
 
 @pytest.fixture
-def house() -> Iterator[FaultServer]:
-    """Run a server in the house that answers."""
+def lan() -> Iterator[FaultServer]:
+    """Run a server on the LAN that answers."""
     with serving() as server:
         yield server
 

@@ -10,8 +10,9 @@ import anyio
 import anyio.from_thread
 import openai
 
-from localwhisper_client import AsyncLocalWhisper, LocalWhisper, policy
-from localwhisper_client.provenance import last_call
+from localwhisper_client import AsyncLocalWhisper, LocalWhisper
+from localwhisper_client.last_call import last_call
+from localwhisper_client.routing import policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localwhisper_client.lan import settled
+from localwhisper_client.shared.lan_ranges import settled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,7 +83,9 @@ def names(**known: str) -> Iterator[None]:
 
 def run(code: str, tmp_path: Path, *, served: bool = True, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run a program of this text in the environment that `localwhisper run` makes, or as it is."""
-    from localwhisper_client import patch  # the guard itself, which imports this module, must not load the SDK
+    from localwhisper_client.patch import (
+        installation,  # the guard itself, which imports this module, must not load the SDK
+    )
 
     program = tmp_path / "program.py"
     program.write_text(code)
@@ -93,7 +95,7 @@ def run(code: str, tmp_path: Path, *, served: bool = True, **environ: str) -> su
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(guard), str(ROOT)]), **environ}
     return subprocess.run(
         [sys.executable, program],
-        env=patch.environment(environ) if served else environ,
+        env=installation.environment(environ) if served else environ,
         capture_output=True,
         text=True,
         timeout=120,

@@ -15,11 +15,12 @@ import pytest
 import respx
 
 import localwhisper_client
-from localwhisper_client import Attempt, CloudKeyMissing, ConfigurationError, LocalWhisper, Policy, probe
+from localwhisper_client import Attempt, ConfigurationError, LocalWhisper, MissingCloudKey, Policy
 from localwhisper_client._http import http
-from localwhisper_client.circuit import Circuit
-from localwhisper_client.probe import Prober
-from localwhisper_client.steps import Backend
+from localwhisper_client.lan import probe
+from localwhisper_client.lan.probe import Prober
+from localwhisper_client.routing.breaker import Circuit
+from localwhisper_client.routing.steps import Backend
 from tests.client.driving import SHAPES
 from tests.client.fault_server import TEXT, answers, error, in_turn, refusing, reset, says, serving
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from tests.client.driving import Driver
     from tests.client.fault_server import FaultServer, Request
 
-HOUSE, CLOUD = "http://pc:5000/v1", "https://api.openai.com/v1"
+LAN, CLOUD = "http://pc:5000/v1", "https://api.openai.com/v1"
 SPEECH = "/audio/transcriptions"
 ANSWER = {"text": TEXT}
 
@@ -40,7 +41,7 @@ def wire() -> Iterator[respx.Router]:
     """Whatever HTTP library the SDK uses, answered without a socket."""
     using = "httpcore2" if http.__name__ == "httpx2" else "httpcore"
     with respx.mock(using=using, assert_all_called=False) as router:
-        router.post(HOUSE + SPEECH).respond(json=ANSWER)
+        router.post(LAN + SPEECH).respond(json=ANSWER)
         router.post(CLOUD + SPEECH).respond(json={"text": "from the cloud"})
         router.get(CLOUD + "/models/gpt").respond(json={"object": "model", "id": "gpt"})
         yield router
@@ -63,16 +64,16 @@ CLOUDS_OWN = {
 
 
 @pytest.mark.parametrize("shape", SHAPES[:3])
-@pytest.mark.parametrize("lan_key", [None, "house-key"])
-def test_nothing_of_the_clouds_travels_to_the_house(
-    shape: str, lan_key: str | None, drive: Driver, wire: respx.Router, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("local_api_key", [None, "lan-key"])
+def test_nothing_of_the_clouds_travels_to_the_lan(
+    shape: str, local_api_key: str | None, drive: Driver, wire: respx.Router, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No key, header or query of it, from environment, constructor or call; the house's own key does travel."""
+    """No key, header or query of it, from environment, constructor or call; the LAN server's own key does travel."""
     for name, value in CLOUDS_OWN.items():
         monkeypatch.setenv(name, value)
     client = drive.client(
-        lan_url=HOUSE,
-        lan_key=lan_key,
+        local_base_url=LAN,
+        local_api_key=local_api_key,
         api_key="sk-secret-argument",
         organization="secret-org-argument",
         project="secret-project-argument",
@@ -87,7 +88,7 @@ def test_nothing_of_the_clouds_travels_to_the_house(
     assert drive.call(client, shape, extra_headers=extra_headers, extra_query={"q": "secret"}) == TEXT
     request = sent(wire)
     assert "secret" not in repr(request.headers.raw) + str(request.url)
-    assert request.headers.get("authorization") == (None if lan_key is None else "Bearer house-key")
+    assert request.headers.get("authorization") == (None if local_api_key is None else "Bearer lan-key")
     assert request.headers["traceparent"] == "00-1-2-03"
     assert request.headers["accept-encoding"] == "identity"
 
@@ -96,8 +97,8 @@ def test_the_cloud_gets_what_it_always_got(drive: Driver, wire: respx.Router, mo
     """Key, organisation, headers and query of the constructor, the call and the environment."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-cloud")
     monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
-    wire.post(HOUSE + SPEECH).respond(500)
-    client = drive.client(lan_url=HOUSE, policy="cloud", default_headers={"X-Mine": "1"}, default_query={"v": "2"})
+    wire.post(LAN + SPEECH).respond(500)
+    client = drive.client(local_base_url=LAN, policy="cloud", default_headers={"X-Mine": "1"}, default_query={"v": "2"})
     assert drive.call(client, extra_headers={"X-Call": "3"}) == "from the cloud"
     request = sent(wire, 1)
     assert request.headers["authorization"] == "Bearer sk-cloud"
@@ -105,32 +106,32 @@ def test_the_cloud_gets_what_it_always_got(drive: Driver, wire: respx.Router, mo
     assert (request.headers["x-mine"], request.headers["x-call"], request.url.params["v"]) == ("1", "3", "2")
 
 
-def test_proxies_are_not_for_the_house(
-    drive: Driver, house: FaultServer, cloud: FaultServer, monkeypatch: pytest.MonkeyPatch
+def test_proxies_are_not_for_the_lan(
+    drive: Driver, lan: FaultServer, cloud: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A proxy in the environment would carry the audio out of the house."""
+    """A proxy in the environment would carry the audio off the LAN."""
     monkeypatch.setenv("http_proxy", cloud.url)
     monkeypatch.setenv("ALL_PROXY", cloud.url)
-    assert drive.call(drive.client(lan_url=house.url)) == TEXT
+    assert drive.call(drive.client(local_base_url=lan.url)) == TEXT
     assert not cloud.calls
 
 
 def test_redirects_are_not_followed(drive: Driver, cloud: FaultServer) -> None:
     """Neither by the call nor by the caller's wish: audio goes where it was sent, or nowhere."""
     with serving(says(307, b"text/plain", b"", b"location: " + cloud.url.encode() + SPEECH.encode())) as server:
-        client = drive.client(lan_url=server.url)
+        client = drive.client(local_base_url=server.url)
         with pytest.raises(openai.APIStatusError, match="redirect"):
             drive.call(client)
     assert not cloud.calls
 
 
-def test_no_key_is_needed_in_the_house(drive: Driver, wire: respx.Router) -> None:
+def test_no_key_is_needed_in_the_lan(drive: Driver, wire: respx.Router) -> None:
     """The cloud's parts then say what they need, when they are used, and send nothing."""
-    client = drive.client(lan_url=HOUSE)
+    client = drive.client(local_base_url=LAN)
     assert drive.call(client) == TEXT
     assert drive.call(client.with_options(timeout=5)) == TEXT
     for each in (client, client.copy(max_retries=0)):
-        with pytest.raises(CloudKeyMissing, match="OPENAI_API_KEY"):
+        with pytest.raises(MissingCloudKey, match="OPENAI_API_KEY"):
             drive.run(each.models.retrieve, "gpt")
     assert len(wire.calls) == 2
 
@@ -141,11 +142,11 @@ def test_a_missing_key_is_an_error_at_once_where_the_cloud_may_be_asked() -> Non
         LocalWhisper(policy="cloud")
 
 
-def test_a_copy_that_may_not_leave_the_house_stays(drive: Driver, cloud: FaultServer) -> None:
+def test_a_copy_that_may_not_leave_the_lan_stays(drive: Driver, cloud: FaultServer) -> None:
     """The stricter wins: over the copy's wish, and over the client's."""
     with refusing() as port:
-        strict = drive.client(lan_url=f"http://127.0.0.1:{port}/v1")
-        loose = drive.client(lan_url=f"http://127.0.0.1:{port}/v1", policy="cloud")
+        strict = drive.client(local_base_url=f"http://127.0.0.1:{port}/v1")
+        loose = drive.client(local_base_url=f"http://127.0.0.1:{port}/v1", policy="cloud")
         for client in (strict.with_options(policy="cloud"), loose.with_options(policy="local_only")):
             with pytest.raises(openai.APIConnectionError):
                 drive.call(client)
@@ -157,22 +158,22 @@ def test_the_environment_can_only_tighten(drive: Driver, cloud: FaultServer, mon
     """`LOCALWHISPER_POLICY=local_only` holds whatever the program asks for."""
     monkeypatch.setenv("LOCALWHISPER_POLICY", "local_only")
     with refusing() as port, pytest.raises(openai.APIConnectionError):
-        drive.call(drive.client(lan_url=f"http://127.0.0.1:{port}/v1", policy="cloud"))
+        drive.call(drive.client(local_base_url=f"http://127.0.0.1:{port}/v1", policy="cloud"))
     assert not cloud.calls
 
 
-def test_copies_share_the_breaker_and_may_have_another_house(drive: Driver, wire: respx.Router) -> None:
+def test_copies_share_the_breaker_and_may_have_another_lan(drive: Driver, wire: respx.Router) -> None:
     """What one learnt, all know; a copy with another address starts afresh, with what was not changed."""
-    client = drive.client(lan_url=HOUSE, lan_key="k", policy="wait", connect_timeout=0.5)
+    client = drive.client(local_base_url=LAN, local_api_key="k", policy="wait", connect_timeout=0.5)
     copy = client.with_options(timeout=3)
-    assert copy._route.house is client._route.house
+    assert copy._route.lan is client._route.lan
     assert copy.timeout == 3
-    other = client.copy(lan_url="http://nas/v1", on_event=print)
-    settings = other._route.house.settings
-    assert (settings.lan_urls, settings.lan_key, settings.connect_timeout) == (("http://nas/v1",), "k", 0.5)
+    other = client.copy(local_base_url="http://nas/v1", on_event=print)
+    settings = other._route.lan.settings
+    assert (settings.local_base_urls, settings.local_api_key, settings.connect_timeout) == (("http://nas/v1",), "k", 0.5)
     assert other._route.policy is Policy.WAIT
     assert other._route.announce.callback is print
-    assert client.copy(lan_key="new")._route.house.settings.lan_urls == (HOUSE,)
+    assert client.copy(local_api_key="new")._route.lan.settings.local_base_urls == (LAN,)
 
 
 def test_a_wrong_policy_is_said() -> None:
@@ -183,18 +184,18 @@ def test_a_wrong_policy_is_said() -> None:
 
 @pytest.mark.parametrize("own", [{"base_url": "https://mine.example/v1"}, {}])
 def test_the_base_url_of_the_cloud(own: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The argument, else ours: never `OPENAI_BASE_URL`, which is the house."""
-    monkeypatch.setenv("OPENAI_BASE_URL", HOUSE)
+    """The argument, else ours: never `OPENAI_BASE_URL`, which is the LAN server."""
+    monkeypatch.setenv("OPENAI_BASE_URL", LAN)
     client = LocalWhisper(api_key="k", **own)
     assert str(client.base_url).rstrip("/") == own.get("base_url", CLOUD)
-    assert client._route.house.settings.lan_urls == (HOUSE,)
+    assert client._route.lan.settings.local_base_urls == (LAN,)
     client.close()
 
 
 def test_translations_and_text_formats_too(drive: Driver, wire: respx.Router) -> None:
-    """Everything that listens goes to the house; what it answers keeps its type."""
-    wire.post(HOUSE + "/audio/translations").respond(json={"text": "translated"})
-    client = drive.client(lan_url=HOUSE)
+    """Everything that listens goes to the LAN server; what it answers keeps its type."""
+    wire.post(LAN + "/audio/translations").respond(json={"text": "translated"})
+    client = drive.client(local_base_url=LAN)
 
     def translate(file: Any) -> Any:
         import warnings
@@ -204,22 +205,22 @@ def test_translations_and_text_formats_too(drive: Driver, wire: respx.Router) ->
             return client.audio.translations.create(model="whisper-1", file=file)
 
     assert drive.run(translate, b"x").text == "translated"
-    wire.post(HOUSE + SPEECH).respond(
+    wire.post(LAN + SPEECH).respond(
         text="1\n00:00:00,000 --> 00:00:01,000\n\n\n", content_type="text/plain; charset=utf-8"
     )
     assert drive.call(client, response_format="srt") == "1\n00:00:00,000 --> 00:00:01,000\n\n\n"
 
 
 def test_everything_else_goes_where_it_went(drive: Driver, wire: respx.Router) -> None:
-    """And never to the house."""
-    drive.run(drive.client(lan_url=HOUSE, api_key="k").models.retrieve, "gpt")
+    """And never to the LAN server."""
+    drive.run(drive.client(local_base_url=LAN, api_key="k").models.retrieve, "gpt")
     assert [str(call.request.url) for call in wire.calls] == [CLOUD + "/models/gpt"]
 
 
 def test_the_callers_own_trouble_is_the_callers(drive: Driver, wire: respx.Router) -> None:
     """A file that cannot be read is no fault of any server's, and nobody else is asked."""
     file = io.BytesIO(b"x")
-    client = drive.client(lan_url=HOUSE, policy="cloud", api_key="k")
+    client = drive.client(local_base_url=LAN, policy="cloud", api_key="k")
     file.close()
     with pytest.raises((ValueError, openai.APIConnectionError)) as raised:
         drive.call(client, file=file)
@@ -231,7 +232,7 @@ def test_when_the_cloud_fails_too_the_error_tells_the_whole_story(drive: Driver,
     """The SDK's own class, and both backends with their reasons."""
     cloud.behaviour = error(429)
     with refusing() as port:
-        client = drive.client(lan_url=f"http://127.0.0.1:{port}/v1", policy="cloud", max_retries=0)
+        client = drive.client(local_base_url=f"http://127.0.0.1:{port}/v1", policy="cloud", max_retries=0)
         with pytest.raises(openai.RateLimitError) as raised:
             drive.call(client)
         assert f"http://127.0.0.1:{port}/v1 (outage" in str(raised.value)
@@ -246,42 +247,42 @@ def test_the_clouds_own_retries_stay(drive: Driver, cloud: FaultServer) -> None:
     again = error(500, b"retry-after-ms: 1")
     cloud.behaviour = in_turn(again, again, then=says(200, b"application/json", b'{"text": "third"}'))
     with refusing() as port:
-        assert drive.call(drive.client(lan_url=f"http://127.0.0.1:{port}/v1", policy="cloud")) == "third"
+        assert drive.call(drive.client(local_base_url=f"http://127.0.0.1:{port}/v1", policy="cloud")) == "third"
 
 
 def test_a_key_that_cannot_be_had_is_the_error(drive: Driver, wire: respx.Router) -> None:
     """Whatever the SDK raises of its own before it sends anything comes through as it is."""
 
     def vault() -> str:
-        raise CloudKeyMissing
+        raise MissingCloudKey
 
     async def async_vault() -> str:
-        raise CloudKeyMissing
+        raise MissingCloudKey
 
-    wire.post(HOUSE + SPEECH).respond(500)
+    wire.post(LAN + SPEECH).respond(500)
     api_key = vault if drive.flavour == "sync" else async_vault
-    with pytest.raises(CloudKeyMissing):
-        drive.call(drive.client(lan_url=HOUSE, policy="cloud", api_key=api_key))
+    with pytest.raises(MissingCloudKey):
+        drive.call(drive.client(local_base_url=LAN, policy="cloud", api_key=api_key))
 
 
 def test_a_call_without_a_deadline(drive: Driver, wire: respx.Router) -> None:
-    """`timeout=None` means for ever, in the house (but for the connection) and in the cloud."""
-    wire.post(HOUSE + SPEECH).respond(500)
-    client = drive.client(lan_url=HOUSE, policy="cloud", api_key="k", timeout=None)
+    """`timeout=None` means for ever, on the LAN (but for the connection) and in the cloud."""
+    wire.post(LAN + SPEECH).respond(500)
+    client = drive.client(local_base_url=LAN, policy="cloud", api_key="k", timeout=None)
     assert drive.call(client) == "from the cloud"
-    house, cloud = (sent(wire, index).extensions["timeout"] for index in (0, 1))
-    assert house == {"connect": 1.0, "read": None, "write": None, "pool": None}
+    lan, cloud = (sent(wire, index).extensions["timeout"] for index in (0, 1))
+    assert lan == {"connect": 1.0, "read": None, "write": None, "pool": None}
     assert set(cloud.values()) == {None}
 
 
 def test_the_callers_own_timeouts_are_only_shortened(drive: Driver, wire: respx.Router) -> None:
-    """Half for the house, what is left for the cloud; a shorter connect timeout of the caller's stays."""
-    wire.post(HOUSE + SPEECH).respond(500)
-    client = drive.client(lan_url=HOUSE, policy="cloud", api_key="k", timeout=openai.Timeout(60, connect=3))
+    """Half for the LAN server, what is left for the cloud; a shorter connect timeout of the caller's stays."""
+    wire.post(LAN + SPEECH).respond(500)
+    client = drive.client(local_base_url=LAN, policy="cloud", api_key="k", timeout=openai.Timeout(60, connect=3))
     drive.call(client)
-    house, cloud = (sent(wire, index).extensions["timeout"] for index in (0, 1))
-    assert house["connect"] == 1.0
-    assert 29 < house["read"] <= 30
+    lan, cloud = (sent(wire, index).extensions["timeout"] for index in (0, 1))
+    assert lan["connect"] == 1.0
+    assert 29 < lan["read"] <= 30
     assert cloud["connect"] == 3
     assert 55 < cloud["read"] <= 60
 
@@ -296,10 +297,10 @@ def test_the_cloud_is_asked_at_once(drive: Driver, cloud: FaultServer) -> None:
 
     cloud.behaviour = note
     with refusing() as port:
-        client = drive.client(lan_url=f"http://127.0.0.1:{port}/v1", policy="cloud")
+        client = drive.client(local_base_url=f"http://127.0.0.1:{port}/v1", policy="cloud")
         waits: dict[bool, list[float]] = {True: [], False: []}
         for _ in range(5):
-            client._route.house.backends[0].breaker._circuit = Circuit()
+            client._route.lan.backends[0].breaker._circuit = Circuit()
             for refused in (True, False):
                 started = time.monotonic()
                 drive.call(client)
@@ -309,34 +310,34 @@ def test_the_cloud_is_asked_at_once(drive: Driver, cloud: FaultServer) -> None:
         assert min(waits[False]) < 0.04
 
 
-def test_a_callback_that_raises_harms_nobody(drive: Driver, house: FaultServer) -> None:
+def test_a_callback_that_raises_harms_nobody(drive: Driver, lan: FaultServer) -> None:
     """The call goes on."""
 
     def faulty(event: Any) -> None:
         raise RuntimeError("in the bot's own code")
 
-    assert drive.call(drive.client(lan_url=house.url, on_event=faulty)) == TEXT
+    assert drive.call(drive.client(local_base_url=lan.url, on_event=faulty)) == TEXT
 
 
-def test_events_name_no_credentials(drive: Driver, house: FaultServer) -> None:
+def test_events_name_no_credentials(drive: Driver, lan: FaultServer) -> None:
     """A password in the URL is for the server alone."""
-    client = drive.client(lan_url=house.url.replace("http://", "http://me:pass@"))
+    client = drive.client(local_base_url=lan.url.replace("http://", "http://me:pass@"))
     assert drive.call(client) == TEXT
     (event,) = drive.events
-    assert event == Attempt(house.url, "answered", "", event.seconds, cloud=False)
+    assert event == Attempt(lan.url, "answered", "", event.seconds, cloud=False)
 
 
-def test_wait_is_served_by_a_house_that_comes_back(drive: Driver) -> None:
+def test_wait_is_served_by_a_lan_that_comes_back(drive: Driver) -> None:
     """Refused at first, well again after a while: the call does not notice."""
     with serving() as server:
         server.behaviour = in_turn(*[lambda conn, _: reset(conn)] * 3, then=answers)
-        assert drive.call(drive.client(lan_url=server.url, policy="wait", timeout=60)) == TEXT
+        assert drive.call(drive.client(local_base_url=server.url, policy="wait", timeout=60)) == TEXT
 
 
 def test_wait_ends_with_its_deadline(drive: Driver) -> None:
     """As a timeout of the SDK's, in time."""
     with refusing() as port:
-        client = drive.client(lan_url=f"http://127.0.0.1:{port}/v1", policy="wait", timeout=0.6)
+        client = drive.client(local_base_url=f"http://127.0.0.1:{port}/v1", policy="wait", timeout=0.6)
         started = time.monotonic()
         with pytest.raises(openai.APITimeoutError, match="time is up"):
             drive.call(client)
@@ -344,17 +345,17 @@ def test_wait_ends_with_its_deadline(drive: Driver) -> None:
 
 
 def test_a_box_that_comes_back_is_used_again(drive: Driver, cloud: FaultServer) -> None:
-    """Outage, fallback, health asked in the background and without audio, house again."""
+    """Outage, fallback, health asked in the background and without audio, lan again."""
     with serving(lambda conn, _: reset(conn)) as server:
-        client = drive.client(lan_url=server.url, policy="cloud")
+        client = drive.client(local_base_url=server.url, policy="cloud")
         for _ in range(3):
             drive.call(client)
-        breaker = client._route.house.backends[0].breaker
-        assert not breaker.lets_pass()
+        breaker = client._route.lan.backends[0].breaker
+        assert not breaker.allows_calls()
         server.behaviour = says(200, b"application/json", b'{"text": "home"}')
         breaker._circuit = Circuit(breaker.circuit.state, openings=1, retry_at=0.0)
         drive.call(client)
-        assert _eventually(breaker.lets_pass)
+        assert _eventually(breaker.allows_calls)
         assert drive.call(client) == "home"
         assert len(server.calls) == 4
         assert [probe.path for probe in server.probes] == ["/ready"]
@@ -414,21 +415,21 @@ def test_a_probe_that_is_answered_byte_by_byte_comes_to_an_end() -> None:
         assert time.monotonic() - started < 5
 
 
-def test_a_closed_client_is_closed_towards_the_house_too(drive: Driver) -> None:
+def test_a_closed_client_is_closed_towards_the_lan_too(drive: Driver) -> None:
     """Nothing is left open."""
-    client = drive.client(lan_url=HOUSE, api_key="k")
+    client = drive.client(local_base_url=LAN, api_key="k")
     drive.run(client.close)
     assert client.is_closed()
-    assert client._route.house.servers[0].client.is_closed()
+    assert client._route.lan.servers[0].client.is_closed()
 
 
-def test_a_forgotten_client_leaves_no_socket_open(house: FaultServer) -> None:
+def test_a_forgotten_client_leaves_no_socket_open(lan: FaultServer) -> None:
     """As the SDK's own: warnings are errors here, an unclosed socket's too."""
     # Finalizers run in the order of the collector's lists, which a collection in the middle would shuffle.
     gc.collect()
     gc.disable()
     try:
-        client = LocalWhisper(lan_url=house.url)
+        client = LocalWhisper(local_base_url=lan.url)
         client.audio.transcriptions.create(model="whisper-1", file=b"x")
         del client
         gc.collect()
@@ -439,7 +440,7 @@ def test_a_forgotten_client_leaves_no_socket_open(house: FaultServer) -> None:
 def test_every_argument_of_the_sdk_is_taken() -> None:
     """Those of today by name, those of tomorrow too."""
     names = set(inspect.signature(openai.OpenAI).parameters)
-    assert names.isdisjoint({"lan_url", "lan_key", "policy", "connect_timeout", "on_event"})
+    assert names.isdisjoint({"local_base_url", "local_api_key", "policy", "connect_timeout", "on_event"})
     with pytest.raises(TypeError, match="no_such"):
         LocalWhisper(api_key="k", no_such=1)
 
@@ -449,19 +450,19 @@ def test_the_public_surface() -> None:
     assert sorted(localwhisper_client.__all__) == [
         "AsyncLocalWhisper",
         "Attempt",
-        "AudioStaysHome",
+        "CloudNotAllowed",
         "BreakerClosed",
         "BreakerOpened",
         "BudgetReached",
-        "BudgetSpent",
-        "CloudCannot",
-        "CloudKeyMissing",
+        "BudgetExceeded",
+        "CloudUnsupported",
+        "MissingCloudKey",
         "ConfigurationError",
         "Event",
         "Fallback",
-        "HouseAnsweredWrongly",
-        "HouseTimedOut",
-        "HouseUnavailable",
+        "InvalidLocalResponse",
+        "LocalServerTimeout",
+        "LocalServerUnavailable",
         "LastCall",
         "LocalWhisper",
         "LocalWhisperError",

@@ -23,11 +23,11 @@ KINDS = [
 
 
 def _made(kind: type[Any]) -> Any:
-    if issubclass(kind, errors.HouseAnsweredWrongly):
+    if issubclass(kind, errors.InvalidLocalResponse):
         return kind("what is wrong", response=RESPONSE)
-    if issubclass(kind, errors.HouseUnavailable):
+    if issubclass(kind, errors.LocalServerUnavailable):
         return kind("what is wrong", request=REQUEST)
-    return kind() if kind is errors.CloudKeyMissing else kind("what is wrong")
+    return kind() if kind is errors.MissingCloudKey else kind("what is wrong")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -42,7 +42,7 @@ def test_each_exception_can_be_pickled_and_copied(kind: type[Any], through: Any)
         assert (again.message, again.body, again.code) == (error.message, error.body, error.code)
         assert (again.request.method, again.request.url.host) == ("POST", "pc")
         assert b"secret" not in pickle.dumps(error)
-    if isinstance(error, errors.HouseAnsweredWrongly):
+    if isinstance(error, errors.InvalidLocalResponse):
         assert (again.response.status_code, again.response.content, again.status_code) == (200, b"<html>", 200)
         assert again.response.headers["x-request-id"] == "r1"
 
@@ -50,7 +50,7 @@ def test_each_exception_can_be_pickled_and_copied(kind: type[Any], through: Any)
 def test_an_answer_that_was_not_read_is_left_out() -> None:
     """A stream that was closed has no body any more."""
     unread = http.Response(200, request=REQUEST, stream=_Closed())
-    again = copy.copy(errors.HouseAnsweredWrongly("x", response=unread))
+    again = copy.copy(errors.InvalidLocalResponse("x", response=unread))
     assert again.response.content == b""
 
 

@@ -1,4 +1,4 @@
-"""Every fault of a server in the house, on real sockets: each ends as the routing table says."""
+"""Every fault of a server on the LAN, on real sockets: each ends as the routing table says."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class Fault:
                 yield server.url.replace("http:", "https:") if self.name == "no TLS" else server.url
 
 
-OUTAGE, FAILURE, BUSY, MISCONFIGURED, CALLER = "outage", "failure", "busy", "misconfigured", "caller"
+OUTAGE, FAILURE, BUSY, MISCONFIGURED, BAD_REQUEST = "outage", "failure", "busy", "misconfigured", "caller"
 
 FAULTS = [
     Fault("refused", OUTAGE),
@@ -147,12 +147,12 @@ FAULTS = [
     Fault("403", MISCONFIGURED, error(403), openai.PermissionDeniedError),
     Fault("404", MISCONFIGURED, error(404), openai.NotFoundError),
     Fault("405", MISCONFIGURED, error(405), openai.APIStatusError),
-    Fault("400", CALLER, error(400), openai.BadRequestError),
-    Fault("413", CALLER, error(413), openai.APIStatusError),
-    Fault("415", CALLER, error(415), openai.APIStatusError),
-    Fault("422", CALLER, error(422), openai.UnprocessableEntityError),
+    Fault("400", BAD_REQUEST, error(400), openai.BadRequestError),
+    Fault("413", BAD_REQUEST, error(413), openai.APIStatusError),
+    Fault("415", BAD_REQUEST, error(415), openai.APIStatusError),
+    Fault("422", BAD_REQUEST, error(422), openai.UnprocessableEntityError),
 ]
-FINAL = (MISCONFIGURED, CALLER)
+FINAL = (MISCONFIGURED, BAD_REQUEST)
 
 every_fault = pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 
@@ -176,7 +176,7 @@ def test_each_fault_ends_as_the_table_says(fault: Fault, shape: str, drive: Driv
     """Under `cloud`: the next backend takes the call, once and whole; or it is raised, and the cloud hears nothing."""
     with fault.url() as url:
         client = drive.client(
-            lan_url=url, policy="cloud", connect_timeout=fault.patience, timeout=fault.seconds(1.0), max_retries=0
+            local_base_url=url, policy="cloud", connect_timeout=fault.patience, timeout=fault.seconds(1.0), max_retries=0
         )
         if fault.verdict in FINAL:
             with pytest.raises(fault.error) as raised:
@@ -195,10 +195,10 @@ def test_each_fault_ends_as_the_table_says(fault: Fault, shape: str, drive: Driv
 
 
 @every_fault
-def test_nothing_leaves_the_house_by_default(fault: Fault, drive: Driver, cloud: FaultServer) -> None:
+def test_nothing_leaves_the_lan_by_default(fault: Fault, drive: Driver, cloud: FaultServer) -> None:
     """Under `local_only` each fault is an error of the SDK's that names the backend; the cloud hears nothing."""
     with fault.url() as url:
-        client = drive.client(lan_url=url, connect_timeout=fault.patience, timeout=fault.seconds(0.3))
+        client = drive.client(local_base_url=url, connect_timeout=fault.patience, timeout=fault.seconds(0.3))
         with pytest.raises(fault.error) as raised:
             drive.call(client, file=fault.file)
     assert isinstance(raised.value, openai.APIError)
@@ -209,11 +209,11 @@ def test_nothing_leaves_the_house_by_default(fault: Fault, drive: Driver, cloud:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_house_that_answers_keeps_the_call(shape: str, drive: Driver, house: FaultServer, cloud: FaultServer) -> None:
+def test_a_lan_that_answers_keeps_the_call(shape: str, drive: Driver, lan: FaultServer, cloud: FaultServer) -> None:
     """No error, no cloud."""
-    client = drive.client(lan_url=house.url, policy="cloud")
+    client = drive.client(local_base_url=lan.url, policy="cloud")
     assert drive.call(client, shape) == TEXT
-    assert len(house.calls) == 1
+    assert len(lan.calls) == 1
     assert not cloud.calls
 
 
@@ -227,7 +227,7 @@ def _breaks_after_first_event(conn: socket.socket, request: Request) -> None:
 def test_a_stream_falls_back_only_before_its_first_event(shape: str, drive: Driver, cloud: FaultServer) -> None:
     """What the caller has begun to read is not begun again elsewhere."""
     with serving(_breaks_after_first_event) as server:
-        client = drive.client(lan_url=server.url, policy="cloud")
+        client = drive.client(local_base_url=server.url, policy="cloud")
         with pytest.raises((openai.APIConnectionError, http.TransportError)):
             drive.call(client, shape)
     assert not cloud.calls
@@ -239,7 +239,7 @@ def test_half_a_stream_is_not_taken_for_a_whole_one(shape: str, drive: Driver) -
     for end, whole in ((b"", False), (b'data: {"type":"transcript.text.done","text":"a"}\n\n', True)):
         event = b'data: {"type":"transcript.text.delta","delta":"a"}\n\n'
         with serving(says(200, b"text/event-stream", event + end)) as server:
-            client = drive.client(lan_url=server.url)
+            client = drive.client(local_base_url=server.url)
             if whole:
                 assert drive.call(client, shape) == "a"
             else:
@@ -251,18 +251,18 @@ def test_half_a_stream_is_not_taken_for_a_whole_one(shape: str, drive: Driver) -
 def test_the_streams_of_other_servers_may_end_as_they_like(shape: str, drive: Driver) -> None:
     """Some send segments of their own kind, and none to say that there are no more."""
     with serving(says(200, b"text/event-stream", b'data: {"text":"a"}\n\ndata: {"text":"b"}\n\n')) as server:
-        drive.call(drive.client(lan_url=server.url), shape)
+        drive.call(drive.client(local_base_url=server.url), shape)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_busy_house_is_waited_for(shape: str, status: int, drive: Driver, cloud: FaultServer) -> None:
-    """A `Retry-After` that fits the deadline is obeyed, and the house answers after all."""
+def test_a_busy_lan_is_waited_for(shape: str, status: int, drive: Driver, cloud: FaultServer) -> None:
+    """A `Retry-After` that fits the deadline is obeyed, and the LAN server answers after all."""
     with serving() as server:
         server.behaviour = in_turn(
             error(status, b"retry-after: 0.05"), error(status, b"retry-after-ms: 50"), then=answers
         )
-        client = drive.client(lan_url=server.url, policy="cloud", timeout=60)
+        client = drive.client(local_base_url=server.url, policy="cloud", timeout=60)
         assert drive.call(client, shape) == TEXT
         assert len(server.calls) == 3
     assert not cloud.calls

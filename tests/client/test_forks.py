@@ -25,7 +25,7 @@ PROGRAM = """
 import asyncio, os, socket, sys, threading, time
 import anyio
 from localwhisper_client import AsyncLocalWhisper, LocalWhisper, discovery, wake
-from localwhisper_client.circuit import Signal
+from localwhisper_client.routing.breaker import Signal
 
 flavour, moment, port = sys.argv[1:]
 parent, looked_up, forked = os.getpid(), threading.Event(), threading.Event()
@@ -42,7 +42,7 @@ def getaddrinfo(host, *rest, **options):
 socket.getaddrinfo = getaddrinfo
 host = "127.0.0.1" if moment in ("idle", "locked") else "pc.local"
 kind = LocalWhisper if flavour == "sync" else AsyncLocalWhisper
-client = kind(lan_url=f"http://{host}:{port}/v1", timeout=15, connect_timeout=15)
+client = kind(local_base_url=f"http://{host}:{port}/v1", timeout=15, connect_timeout=15)
 finder = discovery.Discovery(None, tuple)
 
 def call():
@@ -55,7 +55,7 @@ def call():
 
 asyncio.run(anyio.sleep(0))  # a fork during an import, which this does, is beyond anybody's repair
 route = client._route
-server, = route.house.servers
+server, = route.lan.servers
 if moment == "probe":
     server.backend.learn(Signal.OUTAGE, time.monotonic(), "", lambda _: None)
 if moment == "idle":
@@ -63,7 +63,7 @@ if moment == "idle":
 held = []
 if moment == "locked":
     held = [
-        route.house._lock, route.books._lock, route.books._opened(route.books._path)._lock, finder._lock,
+        route.lan._lock, route.books._lock, route.books._opened(route.books._path)._lock, finder._lock,
         wake._sent._lock, server.backend.breaker._lock, server.backend.pace._lock, server.prober._probes._lock,
         server.client._client._transport._pool._optional_thread_lock._lock if flavour == "sync" else threading.Lock(),
     ]

@@ -12,8 +12,14 @@ import openai
 import pytest
 
 import localwhisper
-from localwhisper_client import AsyncLocalWhisper, AudioStaysHome, ConfigurationError, HouseUnavailable, LocalWhisper
-from localwhisper_client.trust import KEPT, Trust
+from localwhisper_client import (
+    AsyncLocalWhisper,
+    CloudNotAllowed,
+    ConfigurationError,
+    LocalServerUnavailable,
+    LocalWhisper,
+)
+from localwhisper_client.lan.trust import KEPT, Trust
 from tests.client.fault_server import EVENTS, TEXT, answers, refusing, response, says, serving
 from tests.client.leaving import names, no_socket_leaves
 
@@ -73,40 +79,40 @@ def test_the_answer_is_judged_by_what_is_sent(
     arguments: dict[str, Any],
     text: str | None,
     drive: Driver,
-    house: FaultServer,
+    lan: FaultServer,
     cloud: FaultServer,
 ) -> None:
     """`extra_body` goes over the arguments: a right answer is right, is not paid for, and opens no breaker."""
-    house.behaviour = by_field
-    client = drive.client(lan_url=house.url, policy="cloud")
+    lan.behaviour = by_field
+    client = drive.client(local_base_url=lan.url, policy="cloud")
     for _ in range(4):
         fields = {"model": "whisper-1", "file": ("a.ogg", b"x"), "extra_body": body, **arguments}
         answer = drive.run(lambda fields: client.audio.transcriptions.create(**fields), fields)
         if text is not None:
             assert (answer if isinstance(answer, str) else answer.text) == text
-    assert len(house.calls) == 4
+    assert len(lan.calls) == 4
     assert not cloud.calls
 
 
-def test_a_stream_asked_for_in_extra_body_must_be_whole(drive: Driver, house: FaultServer, cloud: FaultServer) -> None:
+def test_a_stream_asked_for_in_extra_body_must_be_whole(drive: Driver, lan: FaultServer, cloud: FaultServer) -> None:
     """Half of one is no answer, and the cloud is asked for what was asked for: a stream."""
-    house.behaviour = says(200, b"text/event-stream", EVENTS.partition(b'data: {"type":"transcript.text.done')[0])
-    client = drive.client(lan_url=house.url, policy="cloud")
+    lan.behaviour = says(200, b"text/event-stream", EVENTS.partition(b'data: {"type":"transcript.text.done')[0])
+    client = drive.client(local_base_url=lan.url, policy="cloud")
     assert drive.call(client, extra_body={"stream": True}).endswith(EVENTS.decode()[-20:])
     (call,) = cloud.calls
     assert call.wants_events
 
 
-def test_a_body_of_the_programs_own_goes_to_the_lan_alone(house: FaultServer, cloud: FaultServer) -> None:
+def test_a_body_of_the_programs_own_goes_to_the_lan_alone(lan: FaultServer, cloud: FaultServer) -> None:
     """Its fields cannot be read, so no model of the cloud's can be chosen for it."""
     options: Any = {"headers": {"Content-Type": "audio/ogg"}}
     name = "content" if "content" in inspect.signature(LocalWhisper.post).parameters else "body"
     own: Any = {"cast_to": object, "options": options, name: b"x"}
-    with LocalWhisper(lan_url=house.url, policy="cloud") as client:
+    with LocalWhisper(local_base_url=lan.url, policy="cloud") as client:
         answer: Any = client.post("/audio/transcriptions", **own)
         assert answer["text"] == TEXT
-        house.behaviour = says(500, b"application/json", b"{}")
-        with pytest.raises(HouseUnavailable, match="wrote the body itself"):
+        lan.behaviour = says(500, b"application/json", b"{}")
+        with pytest.raises(LocalServerUnavailable, match="wrote the body itself"):
             client.post("/audio/transcriptions", **own)
     assert not cloud.calls
 
@@ -133,22 +139,22 @@ PATHS = [
 def test_no_spelling_of_a_path_escapes(
     path: str,
     patched: bool,  # noqa: FBT001
-    house: FaultServer,
+    lan: FaultServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A server would find the way from it, so the routing does; and the LAN server is asked at its own address."""
-    monkeypatch.setenv("LOCALWHISPER_BASE_URL", house.url)
+    monkeypatch.setenv("LOCALWHISPER_BASE_URL", lan.url)
     if patched:
         localwhisper.install()
     with openai.OpenAI(api_key="k") if patched else LocalWhisper(api_key="k") as client:
         answer: Any = client.post(path, cast_to=object, body={"model": "whisper-1"}, files={"file": ("a.ogg", b"x")})
     assert answer["text"] == TEXT
-    assert [call.path for call in house.calls] == ["/v1/audio/transcriptions"]
+    assert [call.path for call in lan.calls] == ["/v1/audio/transcriptions"]
 
 
-def test_a_path_split_between_base_url_and_call(house: FaultServer) -> None:
+def test_a_path_split_between_base_url_and_call(lan: FaultServer) -> None:
     """The two are one address."""
-    with LocalWhisper(lan_url=house.url, base_url="https://api.openai.com/v1/audio", api_key="k") as client:
+    with LocalWhisper(local_base_url=lan.url, base_url="https://api.openai.com/v1/audio", api_key="k") as client:
         answer: Any = client.post("/transcriptions", cast_to=object, files={"file": ("a.ogg", b"x")})
     assert answer["text"] == TEXT
 
@@ -163,21 +169,21 @@ def test_a_gateway_in_openai_base_url_is_not_the_lan(
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     client = drive.client(policy=policy)
     assert str(client.base_url).rstrip("/") == url
-    for each in (client, client.with_options(timeout=3), client.copy(lan_key="k")):
+    for each in (client, client.with_options(timeout=3), client.copy(local_api_key="k")):
         with pytest.raises(ConfigurationError, match=f"LOCALWHISPER_BASE_URL.*{url}"):
             drive.call(each)
 
 
 def test_a_name_is_judged_by_what_it_resolves_to(
-    drive: Driver, house: FaultServer, monkeypatch: pytest.MonkeyPatch
+    drive: Driver, lan: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`pc.example` is this machine; one that resolves to nothing is not there, and may not come to be elsewhere."""
-    monkeypatch.setenv("OPENAI_BASE_URL", f"http://pc.example:{house.port}/v1")
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://pc.example:{lan.port}/v1")
     assert drive.call(drive.client()) == TEXT
-    monkeypatch.setenv("OPENAI_BASE_URL", f"http://nowhere.example:{house.port}/v1")
-    with pytest.raises(HouseUnavailable, match=r"nowhere\.example"):
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://nowhere.example:{lan.port}/v1")
+    with pytest.raises(LocalServerUnavailable, match=r"nowhere\.example"):
         drive.call(drive.client(timeout=2))
-    assert len(house.calls) == 1
+    assert len(lan.calls) == 1
 
 
 def test_a_look_up_counts_for_a_minute() -> None:
@@ -209,10 +215,10 @@ def test_a_server_named_by_hand_may_be_anywhere_and_is_warned_of_once(caplog: py
 
 
 def test_the_answers_own_address_is_what_is_looked_at(
-    drive: Driver, house: FaultServer, caplog: pytest.LogCaptureFixture
+    drive: Driver, lan: FaultServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Of a real connection, both flavours: this machine is on the LAN."""
-    client = drive.client(lan_url=house.url)
+    client = drive.client(local_base_url=lan.url)
     assert drive.call(client) == TEXT
     assert not [record for record in caplog.records if "not on the LAN" in record.message]
 
@@ -221,12 +227,12 @@ def test_the_answers_own_address_is_what_is_looked_at(
     "url", ["https://eu.api.openai.com/v1", "https://gateway.example/api/v1", "http://127.0.0.1:4000/v1"]
 )
 def test_what_is_not_speech_goes_where_the_sdk_sends_it(
-    url: str, house: FaultServer, cloud: FaultServer, monkeypatch: pytest.MonkeyPatch
+    url: str, lan: FaultServer, cloud: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`openai.OpenAI().chat` and `openai.chat` under the shim alike; speech goes to the cloud that is named for it."""
-    monkeypatch.setenv("LOCALWHISPER_BASE_URL", house.url)
+    monkeypatch.setenv("LOCALWHISPER_BASE_URL", lan.url)
     monkeypatch.setenv("OPENAI_BASE_URL", url)
-    house.behaviour = says(500, b"application/json", b"{}")
+    lan.behaviour = says(500, b"application/json", b"{}")
     with localwhisper.OpenAI(policy="cloud") as client:
         for each in (client, client.with_options(timeout=9)):
             assert str(each.base_url).rstrip("/") == url
@@ -256,7 +262,7 @@ def test_no_realtime_session_is_opened_to_the_cloud(kind: Any, policy: str, wish
     client = kind(policy=policy, api_key="k")
     assert len(realtime(client)) >= 2
     for connect in realtime(client) + realtime(client.with_options(timeout=3)):
-        with pytest.raises(AudioStaysHome, match=f"api.openai.com.*{policy}.*LOCALWHISPER_POLICY=cloud"):
+        with pytest.raises(CloudNotAllowed, match=f"api.openai.com.*{policy}.*LOCALWHISPER_POLICY=cloud"):
             connect(**wish)
 
 
@@ -272,16 +278,16 @@ def test_a_realtime_session_that_may_be_opened_is_the_sdks(kind: Any, monkeypatc
     client = kind(policy="cloud", api_key="k")
     manager = client.realtime.connect(**TRANSCRIPTION)
     assert type(manager).__module__.startswith("openai.")
-    with localwhisper.policy("local_only"), pytest.raises(AudioStaysHome):
+    with localwhisper.policy("local_only"), pytest.raises(CloudNotAllowed):
         client.realtime.connect(**TRANSCRIPTION)
 
 
 def test_the_modules_own_realtime(monkeypatch: pytest.MonkeyPatch) -> None:
     """`import localwhisper as openai; openai.realtime.connect(...)`."""
     monkeypatch.setenv("OPENAI_API_KEY", "k")
-    with pytest.raises(AudioStaysHome):
+    with pytest.raises(CloudNotAllowed):
         localwhisper.realtime.connect(**TRANSCRIPTION)
-    with pytest.raises(AudioStaysHome):
+    with pytest.raises(CloudNotAllowed):
         localwhisper.beta.realtime.connect(**CONVERSATION)
 
 
@@ -295,7 +301,7 @@ def test_no_realtime_session_is_prepared(path: str, patched: bool, drive: Driver
         localwhisper.install()
     kinds = (openai.OpenAI, openai.AsyncOpenAI) if patched else (LocalWhisper, AsyncLocalWhisper)
     client = kinds[drive.flavour == "async"](api_key="k", max_retries=0, timeout=2)
-    with pytest.raises(AudioStaysHome):
+    with pytest.raises(CloudNotAllowed):
         drive.run(lambda: client.post(path, cast_to=object, body={}))
     with serving(says(200, b"application/json", b"{}")) as elsewhere:
         other = client.with_options(base_url=elsewhere.url)
@@ -318,11 +324,11 @@ def test_azure_is_answered_on_the_lan(
     model: str,
     asked: bytes,
     drive: Driver,
-    house: FaultServer,
+    lan: FaultServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Under the shim and patched; a deployment's name is the user's own, so OpenAI's stands for it."""
-    monkeypatch.setenv("LOCALWHISPER_BASE_URL", house.url)
+    monkeypatch.setenv("LOCALWHISPER_BASE_URL", lan.url)
     if patched:
         localwhisper.install()
     kind = "AzureOpenAI" if drive.flavour == "sync" else "AsyncAzureOpenAI"
@@ -331,7 +337,7 @@ def test_azure_is_answered_on_the_lan(
     for each in (client, client.with_options(timeout=5)):
         assert drive.call(each, model=model) == TEXT
     drive.run(client.close)
-    for call in house.calls:
+    for call in lan.calls:
         assert call.path == "/v1/audio/transcriptions"
         assert b'name="model"\r\n\r\n' + asked + b"\r\n" in call.body
         assert "api-key" not in call.headers
@@ -346,7 +352,7 @@ def test_azure_is_its_own_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
         options = {**AZURE, "azure_endpoint": azure.url.removesuffix("/v1")}
         client = localwhisper.AzureOpenAI(policy="cloud", **options)
         assert client.audio.transcriptions.create(model="mine", file=b"x").text == TEXT
-        with pytest.raises(HouseUnavailable), localwhisper.policy("local_only"):
+        with pytest.raises(LocalServerUnavailable), localwhisper.policy("local_only"):
             client.audio.transcriptions.create(model="mine", file=b"x")
         (call,) = azure.calls
     assert call.path == "/openai/deployments/mine/audio/transcriptions?api-version=1"

@@ -29,15 +29,15 @@ def fresh_module_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         localwhisper._current[1].close()
 
 
-def test_the_module_transcribes_like_the_sdks(house: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_module_transcribes_like_the_sdks(lan: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line to import, one to call, no key; the client is made at the first call, and once."""
-    monkeypatch.setenv("LOCALWHISPER_BASE_URL", house.url)
+    monkeypatch.setenv("LOCALWHISPER_BASE_URL", lan.url)
     assert localwhisper._current is None
     assert localwhisper.audio.transcriptions.create(model="whisper-1", file=b"x").text == TEXT
     with _deprecated_or_not():
         answer: Any = localwhisper.audio.translations.create(model="whisper-1", file=b"x")
     assert answer.text == TEXT
-    assert [call.path for call in house.calls] == ["/v1/audio/transcriptions", "/v1/audio/translations"]
+    assert [call.path for call in lan.calls] == ["/v1/audio/transcriptions", "/v1/audio/translations"]
     assert localwhisper._client() is localwhisper._client()
 
 

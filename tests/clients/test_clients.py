@@ -17,7 +17,7 @@ from pathlib import Path
 import av
 import pytest
 
-from localwhisper_client.demo import Server, serving
+from localwhisper_client.cli.demo import Server, serving
 
 FOLDER = os.environ.get("LOCALWHISPER_CLIENTS", "")
 HERE = Path(__file__).parent

@@ -32,7 +32,7 @@ async def main():
         async for turn in session.transcribe_turns():
             print(turn)
     except Exception as error:
-        print(REFUSED if "AudioStaysHome" in repr(error) + repr(error.__cause__) else repr(error))
+        print(REFUSED if "CloudNotAllowed" in repr(error) + repr(error.__cause__) else repr(error))
 asyncio.run(main())
 """
 LIVEKIT = """
@@ -50,7 +50,7 @@ async def main():
         try:
             await stt._connect_ws(5)
         except Exception as error:
-            print(REFUSED if "AudioStaysHome" in repr(error) else repr(error))
+            print(REFUSED if "CloudNotAllowed" in repr(error) else repr(error))
 asyncio.run(main())
 """
 PIPECAT = """
@@ -62,7 +62,7 @@ async def main():
     try:
         await service._websocket_connect("wss://api.openai.com/v1/realtime?intent=transcription")
     except Exception as error:
-        print(REFUSED if "AudioStaysHome" in repr(error) else repr(error))
+        print(REFUSED if "CloudNotAllowed" in repr(error) else repr(error))
 asyncio.run(main())
 """
 LITELLM = """
@@ -76,12 +76,12 @@ from openai import AsyncOpenAI, OpenAI
 try:
     OpenAI(api_key="k").realtime.connect(model="m", extra_query={"intent": "transcription"}).enter()
 except Exception as error:
-    print(REFUSED if "AudioStaysHome" in repr(error) else repr(error))
+    print(REFUSED if "CloudNotAllowed" in repr(error) else repr(error))
 async def main():
     try:
         await AsyncOpenAI(api_key="k").realtime.connect(model="gpt-realtime").enter()
     except Exception as error:
-        print(REFUSED if "AudioStaysHome" in repr(error) else repr(error))
+        print(REFUSED if "CloudNotAllowed" in repr(error) else repr(error))
 asyncio.run(main())
 """
 PROGRAMS = {
@@ -107,15 +107,15 @@ def test_what_it_hears_stays(name: str, policy: str, tmp_path: Path) -> None:
     if _missing(name):
         pytest.skip(f"{name} is not installed")
     program, expected = PROGRAMS[name]
-    with serving() as house:
+    with serving() as lan:
         done = run(
             f"REFUSED = {REFUSED!r}\n{program}",
             tmp_path,
-            LOCALWHISPER_BASE_URL=house.url,
+            LOCALWHISPER_BASE_URL=lan.url,
             LOCALWHISPER_POLICY=policy,
             LITELLM_LOCAL_MODEL_COST_MAP="True",
         )
-        heard = [call.path for call in house.calls]
+        heard = [call.path for call in lan.calls]
     assert done.stdout.splitlines()[-len(expected) :] == expected, done.stdout + done.stderr
     assert heard == ["/v1/audio/transcriptions"] * expected.count(TEXT)
     assert LEAVES not in done.stderr, done.stderr

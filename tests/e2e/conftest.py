@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from localwhisper_client.demo import Server, serving
+from localwhisper_client.cli.demo import Server, serving
 
 
 @pytest.fixture(scope="session")

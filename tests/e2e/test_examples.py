@@ -10,7 +10,7 @@ from unittest.mock import AsyncMock, MagicMock
 
 import pytest
 
-from localwhisper_client.demo import Server, stand_in_cloud
+from localwhisper_client.cli.demo import Server, stand_in_cloud
 
 pytestmark = pytest.mark.model
 
@@ -52,15 +52,15 @@ def test_openai_base_url(server: Server) -> None:
 
 
 def test_fallback(server: Server) -> None:
-    """The house answers and says so."""
+    """The LAN server answers and says so."""
     done = run(ROOT / "examples/fallback.py", ENGLISH, LOCALWHISPER_BASE_URL=server.base_url, OPENAI_API_KEY="made-up")
     assert done.returncode == 0, done.stderr
     assert "Please buy milk" in done.stdout
     assert f"{server.base_url}: answered" in done.stderr
 
 
-def test_fallback_without_the_house() -> None:
-    """With nobody in the house, the cloud that is configured answers."""
+def test_fallback_without_the_lan() -> None:
+    """With nobody on the LAN, the cloud that is configured answers."""
     with stand_in_cloud() as cloud:
         done = run(
             ROOT / "examples/fallback.py",
@@ -106,14 +106,14 @@ async def test_telegram_bot(server: Server, voice_update: MagicMock, monkeypatch
 
 
 @pytest.mark.anyio
-async def test_telegram_bot_without_the_house(voice_update: MagicMock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With nobody in the house, the bot says so and lives on."""
+async def test_telegram_bot_without_the_lan(voice_update: MagicMock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With nobody on the LAN, the bot says so and lives on."""
     monkeypatch.setenv("LOCALWHISPER_BASE_URL", "http://127.0.0.1:9/v1")
     bot = load("telegram_bot")
     async with bot.client:
         await bot.handle_voice(voice_update, MagicMock())
     (reply,) = voice_update.effective_message.reply_text.await_args.args
-    assert "Nobody is listening" in reply
+    assert "NullObserver is listening" in reply
 
 
 def test_demo() -> None:
@@ -122,7 +122,7 @@ def test_demo() -> None:
     assert done.returncode == 0, done.stderr
     assert "Please buy milk" in done.stdout
     assert "english" in done.stdout
-    assert "(in the house)" in done.stdout
+    assert "(on the LAN)" in done.stdout
     assert "(the stand-in cloud)" in done.stdout
 
 

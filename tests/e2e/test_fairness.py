@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 
-from localwhisper_client.demo import Server
+from localwhisper_client.cli.demo import Server
 from tests.e2e.conftest import ENGLISH
 from tests.server.hostile import opus_of_silence
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import localwhisper
-from localwhisper_client import Attempt, Event, HouseUnavailable
-from localwhisper_client.demo import STAND_IN_TEXT, Server, stand_in_cloud
+from localwhisper_client import Attempt, Event, LocalServerUnavailable
+from localwhisper_client.cli.demo import STAND_IN_TEXT, Server, stand_in_cloud
 
 pytestmark = pytest.mark.model
 
@@ -25,7 +25,7 @@ class Client:
     def __init__(self, server: Server, cloud: str, policy: str = "cloud") -> None:
         self.attempts: list[Attempt] = []
         self.whisper = localwhisper.LocalWhisper(
-            lan_url=server.base_url, policy=policy, base_url=cloud, api_key="made-up", on_event=self._keep
+            local_base_url=server.base_url, policy=policy, base_url=cloud, api_key="made-up", on_event=self._keep
         )
 
     def _keep(self, event: Event) -> None:
@@ -67,7 +67,7 @@ def test_stopped_and_local_only(frail_server: Server, cloud: str) -> None:
     """Under local_only a stopped server is an error that names it, and the cloud hears nothing."""
     client = Client(frail_server, cloud, policy="local_only")
     frail_server.stop()
-    with pytest.raises(HouseUnavailable, match=r"127\.0\.0\.1"):
+    with pytest.raises(LocalServerUnavailable, match=r"127\.0\.0\.1"):
         client.transcribe()
     assert not any(attempt.cloud for attempt in client.attempts)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from localwhisper_client.demo import Server, serving
+from localwhisper_client.cli.demo import Server, serving
 from tests.server.driving import multipart
 
 if TYPE_CHECKING:

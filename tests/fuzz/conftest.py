@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from localwhisper_client.languages import NAMES
-from localwhisper_server import api, server
-from localwhisper_server.batch import Chunk, ChunkResult
-from localwhisper_server.config import Settings
+from localwhisper_client.shared.languages import NAMES
+from localwhisper_server import server
+from localwhisper_server.api import routes
+from localwhisper_server.settings import Settings
 from localwhisper_server.transcript import Segment
+from localwhisper_server.whisper.chunks import Chunk, ChunkResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from localwhisper_server.chunks import Piece
     from localwhisper_server.options import Decoding
+    from localwhisper_server.transcription.segmentation import Piece
 
 
 class Instant:
@@ -52,6 +53,6 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[server.Backend
 
 
 @pytest.fixture(scope="module")
-def app(backend: server.Backend) -> api.App:
+def app(backend: server.Backend) -> routes.App:
     """Give the app on that backend."""
-    return api.create_app(backend, max_upload=20_000_000)
+    return routes.create_app(backend, max_upload=20_000_000)

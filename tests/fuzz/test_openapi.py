@@ -10,7 +10,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 
 if TYPE_CHECKING:
-    from localwhisper_server.guard import App
+    from localwhisper_server.api.access_control import App
 
 
 @pytest.mark.timeout(3600)

@@ -18,7 +18,7 @@ from tests.server.driving import transcribe
 from tests.server.sound import encode, tone
 
 if TYPE_CHECKING:
-    from localwhisper_server.guard import App
+    from localwhisper_server.api.access_control import App
     from localwhisper_server.server import Backend
 
 COUNT = int(os.environ.get("UPLOADS", "100"))

@@ -1,6 +1,6 @@
 """Every container and codec that FFmpeg writes here, and what else a film holds, heard by the real model.
 
-The suite compares sound (`tests/server/test_media.py`); this asks for the words. Takes minutes: `nox -s media`.
+The suite compares sound (`tests/server/audio/test_media.py`); this asks for the words. Takes minutes: `nox -s media`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ import av.error
 import jiwer
 import pytest
 
-from localwhisper_server import decoder, models
-from localwhisper_server.devices import Device, Workers
-from localwhisper_server.engine import Engine
+from localwhisper_server.audio import pool as decoder
 from localwhisper_server.errors import ServerError
 from localwhisper_server.options import Decoding, Options
-from localwhisper_server.scheduler import Scheduler
-from localwhisper_server.service import Service
 from localwhisper_server.transcript import Transcript
-from localwhisper_server.turns import Limits
+from localwhisper_server.transcription.queue import Limits
+from localwhisper_server.transcription.scheduler import Scheduler
+from localwhisper_server.transcription.transcriber import Service
+from localwhisper_server.whisper import weights
+from localwhisper_server.whisper.devices import Device, Workers
+from localwhisper_server.whisper.engine import Engine
 from tests.server import media
 from tests.server.sound import encode
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from localwhisper_server.chunks import Samples
+    from localwhisper_server.transcription.segmentation import Samples
 
 pytestmark = [
     pytest.mark.model,
@@ -60,7 +61,7 @@ def speech(voices: dict[str, Path]) -> Samples:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """Give the whole way of a request behind the routes, the jailed decoder and the base model included."""
-    folder = models.find("base", cache_dir=tmp_path_factory.mktemp("models"))
+    folder = weights.find("base", cache_dir=tmp_path_factory.mktemp("models"))
     engine = Engine(folder, Device("cpu", "int8", "test"), Workers(1, 2))
     scheduler = Scheduler(engine.run, capacity=4, limits=Limits(items=4, frames=6000, share=6000), clock=lambda: 0.0)
     with closing(decoder.Pool(environ=os.environ)) as pool:

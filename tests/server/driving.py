@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 
-from localwhisper_client.languages import NAMES
-from localwhisper_server import api
-from localwhisper_server.models import HABITUAL_NAMES, OPENAI_NAMES
+from localwhisper_client.shared.languages import NAMES
+from localwhisper_server.api import routes
 from localwhisper_server.transcript import Segment, TokenLogprob, Transcript, Word
+from localwhisper_server.whisper.weights import HABITUAL_NAMES, OPENAI_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Sequence
 
-    from localwhisper_server.asgi import App
+    from localwhisper_server.api.asgi import App
     from localwhisper_server.errors import ServerError
     from localwhisper_server.options import Options
 
@@ -99,7 +99,7 @@ class FakeBackend:
 
 def make_app(backend: FakeBackend, *, api_key: str | None = None, max_upload: int = LIMIT) -> App:
     """Return the app around a backend, with a clock that stands still."""
-    return api.create_app(backend, api_key=api_key, max_upload=max_upload, clock=lambda: 0.0)
+    return routes.create_app(backend, api_key=api_key, max_upload=max_upload, clock=lambda: 0.0)
 
 
 def multipart(

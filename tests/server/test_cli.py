@@ -13,9 +13,10 @@ import httpx2
 import pytest
 
 from localwhisper_client._version import __version__
-from localwhisper_server import cli, logstream, server
-from localwhisper_server.config import Settings
-from localwhisper_server.models import ModelError
+from localwhisper_server import cli, server
+from localwhisper_server.operations import logstream
+from localwhisper_server.settings import Settings
+from localwhisper_server.whisper.weights import ModelError
 from tests.server.test_server import Engine
 
 if TYPE_CHECKING:

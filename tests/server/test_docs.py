@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from localwhisper_server import cli, origin, service_settings
-from localwhisper_server.config import Settings
-from localwhisper_server.doctor_machine import Output
-from localwhisper_server.doctor_network import RULE, WSL_VM_CREATOR, _mirrored
+from localwhisper_server import cli
+from localwhisper_server.api import origin
+from localwhisper_server.operations.doctor.machine import Output
+from localwhisper_server.operations.doctor.network import RULE, WSL_VM_CREATOR, _mirrored
+from localwhisper_server.operations.service import settings_file
+from localwhisper_server.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if not path.name.startswith("decisions"))
@@ -78,7 +80,7 @@ def test_every_option_exists(page):
 def test_every_variable_exists(page):
     """LOCALWHISPER_SERVER_ and the name of a setting."""
     variables = set(re.findall(r"LOCALWHISPER_SERVER_[A-Z_]+", page.read_text()))
-    assert variables <= {service_settings.variable(name) for name in Settings.model_fields}
+    assert variables <= {settings_file.variable(name) for name in Settings.model_fields}
 
 
 @each_page

@@ -30,7 +30,7 @@ SOUND = ("voice.ogg", b"sound")
 def _client(backend: FakeBackend, **settings: Any) -> openai.OpenAI:
     app = make_app(backend, **{key: settings.pop(key) for key in ("api_key", "max_upload") if key in settings})
     return openai.OpenAI(
-        base_url="http://house/v1",
+        base_url="http://lan/v1",
         max_retries=0,
         http_client=httpx2.Client(transport=InProcess(app)),
         **{"api_key": "sk-any"} | ({"api_key": settings["key"]} if "key" in settings else {}),
@@ -161,7 +161,7 @@ async def test_a_stream_of_the_async_client() -> None:
     """The same events."""
     client = openai.AsyncOpenAI(
         api_key="sk-any",
-        base_url="http://house/v1",
+        base_url="http://lan/v1",
         http_client=httpx2.AsyncClient(transport=httpx2.ASGITransport(make_app(FakeBackend()))),
     )
     stream = await client.audio.transcriptions.create(model="whisper-1", file=SOUND, stream=True)

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 
 from localwhisper_client._version import __version__
-from localwhisper_server import api, server
-from localwhisper_server.batch import Chunk, ChunkResult
-from localwhisper_server.chunks import Piece
-from localwhisper_server.config import Settings
-from localwhisper_server.devices import Device, Workers
+from localwhisper_server import server
+from localwhisper_server.api import routes
 from localwhisper_server.errors import Busy, EngineFailed
-from localwhisper_server.models import ModelError
 from localwhisper_server.options import Decoding, Options
 from localwhisper_server.server import Backend, listen, url
+from localwhisper_server.settings import Settings
 from localwhisper_server.transcript import Segment, Transcript
+from localwhisper_server.transcription.segmentation import Piece
+from localwhisper_server.whisper.chunks import Chunk, ChunkResult
+from localwhisper_server.whisper.devices import Device, Workers
+from localwhisper_server.whisper.weights import ModelError
 from tests.server.driving import call, multipart
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def test_the_engine_is_made_from_the_settings(
         return Engine()
 
     monkeypatch.setattr(server, "Engine", engine)
-    monkeypatch.setattr("localwhisper_server.engine.cuda_devices", lambda: 0)
+    monkeypatch.setattr("localwhisper_server.whisper.engine.cuda_devices", lambda: 0)
     backend = Backend(settings.model_copy(update={"threads": 6, "compute_type": "float32"}))
     backend.start()
     assert backend.stop()
@@ -184,7 +185,7 @@ def test_a_card_that_is_not_there_is_known_before_anything_is_fetched(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three gigabytes for nothing would be a bad joke."""
-    monkeypatch.setattr("localwhisper_server.models.find", lambda *_, **__: pytest.fail("fetched"))
+    monkeypatch.setattr("localwhisper_server.whisper.weights.find", lambda *_, **__: pytest.fail("fetched"))
     backend = Backend(settings.model_copy(update={"device": "cuda"}), cuda_devices=0)
     with pytest.raises(RuntimeError, match="no CUDA device"):
         backend.start()
@@ -237,7 +238,7 @@ async def test_a_failure_of_the_device_is_answered_and_no_dead_server(
     engine = Engine()
     backend = _backend(settings, engine)
     backend.start()
-    app = api.create_app(backend, max_upload=10**6)
+    app = routes.create_app(backend, max_upload=10**6)
     headers, body = multipart(file=voices["demo"].read_bytes())
     engine.failures = [RuntimeError(message)]
     failed = await call(app, "POST", "/v1/audio/transcriptions", headers, body)

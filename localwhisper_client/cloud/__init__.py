@@ -1,0 +1,1 @@
+"""The paid fallback: what it can give, request adaptation, prices, ledger and budget."""

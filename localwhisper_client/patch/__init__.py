@@ -1,0 +1,1 @@
+"""Patches the SDK's clients, so that a program runs unchanged."""

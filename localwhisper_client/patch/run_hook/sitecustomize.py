@@ -1,0 +1,130 @@
+"""What Python loads at its start under `localwhisper run`: it waits for `import openai` and sends speech-to-text home.
+
+It imports nothing of ours before that but a file that stands alone, so that programs without the SDK start as fast as
+ever; and it works for a Python that has the SDK but not this package, which is then loaded from where this file is.
+
+It also sees to the programs that this one starts: those that inherit the environment get this file, whatever was put in
+front of it meanwhile; a Python that is given another environment without it is not started where audio must not leave.
+"""  # noqa: INP001 - a folder for PYTHONPATH, not a package
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+import re
+import shutil
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+
+_HERE = Path(__file__).resolve().parent
+_PACKAGE = _HERE.parents[1]
+_PYTHON = re.compile(r"(python|pypy)[\d.]*w?(\.exe)?", re.IGNORECASE)
+_ISOLATED = re.compile(r"-[a-zA-Z]*[IES]")
+# What starts a program, and where its arguments and environment are among those of the event.
+_STARTS = {"subprocess.Popen": (1, 3), "os.exec": (1, 2), "os.posix_spawn": (1, 2), "os.spawn": (2, 3)}
+
+_said: set[str] = set()
+
+
+def _load(name: str, path: Path, **options: Any) -> Any:
+    spec = importlib.util.spec_from_file_location(name, path, **options)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"cannot load {path}")
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _install(_: Any) -> None:
+    try:
+        if importlib.util.find_spec(_PACKAGE.name) is None:
+            _load(_PACKAGE.name, _PACKAGE / "__init__.py", submodule_search_locations=[str(_PACKAGE)])
+        importlib.import_module(f"{_PACKAGE.name}.patch.installation").install()
+    except (ImportError, AttributeError) as missing:
+        # Better no program than one that sends audio to the cloud which was meant to stay on the LAN.
+        raise ImportError(
+            f"localwhisper run: this program's Python ({sys.executable}) cannot be served. It needs Python 3.11 or "
+            f"newer and openai 1.109 or newer: {missing}"
+        ) from missing
+
+
+def _load_the_other() -> None:
+    """Load the `sitecustomize` that this one hides."""
+    elsewhere = [entry for entry in sys.path if Path(entry).resolve() != _HERE]
+    spec = PathFinder.find_spec("sitecustomize", elsewhere)
+    if spec is not None and spec.loader is not None:
+        sys.modules["sitecustomize"] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+
+
+def _is_here(entry: str) -> bool:
+    return bool(entry) and Path(entry).resolve() == _HERE
+
+
+def _hooked(paths: str) -> str:
+    """Return a PYTHONPATH with this folder in front."""
+    others = (entry for entry in paths.split(os.pathsep) if entry and not _is_here(entry))
+    return os.pathsep.join([str(_HERE), *others])
+
+
+def _is_python(program: str) -> bool:
+    """Whether a program is a Python, or a script that names one in its first line."""
+    if _PYTHON.fullmatch(Path(program).name) or program == sys.executable:
+        return True
+    try:
+        with Path(shutil.which(program) or program).open("rb") as file:
+            first = file.readline(256)
+    except (OSError, ValueError):
+        return False
+    return first.startswith(b"#!") and b"python" in first
+
+
+def _watch_starts(event: str, values: tuple[Any, ...]) -> None:
+    """Look at each start of a program: a Python that this file would not reach is refused, or a warning says so."""
+    if event not in _STARTS:
+        return
+    at, where = _STARTS[event]
+    arguments, environ = values[at], values[where]
+    if environ is None or (environ is os.environ and event == "subprocess.Popen"):
+        # Some put a `sitecustomize` of their own in front of this one, as `opentelemetry-instrument` does.
+        environ = os.environ
+        if not _is_here(environ.get("PYTHONPATH", "").split(os.pathsep)[0]):
+            environ["PYTHONPATH"] = _hooked(environ.get("PYTHONPATH", ""))
+    listed = [arguments] if isinstance(arguments, (str, bytes, os.PathLike)) else list(arguments)
+    words = [os.fsdecode(each) for each in listed]
+    program = os.fsdecode(values[0]) if event == "subprocess.Popen" and values[0] else "".join(words[:1])
+    path = next((os.fsdecode(value) for name, value in environ.items() if os.fsdecode(name) == "PYTHONPATH"), "")
+    reached = _is_here(path.split(os.pathsep)[0])
+    if (reached and not _isolated(words[1:])) or not _is_python(program):
+        return
+    if reached:
+        _warn(f"{program} is started with -I, -E or -S: speech that it sends to OpenAI's API goes to the cloud")
+    elif os.environ.get("LOCALWHISPER_POLICY", "").strip().lower() == "cloud":
+        _warn(f"{program} is started without {_HERE} in front of its PYTHONPATH: its speech goes to the cloud")
+    else:
+        raise RuntimeError(
+            f"localwhisper run: {program} is started without {_HERE} in front of its PYTHONPATH, so its speech would "
+            "go to the cloud. Pass PYTHONPATH on as it is, or start that program by `localwhisper run -- ...`."
+        )
+
+
+def _isolated(arguments: list[str]) -> bool:
+    """Whether a Python's own flags, which stand before the program that it runs, keep it from loading this file."""
+    flags = itertools.takewhile(lambda each: each.startswith("-") and each not in ("-c", "-m", "-"), arguments)
+    return any(_ISOLATED.fullmatch(each) for each in flags)
+
+
+def _warn(what: str) -> None:
+    if what not in _said and sys.stderr is not None:
+        _said.add(what)
+        sys.stderr.write(f"localwhisper run: {what}\n")
+
+
+# Others that hide a `sitecustomize` load it as this one does, so it may be loaded twice.
+if "_localwhisper_watch" not in sys.modules:
+    sys.meta_path.insert(0, _load("_localwhisper_watch", _PACKAGE / "patch" / "watch.py").Watch({"openai"}, _install))
+    sys.addaudithook(_watch_starts)
+    _load_the_other()

@@ -1,0 +1,1 @@
+"""Which backend a call tries next. Pure: no I/O."""

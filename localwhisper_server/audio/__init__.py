@@ -1,0 +1,1 @@
+"""Bytes of any container to 16 kHz samples, decoded in confined processes."""

@@ -1,0 +1,1 @@
+"""What keeps a server running for months: logs, metrics, watchdog, announcements."""

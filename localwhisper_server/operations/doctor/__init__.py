@@ -1,0 +1,1 @@
+"""`localwhisper-server doctor`: checks of this machine, each with its remedy."""

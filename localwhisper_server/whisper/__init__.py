@@ -1,0 +1,1 @@
+"""The model: engine, decoding rules, weights and devices."""

@@ -1,0 +1,130 @@
+"""What goes through the model and what comes out: chunks and their results. Pure."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from localwhisper_server.options import Decoding
+from localwhisper_server.transcript import Segment
+from localwhisper_server.transcription.segmentation import Piece, Span
+from localwhisper_server.whisper import window
+
+# A window whose text ends well before the sound does is decoded again from there.
+MIN_REST_SECONDS = 1.0
+
+# Texts whose tokens are remembered: about as many as requests may be open.
+TEXTS = 128
+
+Features = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """A piece of a recording, ready for the model.
+
+    `features` are its log-mel frames of 10 ms, shape (mels, n); it is `seconds` long and begins `offset` seconds into
+    the recording. `speech_seconds` of it are speech, the last of which ends at `speech_end`, in seconds from its
+    start, as those of `speech` are. `full` asks for the full window, whatever its length; one that is `retried` gets it
+    for once. `before` are the tokens that were written down of what comes right before it. One that `follows` has its
+    language decided by another chunk in the end, so it need not be sure of it. `prompt` and `hotwords` are the
+    decoding's, as tokens.
+    """
+
+    features: Features
+    seconds: float
+    offset: float
+    decoding: Decoding
+    speech_seconds: float = 0.0
+    speech_end: float = 0.0
+    speech: tuple[Span, ...] = ()
+    full: bool = False
+    retried: bool = False
+    before: tuple[int, ...] = ()
+    follows: bool = False
+    prompt: tuple[int, ...] = ()
+    hotwords: tuple[int, ...] = ()
+
+    @property
+    def frames(self) -> int:
+        """Frames the encoder will be given: what the chunk costs."""
+        # A temperature of one's own is not judged by the gate's thresholds, so it gets the window they are for.
+        return window.frames(self.seconds, full=self.full or self.retried or bool(self.decoding.temperature))
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkResult:
+    """What was heard in a chunk.
+
+    `language` is None where that is still open. `rest` is what remains to be run: what the model left undecoded at
+    the chunk's end, or the whole chunk, with the full window or without its prompt, because `doubt` names a reason
+    not to trust its answer.
+    """
+
+    language: str | None
+    segments: tuple[Segment, ...]
+    rest: Chunk | None = None
+    doubt: str | None = None
+
+
+class Preparer:
+    """Turns sound and hints into chunks. Needs no model, so it outlives one that is unloaded; callable from any thread.
+
+    `encode` turns text into tokens. It is asked once for each prompt, however many chunks the recording has.
+    """
+
+    def __init__(self, extractor: Any, encode: Callable[[str], Sequence[int]]) -> None:
+        self._extractor = extractor
+        self._encode = encode
+        self._tokens = lru_cache(maxsize=TEXTS)(self._encoded)
+
+    def __call__(self, piece: Piece, decoding: Decoding, *, full: bool = False) -> Chunk:
+        """Return the piece's log-mel features and what is known of its speech."""
+        features = self._extractor(piece.samples)[:, :-1]
+        return Chunk(
+            np.ascontiguousarray(features, dtype=np.float32),
+            piece.seconds,
+            piece.offset,
+            decoding,
+            speech_seconds=sum(span.seconds for span in piece.speech),
+            speech_end=piece.speech[-1].end if piece.speech else 0.0,
+            speech=piece.speech,
+            full=full,
+            prompt=self._tokens(decoding.prompt.strip()),
+            hotwords=self._tokens(decoding.hotwords.strip()),
+        )
+
+    def _encoded(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of a text, none of them special: their names are cut in two, or they would be taken so."""
+        parts = re.split(r"(?<=<)(?=\|)", f" {text}") if text else ()
+        return tuple(token for part in parts for token in self._encode(part))
+
+
+def padded(features: Features, frames: int) -> Features:
+    """Cut or fill with zeros, as Whisper's own window is filled, to shape (mels, frames)."""
+    kept = features[:, :frames]
+    return np.pad(kept, ((0, 0), (0, frames - kept.shape[1])))
+
+
+def rest_of(chunk: Chunk, at: float | None, before: tuple[int, ...]) -> Chunk | None:
+    """Return what is left of a chunk whose text ends `at` so many seconds into it; None where that is nothing.
+
+    `before` are the tokens up to there, which tell the model how the rest goes on.
+    """
+    if at is None or chunk.seconds - at < MIN_REST_SECONDS:
+        return None
+    return replace(
+        chunk,
+        retried=False,
+        before=before,
+        features=chunk.features[:, round(at * window.FRAMES_PER_SECOND) :],
+        seconds=chunk.seconds - at,
+        offset=chunk.offset + at,
+        speech_seconds=max(0.0, chunk.speech_seconds - at),
+        speech_end=max(0.0, chunk.speech_end - at),
+        speech=tuple(Span(max(0.0, span.start - at), span.end - at) for span in chunk.speech if span.end > at),
+    )

@@ -1,0 +1,503 @@
+"""The command line, as a script and as a person sees it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from typer.testing import CliRunner
+
+from localwhisper_client.cli import files, skill_files
+from localwhisper_client.cloud import ledger
+from localwhisper_client.cli.app import app
+from localwhisper_client.lan import discovery, wake
+from localwhisper_client.lan.discovery import Found
+from tests.client.fault_server import TEXT, error, in_turn, refusing, says
+
+if TYPE_CHECKING:
+    from tests.client.fault_server import FaultServer
+
+WORDS = says(200, b"text/plain", TEXT.encode(), b"x-localwhisper-queue-seconds: 0.000")
+HEALTH = {"status": "ok", "ready": True, "model": "base", "device": "cpu", "requests": 2, "queue_seconds": 1.5}
+
+
+@pytest.fixture
+def home(lan: FaultServer, monkeypatch: pytest.MonkeyPatch) -> FaultServer:
+    """A lan that the environment names, and that answers with words."""
+    monkeypatch.setenv("LOCALWHISPER_BASE_URL", lan.url)
+    lan.behaviour = WORDS
+    return lan
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def command(*arguments: object) -> Any:
+    """Run the command in this process."""
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def record(*names: str) -> None:
+    """Make recordings."""
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(b"sound of " + name.encode())
+
+
+def names(folder: Path) -> list[str]:
+    """Return all files in a folder, in order."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_recording_becomes_a_file_beside_it(here: Path, home: FaultServer) -> None:
+    """A line for it, nothing else, and the recording stays."""
+    record("voice.ogg")
+    done = command("transcribe", "voice.ogg")
+    assert done.exit_code == 0
+    assert done.stdout.startswith("voice.ogg -> voice.txt (")
+    assert Path("voice.txt").read_text() == TEXT
+    assert names(here) == ["voice.ogg", "voice.txt"]
+
+
+@pytest.mark.parametrize(
+    ("format_", "suffix"),
+    [("text", "txt"), ("srt", "srt"), ("vtt", "vtt"), ("json", "json"), ("verbose_json", "json")],
+)
+def test_formats_and_fields(format_: str, suffix: str, here: Path, home: FaultServer) -> None:
+    """What the server sends is what is written, byte for byte."""
+    kind = b"application/json" if "json" in format_ else b"text/plain"
+    body = {"vtt": b"WEBVTT\n\n", "srt": b"\n"}.get(format_, b'{"text": "x"}')
+    home.behaviour = says(200, kind, body)
+    record("a.ogg")
+    assert (
+        command("transcribe", "a.ogg", "-f", format_, "--language", "de", "--prompt", "Peter", "--model", "m").exit_code
+        == 0
+    )
+    assert Path(f"a.{suffix}").read_bytes() == body
+    for value in (format_, "de", "Peter", "m"):
+        assert f"\r\n\r\n{value}\r\n".encode() in home.calls[0].body
+
+
+def test_folders_patterns_and_out(here: Path, home: FaultServer) -> None:
+    """Recordings in a folder keep their place; other files are left out; a pattern works without a shell."""
+    record("in/a.ogg", "in/deep/a.MP3", "in/notes.txt", "b1.wav", "b2.wav")
+    assert command("transcribe", "in", "b*.wav", "--out", "out", "--jobs", "3").exit_code == 0
+    assert names(here / "out") == ["a.txt", "b1.txt", "b2.txt", "deep/a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere.ogg"], "there is no nowhere.ogg"),
+        (["*.nothing"], "there is no *.nothing"),
+        (["empty"], "no recording in empty"),
+        (["a.ogg", "deep/a.ogg", "--out", "out"], "both be written to out/a.ogg.txt"),
+        (["a.txt"], "over the recording"),
+    ],
+)
+def test_what_cannot_be_meant(arguments: list[str], said: str, here: Path, home: FaultServer) -> None:
+    """Exit code 2, before anything is sent."""
+    record("a.ogg", "deep/a.ogg", "a.txt")
+    Path("empty").mkdir()
+    done = command("transcribe", *arguments)
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert not home.calls
+
+
+def test_two_recordings_of_one_name_get_a_transcript_each(here: Path, home: FaultServer) -> None:
+    """Named after the whole of each name, whichever of them come first; others keep the short name."""
+    record("in/a.ogg", "in/a.mp3", "in/a.ogg.wav", "in/b.ogg")
+    assert command("transcribe", "in").exit_code == 0
+    assert [name for name in names(here / "in") if name.endswith(".txt")] == [
+        "a.mp3.txt",
+        "a.ogg.txt",
+        "a.ogg.wav.txt",
+        "b.txt",
+    ]
+    assert len(home.calls) == 4
+    assert "4 skipped" in command("transcribe", "in").stderr
+
+
+def test_what_is_left_out_of_a_folder_is_named(here: Path, home: FaultServer) -> None:
+    """Files that do not end like recordings; transcripts and hidden files are none that could be meant."""
+    record("in/a.ogg", "in/b.vob", "in/c.opus", "in/talk.dat", "in/deep/no ending", "in/.cover.jpg", "in/old.srt")
+    done = command("transcribe", "in")
+    assert done.exit_code == 0
+    assert len(home.calls) == 3
+    (line,) = [line for line in done.stderr.splitlines() if "left out" in line and "do not end" in line]
+    assert "in/deep/no ending" in line
+    assert "in/talk.dat" in line
+    assert "cover" not in line
+    assert "old.srt" not in line
+    lines = [json.loads(line) for line in command("transcribe", "in", "--json").stdout.splitlines()]
+    assert [line["file"] for line in lines if line["fate"] == "left out"] == ["in/deep/no ending", "in/talk.dat"]
+
+
+def test_a_folder_that_cannot_be_read_fails_alone(here: Path, home: FaultServer) -> None:
+    """It is named, the exit code is 1, and the other recordings are done."""
+    record("in/a.ogg", "in/locked/b.ogg")
+    Path("in/loop.ogg").symlink_to("loop.ogg")
+    done = command("transcribe", "in")
+    assert done.exit_code == 1
+    assert "loop.ogg" in done.stderr
+    assert {"a.txt", "locked/b.txt"} < {*names(here / "in")}
+
+
+def test_any_name_that_a_file_can_have(here: Path, home: FaultServer) -> None:
+    """Bytes that are no UTF-8, letters that the terminal lacks, markup: each is one recording among others."""
+    odd = [b"\xff\xfe.ogg", "\U0001f3e0.ogg".encode(), b"[red] [b.ogg", b"line\nbreak.ogg", b"a.ogg"]
+    for name in odd:
+        Path(os.fsdecode(name)).write_bytes(b"sound")
+    line = [sys.executable, "-m", "localwhisper_client", "transcribe", "."]
+    environ = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(line, env=environ, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sum(path.suffix == ".txt" for path in here.iterdir()) == len(odd)
+    assert done.stdout.count(b" -> ") == len(odd)
+    reported = subprocess.run([*line, "--json"], env=environ, capture_output=True, check=True).stdout
+    files_ = {os.fsencode(json.loads(each)["file"]) for each in reported.splitlines()}
+    assert files_ == set(odd)
+
+
+def test_a_failure_is_its_files_alone(here: Path, home: FaultServer) -> None:
+    """A transcript whose name is too long for the file system, a link to nowhere, and a recording that is well."""
+    long = "x" * 253 + ".a"
+    record("a.ogg", long)
+    Path("c.ogg").symlink_to("nowhere")
+    home.behaviour = says(200, b"application/json", b'{"text":"x"}')
+    done = command("transcribe", long, "c.ogg*", "a.ogg", "--format", "json", "--jobs", "1")
+    assert (done.exit_code, Path("a.json").exists()) == (1, True)
+    assert "too long" in done.stderr
+    assert "1 done, 2 failed" in done.stderr
+
+
+def test_output_that_is_not_taken_ends_the_run_in_a_line(here: Path, home: FaultServer) -> None:
+    """As when a pipe into `head` closes: no traceback, and each transcript is there whole or not at all."""
+    record(*(f"{number}.ogg" for number in range(6)))
+    reader, writer = os.pipe()
+    os.close(reader)
+    line = [sys.executable, "-u", "-m", "localwhisper_client", "transcribe", "."]
+    with os.fdopen(writer, "wb") as closed:
+        done = subprocess.run(line, stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "Broken pipe" in done.stderr
+
+
+def test_nothing_is_overwritten_unless_forced(here: Path, home: FaultServer) -> None:
+    """A transcript that is there stands, its recording is not sent, and --delete-after leaves it alone."""
+    record("a.ogg")
+    Path("a.txt").write_text("mine")
+    done = command("transcribe", "a.ogg", "--delete-after")
+    assert (done.exit_code, Path("a.txt").read_text(), len(home.calls)) == (0, "mine", 0)
+    assert "skipped" in done.stdout
+    assert command("transcribe", "a.ogg", "--force").exit_code == 0
+    assert (Path("a.txt").read_text(), names(here)) == (TEXT, ["a.ogg", "a.txt"])
+
+
+def test_a_transcript_that_came_meanwhile_stands(here: Path, home: FaultServer) -> None:
+    """Somebody wrote it while the server worked."""
+
+    def slow(conn: Any, request: Any) -> None:
+        Path("a.txt").write_text("theirs")
+        WORDS(conn, request)
+
+    home.behaviour = slow
+    record("a.ogg")
+    assert "skipped" in command("transcribe", "a.ogg", "--delete-after").stdout
+    assert Path("a.txt").read_text() == "theirs"
+    assert names(here) == ["a.ogg", "a.txt"]
+
+
+def test_delete_after_deletes_after(here: Path, home: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what was transcribed and written."""
+    record("good.ogg", "bad.ogg")
+    home.behaviour = in_turn(error(400), then=WORDS)
+    done = command("transcribe", "bad.ogg", "good.ogg", "--delete-after", "--jobs", "1")
+    assert done.exit_code == 1
+    assert names(here) == ["bad.ogg", "good.txt"]
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "disk full")))
+    assert command("transcribe", "bad.ogg", "--delete-after").exit_code == 1
+    assert names(here) == ["bad.ogg", "good.txt"]
+
+
+def test_exit_codes_and_json(here: Path, home: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1: some failed; 3: nobody was there; with --json a line each that a program can read."""
+    record("a.ogg", "b.ogg")
+    home.behaviour = in_turn(error(400), then=WORDS)
+    done = command("transcribe", "a.ogg", "b.ogg", "--json", "--jobs", "1")
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert done.exit_code == 1
+    assert (first["file"], first["fate"], second["fate"], second["output"]) == ("a.ogg", "failed", "done", "b.txt")
+    assert "no 400" in first["error"]
+    with refusing() as port:
+        monkeypatch.setenv("LOCALWHISPER_BASE_URL", f"http://127.0.0.1:{port}/v1")
+        done = command("transcribe", "a.ogg")
+    assert done.exit_code == 3
+    assert "Start the server" in done.stderr
+    monkeypatch.setenv("LOCALWHISPER_BASE_URL", "nonsense")
+    assert command("transcribe", "a.ogg").exit_code == 2
+
+
+def test_ctrl_c_stops_at_once_and_leaves_no_half_file(here: Path, home: FaultServer) -> None:
+    """Exit code 130, though the server has not answered; what was finished stays."""
+    waiting, gone = threading.Event(), threading.Event()
+
+    def silent(_: Any, __: Any) -> None:
+        waiting.set()
+        gone.wait(30)
+
+    home.behaviour = in_turn(WORDS, then=silent)
+    record("a.ogg", "b.ogg")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "localwhisper_client", "transcribe", "a.ogg", "b.ogg", "--jobs", "1", "--delete-after"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert waiting.wait(60)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    finally:
+        gone.set()
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert "interrupted; 1 done" in err
+    assert "Traceback" not in err
+    assert out.startswith("a.ogg -> a.txt")
+    assert names(here) == ["a.txt", "b.ogg"]
+
+
+def test_a_terminal_sees_a_bar(here: Path, home: FaultServer) -> None:
+    """A pipe does not: that is what the other tests read."""
+    record("a.ogg", "b.ogg")
+    leader, follower = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "localwhisper_client", "transcribe", "a.ogg", "b.ogg"],
+        stdin=follower, stdout=follower, stderr=follower, env={**os.environ, "TERM": "xterm", "COLUMNS": "80"},
+    ) as process:  # fmt: skip
+        os.close(follower)
+        seen = b""
+        while chunk := _read(leader):
+            seen += chunk
+        assert process.wait(60) == 0
+    os.close(leader)
+    assert b"Transcribing" in seen
+    assert b"a.ogg -> a.txt" in seen
+    assert b"2 done" in seen
+
+
+def _read(leader: int) -> bytes:
+    try:
+        return os.read(leader, 65536)
+    except OSError:  # Linux says so that the other end is closed
+        return b""
+
+
+def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writes all the same, and overwrites nothing either."""
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError("no links")))
+    files.write(tmp_path / "a", b"1", replace=False)
+    with pytest.raises(FileExistsError):
+        files.write(tmp_path / "a", b"2", replace=False)
+    assert (tmp_path / "a").read_bytes() == b"1"
+    assert names(tmp_path) == ["a"]
+
+
+def answering(health: Any, models: Any = None) -> Any:
+    """Answer as a server's /health and /v1/models."""
+
+    def behave(conn: Any, request: Any) -> None:
+        (health if request.path == "/health" else models or says(200, b"application/json", b'{"data": []}'))(
+            conn, request
+        )
+
+    return behave
+
+
+def status_of(home: FaultServer, health: Any, models: Any = None) -> tuple[int, dict[str, Any]]:
+    """Return the exit code and what is said of the server."""
+    home.answers_probe = answering(health, models)
+    done = command("status", "--json")
+    (server,) = json.loads(done.stdout)["servers"]
+    return done.exit_code, server
+
+
+def as_json(value: Any, status: int = 200) -> Any:
+    """Answer with JSON."""
+    return says(status, b"application/json", json.dumps(value).encode())
+
+
+@pytest.mark.parametrize(
+    ("health", "models", "state", "code"),
+    [
+        (as_json(HEALTH), None, "ready", 0),
+        (as_json(HEALTH | {"status": "loading", "ready": False}), None, "loading", 1),
+        (as_json(HEALTH | {"status": "failed", "ready": False}), None, "failed", 1),
+        (as_json(HEALTH), as_json({}, 401), "wrong key", 1),
+        (as_json({}, 404), None, "ready", 0),
+        (says(200, b"text/html", b"<h1>"), says(200, b"text/html", b"<h1>"), "strange", 1),
+    ],
+)
+def test_status(health: Any, models: Any, state: str, code: int, home: FaultServer) -> None:
+    """Each thing that may answer, and an exit code for a script."""
+    assert (status_of(home, health, models)[0], status_of(home, health, models)[1]["state"]) == (code, state)
+    assert state in command("status").stdout
+
+
+def test_status_of_servers_that_are_up_and_down(home: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is enough; the key is shown to nobody but /models, and the queue and the policy to the reader."""
+    home.answers_probe = answering(as_json(HEALTH))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("LOCALWHISPER_API_KEY", "ours")
+    with refusing() as port:
+        monkeypatch.setenv("LOCALWHISPER_BASE_URL", f"{home.url},http://me:secret@127.0.0.1:{port}/v1")
+        done = command("status")
+    assert done.exit_code == 0
+    for word in ("base", "2 calls, 1.5 s", "down", "nothing leaves the LAN", "closed", "opens", "pass a server by"):
+        assert word in done.stdout
+    assert "secret" not in done.stdout
+    assert [probe.headers.get("authorization") for probe in home.probes] == [None, "Bearer ours", None]
+    monkeypatch.setenv("LOCALWHISPER_BASE_URL", "nonsense")
+    assert command("status").exit_code == 2
+    monkeypatch.setenv("LOCALWHISPER_BASE_URL", "auto")
+    monkeypatch.setattr(discovery, "search", lambda: ())
+    assert "--announce" in command("status").stdout
+
+
+def test_a_server_that_is_stuck_is_not_ready(home: FaultServer) -> None:
+    """`/health` says "ok" of it; `/ready` knows, and says why."""
+
+    def behave(conn: Any, request: Any) -> None:
+        stuck = says(503, b"application/json", b'{"ready": false, "reason": "The last inference failed."}')
+        (stuck if request.path == "/ready" else answering(as_json(HEALTH)))(conn, request)
+
+    home.answers_probe = behave
+    done = command("status")
+    assert done.exit_code == 1
+    assert "not ready" in done.stdout
+    assert "The last inference failed." in done.stdout
+
+
+def test_stats(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Minutes by day, money spent and saved, and what is not known said so."""
+    monkeypatch.setenv("LOCALWHISPER_LEDGER", "book.sqlite3")
+    assert command("stats").exit_code == 1
+    now = time.time()
+    with ledger.Ledger.open("book.sqlite3") as book:
+        book.record(row(now, cloud=False, audio=600.0, cost=0.0, saved=0.06))
+        book.record(row(now, cloud=True, audio=60.0, cost=0.006, saved=0.0))
+        book.record(row(now, cloud=False, audio=None, cost=0.0, saved=None))
+        book.record(row(now - 90 * 86400, cloud=True, audio=6000.0, cost=9.0, saved=0.0))
+    said = command("stats").stdout
+    for words in ("11.0 min", "3 calls", "Spent $0.01, saved $0.06", "1 calls is unknown", "█", "▒"):
+        assert words in said
+    (day,) = json.loads(command("stats", "--json").stdout)
+    assert (day["lan_seconds"], day["cloud_seconds"]) == (600, 60)
+    Path("book.sqlite3").write_text("something else" * 100)
+    assert command("stats").exit_code == 1
+
+
+@pytest.mark.parametrize("word", ["off", "OFF", "0", "false", "no"])
+def test_stats_of_a_ledger_that_is_off(word: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those words are no file's name: what was written in the usual place before is shown."""
+    monkeypatch.setenv("LOCALWHISPER_LEDGER", word)
+    monkeypatch.setenv("XDG_STATE_HOME", str(here))
+    done = command("stats")
+    assert done.exit_code == 1
+    assert "ledger.sqlite3" in done.stderr
+    with ledger.Ledger.open(here / "localwhisper" / "ledger.sqlite3") as book:
+        book.record(row(time.time(), cloud=False, audio=60.0, cost=0.0, saved=0.006))
+    assert "1 calls" in command("stats").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["status"], 1), (["wake", "AA:BB:CC:DD:EE:FF@127.0.0.1", "--wait", "0.1"], 1), (["discover"], 2)],
+)
+def test_without_a_network(arguments: list[str], code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sentence, and no traceback; also of a name that has no address."""
+    import zeroconf
+
+    def unplugged(**_: Any) -> Any:
+        raise RuntimeError("No interfaces to listen on, check that any interfaces have IP version 4")
+
+    monkeypatch.setattr(zeroconf, "Zeroconf", unplugged)
+    monkeypatch.setenv("LOCALWHISPER_BASE_URL", "auto,http://nobody.invalid:5000/v1")
+    done = command(*arguments)
+    assert (done.exit_code, type(done.exception)) == (code, SystemExit)
+    assert "No interfaces" in done.stderr
+
+
+def row(at: float, *, cloud: bool, audio: float | None, cost: float | None, saved: float | None) -> ledger.Row:
+    """Return one call as the ledger keeps it."""
+    return ledger.Row(
+        at=at, backend="x", cloud=cloud, reason="", audio_seconds=audio, seconds=1.0, cost_usd=cost, saved_usd=saved
+    )
+
+
+def test_discover(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is there; or that nobody is, and how somebody could be."""
+    found = (Found("pc-5000", ("http://10.0.0.1:5000/v1",), "0.1.0", "base"),)
+    monkeypatch.setattr(discovery, "browse", lambda *_, **__: found)
+    done = command("discover")
+    assert done.exit_code == 0
+    assert "http://10.0.0.1:5000/v1" in done.stdout
+    assert json.loads(command("discover", "--json").stdout)[0]["model"] == "base"
+    monkeypatch.setattr(discovery, "browse", lambda *_, **__: ())
+    assert command("discover").exit_code == 1
+    monkeypatch.setitem(sys.modules, "zeroconf", None)
+    monkeypatch.undo()
+    monkeypatch.setattr(discovery, "browse", lambda *_, **__: (_ for _ in ()).throw(OSError("unplugged")))
+    assert command("discover").exit_code == 2
+
+
+def test_wake(home: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the argument or the environment; with --wait until a server is ready, or the time is up."""
+    sent: list[Any] = []
+    monkeypatch.setattr(wake, "send", sent.append)
+    assert command("wake").exit_code == 2
+    assert command("wake", "AA:BB:CC:DD:EE:FF@10.0.0.255").exit_code == 0
+    monkeypatch.setenv("LOCALWHISPER_WAKE", "AA:BB:CC:DD:EE:F0")
+    home.answers_probe = in_turn(error(503), error(503), then=answering(as_json(HEALTH)))
+    assert "ready" in command("wake", "--wait", "30").stdout
+    assert [target.host for target in sent] == ["10.0.0.255", wake.BROADCAST]
+    home.answers_probe = error(503)
+    assert command("wake", "--wait", "0.01").exit_code == 1
+    monkeypatch.setattr(wake, "send", lambda _: (_ for _ in ()).throw(OSError(101, "Network is unreachable")))
+    assert "unreachable" in command("wake").stderr
+
+
+def test_skill_install(here: Path) -> None:
+    """Prints what it wrote; replaces nothing of another's by itself."""
+    done = command("skill", "install", "--dir", here)
+    assert done.stdout.splitlines() == [str(here / skill_files.NAME / each) for each in ("SKILL.md", "scripts/transcribe.sh")]
+    assert "Already there" in command("skill", "install", "--dir", here).stdout
+    (here / skill_files.NAME / "SKILL.md").write_text("mine")
+    assert command("skill", "install", "--dir", here).exit_code == 1
+    assert command("skill", "install", "--dir", here, "--force").exit_code == 0
+    (here / "file").touch()
+    assert command("skill", "install", "--dir", here / "file").exit_code == 1
+
+
+@pytest.mark.parametrize("name", ["transcribe", "run", "status", "stats", "discover", "wake", "demo", "skill"])
+def test_help_teaches(name: str) -> None:
+    """Every command has one; the first page names them all."""
+    assert name in command("--help").stdout
+    assert command(name, "--help").exit_code == 0

@@ -1,0 +1,129 @@
+"""A recording that is too large for the server: its sound alone is sent, or the way out is named."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from localwhisper_client.cloud import media
+from localwhisper_client.cli.app import app
+from tests.client.fault_server import says
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.client.fault_server import FaultServer
+
+av = pytest.importorskip("av")
+RATE = 16_000
+
+
+def film(*, seconds: int = 3, starts: float = 0.0, tracks: tuple[str, ...] = ("eng",), picture: bool = True) -> bytes:
+    """Return a film with noise for a picture, whose sound begins so many seconds after it."""
+    target = io.BytesIO()
+    random = np.random.default_rng(1)
+    with av.open(target, "w", format="matroska") as sink:
+        shown = sink.add_stream("mpeg4", rate=10, width=320, height=240, pix_fmt="yuv420p") if picture else None
+        heard = [sink.add_stream("pcm_s16le", rate=RATE, layout="mono") for _ in tracks]
+        for stream, language in zip(heard, tracks, strict=True):
+            stream.metadata["language"] = language
+        if shown is not None:
+            shown.bit_rate = 4_000_000
+            for number in range(10 * seconds):
+                frame = av.VideoFrame.from_ndarray(random.integers(0, 255, (240, 320, 3), np.uint8), format="rgb24")
+                frame.pts = number
+                sink.mux(shown.encode(frame))
+            sink.mux(shown.encode(None))
+        for number in range(seconds):
+            for stream in heard:
+                sound = av.AudioFrame.from_ndarray(np.zeros((1, RATE), np.int16), format="s16", layout="mono")
+                sound.sample_rate, sound.pts = RATE, round((starts + number) * RATE)
+                sink.mux(stream.encode(sound))
+    return target.getvalue()
+
+
+def test_the_sound_of_a_film_keeps_its_time_and_its_tracks() -> None:
+    """No re-encoding, no picture but its first frame, and the same offset from the beginning of the film."""
+    whole = film(starts=5.0, tracks=("eng", "ger"))
+    sound = media.soundtrack(io.BytesIO(whole), io.BytesIO())
+    assert sound is not None
+    assert len(sound.getvalue()) < len(whole) / 2
+    with av.open(sound) as copy:
+        assert [stream.metadata["language"] for stream in copy.streams.audio] == ["eng", "ger"]
+        assert copy.start_time == 0
+        first = next(packet for packet in copy.demux(audio=1))
+        assert float(first.pts * first.time_base) == pytest.approx(5.0, abs=0.05)
+        assert first.stream.codec_context.name == "pcm_s16le"
+
+
+def test_what_is_no_film_has_no_soundtrack() -> None:
+    """Sound alone is what it is; a silent film and other files are told apart from it."""
+    assert media.soundtrack(film(picture=False), io.BytesIO()) is None
+    for content in (film(tracks=()), b"no film"):
+        with pytest.raises(media.Unreadable):
+            media.soundtrack(content, io.BytesIO())
+
+
+def taking(limit: int, lan: FaultServer) -> list[int]:
+    """Let a server take so many bytes; return the list that the sizes of what it was sent go to."""
+    sizes: list[int] = []
+
+    def behave(conn: Any, request: Any) -> None:
+        sizes.append(len(request.body))
+        if sizes[-1] > limit:
+            refusal = b'{"error": {"message": "413: Maximum content size limit exceeded", "type": "server_error"}}'
+            says(413, b"application/json", refusal)(conn, request)
+        else:
+            says(200, b"text/plain", b"milk\n", b"x-localwhisper-queue-seconds: 0.000")(conn, request)
+
+    lan.behaviour = behave
+    return sizes
+
+
+@pytest.fixture
+def transcribe(lan: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run the command on one file."""
+    monkeypatch.setenv("LOCALWHISPER_BASE_URL", lan.url)
+
+    def run(content: bytes, *arguments: str) -> Any:
+        (tmp_path / "film.mkv").write_bytes(content)
+        return CliRunner().invoke(app, ["transcribe", str(tmp_path / "film.mkv"), *arguments])
+
+    return run
+
+
+def test_of_a_film_that_is_too_large_the_sound_is_sent(transcribe: Any, lan: FaultServer, tmp_path: Path) -> None:
+    """The film first, since no client knows a server's limit; then its sound. It may be deleted as any other."""
+    content = film()
+    sizes = taking(len(content) // 2, lan)
+    done = transcribe(content, "--delete-after")
+    assert (done.exit_code, len(sizes)) == (0, 2), done.stderr
+    assert b'filename="sound.mka"' in lan.calls[1].body
+    assert [path.name for path in tmp_path.iterdir()] == ["film.txt"]
+
+
+def test_sound_that_is_too_large_is_made_smaller(transcribe: Any, lan: FaultServer) -> None:
+    """A film's sound, or a recording that never had a picture: at a bit rate that is enough for speech."""
+    taking(60_000, lan)
+    assert transcribe(film()).exit_code == 0
+    assert b'filename="sound.ogg"' in lan.calls[2].body
+    lan.calls.clear()
+    assert transcribe(film(picture=False), "--force").exit_code == 0
+    assert len(lan.calls) == 2
+
+
+def test_the_way_out_is_named(transcribe: Any, lan: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's option always; what to install where that would help."""
+    taking(10, lan)
+    failed = transcribe(film())
+    assert failed.exit_code == 1
+    assert "--max-upload" in failed.stderr
+    assert "transcode" not in failed.stderr
+    assert len(lan.calls) == 3
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert "localwhisper-lan[transcode]" in transcribe(film.__doc__.encode()).stderr

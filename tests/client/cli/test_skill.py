@@ -1,0 +1,300 @@
+"""The skill's script, run by bash against a real server."""
+
+from __future__ import annotations
+
+import email
+import email.policy
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from localwhisper_client.cli import skill_files
+from tests.client.fault_server import error, refusing, reset, says
+
+if TYPE_CHECKING:
+    import socket
+
+    from tests.client.fault_server import FaultServer, Request
+
+SCRIPT = skill_files.SOURCE / "scripts" / "transcribe.sh"
+PROOF = b"x-localwhisper-queue-seconds: 0.000"
+WORDS = says(200, b"text/plain; charset=utf-8", "Grüße, „Welt“ 🏠\n".encode(), PROOF)
+OBJECT = says(200, b"application/json", b'{"text":"x"}')
+
+pytestmark = pytest.mark.skipif(not (shutil.which("bash") and shutil.which("curl")), reason="needs bash and curl")
+
+
+def cut_short(conn: socket.socket, _: Request) -> None:
+    """Promise more than comes."""
+    conn.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 99\r\n\r\nhalf")
+    reset(conn)
+
+
+@pytest.fixture
+def voice(tmp_path: Path) -> Path:
+    """Give a recording."""
+    path = tmp_path / "voice.ogg"
+    path.write_bytes(b"OggS\r\n--boundary\r\n\x00\xff")
+    return path
+
+
+def run(*arguments: str | Path, url: str | None = None, cwd: Path | None = None, **environ: str) -> Any:
+    """Run the script, with no settings but these."""
+    environment = {"PATH": os.environ["PATH"], **environ} | ({"WHISPER_API_URL": url} if url else {})
+    return subprocess.run(
+        ["bash", SCRIPT, *arguments], env=environment, cwd=cwd, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def parts(request: Request) -> dict[str, Any]:
+    """Read the form as a server does: field name to content, and the file's name under `filename`."""
+    head = f"content-type: {request.headers['content-type']}\r\n\r\n".encode()
+    message = email.message_from_bytes(head + request.body, policy=email.policy.HTTP)
+    found: dict[str, Any] = {}
+    for part in message.iter_parts():
+        name = part.get_param("name", header="content-disposition")
+        found[name] = part.get_payload(decode=True)
+        if part.get_filename():
+            found["filename"] = part.get_filename()
+    return found
+
+
+def test_words_go_beside_the_recording(voice: Path, lan: FaultServer) -> None:
+    """As the bundled skill does it: the input's name with .txt; its path is printed; the input stays."""
+    lan.behaviour = WORDS
+    done = run(voice, url=lan.url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{voice.with_suffix('.txt')}\n"
+    assert voice.with_suffix(".txt").read_text() == "Grüße, „Welt“ 🏠\n"
+    (call,) = lan.calls
+    assert call.path == "/v1/audio/transcriptions"
+    assert parts(call) == {
+        "file": voice.read_bytes(),
+        "filename": "audio.ogg",
+        "model": b"whisper-1",
+        "response_format": b"text",
+    }
+    assert sorted(path.name for path in voice.parent.iterdir()) == ["voice.ogg", "voice.txt"]
+
+
+def test_every_option_is_sent(voice: Path, lan: FaultServer, tmp_path: Path) -> None:
+    """Options may come before the file; --out makes its folder."""
+    lan.behaviour = OBJECT
+    out = tmp_path / "new folder" / "out.json"
+    done = run(
+        "--json", "--model", "small", "--language", "de", voice, "--prompt", "Peter", "--out", out, url=lan.url
+    )
+    assert (done.returncode, done.stdout) == (0, f"{out}\n")
+    assert out.read_text() == '{"text":"x"}'
+    sent = parts(lan.calls[0])
+    assert [sent[name] for name in ("model", "language", "prompt", "response_format")] == [
+        b"small",
+        b"de",
+        b"Peter",
+        b"json",
+    ]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "@/etc/hostname",
+        "</etc/hostname",
+        'a "quoted" \\ word',
+        "two\nlines",
+        "🏠 für 'uns'",
+        "a;type=text/html",
+        "$(id) `id`",
+    ],
+)
+def test_a_prompt_is_text_whatever_it_holds(prompt: str, voice: Path, lan: FaultServer) -> None:
+    """Nothing in it means anything to curl or to the shell."""
+    lan.behaviour = WORDS
+    assert run(voice, "--prompt", prompt, url=lan.url).returncode == 0
+    assert parts(lan.calls[0])["prompt"].replace(b"\r\n", b"\n").decode() == prompt
+
+
+@pytest.mark.parametrize(
+    ("name", "output"),
+    [
+        ("a b.ogg", "a b.txt"),
+        ("a;type=x,b.ogg", "a;type=x,b.txt"),
+        ('it\'s "it".m4a', 'it\'s "it".txt'),
+        ("@x.ogg", "@x.txt"),
+        ("-x.ogg", "-x.txt"),
+        ("ünï🏠.OGG", "ünï🏠.txt"),
+        ("no ending", "no ending.txt"),
+        (".hidden", ".hidden.txt"),
+        ("back\\slash.o\ngg", "back\\slash.txt"),
+    ],
+)
+def test_a_file_may_have_any_name(name: str, output: str, tmp_path: Path, lan: FaultServer) -> None:
+    """And a folder a dot; the name itself is not sent."""
+    lan.behaviour = WORDS
+    folder = tmp_path / "a.b"
+    folder.mkdir()
+    (folder / name).write_bytes(b"sound")
+    done = run("--", name, url=lan.url, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert (folder / output).exists()
+    sent = parts(lan.calls[0])
+    assert sent["file"] == b"sound"
+    assert sent["filename"].startswith("audio")
+
+
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/", "/v1/audio/transcriptions"])
+def test_the_address_may_be_given_in_any_of_its_forms(end: str, voice: Path, lan: FaultServer) -> None:
+    """With /v1 or without."""
+    lan.behaviour = WORDS
+    assert run(voice, url=lan.url.removesuffix("/v1") + end).returncode == 0
+    assert lan.calls[0].path == "/v1/audio/transcriptions"
+
+
+def test_the_key_is_the_houses(voice: Path, lan: FaultServer) -> None:
+    """OpenAI's never travels; without one of ours none does."""
+    lan.behaviour = WORDS
+    run(voice, url=lan.url, OPENAI_API_KEY="sk-secret")
+    run(voice, url=lan.url, OPENAI_API_KEY="sk-secret", LOCALWHISPER_API_KEY="ours")
+    run(voice, url=lan.url, WHISPER_API_KEY="mine", LOCALWHISPER_API_KEY="ours")
+    assert [call.headers.get("authorization") for call in lan.calls] == [None, "Bearer ours", "Bearer mine"]
+
+
+def test_no_proxy_and_no_curlrc(voice: Path, lan: FaultServer, cloud: FaultServer, tmp_path: Path) -> None:
+    """Either could carry the audio elsewhere."""
+    lan.behaviour = WORDS
+    (tmp_path / ".curlrc").write_text(f"url = {cloud.url}\n")
+    assert run(voice, url=lan.url, http_proxy=cloud.url, ALL_PROXY=cloud.url, HOME=str(tmp_path)).returncode == 0
+    assert not cloud.calls
+
+
+def test_the_input_goes_only_when_asked_and_only_after_success(voice: Path, lan: FaultServer) -> None:
+    """`--delete-input`."""
+    lan.behaviour = error(500)
+    assert run(voice, "--delete-input", url=lan.url).returncode == 1
+    assert voice.exists()
+    lan.behaviour = WORDS
+    assert run(voice, "--delete-input", url=lan.url).returncode == 0
+    assert not voice.exists()
+    assert voice.with_suffix(".txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "said"),
+    [
+        (error(400), "no 400"),
+        (error(503), "no 503"),
+        (says(302, b"text/plain", b"elsewhere"), "status 302"),
+        (says(200, b"text/html", b"<h1>Log in</h1>"), "not a transcript"),
+        (cut_short, "curl says"),
+        (lambda conn, _: reset(conn), "Is the server on?"),
+    ],
+)
+@pytest.mark.parametrize("existing", [None, "an older transcript"])
+def test_a_failure_leaves_things_as_they_were(
+    behaviour: Any, said: str, existing: str | None, voice: Path, lan: FaultServer
+) -> None:
+    """The server's words go to standard error, the exit code is 1, and no output file is begun or touched."""
+    lan.behaviour = behaviour
+    out = voice.with_suffix(".txt")
+    if existing:
+        out.write_text(existing)
+    done = run(voice, url=lan.url)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert said in done.stderr
+    assert {path.name for path in voice.parent.iterdir()} == {"voice.ogg", *(["voice.txt"] if existing else [])}
+    assert not existing or out.read_text() == existing
+
+
+def test_a_json_answer_that_is_none(voice: Path, lan: FaultServer) -> None:
+    """With --json only JSON will do."""
+    lan.behaviour = WORDS
+    assert "not a transcript" in run(voice, "--json", url=lan.url).stderr
+
+
+def test_nobody_there(voice: Path) -> None:
+    """It says so, and where it asked."""
+    with refusing() as port:
+        done = run(voice, url=f"http://127.0.0.1:{port}")
+    assert done.returncode == 1
+    assert f"127.0.0.1:{port}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ([], 2, "which file?"),
+        (["--bogus", "x"], 2, "unknown option: --bogus"),
+        (["x", "y"], 2, "one file at a time"),
+        (["x", "--model"], 2, "--model needs a value"),
+        (["nowhere.ogg"], 1, "no such file"),
+        (["voice.ogg", "--out", "voice.ogg"], 1, "would replace the recording"),
+        (["voice.ogg", "--out", "."], 1, "is a folder"),
+        (["voice.ogg", "--out", "voice.ogg/x.txt"], 1, ""),
+    ],
+)
+def test_wrong_arguments(arguments: list[str], code: int, said: str, voice: Path) -> None:
+    """Nothing is sent, and the error says what is wrong."""
+    done = run(*arguments, cwd=voice.parent, url="http://127.0.0.1:9")
+    assert done.returncode == code
+    assert said in done.stderr
+    assert done.stdout == ""
+
+
+def test_help() -> None:
+    """On standard output, as a success."""
+    done = run("--help")
+    assert done.returncode == 0
+    assert "--delete-input" in done.stdout
+
+
+def test_without_a_setting_the_lan_is_wsl_home() -> None:
+    """The bundled default; read, since nobody of that name is there."""
+    assert "${WHISPER_API_URL:-http://wsl.home:5000}" in SCRIPT.read_text()
+
+
+def test_the_script_is_clean() -> None:
+    """For shellcheck, where it is installed."""
+    beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    shellcheck = shutil.which("shellcheck", path=beside)
+    if shellcheck is None:
+        pytest.skip("no shellcheck here")
+    subprocess.run([shellcheck, SCRIPT], check=True)
+
+
+def test_install_writes_the_skill_and_keeps_what_it_did_not_write(tmp_path: Path) -> None:
+    """Once; again when asked to replace; never over another's work by itself."""
+    written = skill_files.install(tmp_path)
+    assert [path.relative_to(tmp_path / skill_files.NAME).as_posix() for path in written] == [
+        "SKILL.md",
+        "scripts/transcribe.sh",
+    ]
+    script = tmp_path / skill_files.NAME / "scripts" / "transcribe.sh"
+    assert os.access(script, os.X_OK)
+    assert "name: openai-whisper-api" in (tmp_path / skill_files.NAME / "SKILL.md").read_text()
+    assert skill_files.install(tmp_path) == []
+    script.write_text("mine")
+    with pytest.raises(skill_files.SkillExists, match=r"transcribe\.sh"):
+        skill_files.install(tmp_path)
+    assert script.read_text() == "mine"
+    assert skill_files.install(tmp_path, force=True) == [script]
+    assert script.read_text() == SCRIPT.read_text()
+
+
+@pytest.mark.model
+def test_with_the_real_server(tmp_path: Path) -> None:
+    """The words of a real recording, from the server that this project ships."""
+    pytest.importorskip("faster_whisper")
+    from localwhisper_client.cli.demo import VOICE
+    from localwhisper_client.cli.demo import serving as real
+
+    recording = tmp_path / "voice.ogg"
+    shutil.copy(VOICE, recording)
+    with real("--model", "base") as server:
+        done = run(recording, "--prompt", 'Say "milk"', url=server.url)
+    assert done.returncode == 0, done.stderr
+    assert "milk" in recording.with_suffix(".txt").read_text()

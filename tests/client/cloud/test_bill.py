@@ -1,0 +1,483 @@
+"""What a call costs, who pays, what is written down, and what the program hears of it; both flavours, real sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import io
+import itertools
+import json
+import logging
+import sys
+import threading
+import time
+import wave
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import openai
+import pytest
+
+import localwhisper
+from localwhisper_client import (
+    Attempt,
+    BudgetExceeded,
+    BudgetReached,
+    CloudUnsupported,
+    LocalServerUnavailable,
+    LocalWhisper,
+    LocalWhisperError,
+)
+from localwhisper_client.cloud import media
+from localwhisper_client.cloud.ledger import Ledger
+from localwhisper_client.cloud.models import SHUTDOWN
+from localwhisper_client.events import LanguageDropped
+from tests.client.driving import SHAPES
+from tests.client.fault_server import EVENTS, TEXT, answers, error, refusing, reset, response, says, serving
+
+if TYPE_CHECKING:
+    import socket
+
+    from tests.client.driving import Driver
+    from tests.client.fault_server import FaultServer, Request
+
+VOICE = Path(__file__).parents[2] / "voices" / "en-60s.ogg"
+MINUTE = 0.006
+
+
+def metered(conn: socket.socket, request: Request) -> None:
+    """Answer as OpenAI does, with the usage of one minute; a stream tells none."""
+    if request.wants_events:
+        conn.sendall(response(200, b"text/event-stream", EVENTS))
+    else:
+        body = {"text": TEXT, "usage": {"type": "duration", "seconds": 60}}
+        conn.sendall(response(200, b"application/json", json.dumps(body).encode()))
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Have the calls written down."""
+    path = tmp_path / "ledger.sqlite3"
+    monkeypatch.setenv("LOCALWHISPER_LEDGER", str(path))
+    return path
+
+
+@pytest.fixture
+def off() -> Any:
+    """Give the address of a LAN server where nobody is."""
+    with refusing() as port:
+        yield f"http://127.0.0.1:{port}/v1"
+
+
+def rows(path: Path) -> Any:
+    """Read the ledger."""
+    with Ledger.open(path) as ledger:
+        return ledger.rows()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_call_in_the_lan_saves_money(shape: str, drive: Driver, ledger: Path) -> None:
+    """By the answer's usage, or the file's own length where it tells none; neither text nor file name is kept."""
+    with serving(metered) as lan:
+        file = ("secret.ogg", VOICE.read_bytes())
+        assert drive.call(drive.client(local_base_url=lan.url), shape, file=file) == TEXT
+        (row,) = rows(ledger)
+        assert (row.backend, row.cloud, row.reason, row.cost_usd) == (lan.url, False, "", 0.0)
+    assert row.audio_seconds == pytest.approx(60, abs=1.5)
+    assert row.saved_usd == pytest.approx(MINUTE, rel=0.05)
+    assert row.seconds > 0
+    written = b"".join(path.read_bytes() for path in ledger.parent.iterdir())
+    assert b"secret" not in written
+    assert TEXT.encode() not in written
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_call_to_the_cloud_costs_money(shape: str, off: str, drive: Driver, cloud: FaultServer, ledger: Path) -> None:
+    """One row, with the reason; a stream is paid by the file's length, at the price of the model that streams."""
+    cloud.behaviour = metered
+    client = drive.client(local_base_url=off, policy="cloud")
+    assert drive.call(client, shape, model="large-v3", file=("a.ogg", VOICE.read_bytes())) == TEXT
+    (row,) = rows(ledger)
+    assert (row.backend, row.cloud, row.saved_usd) == (cloud.url, True, 0.0)
+    assert "ConnectError" in row.reason
+    price = 0.0045 if shape.endswith("events") else MINUTE
+    assert row.cost_usd == pytest.approx(price, rel=0.05)
+    assert drive.last is not None
+    assert (drive.last.backend, drive.last.cloud, drive.last.attempts) == (cloud.url, True, 2)
+    assert drive.last.cost == row.cost_usd if shape != "streaming" else True
+    assert "ConnectError" in drive.last.reason
+    attempts = [event for event in drive.events if isinstance(event, Attempt)]
+    assert [event.cost for event in attempts] == [0.0, drive.last.cost]
+
+
+def test_what_is_not_known_is_not_nothing(off: str, drive: Driver, cloud: FaultServer, ledger: Path) -> None:
+    """A file of unknown length and an answer without usage: no cost is made up, in ledger, event or last call."""
+    drive.call(drive.client(local_base_url=off, policy="cloud"))
+    (row,) = rows(ledger)
+    assert (row.audio_seconds, row.cost_usd) == (None, None)
+    assert drive.last is not None
+    assert (drive.last.cost, drive.last.audio_seconds) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "cost", "reason"),
+    [
+        (error(429), 0.0, "status 429"),
+        (lambda conn, _: reset(conn), None, "APIConnectionError"),
+    ],
+)
+def test_what_failed_in_the_cloud(
+    behaviour: Any, cost: float | None, reason: str, off: str, drive: Driver, cloud: FaultServer, ledger: Path
+) -> None:
+    """An error is not billed; of a connection that broke nobody knows."""
+    cloud.behaviour = behaviour
+    client = drive.client(local_base_url=off, policy="cloud", max_retries=0)
+    with pytest.raises(openai.APIError):
+        drive.call(client)
+    (row,) = rows(ledger)
+    assert row.cost_usd == cost
+    assert row.reason.startswith(reason)
+
+
+def test_without_a_ledger_nothing_is_written(
+    drive: Driver, lan: FaultServer, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """It is off unless it was asked for."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    drive.call(drive.client(local_base_url=lan.url))
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("LOCALWHISPER_LEDGER", "1")
+    drive.call(drive.client(local_base_url=lan.url))
+    assert len(rows(tmp_path / "localwhisper" / "ledger.sqlite3")) == 1
+
+
+def test_a_ledger_that_cannot_be_written_stops_no_call(
+    off: str, drive: Driver, lan: FaultServer, cloud: FaultServer, tmp_path: Path, monkeypatch: Any, caplog: Any
+) -> None:
+    """In the LAN server, nor in the cloud where no budget hangs on it; the log says so."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LOCALWHISPER_LEDGER", str(tmp_path / "file" / "ledger"))
+    with caplog.at_level(logging.WARNING, "localwhisper"):
+        assert drive.call(drive.client(local_base_url=lan.url)) == TEXT
+        assert drive.call(drive.client(local_base_url=off, policy="cloud")) == TEXT
+    assert caplog.text.count("cannot be written") == 2
+
+
+def test_a_budget_that_cannot_be_checked_stops_the_cloud(
+    off: str, drive: Driver, lan: FaultServer, cloud: FaultServer, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """It fails closed; the LAN server is none of its business."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LOCALWHISPER_LEDGER", str(tmp_path / "file" / "ledger"))
+    monkeypatch.setenv("LOCALWHISPER_CLOUD_BUDGET", "5/month")
+    assert drive.call(drive.client(local_base_url=lan.url, policy="cloud")) == TEXT
+    client = drive.client(local_base_url=off, policy="cloud")
+    with pytest.raises(BudgetExceeded, match="cannot be checked"):
+        drive.call(client)
+    assert not cloud.calls
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_spent_budget_is_a_hard_stop(
+    shape: str, off: str, drive: Driver, cloud: FaultServer, ledger: Path, monkeypatch: Any
+) -> None:
+    """Before anything is sent; said by an error that handlers know and by an event, with the amounts."""
+    monkeypatch.setenv("LOCALWHISPER_CLOUD_BUDGET", "0.0080/month")
+    cloud.behaviour = metered
+    client = drive.client(local_base_url=off, policy="cloud")
+    file = ("a.ogg", VOICE.read_bytes())
+    drive.call(client, shape, file=file)
+    for _ in range(2):
+        with pytest.raises(BudgetExceeded, match=r"\$0.008/month") as raised:
+            drive.call(client, shape, file=file)
+    assert isinstance(raised.value, (LocalServerUnavailable, openai.APIConnectionError))
+    assert off in str(raised.value)
+    assert len(cloud.calls) == len(rows(ledger)) == 1
+    events = [event for event in drive.events if isinstance(event, BudgetReached)]
+    assert len(events) == 2
+    assert events[0].cost is not None
+    refused = [event for event in drive.events if isinstance(event, Attempt) and event.verdict == "refused"]
+    assert [event.cloud for event in refused] == [False, False]
+    assert drive.last is not None
+    assert drive.last.attempts == 0
+
+
+def test_a_new_month_is_a_new_budget(
+    off: str, drive: Driver, cloud: FaultServer, ledger: Path, monkeypatch: Any
+) -> None:
+    """On the injected clock."""
+    monkeypatch.setenv("LOCALWHISPER_CLOUD_BUDGET", "0.008/day")
+    cloud.behaviour = metered
+    client = drive.client(local_base_url=off, policy="cloud")
+    now = dt.datetime.fromisoformat("2026-11-22T12:00").astimezone().timestamp()
+    file = ("a.ogg", VOICE.read_bytes())
+    for day in (0, 1):
+        client._route = replace(client._route, wall=lambda day=day: now + day * 86400)
+        drive.call(client, file=file)
+        with pytest.raises(BudgetExceeded):
+            drive.call(client, file=file)
+    assert len(cloud.calls) == 2
+
+
+def test_fifty_threads_do_not_overspend(off: str, cloud: FaultServer, ledger: Path, monkeypatch: Any) -> None:
+    """What a call may cost is held before it is made."""
+    monkeypatch.setenv("LOCALWHISPER_CLOUD_BUDGET", "0.035/month")
+    cloud.behaviour = metered
+    file = ("a.ogg", VOICE.read_bytes())
+
+    def call(_: int) -> bool:
+        try:
+            client.audio.transcriptions.create(model="whisper-1", file=file)
+        except BudgetExceeded:
+            return False
+        return True
+
+    with LocalWhisper(local_base_url=off, policy="cloud") as client, ThreadPoolExecutor(50) as threads:
+        answered = sum(threads.map(call, range(50)))
+    assert answered == len(cloud.calls) == len(rows(ledger)) == 5
+    assert sum(row.cost_usd for row in rows(ledger)) <= 0.035
+
+
+def _failing(conn: socket.socket, request: Request) -> None:
+    error(500, b"retry-after-ms: 1")(conn, request)
+
+
+@pytest.mark.parametrize("behaviour", [_failing, lambda conn, _: reset(conn)])
+def test_each_attempt_has_its_place_in_the_budget(
+    behaviour: Any, off: str, drive: Driver, cloud: FaultServer, ledger: Path, monkeypatch: Any
+) -> None:
+    """The SDK repeats nothing by itself: what it would send is sent by the plan, booked before it goes out."""
+    monkeypatch.setenv("LOCALWHISPER_CLOUD_BUDGET", "0.014/month")
+    cloud.behaviour = behaviour
+    with pytest.raises(openai.APIError):
+        drive.call(drive.client(local_base_url=off, policy="cloud"), file=("a.ogg", VOICE.read_bytes()))
+    assert len(cloud.calls) == len([row for row in rows(ledger) if row.cloud])
+    # An error status costs nothing, so all three attempts fit; of a connection that broke nobody knows.
+    assert len(cloud.calls) == (3 if behaviour is _failing else 2)
+    assert drive.last is not None
+    assert drive.last.attempts == len(cloud.calls) + 1  # the LAN server was asked first
+
+
+def test_retries_keep_to_the_calls_deadline(off: str, drive: Driver, cloud: FaultServer) -> None:
+    """A cloud that says nothing is given up when the time is up, not once for each attempt."""
+    cloud.behaviour = lambda *_: threading.Event().wait(5)
+    started = time.monotonic()
+    with pytest.raises(openai.APITimeoutError):
+        drive.call(drive.client(local_base_url=off, policy="cloud", timeout=0.5))
+    assert time.monotonic() - started < 1.5
+    assert len(cloud.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "attempts"),
+    [
+        (_failing, 3),
+        (error(429, b"retry-after-ms: 1"), 3),
+        (error(503, b"retry-after: 3600"), 1),
+        (error(500, b"x-should-retry: false"), 1),
+        (error(400), 1),
+        (error(401), 1),
+        (says(429, b"application/json", b'{"error": {"message": "x", "code": "insufficient_quota"}}'), 1),
+        (says(200, b"application/json", b"{cut"), 1),
+    ],
+)
+def test_what_the_cloud_is_asked_again(
+    behaviour: Any, attempts: int, off: str, drive: Driver, cloud: FaultServer
+) -> None:
+    """What may pass in a moment; never what it says is of no use, nor what was paid for already."""
+    cloud.behaviour = behaviour
+    with pytest.raises((openai.OpenAIError, json.JSONDecodeError)):
+        drive.call(drive.client(local_base_url=off, policy="cloud", timeout=20))
+    assert len(cloud.calls) == attempts
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{cut",
+        b'{"text": "x", "usage": {"type": "duration", "seconds": -1000000}}',
+        b'{"text": "x", "usage": {"type": "duration", "seconds": "nan"}}',
+    ],
+)
+def test_a_paid_answer_that_makes_no_sense_costs_what_was_reserved(
+    body: bytes, off: str, drive: Driver, cloud: FaultServer, ledger: Path, monkeypatch: Any
+) -> None:
+    """Not nothing, and less than nothing least of all: the next call finds the budget spent."""
+    monkeypatch.setenv("LOCALWHISPER_CLOUD_BUDGET", "0.008/month")
+    cloud.behaviour = says(200, b"application/json", body)
+    client = drive.client(local_base_url=off, policy="cloud")
+    file = ("a.ogg", VOICE.read_bytes())
+    with contextlib.suppress(ValueError):
+        drive.call(client, file=file)
+    with Ledger.open(ledger) as book:
+        assert book.spent(0.0) == pytest.approx(MINUTE, rel=0.1)
+    with pytest.raises(BudgetExceeded):
+        drive.call(client, file=file)
+    assert len(cloud.calls) == 1
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_ten_calls_at_once_overspend_nothing(
+    counts: bool,  # noqa: FBT001
+    off: str,
+    cloud: FaultServer,
+    ledger: Path,
+    monkeypatch: Any,
+) -> None:
+    """Joined recordings, a cloud that fails in every way and is asked again, ten calls: never more than the budget."""
+    if not counts:
+        monkeypatch.setitem(sys.modules, "av", None)
+    monkeypatch.setenv("LOCALWHISPER_CLOUD_BUDGET", "0.01/month")
+    joined = (VOICE.parent / "de-5s.ogg").read_bytes() * 8
+    price, billed, lock = MINUTE * 40 / 60, [0.0], threading.Lock()
+    turns = itertools.cycle([_failing, lambda conn, _: reset(conn), answers, says(200, b"application/json", b"{cut")])
+
+    def bills(conn: socket.socket, request: Request) -> None:
+        with lock:
+            turn = next(turns)
+            billed[0] += 0.0 if turn is _failing else price
+        turn(conn, request)
+
+    cloud.behaviour = bills
+
+    def call(_: int) -> None:
+        with contextlib.suppress(openai.OpenAIError, ValueError):
+            client.audio.transcriptions.create(model="whisper-1", file=("a.ogg", joined))
+
+    with LocalWhisper(local_base_url=off, policy="cloud", timeout=20) as client, ThreadPoolExecutor(10) as threads:
+        list(threads.map(call, range(10)))
+    with Ledger.open(ledger) as book:
+        assert book.spent(0.0) <= 0.01
+    assert billed[0] <= 0.01
+    assert bool(cloud.calls) is counts
+
+
+def test_a_language_reaches_the_successor(off: str, drive: Driver, cloud: FaultServer) -> None:
+    """As one entry of `languages[]`; one that it would refuse is left out, and an event says so."""
+    client = drive.client(local_base_url=off, policy="cloud")
+    drive.call(client, model="gpt-transcribe", language="de")
+    assert b'name="languages[]"\r\n\r\nde\r\n' in cloud.calls[-1].body
+    assert b'name="language"' not in cloud.calls[-1].body
+    drive.call(client, model="gpt-transcribe", language="eu")
+    assert b"language" not in cloud.calls[-1].body
+    dropped = [event for event in drive.events if isinstance(event, LanguageDropped)]
+    assert dropped == [LanguageDropped(cloud.url, "eu", "gpt-transcribe")]
+
+
+@pytest.mark.filterwarnings("ignore:The 'warn' method:DeprecationWarning")  # SDK 1, of a format it does not know
+@pytest.mark.parametrize("response_format", ["diarized_json", "srt"])
+def test_what_the_cloud_cannot_give_is_not_asked_for(
+    response_format: str, off: str, drive: Driver, cloud: FaultServer
+) -> None:
+    """Said at once, and nothing is paid for its 400."""
+    client = drive.client(local_base_url=off, policy="cloud")
+    with pytest.raises(CloudUnsupported, match="OpenAI has no model") as raised:
+        drive.call(client, "events" if response_format == "srt" else "plain", response_format=response_format)
+    assert isinstance(raised.value, LocalWhisperError)
+    assert not cloud.calls
+
+
+def test_the_day_whisper_goes(off: str, drive: Driver, cloud: FaultServer) -> None:
+    """The successor takes what it can; srt stays with the LAN server, and the error says since when."""
+    client = drive.client(local_base_url=off, policy="cloud")
+    at = dt.datetime.combine(SHUTDOWN, dt.time(), dt.UTC).timestamp()
+    for wall, model in ((at - 1, b"whisper-1"), (at, b"gpt-transcribe")):
+        client._route = replace(client._route, wall=lambda wall=wall: wall)
+        drive.call(client, model="large-v3")
+        assert b'name="model"\r\n\r\n' + model + b"\r\n" in cloud.calls[-1].body
+    with pytest.raises(CloudUnsupported, match="2027-02-26"):
+        drive.call(client, response_format="srt")
+    assert len(cloud.calls) == 2
+
+
+def _long() -> bytes:
+    target = io.BytesIO()
+    with wave.open(target, "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(48000)
+        sound.writeframes(bytes(26_300_000))
+    return target.getvalue()
+
+
+def test_a_file_too_big_for_the_cloud(off: str, drive: Driver, cloud: FaultServer, monkeypatch: Any) -> None:
+    """Made small where PyAV is; else, or if it is no audio, the error says so. The LAN server gets it as it is."""
+    client = drive.client(local_base_url=off, policy="cloud")
+    big = _long()
+    drive.call(client, file=("a.wav", big))
+    body = cloud.calls[0].body
+    assert len(body) < 2_000_000
+    assert b"OggS" in body
+    assert b"a.wav" not in body
+    with pytest.raises(CloudUnsupported, match="cannot be read"):
+        drive.call(client, file=("a.wav", bytes(27_000_000)))
+    monkeypatch.setattr(media, "to_opus", lambda _: bytes(27_000_000))
+    with pytest.raises(CloudUnsupported, match="still has 27 MB"):
+        drive.call(client, file=("a.wav", big))
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(CloudUnsupported, match=r"localwhisper-lan\[transcode\]"):
+        drive.call(client, file=("a.wav", big))
+    assert len(cloud.calls) == 1
+
+
+def test_last_call_is_the_tasks_own(lan: FaultServer) -> None:
+    """A thread that called nothing has none."""
+    lan.behaviour = metered
+    with LocalWhisper(local_base_url=lan.url) as client:
+        client.audio.transcriptions.create(model="whisper-1", file=b"x")
+    last = localwhisper.last_call()
+    assert last is not None
+    assert (last.backend, last.cloud, last.reason, last.cost, last.audio_seconds, last.attempts) == (
+        lan.url, False, "", 0.0, 60.0, 1,
+    )  # fmt: skip
+    others: list[Any] = []
+    thread = threading.Thread(target=lambda: others.append(localwhisper.last_call()))
+    thread.start()
+    thread.join()
+    assert others == [None]
+
+
+def test_a_call_that_failed_is_told_of_too(off: str, drive: Driver) -> None:
+    """Where it ended, and why."""
+    with pytest.raises(LocalServerUnavailable):
+        drive.call(drive.client(local_base_url=off))
+    assert drive.last is not None
+    assert (drive.last.backend, drive.last.attempts) == (off, 1)
+    assert "ConnectError" in drive.last.reason
+
+
+def test_a_span_for_each_call(drive: Driver, lan: FaultServer, monkeypatch: Any) -> None:
+    """Where OpenTelemetry is; without it nothing is missed."""
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    drive.call(drive.client(local_base_url=lan.url))
+    (span,) = exporter.get_finished_spans()
+    assert span.name == "localwhisper audio/transcriptions"
+    assert span.attributes is not None
+    assert (span.attributes["localwhisper.backend"], span.attributes["localwhisper.cloud"]) == (lan.url, False)
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    assert drive.call(drive.client(local_base_url=lan.url)) == TEXT
+    assert len(exporter.get_finished_spans()) == 1
+
+
+@pytest.mark.filterwarnings("ignore:The 'warn' method:DeprecationWarning")  # SDK 1, of a format it does not know
+def test_a_policy_of_ours_is_no_fault_of_the_clouds(off: str, drive: Driver, cloud: FaultServer) -> None:
+    """A refused call says what the LAN server did, and what the cloud could not."""
+    cloud.behaviour = says(500, b"text/plain", b"")
+    client = drive.client(local_base_url=off, policy="cloud", max_retries=0)
+    with pytest.raises(openai.InternalServerError, match="Tried"):
+        drive.call(client)
+    cloud.behaviour = answers
+    with pytest.raises(CloudUnsupported, match="outage") as raised:
+        drive.call(client, response_format="diarized_json")
+    assert cloud.url not in str(raised.value)

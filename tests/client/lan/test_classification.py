@@ -1,0 +1,173 @@
+"""What an answer must look like, and what an exception means; the rest of the table is held on real sockets."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any
+
+import openai
+import pytest
+
+from localwhisper_client._http import http
+from localwhisper_client.lan.classification import Expected, FirstEvent, WrongAnswer, failed, retry_after
+from localwhisper_client.routing.steps import Verdict
+
+JSON, TEXT, SSE, HTML = "application/json", "text/plain; charset=utf-8", "text/event-stream", "text/html"
+
+
+@pytest.mark.parametrize(
+    ("response_format", "stream", "kind", "right"),
+    [
+        (None, False, JSON, True),
+        ("json", False, "application/json; charset=utf-8", True),
+        ("verbose_json", False, "application/problem+json", True),
+        ("json", False, TEXT, False),
+        ("json", False, HTML, False),
+        ("json", False, "", False),
+        ("text", False, TEXT, True),
+        ("vtt", False, "text/vtt", True),
+        ("srt", False, "application/x-subrip", True),
+        ("srt", False, "", True),
+        ("text", False, HTML, False),
+        ("text", False, JSON, False),
+        ("of_the_future", False, "audio/x", True),
+        ("of_the_future", False, HTML, False),
+        ("json", True, SSE, True),
+        ("json", True, JSON, False),
+        ("json", True, HTML, False),
+    ],
+)
+def test_content_type(response_format: str | None, stream: bool, kind: str, right: bool) -> None:  # noqa: FBT001
+    """A 200 of the wrong content type is no transcript."""
+    fields = {} if response_format is None else {"response_format": response_format}
+    expected = Expected.of(fields, stream=stream)
+    if right:
+        expected.check_head({"content-type": kind})
+    else:
+        with pytest.raises(WrongAnswer, match="content type"):
+            expected.check_head({"content-type": kind})
+
+
+@pytest.mark.parametrize(
+    ("response_format", "body", "right"),
+    [
+        ("json", b'{"text":""}', True),
+        ("json", b'{"text":"cut', False),
+        ("json", b"", False),
+        ("json", b"\xff", False),
+        ("json", b'{"detail":"x"}', False),
+        ("json", b"[]", False),
+        ("text", b"", True),
+        ("json", b'{"text":null}', False),
+        ("json", b'{"text":"","error":{"message":"x"}}', False),
+        ("vtt", b"Service is starting up", False),
+        ("vtt", b"", False),
+        ("srt", b"Service is starting up", False),
+        ("srt", b"\n", True),
+        ("srt", b"1\n00:00:00,000 --> 00:00:01,000\na\n", True),
+        ("vtt", b"WEBVTT\n\n", True),
+    ],
+)
+def test_body(response_format: str, body: bytes, right: bool) -> None:  # noqa: FBT001
+    """JSON must be whole and hold a text; text may be anything, nothing too: that is silence."""
+    expected = Expected.of({"response_format": response_format}, stream=False)
+    if right:
+        expected.check_body(body)
+    else:
+        with pytest.raises(WrongAnswer):
+            expected.check_body(body)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_the_first_event_is_seen_however_the_bytes_fall(end: bytes) -> None:
+    """Comments are no events; every byte is kept."""
+    wire = end.join([b": hello", b"", b"event: x", b'data: {"type":"transcript.text.delta"}', b"", b"data: {"])
+    first = FirstEvent()
+    seen = [first.feed(wire[i : i + 1]) for i in range(len(wire))]
+    assert b"".join(first.chunks) == wire
+    assert seen.index(True) >= wire.index(b"data") + 30
+
+
+@pytest.mark.parametrize("data", [b'{"error":{"message":"x"}}', b'{"type":"error"}', b"{cut"])
+def test_a_stream_that_begins_badly(data: bytes) -> None:
+    """An error as the first event is as good as a status."""
+    with pytest.raises(WrongAnswer):
+        FirstEvent().feed(b"data: " + data + b"\n\n")
+
+
+def test_done_is_an_event() -> None:
+    """A server that has nothing to say has said so."""
+    assert FirstEvent().feed(b"data: [DONE]\n\n")
+    with pytest.raises(WrongAnswer, match="before its first event"):
+        FirstEvent.ended()
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "3"}, 3),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after-ms": "250", "retry-after": "3"}, 0.25),
+        ({"retry-after-ms": "soon", "retry-after": "3"}, 3),
+        ({"retry-after": "-1"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "Thu, 01 Jan 1970 00:01:40 GMT"}, 90),
+        ({"retry-after": "Thu, 01 Jan 1970 00:00:01 GMT"}, 0),
+        ({"retry-after": "Thu, 01 Jan 2026 00:01:40 GMT", "date": "Thu, 01 Jan 2026 00:01:30 GMT"}, 10),
+    ],
+)
+def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:
+    """Seconds, milliseconds, or a date against the server's own clock; nonsense is silence."""
+    assert retry_after(headers, now=10.0) == seconds
+
+
+REQUEST = http.Request("POST", "http://pc:5000/v1")
+
+
+def _caused(cause: BaseException) -> openai.APIConnectionError:
+    error = openai.APIConnectionError(request=REQUEST)
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict"),
+    [
+        (_caused(http.ConnectError("refused")), Verdict.OUTAGE),
+        (_caused(http.ConnectTimeout("slow")), Verdict.OUTAGE),
+        (_caused(ssl.SSLError("handshake")), Verdict.OUTAGE),
+        (_caused(http.ReadTimeout("")), Verdict.FAILURE),
+        (_caused(http.WriteError("")), Verdict.FAILURE),
+        (_caused(http.RemoteProtocolError("")), Verdict.FAILURE),
+        (_caused(http.PoolTimeout("")), Verdict.BUSY),
+        (http.ReadError("while reading the body"), Verdict.FAILURE),
+        (http.ReadTimeout("while reading the body"), Verdict.FAILURE),
+        (http.DecodingError("gzip"), Verdict.FAILURE),
+        (_caused(http.LocalProtocolError("the file shrank")), None),
+        (_caused(ValueError("I/O operation on closed file")), None),
+        (OSError("the caller's disk"), None),
+    ],
+    ids=repr,
+)
+def test_what_an_exception_means(error: Exception, verdict: Verdict | None) -> None:
+    """The network's faults have a verdict; the caller's own go back to the caller."""
+    outcome = failed(error, 0.0)
+    assert (outcome and outcome.verdict) == verdict
+    if outcome is not None:
+        assert isinstance(outcome.error, openai.APIConnectionError)
+        assert isinstance(outcome.error, openai.APITimeoutError) == (type(error) is http.ReadTimeout)
+
+
+def _answered(status: int, **headers: str) -> Any:
+    return http.Response(status, request=REQUEST, headers=headers)
+
+
+def test_a_redirect_says_where_to() -> None:
+    """It is most often a login page, or a server that moved."""
+    error = openai.APIStatusError("x", response=_answered(307, location="http://router/"), body=None)
+    outcome = failed(error, 0.0)
+    assert outcome is not None
+    assert "http://router/" in outcome.reason

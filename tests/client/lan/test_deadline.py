@@ -1,0 +1,256 @@
+"""A call ends when its time is up, whatever a server, a name server or a search does; both flavours, real sockets."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import openai
+import pytest
+
+from localwhisper_client import LocalServerUnavailable, LocalWhisper
+from localwhisper_client._http import http
+from localwhisper_client.lan import hooks
+from tests.client.driving import SHAPES
+from tests.client.fault_server import TEXT, error, refusing, response, says, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.client.driving import Driver
+    from tests.client.fault_server import FaultServer, Request
+
+# A call's own time, and when it must be over: far from the five seconds of mDNS, on a machine that has other work.
+SECONDS, SOON = 0.4, 1.4
+BODY = b'{"text": "' + b"x" * 4000 + b'"}'
+
+
+@contextmanager
+def ends_soon() -> Iterator[None]:
+    """Hold what is inside to the time of one call."""
+    started = time.monotonic()
+    yield
+    assert time.monotonic() - started < SOON
+
+
+class NameServer:
+    """Answers slowly for `pc.local`, as mDNS does for a box that is off; every other name as ever."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked = 0
+        self.gate = threading.Event()
+        self.addresses: tuple[str, ...] = ()
+        self._resolve = socket.getaddrinfo
+        monkeypatch.setattr(socket, "getaddrinfo", self.getaddrinfo)
+
+    def getaddrinfo(self, host: Any, port: Any, *args: Any, **options: Any) -> Any:
+        if host not in ("pc.local", b"pc.local"):
+            return self._resolve(host, port, *args, **options)
+        self.asked += 1
+        self.gate.wait(20)
+        if not self.addresses:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port or 0)) for address in self.addresses]
+
+
+@pytest.fixture
+def name_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[NameServer]:
+    """Have `pc.local` take its time."""
+    server = NameServer(monkeypatch)
+    yield server
+    server.gate.set()
+
+
+def test_a_name_that_is_slow_to_fail_costs_no_call_its_deadline(drive: Driver, name_server: NameServer) -> None:
+    """Not the first call, nor those after it, which wait for a probe; together they make one look-up."""
+    client = drive.client(local_base_url="http://pc.local:5000/v1", timeout=SECONDS)
+    threads = threading.active_count()
+    for _ in range(4):
+        with ends_soon(), pytest.raises(LocalServerUnavailable):
+            drive.call(client)
+    assert name_server.asked == 1
+    assert threading.active_count() - threads <= 3  # the look-up, the probe, and a timer of the portal's
+
+
+def test_every_address_of_a_name_is_tried(drive: Driver, name_server: NameServer, lan: FaultServer) -> None:
+    """The first one may be of a network that the box has left."""
+    name_server.gate.set()
+    name_server.addresses = ("127.0.0.9", "127.0.0.1")
+    client = drive.client(local_base_url=lan.url.replace("127.0.0.1", "pc.local"))
+    assert drive.call(client) == TEXT
+    assert lan.calls[0].headers["host"] == f"pc.local:{lan.port}"
+
+
+def _drip(conn: socket.socket, data: bytes) -> None:
+    for byte in data:
+        conn.sendall(bytes([byte]))
+        time.sleep(0.02)
+
+
+def _drips_all(conn: socket.socket, request: Request) -> None:
+    _drip(conn, response(200, b"application/json", BODY))
+
+
+def _drips_body(conn: socket.socket, request: Request) -> None:
+    kind = b"text/event-stream" if request.wants_events else b"application/json"
+    answer = response(200, kind, BODY)
+    conn.sendall(answer[:-3990])
+    _drip(conn, answer[-3990:])
+
+
+def _almost_stalls(conn: socket.socket, request: Request) -> None:
+    """Send a byte when the time is nearly up: the next one has, by the HTTP library's rule, all of it again."""
+    time.sleep(SECONDS * 0.9)
+    kind = b"text/event-stream" if request.wants_events else b"application/json"
+    conn.sendall(response(200, kind, BODY)[:-1000])
+    time.sleep(SECONDS * 4)
+
+
+@pytest.mark.parametrize("behaviour", [_drips_all, _drips_body, _almost_stalls])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_answer_that_trickles_ends_with_the_call(behaviour: Callable[..., None], shape: str, drive: Driver) -> None:
+    """Headers and body; in every shape in which it is read before the caller has it."""
+    with serving(behaviour) as server:
+        client = drive.client(local_base_url=server.url, timeout=SECONDS)
+        with ends_soon(), pytest.raises(openai.APITimeoutError):
+            drive.call(client, shape)
+
+
+def test_an_upload_that_is_read_slowly_ends_with_the_call(drive: Driver) -> None:
+    """The server takes a little now and then, so that no single write is late."""
+
+    def sips(conn: socket.socket, _: Request) -> None:
+        while conn.recv(4096):
+            time.sleep(0.02)
+
+    with serving(sips) as server:
+        server.reads_body = False
+        client = drive.client(local_base_url=server.url, timeout=SECONDS)
+        with ends_soon(), pytest.raises(openai.APITimeoutError):
+            drive.call(client, file=("a.wav", bytes(30_000_000)))
+
+
+class Slow:
+    """Finds and wakes for longer than any call has time."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+
+    def urls(self) -> tuple[str, ...]:
+        self.gate.wait(20)
+        return ()
+
+    def forget(self) -> None:
+        self.gate.wait(20)
+
+    def wake(self, now: float) -> bool:
+        return self.gate.wait(20)
+
+
+def test_a_search_and_a_packet_end_with_the_call(drive: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They go on in the background; the call says what it has seen so far."""
+    slow = Slow()
+    monkeypatch.setattr(hooks, "resolver", lambda: slow)
+    monkeypatch.setattr(hooks, "waker", lambda _: slow)
+    try:
+        with ends_soon(), pytest.raises(LocalServerUnavailable):
+            drive.call(drive.client(local_base_url="auto", timeout=SECONDS))
+        monkeypatch.setenv("LOCALWHISPER_WAKE", "AA:BB:CC:DD:EE:FF")
+        with refusing() as port, ends_soon(), pytest.raises(LocalServerUnavailable):
+            drive.call(drive.client(local_base_url=f"http://127.0.0.1:{port}/v1", timeout=SECONDS))
+    finally:
+        slow.gate.set()
+
+
+def _without_end(*, first: bytes = b"", piece: bytes = b"x" * 65536, status: int = 200) -> tuple[Any, list[int]]:
+    sent = [0]
+
+    def behave(conn: socket.socket, request: Request) -> None:
+        kind = b"text/event-stream" if request.wants_events else b"application/json"
+        conn.sendall(b"HTTP/1.1 %d Fine\r\ncontent-type: %b\r\n\r\n%b" % (status, kind, first))
+        while sent[0] < 200 * 2**20:
+            conn.sendall(piece)
+            sent[0] += len(piece)
+
+    return behave, sent
+
+
+EVENT = b'data: {"type":"transcript.text.delta","delta":"a"}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("shape", "answer", "most"),
+    [
+        ("plain", {}, 64),
+        ("raw", {}, 64),
+        ("streaming", {}, 64),
+        ("plain", {"status": 500}, 64),
+        ("events", {"status": 500, "piece": EVENT * 1000}, 64),
+        ("events", {}, 8),
+        ("events", {"piece": b": still here\n\n" * 4000}, 8),
+        ("events", {"first": EVENT}, 8),
+    ],
+)
+def test_an_answer_without_end_is_not_kept(shape: str, answer: Any, most: int, drive: Driver) -> None:
+    """So many MiB of an answer, or of one event, and no more: an hour's transcript with words has two."""
+    behaviour, sent = _without_end(**answer)
+    with serving(behaviour) as server:
+        client = drive.client(local_base_url=server.url, timeout=60)
+        with pytest.raises((openai.APIError, http.RemoteProtocolError)):
+            drive.call(client, shape)
+    assert sent[0] / 2**20 < most + 16  # what the kernel had taken in already
+
+
+def test_a_long_answer_is_no_endless_one(drive: Driver) -> None:
+    """Thirty megabytes, in a body or in many events, are given out whole."""
+    text = "x" * 30_000_000
+    with serving(says(200, b"application/json", b'{"text": "%b"}' % text.encode())) as server:
+        assert drive.call(drive.client(local_base_url=server.url)) == text
+    long = EVENT.replace(b'"a"', b'"%b"' % bytes(b"x" * 1000))
+    done = b'data: {"type":"transcript.text.done","text":"a"}\n\n'
+    with serving(says(200, b"text/event-stream", long * 12_000 + done)) as server:
+        assert drive.call(drive.client(local_base_url=server.url), "events") == "a"
+
+
+def test_a_compressed_answer_is_not_unpacked(drive: Driver) -> None:
+    """NullObserver asked for one, and a few bytes could become any number."""
+    import gzip
+
+    body = gzip.compress(b'{"text": "%b"}' % bytes(1_000_000))
+    with serving(says(200, b"application/json", body, b"content-encoding: gzip")) as server:
+        client = drive.client(local_base_url=server.url)
+        with pytest.raises(LocalServerUnavailable, match="compressed"):
+            drive.call(client)
+
+
+@pytest.mark.parametrize(
+    ("ready", "health", "passes"),
+    [
+        (says(200, b"application/json", b'{"ready": true}'), error(500), True),
+        (error(503), says(200, b"application/json", b'{"status": "ok", "ready": true}'), False),
+        (error(503), says(200, b"application/json", b'{"status": "loading", "ready": false}'), True),
+        (error(503), says(200, b"application/json", b'{"status": "failed", "ready": false}'), False),
+        (error(503), says(200, b"application/json", b"[]"), False),
+        (error(401), error(500), True),
+        (error(404), error(404), True),
+        (error(404), says(200, b"application/json", b"{}"), True),
+        (error(404), error(503), False),
+        (error(405), says(200, b"text/plain", b"OK"), True),
+        (says(200, b"text/html", b"<html>"), says(200, b"application/json", b"{}"), True),
+        (says(200, b"text/html", b"<html>"), says(200, b"text/html", b"<html>"), False),
+        (error(500), says(200, b"application/json", b"{}"), False),
+    ],
+)
+def test_a_probe_asks_whether_the_server_is_ready(ready: Any, health: Any, passes: bool) -> None:  # noqa: FBT001
+    """`/health` is "ok" while the engine hangs; it counts where there is no `/ready`, and while a model is loaded."""
+
+    def behave(conn: socket.socket, request: Request) -> None:
+        {"/ready": ready, "/health": health}.get(request.path, error(404))(conn, request)
+
+    with serving() as server, LocalWhisper(local_base_url=server.url) as client:
+        server.answers_probe = behave
+        prober = client._route.lan.servers[0].prober
+        assert prober.ask(lambda _: None).result(10) is passes

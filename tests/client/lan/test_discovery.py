@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import subprocess
+import sys
+import threading
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from localwhisper_client import ConfigurationError, LocalWhisper
+from localwhisper_client.lan import discovery
+from localwhisper_client.lan.discovery import PAUSE, Discovery, Found
+from localwhisper_server.operations import mdns
+from tests.client.fault_server import TEXT, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+zeroconf = pytest.importorskip("zeroconf")
+LOOPBACK = ["127.0.0.1"]
+
+
+@contextlib.contextmanager
+def announcing(*where: Any, **options: Any) -> Iterator[None]:
+    """Announce a server as the server does, on the loopback alone."""
+    up, down = threading.Event(), threading.Event()
+
+    async def speak() -> None:
+        async with mdns.announced(*where, interfaces=LOOPBACK, **options):
+            up.set()
+            await asyncio.to_thread(down.wait)
+
+    thread = threading.Thread(target=asyncio.run, args=(speak(),))
+    thread.start()
+    try:
+        assert up.wait(15)
+        yield
+    finally:
+        down.set()
+        thread.join()
+
+
+def test_a_server_that_announces_itself_is_found_until_it_stops() -> None:
+    """By real multicast on the loopback: address, port, path, version and model."""
+    with announcing("0.0.0.0", 5999, "base", addresses=["192.168.7.7"]):
+        (found,) = discovery.browse(10, interfaces=LOOPBACK)
+        assert found.urls == ("http://192.168.7.7:5999/v1",)
+        assert found.model == "base"
+        assert found.version
+        assert found.name.endswith("-5999")
+    assert discovery.browse(0.3, interfaces=LOOPBACK) == ()
+
+
+def test_a_server_with_a_certificate_is_found_as_https() -> None:
+    """By its name, which its certificate is most likely for, and by its addresses."""
+    with announcing("0.0.0.0", 5996, "base", addresses=["192.168.7.7"], tls=True):
+        (found,) = discovery.browse(10, interfaces=LOOPBACK)
+    assert found.urls[-1] == "https://192.168.7.7:5996/v1"
+    assert all(url.startswith("https://") for url in found.urls)
+
+
+def test_everyone_is_waited_for() -> None:
+    """Not only the first, and no longer than told."""
+    with announcing("0.0.0.0", 5997, "a", addresses=["10.0.0.1"]), announcing("10.0.0.2", 5998, "b", addresses=[]):
+        found = discovery.browse(1.5, everyone=True, interfaces=LOOPBACK)
+    assert sorted(each.model for each in found) == ["a", "b"]
+
+
+def record(*addresses: str, **properties: str) -> Any:
+    """Return what zeroconf makes of an announcement."""
+    return SimpleNamespace(
+        name=f"pc.{discovery.SERVICE}",
+        port=5000,
+        properties={key.encode(): value.encode() for key, value in properties.items()},
+        parsed_addresses=lambda: list(addresses),
+        server="pc.local.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("info", "urls"),
+    [
+        (record("192.168.1.2"), ("http://192.168.1.2:5000/v1",)),
+        (record("fd00::2", path="/"), ("http://[fd00::2]:5000",)),
+        (record("8.8.8.8", "10.0.0.1"), ("http://10.0.0.1:5000/v1",)),
+        (record("8.8.8.8", "2001:4860::1", "fe80::1"), None),
+        (record("198.18.0.1", "192.0.2.1", "0.0.0.0", "::", "100.64.0.1", "240.0.0.1"), None),
+        (record("169.254.7.7"), ("http://169.254.7.7:5000/v1",)),
+        (record("10.0.0.1", path="@evil.example/"), None),
+        (record("10.0.0.1", scheme="ftp"), ("http://10.0.0.1:5000/v1",)),
+        (record("10.0.0.1", scheme="https"), ("https://pc.local:5000/v1", "https://10.0.0.1:5000/v1")),
+        (record("8.8.8.8", scheme="https"), None),
+    ],
+)
+def test_only_addresses_of_the_lan_are_believed(info: Any, urls: Any) -> None:
+    """Whoever announces an address on the internet is not sent any audio."""
+    found = discovery._found(info)
+    assert (found and found.urls) == urls
+
+
+def test_the_first_address_that_answers() -> None:
+    """One for each server; a server none of whose addresses answers is not there."""
+    asked = []
+
+    def well(url: str, _: float) -> tuple[bool, str]:
+        asked.append(url)
+        return "good" in url, ""
+
+    found = [Found("a", ("http://bad/v1", "http://good/v1", "http://good2/v1")), Found("b", ("http://bad2/v1",))]
+    assert discovery.reachable(found, well) == ("http://good/v1",)
+    assert asked == ["http://bad/health", "http://good/health", "http://bad2/health"]
+
+
+class Network:
+    """A lan whose servers move."""
+
+    def __init__(self, *urls: str) -> None:
+        self.there = urls
+        self.searches = 0
+        self.now = 0.0
+
+    def find(self) -> tuple[str, ...]:
+        self.searches += 1
+        return self.there
+
+    def resolver(self, path: Path | None) -> Discovery:
+        return Discovery(path, self.find, lambda: self.now)
+
+
+def test_the_answer_is_remembered_across_a_restart(tmp_path: Path) -> None:
+    """One search; the next start needs none."""
+    network, path = Network("http://10.0.0.1:5000/v1"), tmp_path / "state" / "discovered.json"
+    first = network.resolver(path)
+    assert first.urls() == first.urls() == network.there
+    assert network.resolver(path).urls() == network.there
+    assert network.searches == 1
+
+
+def test_a_server_that_moved_is_found_again(tmp_path: Path) -> None:
+    """After `forget`, and written down; without a restart."""
+    network, path = Network("http://10.0.0.1:5000/v1"), tmp_path / "discovered.json"
+    resolver = network.resolver(path)
+    resolver.urls()
+    network.there = ("http://10.0.0.9:5000/v1",)
+    resolver.forget()
+    network.now = PAUSE
+    assert resolver.urls() == network.there
+    assert json.loads(path.read_text())["urls"] == list(network.there)
+
+
+def test_a_lan_that_is_dark_costs_a_search_in_half_a_minute() -> None:
+    """The last answer stands meanwhile: the box may come back where it was."""
+    network = Network("http://10.0.0.1:5000/v1")
+    resolver = network.resolver(None)
+    before = resolver.urls()
+    network.there = ()
+    network.now += PAUSE
+    for _ in range(5):
+        resolver.forget()
+        assert resolver.urls() == before
+    assert network.searches == 2
+    network.now += PAUSE
+    assert resolver.urls() == before
+    assert network.searches == 3
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{}",
+        "[]",
+        '{"urls": 3}',
+        '{"urls": [1, null]}',
+        '{"urls": ["http://["]}',
+        '{"urls": ["http://8.8.8.8"]}',
+        "\x00",
+    ],
+)
+def test_a_broken_memory_is_none(content: str, tmp_path: Path) -> None:
+    """The network is asked instead."""
+    path = tmp_path / "discovered.json"
+    path.write_text(content)
+    assert Network("http://10.0.0.1:5000/v1").resolver(path).urls() == ("http://10.0.0.1:5000/v1",)
+
+
+def test_no_network_and_no_disk_are_survived(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Each is logged; nothing is known then, or known until the process ends."""
+
+    def unplugged() -> tuple[str, ...]:
+        raise OSError("unplugged")
+
+    assert Discovery(None, unplugged).urls() == ()
+    (tmp_path / "file").touch()
+    network = Network("http://10.0.0.1:5000/v1")
+    assert network.resolver(tmp_path / "file" / "discovered.json").urls() == network.there
+    assert "unplugged" in caplog.text
+    assert "remember" in caplog.text
+
+
+def test_a_client_finds_the_lan_and_follows_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`auto`: the first call finds it; when it moved, the same client does."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    with serving() as second:
+        with serving() as first:
+            network = Network(first.url)
+            monkeypatch.setattr(discovery, "_shared", [network.resolver(discovery.default_path({"HOME": "/nowhere"}))])
+            monkeypatch.setattr(discovery, "_shared", [network.resolver(tmp_path / "discovered.json")])
+            client = LocalWhisper(local_base_url="auto")
+            assert client.audio.transcriptions.create(model="whisper-1", file=b"x").text == TEXT
+        network.there = (second.url,)
+        network.now = PAUSE
+        with client:
+            assert client.audio.transcriptions.create(model="whisper-1", file=b"x").text == TEXT
+        assert len(second.calls) == 1
+
+
+def test_the_process_has_one_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many clients, one search."""
+    monkeypatch.setattr(discovery, "_shared", [])
+    assert discovery.resolver() is discovery.resolver()
+
+
+def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the line that installs it, when the client is made and not at the first voice message."""
+    monkeypatch.setattr(discovery, "_shared", [])
+    monkeypatch.setitem(sys.modules, "zeroconf", None)
+    with pytest.raises(ConfigurationError, match=r"localwhisper-lan\[discovery\]"):
+        LocalWhisper(local_base_url="auto")
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", []),
+        ("::1", []),
+        ("192.168.1.2", ["192.168.1.2"]),
+        ("0.0.0.0", ["192.168.1.2", "10.0.0.1"]),
+        ("::", ["192.168.1.2", "fd00::2", "10.0.0.1"]),
+    ],
+)
+def test_what_is_announced_is_where_it_listens(host: str, expected: list[str]) -> None:
+    """Never the loopback, never an address of the link alone."""
+    assert mdns.reachable_at(host, ["192.168.1.2", "fd00::2", "10.0.0.1", "169.254.1.1", "fe80::1"]) == expected
+
+
+def test_own_addresses_are_real() -> None:
+    """Those of the interfaces, without the loopback."""
+    assert not {"127.0.0.1", "::1"} & set(mdns.own_addresses())
+
+
+def test_what_cannot_be_announced_is_said_and_serves_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A loopback host, no zeroconf, no network."""
+    caplog.set_level(logging.WARNING)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError("no multicast")
+
+    with announcing("127.0.0.1", 5999, "base"):
+        pass
+    with monkeypatch.context() as patch:
+        patch.setattr("zeroconf.asyncio.AsyncZeroconf", refuse)
+        with announcing("10.0.0.1", 5999, "base"):
+            pass
+    monkeypatch.setitem(sys.modules, "zeroconf", None)
+    with announcing("10.0.0.1", 5999, "base"):
+        pass
+    words = [record.getMessage() for record in caplog.records if record.name == mdns.logger.name]
+    assert len(words) == 3
+    for word, expected in zip(words, ["--host 0.0.0.0", "no multicast", "localwhisper-lan[discovery]"], strict=True):
+        assert expected in word
+
+
+def test_zeroconf_is_not_imported_before_it_is_needed() -> None:
+    """A client with an address does without it."""
+    code = "import sys, localwhisper_client.lan.discovery; sys.exit('zeroconf' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

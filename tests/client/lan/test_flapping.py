@@ -1,0 +1,132 @@
+"""A thousand calls while the LAN server comes and goes: every one is answered once, or fails with a named error."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import openai
+import pytest
+
+from localwhisper_client import AsyncLocalWhisper, Attempt, LocalWhisper
+from localwhisper_client.cloud.ledger import Ledger
+from tests.client.fault_server import error, reset, serving
+
+if TYPE_CHECKING:
+    import socket
+    from pathlib import Path
+
+    from tests.client.fault_server import FaultServer, Request
+
+# A thousand calls in all: two ways to run them, two policies.
+CALLS, AT_ONCE = 250, 50
+
+
+class Flapping:
+    """A lan that is well, resets, fails and is full by turns, and counts the health probes that it has at once."""
+
+    def __init__(self) -> None:
+        self.turn = itertools.count()
+        self.probes = 0
+        self.most_probes = 0
+        self.lock = threading.Lock()
+
+    def calls(self, conn: socket.socket, request: Request) -> None:
+        mood = next(self.turn) // 20 % 4
+        if mood == 1:
+            reset(conn)
+        elif mood == 2:
+            error(500)(conn, request)
+        elif mood == 3:
+            error(503, b"retry-after: 0.01")(conn, request)
+        else:
+            echo(conn, request)
+
+    def health(self, conn: socket.socket, request: Request) -> None:
+        with self.lock:
+            self.probes += 1
+            self.most_probes = max(self.most_probes, self.probes)
+        threading.Event().wait(0.005)
+        with self.lock:
+            self.probes -= 1
+        error(404)(conn, request)
+
+
+def echo(conn: socket.socket, request: Request) -> None:
+    """Answer with the audio itself, so that an answer can be told from another call's."""
+    audio = request.body.split(b"audio:", 1)[1].split(b":", 1)[0].decode()
+    body = json.dumps({"text": audio, "usage": {"type": "duration", "seconds": 1}}).encode()
+    conn.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+
+
+def _threads(options: dict[str, Any]) -> list[Any]:
+    with LocalWhisper(**options) as client:
+
+        def call(number: int) -> Any:
+            try:
+                file = ("a.ogg", b"audio:%d:" % number)
+                return client.audio.transcriptions.create(model="whisper-1", file=file).text
+            except openai.OpenAIError as failure:
+                return failure
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return list(pool.map(call, range(CALLS)))
+
+
+def _tasks(options: dict[str, Any]) -> list[Any]:
+    async def main() -> list[Any]:
+        async with AsyncLocalWhisper(**options) as client:
+            gate = asyncio.Semaphore(AT_ONCE)
+
+            async def call(number: int) -> Any:
+                async with gate:
+                    try:
+                        file = ("a.ogg", b"audio:%d:" % number)
+                        return (await client.audio.transcriptions.create(model="whisper-1", file=file)).text
+                    except openai.OpenAIError as failure:
+                        return failure
+
+            return list(await asyncio.gather(*map(call, range(CALLS))))
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("run", [_threads, _tasks])
+@pytest.mark.parametrize("policy", ["cloud", "local_only"])
+def test_every_call_is_answered_once_or_fails_by_name(
+    run: Any, policy: str, cloud: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with its own answer; under `cloud` all of them; each request to the cloud is a row with its cost."""
+    monkeypatch.setenv("LOCALWHISPER_LEDGER", str(tmp_path / "ledger"))
+    monkeypatch.setattr("localwhisper_client.routing.breaker.Rules.__init__.__defaults__", (3, 0.01, 0.05))
+    flapping, events = Flapping(), []
+    cloud.behaviour = echo
+    with serving(flapping.calls) as server:
+        server.answers_probe = flapping.health
+        results = run({"local_base_url": server.url, "policy": policy, "on_event": events.append, "timeout": 30})
+        _settled(flapping)
+    for number, result in enumerate(results):
+        if isinstance(result, str):
+            assert result == str(number)
+        else:
+            assert policy == "local_only"
+            assert isinstance(result, openai.APIError), result
+    with Ledger.open(tmp_path / "ledger") as ledger:
+        rows = ledger.rows()
+    assert len(rows) == sum(isinstance(result, str) for result in results)
+    paid = [row for row in rows if row.cloud]
+    assert len(paid) == len(cloud.calls) == sum(event.cloud for event in events if isinstance(event, Attempt))
+    assert all(row.cost_usd == pytest.approx(0.0001) for row in paid)
+    assert flapping.most_probes == 1
+    assert 0 < len(cloud.calls) < CALLS or policy == "local_only"
+
+
+def _settled(flapping: Flapping) -> None:
+    deadline = time.monotonic() + 5
+    while flapping.probes and time.monotonic() < deadline:
+        time.sleep(0.005)

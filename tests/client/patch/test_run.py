@@ -1,0 +1,198 @@
+"""`localwhisper run`: the programs that a program starts, what is put in front of it, and other libraries' sockets."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from localwhisper_client.patch import installation
+from tests.client.fault_server import TEXT
+from tests.client.leaving import LEAVES, ROOT, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.client.fault_server import FaultServer
+
+SPEAK = 'OpenAI(api_key="k").audio.transcriptions.create(model="whisper-1", file=("a.ogg", b"x")).text'
+BOT = f"from openai import OpenAI; print({SPEAK}, flush=True)"
+
+
+@pytest.fixture
+def home(lan: FaultServer, monkeypatch: pytest.MonkeyPatch) -> FaultServer:
+    """A LAN server that the environment names."""
+    monkeypatch.setenv("LOCALWHISPER_BASE_URL", lan.url)
+    return lan
+
+
+@pytest.mark.parametrize(
+    ("start", "chains"),
+    [
+        ("os.execl(sys.executable, sys.executable, '-c', BOT)", True),
+        ("sys.exit(subprocess.call([sys.executable, '-c', BOT]))", False),
+        ("sys.exit(subprocess.call([sys.executable, '-c', BOT], env=os.environ))", False),
+    ],
+)
+def test_a_sitecustomize_that_is_put_in_front(start: str, chains: bool, home: FaultServer, tmp_path: Path) -> None:  # noqa: FBT001
+    """As `opentelemetry-instrument` and `ddtrace-run` do: it is loaded, the latter's finds ours, and speech stays."""
+    front = tmp_path / "front"
+    front.mkdir()
+    finds_next = (
+        "import sys, os, importlib\n"
+        "here = os.path.dirname(__file__)\n"
+        "path = list(sys.path); sys.path[:] = [each for each in path if each != here]\n"
+        "mine = sys.modules.pop('sitecustomize'); importlib.import_module('sitecustomize'); sys.path[:] = path\n"
+    )
+    (front / "sitecustomize.py").write_text("print('in front', flush=True)\n" + finds_next * chains)
+    code = (
+        f"import os, subprocess, sys\nBOT = {BOT!r}\n"
+        f"os.environ['PYTHONPATH'] = {str(front)!r} + os.pathsep + os.environ['PYTHONPATH']\n{start}\n"
+    )
+    done = run(code, tmp_path)
+    assert done.stdout == f"in front\n{TEXT}\n", done.stderr
+    assert len(home.calls) == 1
+
+
+STARTS = [
+    "subprocess.call([sys.executable, '-c', BOT], env=env)",
+    "subprocess.call(sys.executable, stdin=subprocess.DEVNULL, env=env)",
+    "os.execve(sys.executable, [sys.executable, '-c', BOT], env)",
+    "os.posix_spawn(sys.executable, [sys.executable, '-c', BOT], env)",
+    "subprocess.call([script], env=env)",
+]
+
+
+def test_a_python_with_another_environment_is_not_started(home: FaultServer, tmp_path: Path) -> None:
+    """It would send speech to the cloud without a word; the message says what to do. Other programs are started."""
+    script = tmp_path / "script"
+    script.write_text(f"#!{sys.executable}\n{BOT}\n")
+    script.chmod(0o755)
+    code = f"import os, subprocess, sys\nBOT, script, env = {BOT!r}, {str(script)!r}, dict(PATH=os.environ['PATH'])\n"
+    code += "assert subprocess.call(['true'], env=env) == 0\n"
+    for start in STARTS:
+        code += f"try: {start}\nexcept RuntimeError as error: print(error)\n"
+    done = run(code, tmp_path)
+    assert done.stdout.count("Pass PYTHONPATH on") == len(STARTS) == len(done.stdout.splitlines()), done.stderr
+    assert not home.calls
+
+
+def test_where_speech_may_leave_it_is_said_once(home: FaultServer, tmp_path: Path) -> None:
+    """Under `cloud` such a Python is started, and so is an isolated one under any policy: tools start them, too."""
+    quiet = (
+        "import os, subprocess, sys\nfor _ in range(2): subprocess.call([sys.executable, *FLAGS, '-c', ''], env=ENV)"
+    )
+    for flags, env, policy in ((["-I"], "os.environ", ""), (["-sE"], "None", ""), ([], "{}", "cloud")):
+        done = run(quiet.replace("FLAGS", repr(flags)).replace("ENV", env), tmp_path, LOCALWHISPER_POLICY=policy)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("localwhisper run:") == 1
+        assert "goes to the cloud" in done.stderr
+    done = run(quiet.replace("*FLAGS, ", "'-u', ").replace("ENV", "{**os.environ, 'A': 'b'}"), tmp_path)
+    assert done.stderr == ""
+
+
+ANEW = """
+import sys
+import localwhisper, openai
+localwhisper.install()
+from openai import OpenAI
+before = OpenAI(api_key="k")
+print(before.audio.transcriptions.create(model="whisper-1", file=("a.ogg", b"x")).text)
+for name in [name for name in sys.modules if name.partition(".")[0] == "openai"]:
+    del sys.modules[name]
+import openai as anew
+assert anew is not openai
+localwhisper.install()
+localwhisper.install()
+azure = anew.AzureOpenAI(api_key="k", azure_endpoint="https://a", api_version="1")
+for client in (anew.OpenAI(api_key="k"), azure):
+    print(client.audio.transcriptions.create(model="whisper-1", file=("a.ogg", b"x")).text)
+localwhisper.uninstall()
+assert "localwhisper" not in anew.OpenAI.request.__code__.co_filename + openai.OpenAI.request.__code__.co_filename
+"""
+
+
+def test_an_sdk_that_is_loaded_anew_is_patched_anew(home: FaultServer, tmp_path: Path) -> None:
+    """By the next `install()`, and under `localwhisper run` by itself."""
+    done = run(ANEW, tmp_path, served=False)
+    assert done.stdout == f"{TEXT}\n" * 3, done.stderr
+    done = run(ANEW.replace("localwhisper.install()", "").replace("localwhisper.uninstall()", "sys.exit()"), tmp_path)
+    assert done.stdout == f"{TEXT}\n" * 3, done.stderr
+    assert len(home.calls) == 6
+
+
+# The libraries that open WebSockets, as far as they are asked here; the real ones are tried in tests/clients.
+SOCKETS = {
+    "websockets/__init__.py": "",
+    "websockets/uri.py": "def parse_uri(uri): return uri\n",
+    "websockets/asyncio/__init__.py": "",
+    "websockets/asyncio/client.py": "from ..uri import parse_uri\ndef connect(uri): return parse_uri(uri)\n",
+    "websockets/sync/__init__.py": "",
+    "websockets/sync/client.py": "from ..uri import parse_uri\ndef connect(uri): return parse_uri(uri)\n",
+    "aiohttp/__init__.py": "",
+    "aiohttp/client.py": (
+        "class ClientSession:\n"
+        "    def _build_url(self, url): return url\n"
+        "    def ws_connect(self, url, **options): return url\n"
+    ),
+}
+SESSION = """
+import {first}
+import {second}
+from aiohttp.client import ClientSession
+from websockets.asyncio.client import connect
+from websockets.sync.client import connect as sync_connect
+import localwhisper
+doors = (connect, sync_connect, ClientSession().ws_connect, lambda url: ClientSession().ws_connect(url=url))
+for door in doors:
+    for url in {refused!r}:
+        try:
+            door(url)
+        except openai.OpenAIError as error:
+            print(type(error).__name__)
+    for url in {opened!r}:
+        assert door(url) == url
+"""
+REFUSED = [
+    "wss://api.openai.com/v1/realtime?intent=transcription",
+    "wss://api.openai.com/v1/realtime/translations",
+    "wss://api.openai.com/v1/live/sessions/s/attach",
+    "wss://mine.openai.azure.com/openai/realtime?deployment=d",
+    "wss://203.0.113.9/realtime",
+]
+OPENED = [
+    "ws://127.0.0.1:5000/v1/realtime?intent=transcription",
+    "ws://192.168.1.5/v1/realtime",
+    "wss://api.openai.com/v1/responses",
+    "wss://project.supabase.co/realtime/v1/websocket",
+    "wss://example.org/live",
+]
+
+
+@pytest.mark.parametrize("order", [("openai", "websockets.asyncio.client"), ("websockets.sync.client", "openai")])
+def test_realtime_sockets_of_other_libraries(order: tuple[str, str], home: FaultServer, tmp_path: Path) -> None:
+    """Voice frameworks open them by themselves: refused before a look-up, whichever library was loaded first."""
+    for name, text in SOCKETS.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    code = SESSION.format(first=order[0], second=order[1], refused=REFUSED, opened=OPENED)
+    done = run(code, tmp_path)
+    assert done.stdout == "CloudNotAllowed\n" * 4 * len(REFUSED), done.stderr
+    assert LEAVES not in done.stderr
+    code = SESSION.format(first=order[0], second=order[1], refused=[], opened=REFUSED + OPENED)
+    done = run(code, tmp_path, LOCALWHISPER_POLICY="cloud")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_hook_is_recognised_through_a_link(home: FaultServer, tmp_path: Path) -> None:
+    """A package that is reached by a symbolic link passes its folder on under that name."""
+    (tmp_path / "link").symlink_to(installation.HOOK)
+    code = (
+        f"import subprocess, sys, os\nsys.exit(subprocess.call([sys.executable, '-c', {BOT!r}], env=dict(os.environ)))"
+    )
+    environ: dict[str, Any] = {"PYTHONPATH": os.pathsep.join([str(tmp_path / "link"), str(ROOT)])}
+    done = run(code, tmp_path, served=False, **environ)
+    assert done.stdout == f"{TEXT}\n", done.stderr

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import pytest
+
+from localwhisper_client.errors import ConfigurationError
+from localwhisper_client.routing.policy import Policy, strictest
+from localwhisper_client.settings import Settings, health_url, is_openai, parse_policy
+
+
+@pytest.mark.parametrize(
+    ("environ", "local_base_urls"),
+    [
+        ({}, ("http://localhost:5000/v1",)),
+        ({"OPENAI_BASE_URL": "https://api.openai.com/v1"}, ("http://localhost:5000/v1",)),
+        ({"OPENAI_BASE_URL": "https://eu.api.openai.com/v1"}, ("http://localhost:5000/v1",)),
+        ({"OPENAI_BASE_URL": "https://me.openai.azure.com/openai/v1"}, ("http://localhost:5000/v1",)),
+        ({"OPENAI_BASE_URL": "http://pc:5000/v1/"}, ("http://pc:5000/v1",)),
+        ({"OPENAI_BASE_URL": "http://x/v1", "LOCALWHISPER_BASE_URL": "http://y/v1"}, ("http://y/v1",)),
+        ({"LOCALWHISPER_BASE_URL": "http://pc:5000/v1, http://nas/v1,"}, ("http://pc:5000/v1", "http://nas/v1")),
+        ({"LOCALWHISPER_BASE_URL": "  "}, ("http://localhost:5000/v1",)),
+        # Certificates are checked by the scheme, so it is spelled in one way.
+        ({"LOCALWHISPER_BASE_URL": "HTTPS://a:B@PC.lan:5000/V1/"}, ("https://a:B@pc.lan:5000/V1",)),
+        ({"OPENAI_BASE_URL": "Https://[FE80::1]/v1"}, ("https://[fe80::1]/v1",)),
+    ],
+)
+def test_where_the_lan_is(environ: dict[str, str], local_base_urls: tuple[str, ...]) -> None:
+    """`LOCALWHISPER_BASE_URL`, else `OPENAI_BASE_URL` where it points away from OpenAI, else this machine."""
+    assert Settings.load(environ).local_base_urls == local_base_urls
+
+
+@pytest.mark.parametrize("url", ["http://pc:5000/v1", "https://api.openai.com/v1", ""])
+def test_the_cloud_is_never_taken_from_openai_base_url(url: str) -> None:
+    """Else swapping that variable would make the cloud a second name for the LAN server."""
+    assert Settings.load({"OPENAI_BASE_URL": url}).cloud_url == "https://api.openai.com/v1"
+
+
+@pytest.mark.parametrize(
+    ("environ", "named", "gateway"),
+    [
+        ({}, True, None),
+        ({"LOCALWHISPER_BASE_URL": "http://pc/v1"}, True, None),
+        ({"OPENAI_BASE_URL": "http://pc/v1/"}, False, None),
+        ({"OPENAI_BASE_URL": "http://pc.local/v1", "LOCALWHISPER_BASE_URL": "http://pc.local/v1"}, True, None),
+        ({"OPENAI_BASE_URL": "http://pc:4000", "LOCALWHISPER_BASE_URL": "http://pc:5000"}, True, "http://pc:4000"),
+        ({"OPENAI_BASE_URL": "https://gw.example/v1"}, False, "https://gw.example/v1"),
+        ({"OPENAI_BASE_URL": "https://eu.api.openai.com/v1"}, True, "https://eu.api.openai.com/v1"),
+    ],
+)
+def test_what_openai_base_url_is(environ: dict[str, str], named: bool, gateway: str | None) -> None:  # noqa: FBT001
+    """It names no LAN server by itself; where it is not the LAN server's, the rest of the SDK goes there."""
+    settings = Settings.load(environ)
+    assert (settings.named, settings.gateway) == (named, gateway)
+
+
+def test_everything_else_from_the_environment() -> None:
+    """And arguments win over it."""
+    environ = {
+        "LOCALWHISPER_BASE_URL": "http://pc/v1",
+        "LOCALWHISPER_API_KEY": "lan",
+        "LOCALWHISPER_POLICY": " Cloud ",
+        "LOCALWHISPER_CLOUD_BASE_URL": "https://proxy.example/v1/",
+    }
+    settings = Settings.load(environ)
+    assert settings == Settings(("http://pc/v1",), "lan", Policy.CLOUD, "https://proxy.example/v1", 1.0)
+    assert "lan" not in repr(settings)
+    settings = Settings.load(environ, local_base_url="http://nas/v1", local_api_key="other", connect_timeout=0.5)
+    assert (settings.local_base_urls, settings.local_api_key, settings.connect_timeout) == (("http://nas/v1",), "other", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("environ", "says"),
+    [
+        ({"LOCALWHISPER_BASE_URL": "pc:5000"}, "LOCALWHISPER_BASE_URL"),
+        ({"LOCALWHISPER_BASE_URL": "http://"}, "not a URL"),
+        ({"LOCALWHISPER_BASE_URL": "http://pc:port/v1"}, "not a URL"),
+        ({"LOCALWHISPER_BASE_URL": "http://[::1/v1"}, "not a URL"),
+        ({"LOCALWHISPER_BASE_URL": ","}, "names no server"),
+        ({"LOCALWHISPER_CLOUD_BASE_URL": "auto"}, "not a URL"),
+        ({"LOCALWHISPER_CLOUD_BUDGET": "5"}, "5.00/month"),
+        ({"LOCALWHISPER_CLOUD_BUDGET": "five/month"}, "5.00/month"),
+        ({"LOCALWHISPER_CLOUD_BUDGET": "-1/day"}, "5.00/month"),
+        ({"LOCALWHISPER_CLOUD_BUDGET": "1/week"}, "5.00/month"),
+        ({"LOCALWHISPER_CLOUD_BUDGET": "1/day", "LOCALWHISPER_LEDGER": "0"}, "needs a ledger"),
+        ({"LOCALWHISPER_BASE_URL": "https://api.openai.com/v1"}, "is the cloud"),
+        ({"LOCALWHISPER_BASE_URL": "http://a/v1", "LOCALWHISPER_CLOUD_BASE_URL": "http://a/v1"}, "is the cloud"),
+        ({"LOCALWHISPER_BASE_URL": "HTTP://API.openai.com/v1"}, "is the cloud"),
+        ({"LOCALWHISPER_BASE_URL": "http://A/v1", "LOCALWHISPER_CLOUD_BASE_URL": "HTTP://a/v1/"}, "is the cloud"),
+        ({"LOCALWHISPER_CLOUD_BASE_URL": "nonsense"}, "LOCALWHISPER_CLOUD_BASE_URL"),
+        ({"LOCALWHISPER_POLICY": "sometimes"}, "local_only, wait, cloud"),
+    ],
+)
+def test_what_cannot_be_used_is_said(environ: dict[str, str], says: str) -> None:
+    """The message names the variable or says what would do; nothing is guessed."""
+    with pytest.raises(ConfigurationError, match=says):
+        Settings.load(environ)
+
+
+def test_a_connect_timeout_of_nothing_is_refused() -> None:
+    """It would make every server unreachable."""
+    with pytest.raises(ConfigurationError, match="connect_timeout"):
+        Settings.load({}, connect_timeout=0)
+
+
+@pytest.mark.parametrize(
+    ("base", "health"),
+    [
+        ("http://pc:5000/v1", "http://pc:5000/health"),
+        ("http://pc:5000/v1/", "http://pc:5000/health"),
+        ("http://pc:5000", "http://pc:5000/health"),
+        ("http://gw/whisper/v1", "http://gw/whisper/health"),
+    ],
+)
+def test_health_lives_beside_v1(base: str, health: str) -> None:
+    """Under the base URL's parent when that ends in /v1."""
+    assert health_url(base) == health
+
+
+def test_what_is_openai() -> None:
+    """By host, not by what the URL looks like."""
+    assert is_openai("https://API.openai.com./v1")
+    assert is_openai("https://api\u3002openai\u3002com/v1")  # looked up under the same name
+    assert is_openai("https://\uff41pi.openai.com/v1")
+    assert not is_openai("http://[broken")
+    assert not is_openai("http://openai.com.evil.example/v1")
+    assert not is_openai("http://pc/api.openai.com")
+
+
+@pytest.mark.parametrize(
+    ("wishes", "policy"),
+    [
+        ([], Policy.LOCAL_ONLY),
+        ([None, None], Policy.LOCAL_ONLY),
+        ([None, Policy.CLOUD], Policy.CLOUD),
+        ([Policy.CLOUD, Policy.WAIT], Policy.WAIT),
+        ([Policy.WAIT, Policy.LOCAL_ONLY, Policy.CLOUD], Policy.LOCAL_ONLY),
+    ],
+)
+def test_the_stricter_policy_wins(wishes: list[Policy | None], policy: Policy) -> None:
+    """And silence is no wish."""
+    assert strictest(wishes) is policy
+    assert [p for p in Policy if p.leaves_lan] == [Policy.CLOUD]
+    assert parse_policy("x", None) is None

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from localwhisper_server.api import formats
+from localwhisper_server.transcript import Segment, TokenLogprob, Transcript, Word
+
+HELLO = Transcript(
+    "transcribe",
+    "en",
+    8.47,
+    (
+        Segment(
+            0.0,
+            3.319999933242798,
+            " Don't stop,",
+            tokens=(50364, 1468, 380, 51, 50530),
+            seek=0,
+            temperature=0.2,
+            avg_logprob=-0.286,
+            compression_ratio=1.23,
+            no_speech_prob=0.009,
+            words=(Word(" Don't", 0.0, 0.5), Word(" stop,", 0.5, 1.1)),
+            logprobs=(TokenLogprob(b" Don't", -0.25), TokenLogprob(b" stop,", -0.5)),
+        ),
+        Segment(
+            3.32, 6.0, " it's fun.", words=(Word(" it's", 3.32, 4.0), Word(" fun.", 4.0, 4.5), Word(" -", 4.5, 4.6))
+        ),
+    ),
+)
+CHINESE = Transcript("transcribe", "zh", 4.0, (Segment(0.0, 2.0, "你好、"), Segment(2.0, 4.0, "世界。")))
+SILENCE = Transcript("transcribe", None, 10.0)
+
+
+def _events(body: bytes) -> list[dict[str, object]]:
+    assert body.endswith(b"\n\n")
+    frames = body[:-2].split(b"\n\n")
+    assert all(frame.startswith(b"data: ") and b"\n" not in frame for frame in frames)
+    return [json.loads(frame[6:]) for frame in frames]
+
+
+def test_json_is_compact_with_usage_and_no_final_newline() -> None:
+    """As whisper-1's, whose byte length was checked: only the text and the duration kind of usage."""
+    assert formats.render_json(HELLO) == b'{"text":"Don\'t stop, it\'s fun.","usage":{"type":"duration","seconds":9}}'
+
+
+def test_json_keeps_letters_outside_ascii() -> None:
+    """UTF-8 as it is, not escapes."""
+    assert formats.render_json(CHINESE) == '{"text":"你好、世界。","usage":{"type":"duration","seconds":4}}'.encode()
+
+
+@pytest.mark.parametrize(("duration", "seconds"), [(0.1, 1), (8.47, 9), (9.0, 9), (27.4, 28), (27.0001, 28)])
+def test_usage_counts_started_seconds_in_whole_numbers(duration: float, seconds: int) -> None:
+    """The spec's 8.47 → 9; never a fraction."""
+    usage = formats.usage(Transcript("transcribe", "en", duration))
+    assert usage == {"type": "duration", "seconds": seconds}
+    assert isinstance(usage["seconds"], int)
+
+
+def test_json_of_the_model_that_lists_languages() -> None:
+    """gpt-transcribe's field sits between text and usage; silence speaks none."""
+    assert formats.render_json(HELLO, list_languages=True) == (
+        b'{"text":"Don\'t stop, it\'s fun.","languages":[{"code":"en"}],"usage":{"type":"duration","seconds":9}}'
+    )
+    hinted = json.loads(formats.render_json(HELLO, list_languages=True, hints=("de", "en")))
+    assert hinted["languages"] == [{"code": "de"}, {"code": "en"}]
+    assert formats.render_json(SILENCE, list_languages=True, hints=("de", "en")) == (
+        b'{"text":"","languages":[],"usage":{"type":"duration","seconds":10}}'
+    )
+
+
+def test_logprobs_are_tokens_with_their_bytes() -> None:
+    """The shape of the spec's example; a token that splits a character shows a replacement, its bytes are exact."""
+    split = Transcript("transcribe", "en", 1.0, (Segment(0, 1, " é", logprobs=(TokenLogprob(b" \xc3", -2.3e-5),)),))
+    assert json.loads(formats.render_json(split, logprobs=True))["logprobs"] == [
+        {"token": " �", "logprob": -2.3e-5, "bytes": [32, 0xC3]}
+    ]
+    assert [entry["token"] for entry in json.loads(formats.render_json(HELLO, logprobs=True))["logprobs"]] == [
+        " Don't",
+        " stop,",
+    ]
+
+
+@pytest.mark.parametrize(("transcript", "asked"), [(SILENCE, True), (HELLO, False)])
+def test_logprobs_are_absent_not_empty(transcript: Transcript, asked: bool) -> None:  # noqa: FBT001 - a table's column
+    """For silence, and for who did not ask."""
+    assert b"logprobs" not in formats.render_json(transcript, logprobs=asked)
+    assert b"logprobs" not in formats.done_event(transcript, logprobs=asked)
+
+
+def test_text_is_the_words_and_a_newline() -> None:
+    """Not JSON, not quoted."""
+    assert formats.render_text(HELLO) == b"Don't stop, it's fun.\n"
+    assert formats.render_text(SILENCE) == b"\n"
+
+
+def test_srt_byte_for_byte() -> None:
+    """Cues from 1, commas, a blank line between, no leading space, three newlines at the end."""
+    assert formats.render_srt(HELLO) == (
+        b"1\n00:00:00,000 --> 00:00:03,320\nDon't stop,\n\n2\n00:00:03,320 --> 00:00:06,000\nit's fun.\n\n\n"
+    )
+
+
+def test_vtt_byte_for_byte() -> None:
+    """Hours always, points, two newlines at the end."""
+    assert formats.render_vtt(HELLO) == (
+        b"WEBVTT\n\n00:00:00.000 --> 00:00:03.320\nDon't stop,\n\n00:00:03.320 --> 00:00:06.000\nit's fun.\n\n"
+    )
+
+
+def test_captions_of_silence_hold_no_cue() -> None:
+    """A player reads an empty file of its kind."""
+    assert formats.render_vtt(SILENCE) == b"WEBVTT\n\n"
+    assert formats.render_srt(SILENCE).strip() == b""
+
+
+def test_a_segment_without_words_is_no_cue() -> None:
+    """And the numbers of the others have no gap."""
+    transcript = Transcript("transcribe", "en", 3.0, (Segment(0, 1, " "), Segment(1, 2, " a"), Segment(2, 3, " b")))
+    assert formats.render_srt(transcript).split(b"\n")[0::4][:2] == [b"1", b"2"]
+    assert formats.render_vtt(transcript).count(b"-->") == 2
+
+
+def test_a_cue_cannot_be_ended_by_its_text() -> None:
+    """An arrow or a blank line would be read as structure."""
+    transcript = Transcript("transcribe", "en", 1.0, (Segment(0, 1, " a --> b\n\n2\n"),))
+    assert formats.render_vtt(transcript) == b"WEBVTT\n\n00:00:00.000 --> 00:00:01.000\na -> b 2\n\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0.0, b"00:00:00.000"),
+        (0.0004, b"00:00:00.000"),
+        (0.9996, b"00:00:01.000"),
+        (59.9996, b"00:01:00.000"),
+        (3599.9999, b"01:00:00.000"),
+        (3661.0815, b"01:01:01.082"),
+        (36_000.5, b"10:00:00.500"),
+        (360_000.0, b"100:00:00.000"),
+    ],
+)
+def test_times_are_whole_milliseconds_that_carry(seconds: float, shown: bytes) -> None:
+    """1000 ms become a second, 60 s a minute, 60 min an hour."""
+    transcript = Transcript("transcribe", "en", seconds, (Segment(seconds, seconds, " x"),))
+    assert formats.render_vtt(transcript).split(b"\n")[2] == shown + b" --> " + shown
+
+
+@given(st.floats(0, 1e6))
+def test_times_round_to_the_nearest_millisecond(seconds: float) -> None:
+    """For every time, the clock read back is within half a millisecond, and no field overflows."""
+    transcript = Transcript("transcribe", "en", seconds, (Segment(seconds, seconds, " x"),))
+    hours, minutes, rest = formats.render_srt(transcript).split(b"\n")[1].split(b" --> ")[0].split(b":")
+    whole, _, milliseconds = rest.partition(b",")
+    assert (len(minutes), len(whole), len(milliseconds)) == (2, 2, 3)
+    assert int(minutes) < 60 > int(whole)
+    shown = int(hours) * 3600 + int(minutes) * 60 + int(whole) + int(milliseconds) / 1000
+    assert abs(shown - seconds) <= 0.00051
+
+
+def test_verbose_json_byte_for_byte() -> None:
+    """The spec's order of fields, all ten of a segment, single-precision numbers widened, no `words`."""
+    assert formats.render_verbose_json(Transcript("transcribe", "en", 8.47, HELLO.segments[:1])) == (
+        b'{"task":"transcribe","language":"english","duration":8.470000267028809,"text":"Don\'t stop,",'
+        b'"segments":[{"id":0,"seek":0,"start":0.0,"end":3.319999933242798,"text":" Don\'t stop,",'
+        b'"tokens":[50364,1468,380,51,50530],"temperature":0.20000000298023224,"avg_logprob":-0.28600001335144043,'
+        b'"compression_ratio":1.2300000190734863,"no_speech_prob":0.008999999612569809}],'
+        b'"usage":{"type":"duration","seconds":9}}'
+    )
+
+
+def test_segments_are_numbered_from_0() -> None:
+    """Over the whole recording."""
+    assert [segment["id"] for segment in json.loads(formats.render_verbose_json(HELLO))["segments"]] == [0, 1]
+
+
+def test_words_alone_bring_no_segments() -> None:
+    """As in the spec's example; words carry no spaces and no punctuation but apostrophes inside."""
+    body = json.loads(formats.render_verbose_json(HELLO, segments=False, words=True))
+    assert list(body) == ["task", "language", "duration", "text", "words", "usage"]
+    assert body["words"] == [
+        {"word": "Don't", "start": 0.0, "end": 0.5},
+        {"word": "stop", "start": 0.5, "end": 1.100000023841858},
+        {"word": "it's", "start": 3.319999933242798, "end": 4.0},
+        {"word": "fun", "start": 4.0, "end": 4.5},
+    ]
+
+
+def test_words_and_segments_together() -> None:
+    """Words first; a segment itself holds none."""
+    body = json.loads(formats.render_verbose_json(HELLO, segments=True, words=True))
+    assert list(body) == ["task", "language", "duration", "text", "words", "segments", "usage"]
+    assert len(body["words"]) == 4
+    assert "words" not in body["segments"][0]
+
+
+@pytest.mark.parametrize(
+    ("task", "code", "name"),
+    [("transcribe", "de", "german"), ("translate", "de", "english"), ("transcribe", "yue", "cantonese")],
+)
+def test_the_language_is_a_full_lowercase_name(task: str, code: str, name: str) -> None:
+    """Of what was spoken; of a translation always English."""
+    body = json.loads(formats.render_verbose_json(Transcript(task, code, 1.0)))  # type: ignore[arg-type]
+    assert (body["task"], body["language"]) == (task, name)
+
+
+def test_silence_in_verbose_json() -> None:
+    """Empty text, empty lists, a language that the SDK's type can take."""
+    body = json.loads(formats.render_verbose_json(SILENCE, segments=True, words=True))
+    assert (body["text"], body["segments"], body["words"], body["language"]) == ("", [], [], "english")
+    assert body["usage"] == {"type": "duration", "seconds": 10}
+
+
+def test_events_are_data_lines_alone() -> None:
+    """No `event:` line; one blank line after each."""
+    assert formats.delta_event("Hi", HELLO.segments[1]) == b'data: {"type":"transcript.text.delta","delta":"Hi"}\n\n'
+    assert (
+        formats.done_event(CHINESE, list_languages=True)
+        == (
+            'data: {"type":"transcript.text.done","text":"你好、世界。","languages":[{"code":"zh"}],'
+            '"usage":{"type":"duration","seconds":4}}\n\n'
+        ).encode()
+    )
+
+
+@given(st.text('a\u00e4\u20ac\U0001f3a4\0\n\r\u2028\u0085 :{}"\\'))
+def test_no_text_breaks_a_frame(text: str) -> None:
+    """Whatever is said, line ends stay inside the JSON."""
+    (payload,) = _events(formats.delta_event(text, HELLO.segments[0]))
+    assert payload == {"type": "transcript.text.delta", "delta": text}
+
+
+def test_deltas_carry_logprobs_where_asked() -> None:
+    """Those of their own segment; `done` has them all."""
+    (delta,) = _events(formats.delta_event("x", HELLO.segments[0], logprobs=True))
+    (done,) = _events(formats.done_event(HELLO, logprobs=True))
+    assert delta["logprobs"] == done["logprobs"]
+
+
+def test_cjk_text_is_joined_without_spaces() -> None:
+    """The model's own leading spaces are all there are."""
+    assert CHINESE.text == "你好、世界。"
+    assert HELLO.text == "Don't stop, it's fun."

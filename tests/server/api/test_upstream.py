@@ -1,0 +1,763 @@
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import threading
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import httpx2
+import openai
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from localwhisper_server import _front
+from localwhisper_server.api import routes
+from localwhisper_server.api.access_control import Rules
+from localwhisper_server.api.keys import require_usable
+from localwhisper_server.api.protocol import HttpProtocol
+from localwhisper_server.api.upstream import Upstream, may_leave, to_caller, to_upstream
+from localwhisper_server.settings import Settings
+from tests.server.driving import TEXT, Answer, FakeBackend, call, multipart
+from tests.server.listening import serving
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+    from localwhisper_server.api.asgi import App
+
+pytestmark = pytest.mark.anyio
+
+KEY = "lw-0123456789abcdef"
+SPEECH = bytes(range(256)) * 2000
+EVENTS = [
+    {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
+    for choice in (
+        {"index": 0, "delta": {"role": "assistant", "content": "Grüß"}},
+        {"index": 0, "delta": {"content": " Gott"}, "finish_reason": "stop"},
+    )
+]
+
+
+class FakeOpenAI:
+    """Answers chat, embeddings and speech; keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str, dict[str, str], bytes]] = []
+        self.second_event = threading.Event()
+        self.left = threading.Event()
+
+    async def _told_to_go_on(self, receive: Any) -> bool:
+        """Wait for the test, or for the caller to hang up."""
+        watching = asyncio.ensure_future(receive())
+        # The test is in another thread, and both are waited for.
+        while not self.second_event.is_set() and not watching.done():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        return watching.cancel()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
+        target = scope["raw_path"].decode() + ("?" + scope["query_string"].decode() if scope["query_string"] else "")
+        self.seen.append((scope["method"], target, headers, body))
+        path = scope["path"]
+        if path == "/v1/chat/completions" and json.loads(body).get("stream"):
+            await self._start(send, 200, "text/event-stream; charset=utf-8")
+            await self._part(send, b"data: " + json.dumps(EVENTS[0]).encode() + b"\n\n")
+            if not await self._told_to_go_on(receive):
+                self.left.set()
+                return
+            await self._part(send, b"data: " + json.dumps(EVENTS[1]).encode() + b"\n\ndata: [DONE]\n\n")
+            await self._part(send, b"", more=False)
+        elif path == "/v1/chat/completions":
+            await self._json(send, {"id": "c1", "object": "chat.completion", "created": 1, "model": "m", "choices": []})
+        elif path == "/v1/embeddings":
+            vectors = [{"object": "embedding", "index": 0, "embedding": [0.25, -0.5]}]
+            usage = {"prompt_tokens": 1, "total_tokens": 1}
+            await self._json(send, {"object": "list", "data": vectors, "model": "m", "usage": usage})
+        elif path == "/v1/audio/speech":
+            await self._start(send, 200, "audio/mpeg")
+            for start in range(0, len(SPEECH), 50_000):
+                await self._part(send, SPEECH[start : start + 50_000])
+            await self._part(send, b"", more=False)
+        elif path == "/v1/cut":
+            await self._start(send, 200, "text/plain", (b"content-length", b"100"))
+            await self._part(send, b"half")
+        elif path == "/v1/moved":
+            await self._start(send, 307, "text/plain", (b"location", b"https://elsewhere.example/"))
+            await self._part(send, b"", more=False)
+        else:
+            error = {"message": "no", "type": "requests", "param": None, "code": "rate_limit_exceeded"}
+            await self._json(send, {"error": error}, 429, (b"retry-after", b"7"))
+
+    async def _start(self, send: Any, status: int, content_type: str, *headers: tuple[bytes, bytes]) -> None:
+        fixed = [(b"x-request-id", b"req_theirs"), (b"openai-processing-ms", b"42"), (b"set-cookie", b"__cf=1")]
+        headers = (*fixed, (b"content-type", content_type.encode()), *headers)
+        await send({"type": "http.response.start", "status": status, "headers": list(headers)})
+
+    async def _part(self, send: Any, part: bytes, *, more: bool = True) -> None:
+        await send({"type": "http.response.body", "body": part, "more_body": more})
+
+    async def _json(self, send: Any, value: Any, status: int = 200, *headers: tuple[bytes, bytes]) -> None:
+        await self._start(send, status, "application/json", *headers)
+        await self._part(send, json.dumps(value).encode(), more=False)
+
+
+class Two:
+    """A fake OpenAI and a server in front of it, both on real sockets, and a client of each."""
+
+    def __init__(self, fake: FakeOpenAI, direct: str, through: str) -> None:
+        self.fake = fake
+        settings: dict[str, Any] = {"api_key": "sk-callers-own", "max_retries": 0}
+        self.direct = openai.OpenAI(base_url=direct, **settings)
+        self.through = openai.OpenAI(base_url=through, **settings)
+
+    def __iter__(self) -> Iterator[openai.OpenAI]:
+        return iter((self.direct, self.through))
+
+    def both(self, ask: Any) -> Any:
+        """Ask both the same; return the answer, which is the same."""
+        direct, through = ask(self.direct), ask(self.through)
+        assert direct == through
+        first, second = self.fake.seen[-2:]
+        assert (first[0], first[1], first[3]) == (second[0], second[1], second[3])
+        assert _told(first[2]) == _told(second[2])
+        return through
+
+
+def _told(headers: dict[str, str]) -> dict[str, str]:
+    """Return the headers but for those that say which connection it is."""
+    return {name: value for name, value in headers.items() if name not in ("host", "connection")}
+
+
+@pytest.fixture
+def two() -> Iterator[Two]:
+    """Both, closed at the end."""
+    fake = FakeOpenAI()
+    with serving(fake, lifespan="off") as (_, far):
+        upstream = Upstream(f"http://127.0.0.1:{far}/v1/")
+
+        @contextlib.asynccontextmanager
+        async def lifespan(_app: Any) -> AsyncIterator[None]:
+            yield
+            await upstream.aclose()
+
+        app = routes.create_app(FakeBackend(), rules=Rules(), upstream=upstream, lifespan=lifespan)
+        with serving(app, http=HttpProtocol) as (_, near):
+            pair = Two(fake, f"http://127.0.0.1:{far}/v1", f"http://127.0.0.1:{near}/v1")
+            with pair.direct, pair.through:
+                yield pair
+
+
+def test_embeddings(two: Two) -> None:
+    """The stock SDK gets the same, and the upstream is asked the same, with the caller's own key."""
+    answer = two.both(lambda client: client.embeddings.create(model="m", input="é" * 5000).model_dump())
+    assert answer["data"][0]["embedding"] == [0.25, -0.5]
+    assert two.fake.seen[-1][2]["authorization"] == "Bearer sk-callers-own"
+
+
+def test_chat(two: Two) -> None:
+    """Method, query and body arrive as they were sent."""
+    two.both(
+        lambda client: client.chat.completions.create(
+            model="m", messages=[{"role": "user", "content": "hi"}], extra_query={"a": "b c", "d": "/?&"}
+        ).model_dump()
+    )
+    assert two.fake.seen[-1][1].startswith("/v1/chat/completions?")
+
+
+def test_chat_stream_arrives_as_it_is_sent(two: Two) -> None:
+    """The first event is here before the second was made."""
+    for client in two:
+        two.fake.second_event.clear()
+        stream = client.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi"}], stream=True)
+        events = iter(stream)
+        first = next(events)
+        assert not two.fake.second_event.is_set()
+        two.fake.second_event.set()
+        rest = list(events)
+        assert [first.model_dump(exclude_unset=True), *(e.model_dump(exclude_unset=True) for e in rest)] == EVENTS
+
+
+def test_speech(two: Two) -> None:
+    """Every byte of the sound, and its type."""
+
+    def say(client: openai.OpenAI) -> tuple[bytes, str]:
+        with client.audio.speech.with_streaming_response.create(model="m", voice="v", input="hi") as response:
+            return b"".join(response.iter_bytes()), response.headers["content-type"]
+
+    assert two.both(say) == (SPEECH, "audio/mpeg")
+
+
+def test_errors_keep_their_class_and_id(two: Two) -> None:
+    """The id is the upstream's, which its support asks for; and there is only one."""
+
+    def ask(client: openai.OpenAI) -> tuple[Any, ...]:
+        with pytest.raises(openai.RateLimitError) as caught:
+            client.get("/files", cast_to=object)
+        error = caught.value
+        return error.request_id, error.code, error.response.headers["retry-after"], error.message
+
+    assert two.both(ask)[:3] == ("req_theirs", "rate_limit_exceeded", "7")
+
+
+def test_redirects_and_cookies_stay_apart(two: Two) -> None:
+    """A redirect is the caller's to follow; cookies are set by neither for the other."""
+    with httpx2.Client(trust_env=False) as client:
+        answer = client.get(f"{two.through.base_url}moved", headers={"cookie": "session=1", "x-kept": "yes"})
+    assert answer.status_code == 307
+    assert "set-cookie" not in answer.headers
+    assert answer.headers.get_list("date") == answer.headers.get_list("date")[:1]
+    assert "cookie" not in two.fake.seen[-1][2]
+    assert two.fake.seen[-1][2]["x-kept"] == "yes"
+
+
+def test_a_chunked_body_is_passed_on(two: Two) -> None:
+    """One whose length nobody announced."""
+    parts = [b'{"a":', b"1}"]
+    with httpx2.Client(trust_env=False) as client:
+        client.post(f"{two.through.base_url}embeddings", content=iter(parts))
+    assert two.fake.seen[-1][3] == b'{"a":1}'
+
+
+def test_hanging_up_closes_the_request_upstream(two: Two) -> None:
+    """A stream nobody reads costs money."""
+    stream = two.through.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi"}], stream=True)
+    next(iter(stream))
+    stream.close()
+    two.through.close()
+    assert two.fake.left.wait(10)
+
+
+def test_an_answer_that_breaks_off_does_so_here(two: Two) -> None:
+    """Rather than look complete."""
+    for client in two:
+        with httpx2.Client(trust_env=False) as http, pytest.raises(httpx2.RemoteProtocolError):
+            http.get(f"{client.base_url}cut")
+
+
+def test_recordings_stay_with_or_without_the_prefix(two: Two) -> None:
+    """Transcriptions and translations are answered here, whatever else is passed on."""
+    assert two.through.audio.transcriptions.create(model="whisper-1", file=("a.ogg", b"sound")).text == TEXT
+    base = str(two.through.base_url).removesuffix("/v1/")
+    with httpx2.Client(trust_env=False) as http:
+        for path in ("/audio/transcriptions", "/v1/audio/translations"):
+            headers, body = multipart()
+            assert http.post(base + path, headers=headers, content=body).json()["text"] == TEXT
+    assert not two.fake.seen
+
+
+# Never a recording
+
+
+def _refusing() -> tuple[App, list[Any]]:
+    asked: list[Any] = []
+
+    async def never(request: httpx2.Request) -> httpx2.Response:
+        asked.append(request)
+        return httpx2.Response(200)
+
+    upstream = Upstream("https://api.example/v1", transport=httpx2.MockTransport(never))
+    return routes.create_app(FakeBackend(), rules=Rules(), upstream=upstream, clock=lambda: 0.0), asked
+
+
+SLY = [
+    "/v1/audio/transcriptions/",
+    "/v1/./audio/transcriptions",
+    "/v1/chat/../audio/transcriptions",
+    "/v1/audio/speech/../transcriptions",
+    "/v1/audio/%74ranscriptions",
+    "/v1/%61udio/transcriptions",
+    "/v1/audio%2Ftranscriptions",
+    "/v1/audio%2ftranscriptions",
+    "/v1/audio%252Ftranscriptions",
+    "/v1/chat/%2e%2e/audio/transcriptions",
+    "/v1/audio\\transcriptions",
+    "/v1/audio%5Ctranscriptions",
+    "/v1/Audio/Transcriptions",
+    "/V1/audio/transcriptions",
+    "/v1/audio/transcriptions;v=1",
+    "/v1/audio/transcriptions%00",
+    "/v1/audio/transcriptions%20",
+    "/v1/audio/translations/x",
+    "/v1/audio/voices",
+    "/v1/openai/deployments/d/audio/transcriptions",
+    "/v1/realtime/translations",
+    "/v1/chat/audio/translations",
+    "/v1/audio",
+    "/v1/",
+    "/v1",
+    "/audio/transcriptions/",
+    "/chat/completions",
+    "http://api.example/v1/audio/transcriptions",
+]
+
+
+@pytest.mark.parametrize("path", SLY)
+async def test_no_disguise_takes_a_recording_out(path: str) -> None:
+    """However the path is written, and whether the upstream would have read it so or not."""
+    app, asked = _refusing()
+    headers, body = multipart()
+    answer = await call(app, "POST", path, headers, body)
+    assert answer.status == 404
+    assert not asked
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS"])
+async def test_no_other_method_does(method: str) -> None:
+    """The path decides."""
+    app, asked = _refusing()
+    assert (await call(app, method, "/v1/audio/transcriptions")).status == 405
+    assert not asked
+
+
+@pytest.mark.parametrize("content_type", ["audio/ogg", "Audio/WAV", " video/mp4"])
+async def test_what_says_it_is_sound_stays(content_type: str) -> None:
+    """Wherever it is sent."""
+    app, asked = _refusing()
+    assert (await call(app, "POST", "/v1/files", {"content-type": content_type}, b"x")).status == 404
+    assert not asked
+
+
+@pytest.mark.parametrize("path", ["/v1//audio/transcriptions", "/v1/audio//transcriptions"])
+async def test_a_doubled_slash_is_ours(path: str) -> None:
+    """It is one slash before anything looks at the path, so the recording is answered here."""
+    app, asked = _refusing()
+    headers, body = multipart()
+    assert (await call(app, "POST", path, headers, body)).json()["text"] == TEXT
+    assert (await call(app, "POST", "/v1//chat/completions", {"content-length": "1"}, b"x")).status == 200
+    assert [request.url.raw_path for request in asked] == [b"/v1/chat/completions"]
+
+
+async def test_other_paths_do_leave() -> None:
+    """Else the tests above would prove nothing."""
+    app, asked = _refusing()
+    for path in ("/v1/chat/completions", "/v1/audio/speech", "/v1/files/", "/v1/ft%3Agpt", "/v1/responses/r_1"):
+        assert (await call(app, "POST", path, {"content-length": "1"}, b"x")).status == 200
+    assert [request.url.raw_path for request in asked] == [
+        b"/v1/chat/completions",
+        b"/v1/audio/speech",
+        b"/v1/files/",
+        b"/v1/ft%3Agpt",
+        b"/v1/responses/r_1",
+    ]
+    assert {request.url.host for request in asked} == {"api.example"}
+
+
+@given(st.binary(max_size=40))
+def test_whatever_leaves_is_plain(tail: bytes) -> None:
+    """No path that leaves can be read as one with recordings, and none breaks the reading."""
+    path = b"/v1/" + tail
+    if may_leave(path):
+        assert b".." not in path.split(b"/")
+        assert b"//" not in path
+        assert b"transcriptions" not in path.lower().split(b"/")
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        (b"/v1/chat/completions", b"audio/ogg"),
+        (b"/v1/chat/completions", b'"Audio/ogg"'),
+        (b"/v1/chat/completions", b"application/ogg; charset=x"),
+        (b"/v1/audio/speech", b"multipart/form-data; boundary=x"),
+        (b"/v1/realtime", b"application/json"),
+        (b"/v1/realtime/calls", b"application/sdp"),
+    ],
+)
+def test_what_may_be_sound_stays(path: bytes, kind: bytes) -> None:
+    """By what it says of itself, and by where it goes."""
+    assert not may_leave(path, [(b"content-type", kind)])
+    assert may_leave(b"/v1/audio/speech", [(b"content-type", b"application/json")])
+
+
+# Headers
+
+
+def test_hop_by_hop_headers_stop_here() -> None:
+    """And those that a Connection header names, and those that would tell of the LAN."""
+    kept = [(b"accept", b"*/*"), (b"Authorization", b"Bearer sk-x"), (b"x-stainless-os", b"Linux")]
+    dropped = [
+        (b"Connection", b"close, X-Secret"),
+        (b"x-secret", b"1"),
+        (b"Transfer-Encoding", b"chunked"),
+        (b"te", b"trailers"),
+        (b"upgrade", b"h2c"),
+        (b"proxy-authorization", b"Basic x"),
+        (b"host", b"pc.lan:5000"),
+        (b"cookie", b"a=b"),
+        (b"x-forwarded-for", b"192.168.1.5"),
+        (b"x-localwhisper-key", KEY.encode()),
+        (b"origin", b"http://pc.lan:5000"),
+    ]
+    expected = [(name.lower(), value) for name, value in kept]
+    assert to_upstream([*dropped, *kept], ()) == expected
+    back = [(b"content-type", b"text/plain"), (b"content-encoding", b"gzip")]
+    assert to_caller([(b"Date", b"now"), (b"keep-alive", b"5"), *back]) == back
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("authorization", f"Token {KEY}"),
+        ("authorization", f"Bearer\t{KEY}"),
+        ("authorization", f"Bearer {KEY}, Bearer x"),
+        ("authorization", "Basic " + base64.b64encode(f"me:{KEY}".encode()).decode()),
+        ("x-api-key", KEY),
+        ("api-key", f" {KEY} "),
+    ],
+)
+def test_our_key_stays_here_in_whatever_form_it_came(name: str, value: str) -> None:
+    """Other clients have other ways to send one."""
+    kept = [(b"authorization", b"Basic not base64"), (b"x-note", b"a" + KEY.encode())]
+    assert to_upstream([(name.encode(), value.encode()), *kept], ("another", KEY)) == kept
+
+
+async def test_our_key_stays_here_in_a_query_too() -> None:
+    """The rest of the query goes."""
+    seen = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        seen.append(request.url.query)
+        return httpx2.Response(200, stream=httpx2.ByteStream(b"{}"))
+
+    upstream = Upstream("https://api.example/v1", keys=(KEY,), transport=httpx2.MockTransport(answer))
+    scope = {"path": "/v1/files", "raw_path": b"/v1/files", "method": "GET", "headers": []}
+    for query in (f"a=1&api_key={KEY}&b", f"key={KEY}"):
+        await upstream._client.send(upstream._request({**scope, "query_string": query.encode()}, None))
+    await upstream.aclose()
+    assert seen == [b"a=1&b", b""]
+
+
+# Every sign that a key may hold, in each place that it could go out by.
+SIGNS = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in ',;"')
+
+
+@pytest.mark.parametrize("key", [KEY, "a", "k:e=y==", "a+b%20c&d", SIGNS, "'quoted'", "Bearer"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        *("Bearer {}", "bearer  {} ", "{}", 'Token token="{}"', "x={}", "Bearer x, Bearer {}", "Bearer {};a=1"),
+        "Basic {}",
+    ],
+)
+def test_no_usable_key_leaves_in_a_header(key: str, form: str) -> None:
+    """Whatever signs are in it."""
+    require_usable(key)
+    for inside in (f"{key}:x", f"x:{key}") if form == "Basic {}" and ":" not in key else (f"x:{key}",):
+        shown = base64.b64encode(inside.encode()).decode() if form == "Basic {}" else key
+        assert to_upstream([(b"authorization", form.format(shown).encode())], ("other", key)) == []
+
+
+@pytest.mark.parametrize("key", [KEY, "a", "k:e=y==", "a+b%20c&d", SIGNS])
+@pytest.mark.parametrize("name", ["api_key", "key", "token", ""])
+async def test_no_usable_key_leaves_in_a_query(key: str, name: str) -> None:
+    """Encoded as browsers and libraries encode it; the rest of the query goes."""
+    seen = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        seen.append(request.url.query)
+        return httpx2.Response(200, stream=httpx2.ByteStream(b"{}"))
+
+    upstream = Upstream("https://api.example/v1", keys=("other", key), transport=httpx2.MockTransport(answer))
+    app = routes.create_app(FakeBackend(), upstream=upstream, clock=lambda: 0.0)
+    query = f"b=2&{name}={quote(key, safe='')}&a=1"
+
+    async def asked(scope: Any, receive: Any, send: Any) -> None:
+        await app({**scope, "query_string": query.encode()}, receive, send)
+
+    await call(asked, "GET", "/v1/files")
+    await upstream.aclose()
+    assert seen == [b"b=2&a=1"]
+
+
+@pytest.mark.parametrize("key", ["two words", "a,b", "a;b", 'a"b', "tab\tbed", "nul\0", "schlüssel", "", "a\u00a0b"])
+def test_a_key_that_cannot_be_told_apart_is_refused_at_the_start(key: str, tmp_path: Path) -> None:
+    """One with what separates the words of a header; the message does not show it."""
+    with pytest.raises(ValueError, match="a key may hold") as failure:
+        require_usable(key)
+    assert not key or key not in str(failure.value)
+    if key.strip() == key != "":
+        (tmp_path / "keys").write_text(f"{KEY}\n{key}\n")
+        with pytest.raises(_front.Misconfigured, match="a key may hold"):
+            _front.rules(Settings(api_key_file=tmp_path / "keys"), ())
+
+
+# The upstream's models, and its key
+
+GPT = {"id": "gpt-5", "object": "model", "created": 1, "owned_by": "openai"}
+THEIRS = {"object": "list", "data": [GPT, {"id": "whisper-1", "owned_by": "openai"}]}
+
+
+def _listing(answer: httpx2.Response | Exception, **settings: Any) -> tuple[App, list[httpx2.Request]]:
+    """Return an app before an upstream that answers everything so, and what it was asked."""
+    asked = []
+
+    def handle(request: httpx2.Request) -> httpx2.Response:
+        asked.append(request)
+        if isinstance(answer, Exception):
+            raise answer
+        return httpx2.Response(answer.status_code, headers=answer.headers, stream=httpx2.ByteStream(answer.content))
+
+    rules = Rules(keys=settings.get("keys", ()))
+    upstream = Upstream("https://api.example/v1", transport=httpx2.MockTransport(handle), **settings)
+    return routes.create_app(FakeBackend(), rules=rules, upstream=upstream, clock=lambda: 0.0), asked
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/models", "/v1//models"])
+async def test_the_list_of_models_is_ours_and_the_upstreams(path: str) -> None:
+    """Open WebUI offers what is listed; a name of ours means ours. The upstream is asked as the caller would."""
+    app, asked = _listing(httpx2.Response(200, json=THEIRS))
+    headers = {"authorization": "Bearer sk-mine", "accept-encoding": "br", "content-type": "application/json"}
+    listed = (await call(app, "GET", path, headers)).json()
+    assert listed["object"] == "list"
+    assert [model["id"] for model in listed["data"]] == [*FakeBackend().names, "gpt-5"]
+    assert listed["data"][-1] == GPT
+    (request,) = asked
+    assert (request.method, str(request.url)) == ("GET", "https://api.example/v1/models")
+    assert request.headers["authorization"] == "Bearer sk-mine"
+    assert request.headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx2.ConnectError("refused"),
+        httpx2.ReadTimeout("slow"),
+        httpx2.Response(401, json={"error": {}}),
+        httpx2.Response(500),
+        httpx2.Response(999),
+        httpx2.Response(200, content=b"<html>"),
+        httpx2.Response(200, json=[]),
+        httpx2.Response(200, json={"data": None}),
+        httpx2.Response(200, json={"data": [1]}),
+        httpx2.Response(200, content=b"[" * 100_000),
+        httpx2.Response(200, content=b" " * 5_000_000),
+    ],
+    ids=lambda answer: str(answer)[:40],
+)
+async def test_without_the_upstreams_list_ours_is_shown(answer: Any) -> None:
+    """Speech-to-text does not end with the internet connection."""
+    app, _ = _listing(answer)
+    listed = await call(app, "GET", "/v1/models")
+    assert [model["id"] for model in listed.json()["data"]] == list(FakeBackend().names)
+
+
+@pytest.mark.parametrize("path", ["/v1/models/gpt-5", "/models/gpt-5", "/v1/models/anthropic/claude"])
+async def test_a_model_that_is_not_ours_is_asked_for_upstream(path: str) -> None:
+    """Ours is not: that is answered here."""
+    app, asked = _listing(httpx2.Response(200, json=GPT))
+    assert (await call(app, "GET", path)).json() == GPT
+    assert str(asked[0].url) == f"https://api.example/v1/models/{path.partition('/models/')[2]}"
+    for ours in ("base", "whisper-1", "openai/whisper-large-v3"):
+        assert (await call(app, "GET", f"/v1/models/{ours}")).json()["owned_by"] == "localwhisper"
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (httpx2.Response(404, json={"error": {"code": "x"}}), 404),
+        (httpx2.ConnectError(""), 502),
+        (httpx2.Response(999), 502),
+    ],
+    ids=["not there", "unreachable", "no status"],
+)
+async def test_a_model_that_the_upstream_does_not_give(answer: Any, status: int) -> None:
+    """Its own answer, or ours in the envelope where there is none."""
+    app, _ = _listing(answer)
+    found = await call(app, "GET", "/v1/models/gpt-6")
+    assert (found.status, "error" in found.json()) == (status, True)
+
+
+@pytest.mark.parametrize("name", ["../audio/transcriptions", "a//b", "%2e%2e", "audio/../transcriptions", "x?y"])
+async def test_no_models_name_leads_elsewhere(name: str) -> None:
+    """What is asked for stays below /models."""
+    app, asked = _listing(httpx2.Response(200, json=GPT))
+    answer = await call(app, "GET", f"/v1/models/{name}")
+    assert answer.status in (200, 404)
+    assert all(
+        request.url.raw_path.startswith(b"/v1/models/") and b".." not in request.url.raw_path for request in asked
+    )
+
+
+@pytest.mark.parametrize(
+    ("headers", "sent"),
+    [
+        ({"authorization": f"Bearer {KEY}"}, "Bearer sk-lan"),
+        ({"x-localwhisper-key": KEY}, "Bearer sk-lan"),
+        ({"x-localwhisper-key": KEY, "authorization": "Bearer sk-mine"}, "Bearer sk-mine"),
+        ({"x-localwhisper-key": KEY, "api-key": "mine"}, None),
+        ({}, None),
+        ({"authorization": "Bearer sk-mine"}, None),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/models", "/v1/models/gpt-5"])
+async def test_the_servers_own_key_for_the_upstream(path: str, headers: dict[str, str], sent: str | None) -> None:
+    """Takes the place of the key that let the caller in; a key of the caller's own goes on, and no key gets nowhere."""
+    app, asked = _listing(httpx2.Response(200, json=THEIRS), keys=(KEY,), own_key="sk-lan")
+    answer = await call(app, "GET", path, headers)
+    assert [request.headers.get("authorization") for request in asked] == ([sent] if answer.status == 200 else [])
+    assert all(KEY not in str(request.headers.raw) for request in asked)
+
+
+def test_the_upstreams_key_is_read_from_an_option_or_a_file(tmp_path: Path) -> None:
+    """One of them, behind a key of this server's: else anyone could spend its money."""
+    file = tmp_path / "key"
+    file.write_text("# OpenAI's\nsk-lan\n")
+    behind: dict[str, Any] = {"upstream": "https://api.example/v1", "api_key": (SecretStr(KEY),)}
+    assert Settings(**behind).upstream_key() is None
+    assert Settings(**behind, upstream_api_key=SecretStr("sk-x")).upstream_key() == "sk-x"
+    assert Settings(**behind, upstream_api_key_file=file).upstream_key() == "sk-lan"
+    for missing, needed in (("upstream", "needs --upstream"), ("api_key", "needs --api-key")):
+        rest = {name: value for name, value in behind.items() if name != missing}
+        with pytest.raises(ValueError, match=needed):
+            Settings(**rest, upstream_api_key_file=file)
+    file.write_text("one\ntwo\n")
+    with pytest.raises(_front.Misconfigured, match="more than one key"):
+        _front.Surroundings(Settings(**behind, upstream_api_key_file=file), (KEY,))
+
+
+async def _headers_seen(rules: Rules, headers: dict[str, str]) -> tuple[Answer, Any]:
+    seen = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        seen.append(request.headers)
+        return httpx2.Response(200, stream=httpx2.ByteStream(b"{}"))
+
+    upstream = Upstream("https://api.example/v1", keys=rules.keys, transport=httpx2.MockTransport(answer))
+    app = routes.create_app(FakeBackend(), rules=rules, upstream=upstream, clock=lambda: 0.0)
+    answered = await call(app, "GET", "/v1/files", headers)
+    await upstream.aclose()
+    return answered, seen[0] if seen else None
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "authorization"),
+    [
+        ({"x-localwhisper-key": KEY, "authorization": "Bearer sk-mine"}, 200, "Bearer sk-mine"),
+        ({"x-localwhisper-key": KEY}, 200, None),
+        ({"authorization": f"Bearer {KEY}"}, 200, None),
+        ({"authorization": f"bearer  {KEY} "}, 200, None),
+        ({"x-localwhisper-key": KEY, "authorization": f"Bearer {KEY}"}, 200, None),
+        ({"authorization": "Bearer sk-mine"}, 401, None),
+        ({"x-localwhisper-key": "other", "authorization": f"Bearer {KEY}"}, 401, None),
+    ],
+)
+async def test_two_keys(headers: dict[str, str], status: int, authorization: str | None) -> None:
+    """This server's opens the door and stays here; the other goes on."""
+    answer, seen = await _headers_seen(Rules(keys=(KEY,)), headers)
+    assert answer.status == status
+    if seen is not None:
+        assert seen.get("authorization") == authorization
+        assert KEY not in str(seen.raw)
+    assert (seen is not None) == (status == 200)
+
+
+async def test_nothing_is_added_to_a_request() -> None:
+    """Not even the HTTP library's own headers."""
+    _, seen = await _headers_seen(Rules(), {"x-one": "1"})
+    assert sorted(seen) == ["host", "x-one"]
+
+
+# When there is no answer
+
+
+class Failing(httpx2.AsyncBaseTransport):
+    """Raises instead of answering."""
+
+    def __init__(self, failure: Exception) -> None:
+        self._failure = failure
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        raise self._failure
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "code"),
+    [
+        (httpx2.ConnectError("refused"), 502, "upstream_failed"),
+        (httpx2.ConnectTimeout("slow"), 502, "upstream_failed"),
+        (httpx2.ReadError("reset"), 502, "upstream_failed"),
+        (httpx2.ReadTimeout("slow"), 504, "upstream_failed"),
+        (httpx2.PoolTimeout("full"), 503, "server_is_overloaded"),
+        (RuntimeError("a fault of ours"), 500, None),
+    ],
+)
+async def test_an_upstream_that_fails(failure: Exception, status: int, code: str | None) -> None:
+    """Has a status of its own in the envelope, and never its own words."""
+    upstream = Upstream("https://api.example/v1", transport=Failing(failure))
+    app = routes.create_app(FakeBackend(), rules=Rules(), upstream=upstream, clock=lambda: 0.0)
+    answer = await call(app, "POST", "/v1/embeddings", {"content-length": "1"}, b"x")
+    assert (answer.status, answer.error["code"]) == (status, code)
+    assert str(failure) not in answer.error["message"]
+
+
+@pytest.mark.parametrize("status", [600, 777, 999])
+async def test_a_status_that_http_does_not_have(status: int) -> None:
+    """Is not passed back, since the web server here could not send it, but answered in the envelope."""
+    app, _ = _listing(httpx2.Response(status, content=b"x"))
+    answer = await call(app, "POST", "/v1/embeddings", {"content-length": "1"}, b"x")
+    assert (answer.status, answer.error["code"]) == (502, "upstream_failed")
+    assert str(status) in answer.error["message"]
+
+
+async def test_an_upstream_that_breaks_off_is_logged_so(caplog: pytest.LogCaptureFixture) -> None:
+    """Though its 200 was passed back before."""
+
+    async def cut() -> AsyncIterator[bytes]:
+        yield b"half"
+        raise httpx2.ReadError("reset")
+
+    class Cutting(httpx2.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+            return httpx2.Response(200, content=cut())
+
+    upstream = Upstream("https://api.example/v1", transport=Cutting())
+    app = routes.create_app(FakeBackend(), upstream=upstream, clock=lambda: 0.0)
+    with caplog.at_level("INFO"):
+        answer = await call(app, "GET", "/v1/files")
+    assert (answer.status, answer.whole) == (200, False)
+    assert caplog.messages[-1] == "GET /v1/files 200 0.000s, broke off: 502, upstream_failed"
+
+
+class Reading(httpx2.AsyncBaseTransport):
+    """Reads the body before it answers."""
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        assert isinstance(request.stream, httpx2.AsyncByteStream)
+        async for _ in request.stream:
+            pass
+        return httpx2.Response(200)
+
+
+async def test_a_body_over_the_limit_is_refused_here() -> None:
+    """The guard counts what is passed on, too."""
+    upstream = Upstream("https://api.example/v1", transport=Reading())
+    app = routes.create_app(FakeBackend(), rules=Rules(max_upload=10), upstream=upstream, clock=lambda: 0.0)
+    chunked = {"transfer-encoding": "chunked"}
+    assert (await call(app, "POST", "/v1/embeddings", chunked, [b"x" * 6] * 2)).status == 413
+
+
+async def test_a_caller_who_leaves_in_the_middle_of_the_body() -> None:
+    """There is nobody to answer."""
+    upstream = Upstream("https://api.example/v1", transport=Reading())
+    app = routes.create_app(FakeBackend(), rules=Rules(), upstream=upstream, clock=lambda: 0.0)
+    answer = await call(app, "POST", "/v1/embeddings", {"content-length": "9"}, [b"x"], unfinished=True)
+    assert answer.status == 0
+
+
+async def test_without_an_upstream_there_is_nothing() -> None:
+    """Off by default."""
+    app = routes.create_app(FakeBackend(), rules=Rules(), clock=lambda: 0.0)
+    answer = await call(app, "POST", "/v1/chat/completions", {}, b"{}")
+    assert (answer.status, answer.error["message"]) == (404, "Invalid URL (POST /v1/chat/completions)")

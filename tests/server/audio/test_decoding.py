@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+import csv
+import io
+import socket
+from typing import TYPE_CHECKING
+
+import av
+import numpy as np
+import pytest
+
+from localwhisper_server.audio import pool
+from localwhisper_server.audio.decoding import SAMPLE_RATE
+from localwhisper_server.errors import InvalidRequest, UnreadableAudio
+from tests.server.sound import encode, tone
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from localwhisper_server.transcription.segmentation import Samples
+
+
+def _decode(data: bytes, max_seconds: float = 600.0) -> Samples:
+    return pool.decode(io.BytesIO(data), max_seconds=max_seconds)
+
+
+def _pitch(samples: Samples) -> float:
+    spectrum = np.abs(np.fft.rfft(samples[:16_000]))
+    return float(np.argmax(spectrum) * SAMPLE_RATE / min(samples.size, 16_000))
+
+
+def test_the_shared_recordings_decode_whole(shared: Path) -> None:
+    """Each container and codec gives the seconds its manifest says, to 0.1 s."""
+    with (shared / "manifest.tsv").open(newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    wrong = {
+        row["id"]: seconds
+        for row in rows
+        if abs((seconds := _decode((shared / row["file"]).read_bytes()).size / 16_000) - float(row["seconds"])) > 0.1
+    }
+    assert rows
+    assert not wrong
+
+
+@pytest.mark.parametrize(("name", "seconds"), [("demo", 4.9), ("de-5s", 6.7), ("fr-5s", 5.1), ("en-60s", 60.6)])
+def test_the_repositorys_voices_decode_whole(voices: dict[str, Path], name: str, seconds: float) -> None:
+    """Opus in Ogg, as messengers send it, is what the seconds in its header say, in range, and not silence."""
+    samples = _decode(voices[name].read_bytes())
+    with av.open(str(voices[name])) as container:
+        assert container.duration is not None
+        assert samples.size / 16_000 == pytest.approx(container.duration / 1e6, abs=0.1)
+    assert samples.size / 16_000 == pytest.approx(seconds, abs=0.5)
+    assert samples.dtype == np.float32
+    assert samples.ndim == 1
+    assert 0.05 < np.abs(samples).max() <= 1.0
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_any_rate_and_channels_become_16_khz_mono(wav: Callable[..., bytes], rate: int, channels: int) -> None:
+    """The length in seconds, the pitch and the level survive."""
+    samples = _decode(wav(1.0, rate, channels))
+    assert samples.size == pytest.approx(16_000, abs=160)
+    assert _pitch(samples) == pytest.approx(440, abs=2)
+    assert np.abs(samples).max() == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("codec", ["pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_f32le", "pcm_f64le", "pcm_mulaw"])
+def test_any_depth_of_wav_is_read(wav: Callable[..., bytes], codec: str) -> None:
+    """Integers of 16, 24 and 32 bits, floats, and the telephone's law."""
+    samples = _decode(wav(0.5, 16_000, 1, codec))
+    assert samples.size == 8000
+    assert np.abs(samples).max() == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("container", "codec"),
+    [("ogg", "libopus"), ("flac", "flac"), ("mp3", "libmp3lame"), ("mp4", "aac"), ("webm", "libopus")],
+)
+def test_every_container_openai_lists_is_read(container: str, codec: str) -> None:
+    """The bytes decide: there is no name here that could."""
+    data = encode(tone(2.0, 48_000), container=container, codec=codec, rate=48_000)
+    samples = _decode(data)
+    assert samples.size / 16_000 == pytest.approx(2.0, abs=0.1)
+    assert _pitch(samples) == pytest.approx(440, abs=2)
+
+
+def _without_duration(webm: bytes) -> bytes:
+    """Blank out the Duration element, as a browser's live recording has none."""
+    assert webm.count(b"\x44\x89\x88") == 1  # EBML id of Duration, eight bytes long
+    at = webm.index(b"\x44\x89\x88")
+    return webm[:at] + b"\xec\x89" + bytes(9) + webm[at + 11 :]  # a Void of the same eleven bytes
+
+
+def test_a_webm_without_duration_is_read_to_its_end() -> None:
+    """Browsers record such; the length is found by decoding, never asked of the header."""
+    whole = encode(tone(2.0, 48_000), container="webm", codec="libopus", rate=48_000)
+    live = _without_duration(whole)
+    with av.open(io.BytesIO(whole)) as before, av.open(io.BytesIO(live)) as after:
+        assert before.duration is not None
+        assert after.duration is None
+    assert _decode(live).size / 16_000 == pytest.approx(2.0, abs=0.1)
+
+
+def test_the_source_is_read_from_its_start(wav: Callable[..., bytes]) -> None:
+    """Wherever an upload was left standing."""
+    source = io.BytesIO(wav(0.5))
+    source.seek(0, io.SEEK_END)
+    assert pool.decode(source, max_seconds=1).size == 8000
+
+
+@pytest.mark.parametrize("name", ["demo", "de-5s"])
+def test_a_truncated_file_gives_what_there_is(voices: dict[str, Path], name: str) -> None:
+    """An upload that broke off is still a message."""
+    data = voices[name].read_bytes()
+    whole, half = _decode(data).size, _decode(data[: len(data) // 2]).size
+    assert 0.3 * whole < half < 0.7 * whole
+
+
+@pytest.mark.parametrize(("container", "codec"), [("ogg", "libopus"), ("mp3", "libmp3lame"), ("flac", "flac")])
+def test_damage_in_the_middle_costs_no_more_than_itself(container: str, codec: str) -> None:
+    """Both ends of the recording are still heard."""
+    noisy = tone(6.0, 48_000) + np.random.default_rng(1).normal(0, 0.05, (1, 288_000)).astype(np.float32)
+    data = bytearray(encode(noisy, container=container, codec=codec, rate=48_000))
+    middle = len(data) // 2
+    data[middle : middle + 600] = np.random.default_rng(2).bytes(600)
+    samples = _decode(bytes(data))
+    assert 4.0 < samples.size / 16_000 < 6.2
+    assert _pitch(samples[:16_000]) == pytest.approx(440, abs=2)
+    assert _pitch(samples[-16_000:]) == pytest.approx(440, abs=2)
+
+
+def test_a_packet_that_its_decoder_refuses_is_skipped() -> None:
+    """The AAC decoder raises on a broken packet; the next one is heard again."""
+    data = bytearray(encode(tone(4.0, 48_000), container="mp4", codec="aac", rate=48_000))
+    at = data.index(b"mdat") + 4
+    sizes = 100
+    data[at + sizes : at + sizes + 400] = b"\xff" * 400
+    refused = 0
+    with av.open(io.BytesIO(bytes(data))) as container:
+        for packet in container.demux(audio=0):
+            try:
+                packet.decode()
+            except av.error.FFmpegError:
+                refused += 1
+    assert refused  # else this test shows nothing
+    assert 3.0 < _decode(bytes(data)).size / 16_000 < 4.1
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(48_000, 2), (44_100, 1), (22_050, 2)])
+def test_recordings_joined_end_to_end_are_heard_to_the_end(rate: int, channels: int) -> None:
+    """`cat a.mp3 b.mp3` plays everywhere, even where rate and channels change in the middle."""
+    first = encode(tone(2.0, 48_000), container="mp3", codec="libmp3lame", rate=48_000)
+    second = encode(tone(2.0, rate, channels), container="mp3", codec="libmp3lame", rate=rate)
+    samples = _decode(first + second)
+    assert samples.size / 16_000 == pytest.approx(4.0, abs=0.3)
+    assert _pitch(samples[-20_000:]) == pytest.approx(440, abs=2)
+
+
+def _silent_film() -> bytes:
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as output:
+        stream = output.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for _ in range(5):
+            picture = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+            for packet in stream.encode(picture):
+                output.mux(packet)
+        for packet in stream.encode(None):
+            output.mux(packet)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\0",
+        b"hello, this is no recording\n" * 100,
+        b'{"file": "voice.ogg"}',
+        b"RIFF\x24\x00\x00\x00WAVEfmt ",
+        b"OggS" + bytes(1000),
+        bytes(100_000),
+        _silent_film(),
+        encode(tone(0.1))[:44],
+    ],
+    ids=["empty", "a zero", "text", "json", "a bare header", "broken ogg", "zeros", "film without sound", "no samples"],
+)
+def test_what_is_not_audio_is_unreadable(data: bytes) -> None:
+    """OpenAI's error for it, whatever FFmpeg made of the bytes."""
+    with pytest.raises(UnreadableAudio) as failure:
+        _decode(data)
+    assert failure.value.body()["error"] == {
+        "message": "Audio file might be corrupted or unsupported",
+        "type": "invalid_request_error",
+        "param": "file",
+        "code": "invalid_value",
+    }
+
+
+@pytest.mark.parametrize("seconds", [0.01, 0.05, 0.099])
+def test_too_short_is_openais_error(wav: Callable[..., bytes], seconds: float) -> None:
+    """Under a tenth of a second; a tenth itself is enough."""
+    with pytest.raises(
+        InvalidRequest, match=r"^Audio file is too short\. Minimum audio length is 0\.1 seconds\.$"
+    ) as it:
+        _decode(wav(seconds))
+    assert (it.value.param, it.value.code) == ("file", "audio_too_short")
+    assert _decode(wav(0.1)).size == 1600
+
+
+def test_too_long_is_noticed_early(wav: Callable[..., bytes]) -> None:
+    """An hour sent to a server that takes seconds costs seconds, not an hour."""
+    source = io.BytesIO(wav(60.0))
+    with pytest.raises(InvalidRequest, match=r"longer than 2\.5 seconds which is the maximum") as failure:
+        pool.decode(source, max_seconds=2.5)
+    assert failure.value.body()["error"]["code"] == "invalid_value"
+    assert failure.value.param is None
+    assert source.tell() < len(source.getvalue()) / 4
+
+
+def test_a_header_that_lies_is_found_out(wav: Callable[..., bytes]) -> None:
+    """A container that says nothing of its length is stopped where it gets too long, not at its end."""
+    live = _without_duration(encode(tone(30.0, 48_000), container="webm", codec="libopus", rate=48_000))
+    with pytest.raises(InvalidRequest, match=r"^audio duration [\d.]+ seconds is longer than 2 seconds") as failure:
+        _decode(live, max_seconds=2.0)
+    assert float(failure.value.message.split()[2]) < 8
+
+
+def test_blocks_come_while_the_rest_is_unread(wav: Callable[..., bytes]) -> None:
+    """A few seconds at a time; together they are the whole."""
+    source = io.BytesIO(wav(60.0))
+    blocks = pool.blocks(source, max_seconds=600)
+    first = next(blocks)
+    assert 0 < first.size <= 5 * 16_000
+    assert source.tell() < len(source.getvalue()) / 4
+    assert first.size + sum(block.size for block in blocks) == 960_000
+
+
+def test_exactly_the_maximum_is_taken(wav: Callable[..., bytes]) -> None:
+    """The limit is inclusive."""
+    assert _decode(wav(2.0), max_seconds=2.0).size == 32_000
+
+
+def test_no_limit_is_infinity(wav: Callable[..., bytes]) -> None:
+    """As --max-seconds inf says it."""
+    assert _decode(wav(0.5), max_seconds=float("inf")).size == 8000
+
+
+def test_a_playlist_opens_no_file_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wav: Callable[..., bytes]
+) -> None:
+    """FFmpeg knows playlists by their bytes; one that names a file here must not have it read out."""
+    (tmp_path / "secret.wav").write_bytes(wav(1.0))
+    monkeypatch.chdir(tmp_path)
+    playlist = b"ffconcat version 1.0\nfile secret.wav\n"
+    with av.open(io.BytesIO(playlist)) as container:
+        assert container.streams.audio  # FFmpeg by itself would
+    with pytest.raises(UnreadableAudio):
+        _decode(playlist)
+
+
+@pytest.mark.parametrize(
+    "playlist",
+    [
+        "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nhttp://127.0.0.1:{port}/a.ts\n#EXT-X-ENDLIST\n",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio {port} RTP/AVP 0\n",
+        "ffconcat version 1.0\noption safe 0\nfile http://127.0.0.1:{port}/a.wav\n",
+    ],
+    ids=["hls", "sdp", "concat"],
+)
+@pytest.mark.timeout(10)
+def test_a_playlist_reaches_no_other_machine(playlist: str) -> None:
+    """Nothing is fetched, nothing listened for: the answer comes at once."""
+    with socket.create_server(("127.0.0.1", 0)) as bait:
+        bait.settimeout(0)
+        with pytest.raises(UnreadableAudio):
+            _decode(playlist.format(port=bait.getsockname()[1]).encode())
+        with pytest.raises(BlockingIOError):
+            bait.accept()

@@ -1,0 +1,377 @@
+"""`doctor` on machines that are not at hand: each scenario is a machine, one line of the report, and its remedy."""
+# ruff: noqa: E501 - one scenario a line, so that they read as a table
+
+import dataclasses
+import io
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from localwhisper_server.operations.doctor import doctor, network, trial
+from localwhisper_server.operations.doctor.machine import Machine, Output
+from localwhisper_server.operations.doctor.report import Finding, ok
+from localwhisper_server.settings import Settings
+
+GIB = 1 << 30
+SMI = "/usr/bin/nvidia-smi"
+WSL_SMI = "/usr/lib/wsl/lib/nvidia-smi"
+WSL2 = {"/proc/version": "Linux version 5.15.167.4-microsoft-standard-WSL2"}
+WSL2_FILES = {**WSL2, "/run/systemd/system": "", "/usr/lib/wsl/lib/libcuda.so.1": ""}
+NETSH = "netsh.exe"
+LIBRARIES = [
+    {"name": "libcublasLt.so.12", "path": "/site/nvidia/cublas/lib/libcublasLt.so.12", "problem": ""},
+    {"name": "libcublas.so.12", "path": "/site/nvidia/cublas/lib/libcublas.so.12", "problem": ""},
+]
+ON_CPU: dict[str, Any] = {
+    "cuda_devices": 0,
+    "device": "cpu",
+    "compute_type": "int8",
+    "compute_types": ["float32", "int8", "int8_float32"],
+    "needs_cudnn": False,
+    "libraries": [],
+    "model": "base",
+    "folder": "/models/base",
+    "model_bytes": 145217607,
+    "model_problem": "",
+    "downloadable": False,
+}
+ON_GPU = ON_CPU | {
+    "cuda_devices": 1,
+    "device": "cuda",
+    "compute_type": "float16",
+    "compute_types": ["bfloat16", "float16", "float32", "int8", "int8_float16"],
+    "libraries": LIBRARIES,
+    "model": "large-v3",
+    "model_bytes": 3 * GIB,
+}
+FINE = Output(0, "")
+VERSIONS = {
+    "localwhisper-lan": "1.0",
+    "ctranslate2": "4.8.5",
+    "faster-whisper": "1.2.1",
+    "nvidia-cublas-cu12": "12.9.3",
+}
+RTX_3060 = "NVIDIA GeForce RTX 3060, 560.94, 8.6, 12288, 11500\n"
+RTX_5080 = "NVIDIA GeForce RTX 5080, 576.02, 12.0, 16303, 15000\n"
+GTX_1060 = "NVIDIA GeForce GTX 1060 6GB, 560.94, 6.1, 6144, 5800\n"
+
+
+def machine(
+    *,
+    files: Mapping[str, str] | None = None,
+    commands: Mapping[str, Output] | None = None,
+    answer: dict[str, Any] | None = ON_CPU,
+    ended: Output = FINE,
+    versions: Mapping[str, str] = VERSIONS,
+    taken: str = "",
+    health: dict[str, Any] | None = None,
+    **facts: Any,
+) -> Machine:
+    """Return a Linux PC without a GPU, changed as told. `commands` maps a program's name to what it prints."""
+    files, commands = files or {}, commands or {}
+    plain: dict[str, Any] = {
+        "platform": "linux",
+        "architecture": "x86_64",
+        "python": (3, 12, 3),
+        "libc": ("glibc", "2.39"),
+        "environ": {},
+        "hostname": "pc.fritz.box",
+        "addresses": ["127.0.0.1", "::1", "172.17.0.1", "192.168.1.20", "fe80::1%eth0"],
+        "now": 2e9,
+        "installed_at": 1.9e9,
+        "free_bytes": lambda _: 50 * GIB,
+    }
+    return Machine(
+        **(plain | facts),
+        version=versions.get,
+        read=files.get,
+        find=lambda pattern: [path for path in files if path.startswith(pattern.partition("*")[0])],
+        which=lambda name: f"/usr/bin/{name}" if f"/usr/bin/{name}" in commands else None,
+        run=lambda line: commands.get(line[0]),
+        probe=lambda _: (answer, ended),
+        bind=lambda *_: taken,
+        health=lambda _: health,
+    )
+
+
+def wsl(mode: str, *, commands: Mapping[str, Output] | None = None, **facts: Any) -> Machine:
+    """Return an Ubuntu in WSL 2 on a PC with an RTX 3060."""
+    given = {"wslinfo": Output(0, f"{mode}\n"), WSL_SMI: Output(0, RTX_3060), **(commands or {})}
+    addresses = ["127.0.0.1", "172.28.5.9"] if mode == "nat" else ["127.0.0.1", "192.168.1.20"]
+    plain = {"files": {**WSL2_FILES, WSL_SMI: ""}, "answer": ON_GPU, "addresses": addresses}
+    return machine(commands=given, **(plain | facts))
+
+
+def findings(patient: Machine, **settings: Any) -> dict[str, Finding]:
+    """Examine a machine and return the findings by name; the end-to-end check is not made."""
+    made = list(examine_without_trial(patient, Settings(**settings)))
+    assert len({finding.name for finding in made}) == len(made)
+    return {finding.name: finding for finding in made}
+
+
+def examine_without_trial(patient: Machine, settings: Settings) -> list[Finding]:
+    """Run all checks but the last."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial, "try_out", lambda *_, **__: ok(trial.NAME, "not made"))
+        return list(doctor.examine(patient, settings, lambda _: None))
+
+
+LAN = {"host": "0.0.0.0"}
+MISSING = [{"name": "libcublas.so.12", "path": None, "problem": "libcublas.so.12: cannot open shared object file"}]
+CUDNN = [*LIBRARIES, {"name": "libcudnn.so.9", "path": None, "problem": "libcudnn.so.9: cannot open"}]
+BUSY = {"taken": "Address already in use"}
+OURS = {"ready": True, "status": "ok", "model": "base", "version": "1.0"}
+FORWARDED = "Listen on ipv4:  Connect to ipv4:\n\nAddress  Port  Address  Port\n0.0.0.0  5000  {}  5000\n"
+HUB = ON_CPU | {
+    "folder": None,
+    "model_bytes": 0,
+    "model_problem": "The model is not here.\nThree ways",
+    "downloadable": True,
+}
+
+# What it is, the machine, the settings, the line, its status, and words that its message or remedy must have.
+SCENARIOS = [
+    ("a plain PC", machine(), {}, "Python", "ok", "3.12.3, 64 bit, x86_64, glibc 2.39"),
+    ("Python 3.10", machine(python=(3, 10, 1)), {}, "Python", "fault", "Python 3.11 or later"),
+    ("32 bit", machine(bits=32), {}, "Python", "fault", "64-bit"),
+    ("Alpine", machine(libc=("", "")), {}, "Python", "fault", "no glibc"),
+    ("CentOS 7", machine(libc=("glibc", "2.17")), {}, "Python", "fault", "glibc is older than 2.28"),
+    ("a Mac", machine(platform="darwin", libc=("", "")), {}, "Python", "ok", "3.12.3"),
+    ("parts installed", machine(), {}, "Engine", "ok", "ctranslate2 4.8.5"),
+    ("the client alone", machine(versions={"localwhisper-lan": "1"}), {}, "Engine", "fault", "localwhisper-lan[server]"),
+    ("an import fails", machine(answer={"error": "ImportError: x"}), {}, "Engine", "fault", "ImportError: x"),
+    ("a crash", machine(answer=None, ended=Output(-6, "a\nCould not load x")), {}, "Engine", "fault", "status -6: Could not"),
+    ("a silent crash", machine(answer=None, ended=Output(-11, "")), {}, "Engine", "fault", "status -11: nothing"),
+    ("a driver that hangs", machine(answer=None, ended=Output(None, "")), {}, "Engine", "fault", "hung"),
+    ("no GPU", machine(), {}, "GPU", "ok", "runs on the CPU"),
+    ("no GPU, but asked for", machine(), {"device": "cuda"}, "GPU", "fault", "--device auto"),
+    ("an old driver, on the CPU", machine(commands={SMI: Output(0, RTX_3060.replace("560.94", "470.1"))}), {"device": "cpu"}, "GPU", "ok", "not used"),
+    ("a hidden GPU, on the CPU", machine(commands={SMI: Output(0, RTX_3060)}), {"device": "cpu"}, "Device", "ok", "cpu"),
+    ("no cuBLAS, on the CPU", wsl("nat", answer=ON_CPU | {"cuda_devices": 1, "libraries": MISSING}), {"device": "cpu"}, "CUDA", "ok", "not needed"),
+    ("an RTX 3060", machine(commands={SMI: Output(0, RTX_3060)}, answer=ON_GPU), {}, "GPU", "ok", "RTX 3060, 12 GB"),
+    ("WSL by ssh", wsl("nat"), {}, "GPU", "ok", f"by {WSL_SMI}, which is not in PATH"),
+    ("an old driver", machine(commands={SMI: Output(0, RTX_3060.replace("560.94", "470.1"))}), {}, "GPU", "fault", "driver 525"),
+    ("an RTX 50 with an old driver", machine(commands={SMI: Output(0, RTX_5080.replace("576.02", "566.36"))}), {}, "GPU", "fault", "570"),
+    ("a failing nvidia-smi", machine(commands={SMI: Output(9, "NVIDIA-SMI has failed")}), {}, "GPU", "fault", "NVIDIA-SMI has failed"),
+    ("a hanging nvidia-smi", machine(commands={SMI: Output(None, "")}), {}, "GPU", "fault", "did not answer"),
+    ("an odd nvidia-smi", machine(commands={SMI: Output(0, "[N/A]")}), {}, "GPU", "fault", "[N/A]"),
+    ("a failing nvidia-smi in WSL", wsl("nat", commands={WSL_SMI: Output(255, "blocked")}), {}, "GPU", "fault", "wsl --shutdown"),
+    ("WSL without a GPU", machine(files=WSL2_FILES), {}, "GPU", "warning", "driver in Windows, never in WSL"),
+    ("a card without a driver", machine(files={"/sys/bus/pci/devices/1/vendor": "0x10de\n"}), {}, "GPU", "warning", "ubuntu-drivers"),
+    ("a CPU", machine(), {}, "Device", "ok", "cpu"),
+    ("a GPU in use", wsl("nat"), {}, "Device", "ok", "cuda; CTranslate2 sees 1"),
+    ("cuda, but none", machine(), {"device": "cuda"}, "Device", "fault", "no CUDA device"),
+    ("a hidden GPU", machine(commands={SMI: Output(0, RTX_3060)}, environ={"CUDA_VISIBLE_DEVICES": ""}), {}, "Device", "fault", "CUDA_VISIBLE_DEVICES is set to ''"),
+    ("a container", machine(commands={SMI: Output(0, RTX_3060)}), {}, "Device", "fault", "--gpus all"),
+    ("a Jetson", machine(commands={SMI: Output(0, RTX_3060)}, architecture="aarch64"), {}, "Device", "fault", "built without CUDA"),
+    ("WSL without libcuda", wsl("nat", files={**WSL2, WSL_SMI: ""}, answer=ON_CPU), {}, "Device", "fault", "wsl --update"),
+    ("a Linux driver in WSL", wsl("nat", answer=ON_CPU), {}, "Device", "fault", "sudo apt purge"),
+    ("no need of CUDA", machine(), {}, "CUDA", "ok", "not needed"),
+    ("cuBLAS from the wheel", wsl("nat"), {}, "cuBLAS", "ok", "12.9.3 from /site/nvidia/cublas/lib/libcublas.so.12"),
+    ("no cuBLAS", wsl("nat", answer=ON_GPU | {"libraries": MISSING}), {}, "cuBLAS", "fault", "localwhisper-lan[cuda]"),
+    ("no CUDA for this system", wsl("nat", answer=ON_GPU | {"libraries": []}), {}, "cuBLAS", "fault", "has no CUDA on linux"),
+    ("an old cuBLAS on an RTX 50", machine(commands={SMI: Output(0, RTX_5080)}, answer=ON_GPU, versions={**VERSIONS, "nvidia-cublas-cu12": "12.4.5.8"}), {}, "cuBLAS", "fault", "nvidia-cublas-cu12>=12.8"),
+    ("no need of cuDNN", wsl("nat"), {}, "cuDNN", "ok", "not needed by CTranslate2 4.8.5"),
+    ("no cuDNN", wsl("nat", answer=ON_GPU | {"needs_cudnn": True, "libraries": CUDNN}), {}, "cuDNN", "fault", "libcudnn.so.9"),
+    ("int8 on a CPU", machine(), {}, "Precision", "ok", "int8"),
+    ("float16 on a GTX 1060", machine(commands={SMI: Output(0, GTX_1060)}, answer=ON_GPU | {"compute_types": ["float32", "int8", "int8_float32"]}), {}, "Precision", "fault", "--compute-type int8_float32"),
+    ("int8 on an RTX 50", machine(commands={SMI: Output(0, RTX_5080)}, answer=ON_GPU | {"compute_type": "int8_float16"}), {}, "Precision", "warning", "--compute-type float16"),
+    ("a model here", machine(), {}, "Model", "ok", "base, 0.1 GB, in /models/base"),
+    ("a model to download", machine(answer=HUB), {}, "Model", "warning", "50 GB are free"),
+    ("a model to download to nowhere", machine(answer=HUB, free_bytes=lambda _: None), {}, "Model", "warning", "up to 3 GB)"),
+    ("a model, but offline", machine(answer=HUB, environ={"HF_HUB_OFFLINE": "1"}), {}, "Model", "fault", "Three ways"),
+    ("no such model", machine(answer=HUB | {"model_problem": "No model is called 'x'", "downloadable": False}), {}, "Model", "fault", "No model is called 'x'"),
+    ("room on the card", wsl("nat"), {}, "GPU memory", "ok", "large-v3 needs about 4.0"),
+    ("a game on the card", wsl("nat", commands={WSL_SMI: Output(0, RTX_3060.replace("11500", "2000"))}), {}, "GPU memory", "warning", "game"),
+    ("int8 takes half", wsl("nat", answer=ON_GPU | {"compute_type": "int8"}), {}, "GPU memory", "ok", "about 2.5"),
+    ("WSL 1", machine(files={"/proc/version": "Linux version 4.4.0-Microsoft"}), {}, "WSL", "fault", "wsl --set-version Ubuntu 2"),
+    ("WSL without systemd", machine(files=WSL2), {}, "WSL", "warning", "systemd=true"),
+    ("WSL 2", wsl("nat"), {}, "WSL", "ok", "systemd"),
+    ("WSL for itself", wsl("nat"), {}, "WSL network", "ok", "only this machine"),
+    ("NAT", wsl("nat"), LAN, "WSL network", "warning", "netsh interface portproxy add v4tov4 listenaddress=0.0.0.0 listenport=5000 connectaddress=172.28.5.9 connectport=5000"),
+    ("NAT's firewall", wsl("nat"), LAN | {"port": 5055}, "WSL network", "warning", "protocol=TCP localport=5055 profile=private remoteip=localsubnet"),
+    ("NAT, forwarded", wsl("nat", commands={NETSH: Output(0, FORWARDED.format("172.28.5.9"))}), LAN, "WSL network", "ok", "passes port 5000 on"),
+    ("NAT, forwarded to yesterday", wsl("nat", commands={NETSH: Output(0, FORWARDED.format("172.30.1.1"))}), LAN, "WSL network", "warning", "no longer is"),
+    ("mirrored", wsl("mirrored"), LAN, "WSL network", "warning", "New-NetFirewallHyperVRule"),
+    ("mirrored, another port open", wsl("mirrored", commands={"powershell.exe": Output(0, "50001\r\n")}), LAN, "WSL network", "warning", "-LocalPorts 5000"),
+    ("mirrored and open", wsl("mirrored", commands={"powershell.exe": Output(0, "5000\r\n")}), LAN, "WSL network", "ok", "lets port 5000 in"),
+    ("no network", wsl("virtioproxy"), LAN, "WSL network", "warning", "networkingMode=mirrored"),
+    ("an old WSL", wsl("nat", commands={"wslinfo": Output(127, "")}), LAN, "WSL network", "warning", "NAT"),
+    ("an old WSL, mirrored", wsl("mirrored", commands={"wslinfo": Output(127, "")}), LAN, "WSL network", "warning", "mirrored"),
+    ("a free port", machine(), {}, "Port", "ok", "127.0.0.1:5000 is free"),
+    ("any port", machine(), {"port": 0}, "Port", "warning", "--port 5000"),
+    ("our server", machine(**BUSY, health=OURS), {}, "Port", "ok", "ready, base"),
+    ("our server, loading", machine(**BUSY, health=OURS | {"ready": False, "status": "loading"}), LAN, "Port", "ok", "loading"),
+    ("another server", machine(**BUSY, health={}), {}, "Port", "fault", "--port 5001"),
+    ("a mute one", machine(**BUSY), {}, "Port", "fault", "ss -ltnp"),
+    ("AirPlay", machine(**BUSY, health={}, platform="darwin"), {}, "Port", "fault", "AirPlay Receiver off"),
+    ("port 80", machine(taken="Permission denied"), {"port": 80}, "Port", "fault", "Permission denied"),
+    ("for itself", machine(), {}, "Addresses", "ok", "For the whole network: --host 0.0.0.0"),
+    ("for itself, by name", machine(), {"host": "localhost"}, "Addresses", "ok", "http://localhost:5000/v1"),
+    ("for itself, by IPv6", machine(), {"host": "::1"}, "Addresses", "ok", "http://[::1]:5000/v1"),
+    ("for the network", machine(), LAN, "Addresses", "ok", "OPENAI_BASE_URL=http://192.168.1.20:5000/v1"),
+    ("on one address", machine(), {"host": "192.168.1.20"}, "Addresses", "ok", "http://192.168.1.20:5000/v1"),
+    ("behind NAT", wsl("nat"), LAN, "Addresses", "ok", "ADDRESS-OF-WINDOWS"),
+    ("no cable", machine(addresses=["127.0.0.1"]), LAN, "Addresses", "warning", "on no network"),
+    ("ufw", machine(files={"/etc/ufw/ufw.conf": "ENABLED=yes\n"}), LAN, "Firewall", "warning", "sudo ufw allow from 192.168.1.0/24 to any port 5000"),
+    ("firewalld", machine(commands={"firewall-cmd": Output(0, "running\n")}), LAN, "Firewall", "warning", "--add-port=5000/tcp"),
+    ("no firewall", machine(), LAN, "Firewall", "ok", "neither"),
+    ("Windows", machine(platform="win32"), LAN, "Firewall", "warning", "netsh advfirewall"),
+    ("a Mac's firewall", machine(platform="darwin"), LAN, "Firewall", "ok", "allow it"),
+    ("no name", machine(), LAN, "Name", "warning", "sudo apt install avahi-daemon"),
+    ("Avahi", machine(files={"/run/avahi-daemon/socket": ""}), LAN, "Name", "ok", "http://pc.local:5000/v1"),
+    ("a Mac's name", machine(platform="darwin"), LAN, "Name", "ok", "http://pc.local:5000/v1"),
+    ("WSL's name", wsl("nat"), LAN, "Name", "ok", "NAME-OF-THE-PC.local"),
+    ("a clock", machine(), {}, "Clock", "ok", "2033-05-18 03:33 UTC"),
+    ("a clock in the past", machine(now=1e9), {}, "Clock", "fault", "before this program was installed"),
+    ("a clock without a network", machine(commands={"timedatectl": Output(0, "no\n")}), {}, "Clock", "warning", "timedatectl set-ntp true"),
+    ("a clock after a night in WSL", wsl("nat", commands={"timedatectl": Output(0, "no\n")}), {}, "Clock", "warning", "sudo hwclock -s"),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_here(monkeypatch):
+    """No scenario sees the settings of the machine it runs on."""
+    for name in [name for name in machine.os.environ if name.startswith("LOCALWHISPER_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize(
+    ("patient", "settings", "line", "status", "words"),
+    [row[1:] for row in SCENARIOS],
+    ids=[row[0] for row in SCENARIOS],
+)
+def test_each_condition_gets_its_line_and_its_remedy(patient, settings, line, status, words):
+    """Each state of a machine is named, judged, and, unless it is well, mended by something to paste or do."""
+    finding = findings(patient, **settings)[line]
+    assert finding.status == status
+    assert words in "\n".join([finding.message, *finding.fix])
+    assert finding.status == "ok" or finding.fix
+
+
+def test_a_fault_saves_the_trial():
+    """What is known to fail is not tried: the report is short, and says why."""
+    made = list(doctor.examine(machine(answer=None, ended=Output(-6, "")), Settings(), lambda _: None))
+    assert made[-1].name == trial.NAME
+    assert "not tried" in made[-1].message
+
+
+def test_one_trouble_is_told_once():
+    """A missing card is not blamed on the precision, which was chosen for it."""
+    answer = ON_CPU | {"device": "cuda", "compute_type": "float16"}
+    made = findings(machine(answer=answer), device="cuda")
+    assert {name for name, finding in made.items() if finding.status == "fault"} == {"GPU", "Device"}
+    assert "Precision" not in made
+
+
+class Terminal(io.StringIO):
+    """A stream that somebody watches."""
+
+    def isatty(self) -> bool:
+        """Say so."""
+        return True
+
+
+@pytest.fixture
+def tried(monkeypatch):
+    """Let the end-to-end check succeed at once, after one word on its progress."""
+
+    def try_out(*_args, say, **_rest):
+        say("sending")
+        return ok(trial.NAME, "heard it")
+
+    monkeypatch.setattr(trial, "try_out", try_out)
+
+
+def test_the_report_for_a_person(tried):
+    """Aligned, without colour or progress where nobody watches, and the verdict last."""
+    out, progress = io.StringIO(), io.StringIO()
+    assert doctor.run(wsl("nat"), Settings(host="0.0.0.0"), as_json=False, out=out, progress=progress) == 0
+    lines = out.getvalue().splitlines()
+    assert lines[0].startswith("ok       Python       3.12.3")
+    assert {line[:9].strip() for line in lines if line[:1] != " " and line} - {"It works."} <= {
+        "ok",
+        "warning",
+        "It works",
+    }
+    assert "                      paste into PowerShell (as administrator):" in lines
+    assert lines[-1] == "It works. 1 warning above."
+    assert "\x1b" not in out.getvalue()
+    assert progress.getvalue() == ""
+
+
+def test_colour_and_progress_are_for_a_terminal(tried):
+    """A terminal gets colour and one line of progress that is wiped; NO_COLOR takes the colour away."""
+    out, progress = Terminal(), Terminal()
+    doctor.run(machine(), Settings(), as_json=False, out=out, progress=progress)
+    assert "\x1b[32mok" in out.getvalue()
+    assert "sending …" in progress.getvalue()
+    assert progress.getvalue().endswith("\r\x1b[K")
+    plain = Terminal()
+    doctor.run(machine(environ={"NO_COLOR": "1"}), Settings(), as_json=False, out=plain, progress=io.StringIO())
+    assert "\x1b" not in plain.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("patient", "status", "last"),
+    [
+        (machine(), 0, "All is well."),
+        (machine(python=(3, 9)), 1, "1 fault, 1 warning. Mend the first fault first, then look again."),
+    ],
+)
+def test_the_exit_status_tells_faults(tried, patient, status, last):
+    """Warnings are no failure; one fault is."""
+    out = io.StringIO()
+    assert doctor.run(patient, Settings(), as_json=False, out=out, progress=io.StringIO()) == status
+    assert out.getvalue().splitlines()[-1] == last
+
+
+def test_the_report_for_a_program(tried):
+    """JSON, and nothing beside it on standard output."""
+    out = io.StringIO()
+    assert doctor.run(machine(python=(3, 9)), Settings(), as_json=True, out=out, progress=io.StringIO()) == 1
+    report = json.loads(out.getvalue())
+    assert report["ok"] is False
+    assert report["findings"][0] == {
+        "name": "Python",
+        "status": "fault",
+        "message": "3.9, 64 bit, x86_64, glibc 2.39",
+        "fix": ["localwhisper needs a 64-bit Python 3.11 or later."],
+    }
+
+
+def test_the_local_url_of_a_server_for_all():
+    """NullObserver calls 0.0.0.0 or ::; this machine calls its own loopback."""
+    assert network.local_url(Settings(host="0.0.0.0")) == "http://127.0.0.1:5000"
+    assert network.local_url(Settings(host="::")) == "http://[::1]:5000"
+
+
+def test_the_settings_reach_the_probe():
+    """The model and device in question are those of the server in question."""
+    asked: list[Any] = []
+
+    def probe(question):
+        asked.append(question)
+        return ON_CPU, Output(0, "")
+
+    settings = Settings(model="small", device="cpu", compute_type="float32", cache_dir="/cache")
+    examine_without_trial(dataclasses.replace(machine(), probe=probe), settings)
+    assert asked == [{"model": "small", "device": "cpu", "compute_type": "float32", "cache_dir": "/cache"}]
+
+
+def test_virtual_bridges_come_last():
+    """Docker's bridge is no address to give to a bot, where there is another."""
+    assert network.lan_addresses(machine()) == ["192.168.1.20", "172.17.0.1"]
+
+
+def test_this_machine_is_described():
+    """The real facts, where this runs: no exception, and what Python itself says of them."""
+    here = machine.this_machine({})
+    assert here.platform == sys.platform
+    assert here.python == sys.version_info[:3]
+    assert "127.0.0.1" in here.addresses
+    assert here.version("localwhisper-lan")
+    assert here.version("no-such-package") is None

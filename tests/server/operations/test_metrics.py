@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from localwhisper_server.api import routes
+from localwhisper_server.api.access_control import Rules
+from localwhisper_server.api.upstream import Upstream
+from localwhisper_server.errors import UnreadableAudio
+from localwhisper_server.operations import vram
+from localwhisper_server.operations.metrics import Metrics
+from tests.server.driving import TEXT, FakeBackend, call, transcribe
+
+pytestmark = pytest.mark.anyio
+
+KEY = "lw-0123456789abcdef"
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    """Metrics in a registry of this test's own."""
+    return Metrics(CollectorRegistry())
+
+
+def read(metrics: Metrics, name: str, **labels: str) -> float | None:
+    """Return a number's value as a scraper reads it; None where there is none."""
+    text = metrics.exposition("")[0].decode()
+    for family in parse(text):
+        for sample in family.samples:
+            if sample.name == f"localwhisper_{name}" and labels.items() <= sample.labels.items():
+                return float(sample.value)
+    return None
+
+
+async def test_requests_are_counted_by_route_and_status(metrics: Metrics) -> None:
+    """By the template that matched; what no route knows is one line, however it is called."""
+    good, bad = FakeBackend(), FakeBackend([UnreadableAudio()])
+    rules = Rules(keys=(KEY,))
+    headers = {"authorization": f"Bearer {KEY}"}
+    for backend in (good, bad):
+        app = routes.create_app(backend, rules=rules, metrics=metrics, clock=lambda: 0.0)
+        for path in ("/v1/models/base", "/v1/models/org/base", "/v1/models/x", "/nowhere", "/no/where"):
+            await call(app, "GET", path, headers)
+        await call(app, "GET", "/v1/models/base")
+        await call(app, "BREW", "/v1/models", headers)
+        await call(app, "OPTIONS", "/v1/models", headers | {"host": "evil.example"})
+    template = "/v1/models/{name:path}"
+    assert read(metrics, "requests_total", method="GET", route=template, status="200") == 4
+    assert read(metrics, "requests_total", method="GET", route=template, status="404") == 2
+    assert read(metrics, "requests_total", method="GET", route="other", status="404") == 4
+    assert read(metrics, "requests_total", route="other", status="401") == 2
+    assert read(metrics, "requests_total", route="other", status="403") == 2
+    assert read(metrics, "requests_total", method="other", status="405") == 2
+    assert read(metrics, "request_seconds_count", route="other") == 8
+
+
+async def test_what_is_passed_on_is_one_route(metrics: Metrics) -> None:
+    """However many paths an upstream has."""
+    import httpx2
+
+    transport = httpx2.MockTransport(lambda _: httpx2.Response(200, stream=httpx2.ByteStream(b"{}")))
+    upstream = Upstream("https://api.example/v1", transport=transport)
+    app = routes.create_app(FakeBackend(), metrics=metrics, upstream=upstream, clock=lambda: 0.0)
+    for number in range(5):
+        await call(app, "GET", f"/v1/files/{number}")
+    assert read(metrics, "requests_total", route="upstream", status="200") == 5
+
+
+async def test_metrics_are_shown_with_a_key_alone() -> None:
+    """Like all but health; a scraper can send one."""
+    metrics = Metrics(CollectorRegistry())
+    app = routes.create_app(FakeBackend(), rules=Rules(keys=(KEY,)), metrics=metrics, clock=lambda: 0.0)
+    assert (await call(app, "GET", "/metrics")).status == 401
+    answer = await call(app, "GET", "/metrics", {"authorization": f"Bearer {KEY}"})
+    assert answer.status == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    assert list(parse(answer.body.decode()))
+    accept = {"authorization": f"Bearer {KEY}", "accept": "application/openmetrics-text; version=1.0.0"}
+    answer = await call(app, "GET", "/metrics", accept)
+    assert answer.headers["content-type"].startswith("application/openmetrics-text")
+    assert list(parse_openmetrics(answer.body.decode()))
+
+
+async def test_without_metrics_there_is_no_page() -> None:
+    """Nothing is shown that was not asked for."""
+    assert (await call(routes.create_app(FakeBackend(), clock=lambda: 0.0), "GET", "/metrics")).status == 404
+
+
+async def test_nothing_private_is_in_them(metrics: Metrics) -> None:
+    """No word that was said, no name of a file, no key, no path, no address of a caller."""
+    app = routes.create_app(FakeBackend(), rules=Rules(keys=(KEY,)), metrics=metrics, clock=lambda: 0.0)
+
+    async def with_key(scope: Any, receive: Any, send: Any) -> None:
+        headers = [*scope["headers"], (b"authorization", f"Bearer {KEY}".encode()), (b"x-request-id", b"mine")]
+        await app({**scope, "headers": headers, "client": ("192.168.77.7", 1)}, receive, send)
+
+    answer = await transcribe(with_key, ("prompt", "hush"), filename="diary.ogg")
+    assert answer.json()["text"] == TEXT
+    await call(with_key, "GET", "/secret-path")
+    text = metrics.exposition("")[0].decode()
+    assert "/v1/audio/transcriptions" in text
+    for secret in ("morning", "hush", "diary", KEY, "mine", "192.168.77.7", "secret-path"):
+        assert secret not in text
+
+
+def test_the_models_work(metrics: Metrics) -> None:
+    """A batch of three in eight, six seconds of sound in half a second, one of them in doubt."""
+    metrics.decoded(3, 8, 6.0, 0.5)
+    metrics.retried("past the end")
+    metrics.transcribed(7.5)
+    metrics.waited(0.3)
+    metrics.model_loaded()
+    metrics.out_of_memory()
+    for name, value in {
+        "chunks_total": 3.0,
+        "decoded_seconds_total": 6.0,
+        "engine_seconds_total": 0.5,
+        "real_time_factor_sum": 0.5 / 6,
+        "batch_fill_sum": 3 / 8,
+        "audio_seconds_total": 7.5,
+        "queue_seconds_sum": 0.3,
+        "model_loads_total": 1.0,
+        "out_of_memory_total": 1.0,
+    }.items():
+        assert read(metrics, name) == pytest.approx(value), name
+    assert read(metrics, "gate_reruns_total", reason="past_the_end") == 1
+
+
+def test_a_batch_without_sound(metrics: Metrics) -> None:
+    """It has no real-time factor."""
+    metrics.decoded(1, 0, 0.0, 0.1)
+    assert read(metrics, "real_time_factor_count") == 0
+    assert read(metrics, "batch_fill_sum") == 1
+
+
+def test_what_is_looked_at(metrics: Metrics) -> None:
+    """Read at each scrape, not when the server started; the device's memory in bytes."""
+    state = SimpleNamespace(queue_seconds=1.5, open_requests=3, loaded=True)
+    metrics.look_at(state, lambda: [("0", 5, 12), ("1", 0, 24)])
+    assert read(metrics, "queue_estimate_seconds") == 1.5
+    assert read(metrics, "open_requests") == 3
+    assert read(metrics, "model_in_memory") == 1
+    assert read(metrics, "vram_used_bytes", device="0") == 5
+    assert read(metrics, "vram_total_bytes", device="1") == 24
+    state.loaded = False
+    assert read(metrics, "model_in_memory") == 0
+
+
+def test_without_a_card_there_is_no_video_memory(metrics: Metrics) -> None:
+    """Rather than a zero."""
+    metrics.look_at(SimpleNamespace(queue_seconds=0, open_requests=0, loaded=False))
+    assert b"vram" not in metrics.exposition("")[0]
+
+
+@given(st.lists(st.tuples(st.text(), st.none(), st.sampled_from([0, 200, 404, 499]))))
+def test_callers_cannot_make_them_grow(asked: list[tuple[str, None, int]]) -> None:
+    """Whatever methods and paths they think of."""
+    metrics = Metrics(CollectorRegistry())
+    for method, route, status in asked:
+        metrics.answered(method, route, status, 0.1)
+    series = Counter(sample.name for family in parse(metrics.exposition("")[0].decode()) for sample in family.samples)
+    assert series["localwhisper_requests_total"] <= 8 * 4
+
+
+def test_two_in_one_process() -> None:
+    """Nothing is global."""
+    one, other = Metrics(CollectorRegistry()), Metrics(CollectorRegistry())
+    one.model_loaded()
+    assert (read(one, "model_loads_total"), read(other, "model_loads_total")) == (1, 0)
+
+
+# Video memory
+
+
+class FakeNvml:
+    """NVIDIA's library, with two cards."""
+
+    class NVMLError(Exception):
+        """Its error."""
+
+    def __init__(self) -> None:
+        self.broken = False
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        if self.broken:
+            raise self.NVMLError
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        if self.broken:
+            raise self.NVMLError
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, number: int) -> int:  # noqa: N802
+        return number
+
+    def nvmlDeviceGetMemoryInfo(self, number: int) -> Any:  # noqa: N802
+        return SimpleNamespace(used=number * 10, total=100)
+
+
+def test_video_memory_is_read_from_each_card() -> None:
+    """In bytes; a driver that goes away later is nothing to fall over."""
+    nvml = FakeNvml()
+    memory = vram.reader(lambda _: nvml)
+    assert memory is not None
+    assert memory() == [("0", 0, 100), ("1", 10, 100)]
+    nvml.broken = True
+    assert memory() == []
+
+
+def test_no_card_or_no_library() -> None:
+    """There is nothing to read, and no more is said."""
+    broken = FakeNvml()
+    broken.broken = True
+    assert vram.reader(lambda _: broken) is None
+
+    def missing(name: str) -> Any:
+        raise ImportError(name)
+
+    assert vram.reader(missing) is None
