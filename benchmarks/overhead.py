@@ -22,13 +22,12 @@ import numpy as np
 import openai
 import uvicorn
 
-from localwhisper_server import server
+from localwhisper_server import runtime, server
 from localwhisper_server.api import routes
 from localwhisper_server.audio.pool import decode
-from localwhisper_server.options import Decoding, Voice
 from localwhisper_server.settings import Settings
-from localwhisper_server.transcript import Segment
 from localwhisper_server.transcription.segmentation import Piece
+from localwhisper_server.types import Decoding, Segment, Voice
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
 from localwhisper_server.whisper.devices import Device
 from localwhisper_server.whisper.engine import find_speech
@@ -63,7 +62,7 @@ def serving() -> Iterator[str]:
     """Run the app with the instant engine in a thread; gives its base URL."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "model.bin").touch()
-        backend = server.Backend(Settings(model=folder), load=Instant, cuda_devices=0)  # type: ignore[arg-type]
+        backend = runtime.Runtime(Settings(model=folder), load=Instant, cuda_devices=0)  # type: ignore[arg-type]
         backend.start()
         listening = server.listen("127.0.0.1", 0)
         config = uvicorn.Config(routes.create_app(backend, max_upload=1 << 30), log_config=None, access_log=False)

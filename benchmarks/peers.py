@@ -34,7 +34,7 @@ import httpx2
 from load import memory
 
 from localwhisper_client.cli.demo import Server, serving
-from localwhisper_server.operations.watchdog import raise_file_limit
+from localwhisper_server.server import raise_file_limit
 from localwhisper_server.whisper import weights
 
 VOICE = Path(__file__).parents[1] / "localwhisper_client" / "demo.ogg"

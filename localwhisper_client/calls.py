@@ -77,7 +77,10 @@ class Route(Generic[ClientT]):
     ) -> Route[ClientT]:
         """Read the constructor's arguments and the environment; opens no connection and no file."""
         settings = Settings.load(
-            environ, local_base_url=wishes.local_base_url, local_api_key=wishes.local_api_key, connect_timeout=wishes.connect_timeout
+            environ,
+            local_base_url=wishes.local_base_url,
+            local_api_key=wishes.local_api_key,
+            connect_timeout=wishes.connect_timeout,
         )
         wished = parse_policy("policy", wishes.policy)
         return cls(

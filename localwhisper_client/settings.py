@@ -80,7 +80,9 @@ class Settings:
             if value and is_openai(value):
                 value = None
         named = not value or name != "OPENAI_BASE_URL"
-        local_base_urls = tuple(_local_base_url(name, part.strip()) for part in (value or DEFAULT_LOCAL_BASE_URL).split(",") if part.strip())
+        local_base_urls = tuple(
+            _local_base_url(name, part.strip()) for part in (value or DEFAULT_LOCAL_BASE_URL).split(",") if part.strip()
+        )
         cloud_url = _base_url(
             "LOCALWHISPER_CLOUD_BASE_URL", _set(environ, "LOCALWHISPER_CLOUD_BASE_URL") or DEFAULT_CLOUD_URL
         )
@@ -186,7 +188,9 @@ def _base_url(name: str, value: str) -> str:
     except ValueError:
         usable = False
     if not usable:
-        raise ConfigurationError(f"{name} holds {url!r}, which is not a URL. Give one such as {DEFAULT_LOCAL_BASE_URL}.")
+        raise ConfigurationError(
+            f"{name} holds {url!r}, which is not a URL. Give one such as {DEFAULT_LOCAL_BASE_URL}."
+        )
     # `HTTPS` means `https` to everybody, so it has to mean it here, where certificates are checked by that.
     user, at, host = parts.netloc.rpartition("@")
     return urlunsplit(parts._replace(netloc=f"{user}{at}{host.lower()}"))

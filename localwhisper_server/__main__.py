@@ -1,6 +1,23 @@
-"""`python -m localwhisper_server`."""
+"""The entry point of `localwhisper-server` and `python -m localwhisper_server`. It says what to install where the server's parts are missing."""
 
-from localwhisper_server.entry import main
+import signal
+import sys
+
+
+def main() -> None:
+    """Run the command; exits by SystemExit."""
+    # What is imported next takes a second, in which somebody may change their mind.
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(128 + signal.SIGINT))
+    try:
+        from localwhisper_server.cli import main as run  # noqa: PLC0415 - a client install has none of it
+    except ModuleNotFoundError as missing:
+        sys.exit(
+            f"localwhisper-server: the server needs {missing.name}. "
+            "Install it with: pip install 'localwhisper-lan[server]'"
+        )
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    run()
+
 
 if __name__ == "__main__":
     main()

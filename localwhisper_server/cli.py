@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
 from localwhisper_client._version import __version__
+from localwhisper_server import server
 from localwhisper_server.operations import logs as observe
 from localwhisper_server.operations import logstream
 from localwhisper_server.operations.doctor import doctor
@@ -96,7 +97,6 @@ def _serve(settings: Settings) -> None:
     # The voice detector's runtime (onnxruntime, from 1.32 on) reports to its maker. Nothing leaves this lan.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     # Late, since it loads the engine: doctor has to work just where that fails.
-    from localwhisper_server import _front, server
     from localwhisper_server.whisper import weights  # noqa: PLC0415
 
     # Until the server takes its signals itself: a stop that was asked for is a success.
@@ -108,7 +108,7 @@ def _serve(settings: Settings) -> None:
             clean = server.run(settings, listening, environ=os.environ)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    except (_front.Misconfigured, weights.UnknownModel) as failure:
+    except (server.Misconfigured, weights.UnknownModel) as failure:
         _fail(str(failure), EX_CONFIG)
     except weights.ModelDamaged as failure:
         _fail(str(failure), EX_DATAERR)
@@ -174,7 +174,6 @@ def _log_file(settings: Settings) -> tuple[logstream.RotatingFile | None, str]:
 
 def _bound(settings: Settings) -> socket.socket:
     """Return the listening socket, or say why there is none."""
-    from localwhisper_server import server  # noqa: PLC0415 - late, as above
 
     where = f"{settings.host}:{settings.port}"
     try:

@@ -107,7 +107,12 @@ def wrong(package: Path) -> list[str]:
                     faults.append(f"{path.relative_to(package)} imports {full}")
             elif (
                 (name == "localwhisper_client" and top == "localwhisper_server")
-                or (name == "localwhisper_server" and top == "localwhisper_client" and rest and rest[0] not in FROM_CLIENT)
+                or (
+                    name == "localwhisper_server"
+                    and top == "localwhisper_client"
+                    and rest
+                    and rest[0] not in FROM_CLIENT
+                )
                 or here not in ONLY.get(top, {here})
             ):
                 faults.append(f"{path.relative_to(package)} imports {full}")
@@ -125,7 +130,10 @@ def test_arrows_between_folders_go_one_way(package: str) -> None:
 def test_a_module_anywhere_is_found(tmp_path: Path) -> None:
     """One that is planted in a folder of a folder does not escape, and neither does one in a new folder."""
     package = tmp_path / "localwhisper_server"
-    for folder, text in (("operations/doctor", "from localwhisper_server.api import form"), ("extra", "import fastapi")):
+    for folder, text in (
+        ("operations/doctor", "from localwhisper_server.api import form"),
+        ("extra", "import fastapi"),
+    ):
         (package / folder).mkdir(parents=True)
         (package / folder / "planted.py").write_text(text)
     (package / "api").mkdir()

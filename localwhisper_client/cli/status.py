@@ -76,7 +76,9 @@ def _show(console: Console, seen: Sequence[health.Seen], policy: Policy) -> None
                 console.print(f"{server.url}: {server.advice}", markup=False, soft_wrap=True)
     else:
         console.print("No server announced itself. Start one with: localwhisper-server --host 0.0.0.0 --announce")
-    leaves = "calls go to OpenAI when the LAN server cannot take them" if policy.leaves_lan else "nothing leaves the LAN"
+    leaves = (
+        "calls go to OpenAI when the LAN server cannot take them" if policy.leaves_lan else "nothing leaves the LAN"
+    )
     console.print(f"Policy {policy}: {leaves}.", markup=False)
 
 

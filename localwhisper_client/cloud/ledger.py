@@ -264,5 +264,7 @@ def _insert(db: sqlite3.Connection, row: Row, reserved_usd: float | None) -> int
 
 
 def _spent(db: sqlite3.Connection, since: float) -> float:
-    (spent,) = db.execute("SELECT TOTAL(COALESCE(cost_usd, reserved_usd)) FROM calls WHERE at >= ?", (since,)).fetchone()
+    (spent,) = db.execute(
+        "SELECT TOTAL(COALESCE(cost_usd, reserved_usd)) FROM calls WHERE at >= ?", (since,)
+    ).fetchone()
     return float(spent)

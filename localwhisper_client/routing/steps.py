@@ -27,7 +27,7 @@ class Verdict(StrEnum):
     """Well, but full: the breaker stays as it is; wait if the answer says how long, else next backend."""
     MISCONFIGURED = "misconfigured"
     """Wrong key, wrong address: raised, never hidden behind the cloud."""
-    BAD_REQUEST = "caller"
+    BAD_REQUEST = "bad_request"
     """The call itself is wrong: raised, never paid for a second time."""
     REFUSED = "refused"
     """Not sent, by our own rule: the budget is spent, or the cloud could not give what is asked for."""

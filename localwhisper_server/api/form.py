@@ -13,8 +13,7 @@ from typing import Any, Final
 from localwhisper_client.shared import languages
 from localwhisper_client.shared.file_endings import ENDINGS
 from localwhisper_server.errors import InvalidRequest
-from localwhisper_server.options import Decoding, Options, Voice
-from localwhisper_server.transcript import Task
+from localwhisper_server.types import Decoding, Options, Task, Voice
 
 FORMATS: Final = ("json", "text", "srt", "verbose_json", "vtt")
 STREAMABLE: Final = ("json", "text")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from localwhisper_client.shared import languages
-from localwhisper_server.transcript import Segment, TokenLogprob, Transcript, Word
+from localwhisper_server.types import Segment, TokenLogprob, Transcript, Word
 
 JSON_TYPE: Final = "application/json"
 TEXT_TYPE: Final = "text/plain; charset=utf-8"

@@ -18,9 +18,9 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from localwhisper_server import observer
 from localwhisper_server.api import network
 from localwhisper_server.errors import HeadTooLarge, InvalidRequest, ServerError, TooSlow
-from localwhisper_server.operations import logs
 
 logger = logging.getLogger(__name__)
 
@@ -254,7 +254,7 @@ class HttpProtocol(H11Protocol):
             self.transport.write(
                 f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
                 f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
-                f"x-request-id: {logs.new_request_id(None)}\r\nconnection: close\r\n\r\n{body}".encode()
+                f"x-request-id: {observer.new_request_id(None)}\r\nconnection: close\r\n\r\n{body}".encode()
             )
             if self.transport.can_write_eof():
                 self.transport.write_eof()

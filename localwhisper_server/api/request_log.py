@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from localwhisper_server import observer
 from localwhisper_server.api.asgi import App, Message, Receive, Scope, Send
 from localwhisper_server.operations import logs
 
@@ -29,7 +30,7 @@ class RequestLog:
     """An ASGI wrapper that gives every answer its id and timing, and tells the log and an observer of every request."""
 
     def __init__(
-        self, app: App, clock: Callable[[], float], queue_seconds: Callable[[], float], observer: logs.Observer
+        self, app: App, clock: Callable[[], float], queue_seconds: Callable[[], float], observer: observer.Observer
     ) -> None:
         self._app = app
         self._clock = clock
@@ -42,8 +43,8 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        identity = logs.new_request_id(given)
-        token = logs.request_id.set(identity)
+        identity = observer.new_request_id(given)
+        token = observer.request_id.set(identity)
         started, status = self._clock(), 0
 
         async def send_with_headers(message: Message) -> None:
@@ -86,7 +87,7 @@ class RequestLog:
             )
             route = getattr(scope.get("route"), "path", None)
             self._observer.answered(method, route, notes.get("failed", status), took)
-            logs.request_id.reset(token)
+            observer.request_id.reset(token)
 
 
 def _said(notes: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
+from localwhisper_server import observer
 from localwhisper_server.api import form, formats, multipart
 from localwhisper_server.api.access_control import Door, Guard, Rules, Shares
 from localwhisper_server.api.asgi import App, Message, Receive, Scope, Send
@@ -34,9 +35,7 @@ from localwhisper_server.errors import (
     UnreadableAudio,
     WrongKey,
 )
-from localwhisper_server.operations import logs
-from localwhisper_server.options import Options
-from localwhisper_server.transcript import Segment, Task, Transcript
+from localwhisper_server.types import Options, Segment, Task, Transcript
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +88,7 @@ class Backend(Protocol):
         ...
 
 
-class Metrics(logs.Observer, Protocol):
+class Metrics(observer.Observer, Protocol):
     """Counts what happens and can say so."""
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
@@ -169,7 +168,7 @@ def create_app(
             expose_headers=EXPOSED_HEADERS,
         )
     door = _Enveloped(Door(inner, rules))
-    return RequestLog(door, clock, lambda: backend.queue_seconds, metrics or logs.NullObserver())
+    return RequestLog(door, clock, lambda: backend.queue_seconds, metrics or observer.NullObserver())
 
 
 def _add_routes(app: FastAPI, prefix: str, backend: Backend, upstream: Upstream | None) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from localwhisper_server.audio import decoding
 from localwhisper_server.audio.worker import OPENING, READ_BYTES, REQUEST, Channel
 from localwhisper_server.errors import Busy, InvalidRequest, UnreadableAudio
-from localwhisper_server.transcription.segmentation import Samples
+from localwhisper_server.types import Samples
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,11 @@ from typing import IO, Any, Protocol, TypeVar
 import anyio
 import anyio.to_thread
 
+from localwhisper_server import types
 from localwhisper_server.audio import pool
-from localwhisper_server.options import Decoding, Options
 from localwhisper_server.transcription import segmentation
 from localwhisper_server.transcription.step_queue import Account, StepQueue
+from localwhisper_server.types import Decoding, Options
 from localwhisper_server.whisper.chunks import Chunk
 
 Value = TypeVar("Value")
@@ -116,7 +117,7 @@ class Recording:
         self._prepare = prepare
         self._cutter = cutter
         self._blocks = blocks
-        self._unread: Iterator[segmentation.Samples] = iter(blocks)
+        self._unread: Iterator[types.Samples] = iter(blocks)
         self._samples = 0
         self._decoded = False
         self._reader = anyio.CapacityLimiter(1)  # a thread of its own, since it waits for the decoder
@@ -148,7 +149,7 @@ class Recording:
 
     def _cut(self) -> list[Chunk]:
         found = self._cutter.cut(end=self._decoded)
-        self.seconds, self.ended = self._samples / segmentation.SAMPLE_RATE, self._decoded
+        self.seconds, self.ended = self._samples / types.SAMPLE_RATE, self._decoded
         return [self._prepare(piece, self._options.decoding, full=self._options.full_window) for piece in found]
 
     def _release(self) -> None:

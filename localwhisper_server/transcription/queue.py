@@ -24,7 +24,7 @@ Item = TypeVar("Item", bound=Work)
 # A chunk joins a batch whose first chunk is not much shorter: all are encoded with the longest window among them.
 WIDEST = 1.5
 # So many batches a request may be passed over before it comes first, whatever came after it.
-PATIENCE = 4
+MAX_SKIPS = 4
 # A request goes before those that were in more batches, up to so many: a message that is heard again, or has a few
 # chunks, before a long recording.
 FEW = 4
@@ -59,16 +59,16 @@ class _Open(Generic[Item]):
     passed: int = 0
 
 
-class Queue(Generic[Item]):
+class FairQueue(Generic[Item]):
     """The waiting work of all open requests.
 
     A request is admitted, hands in chunks in order, and leaves. Each batch begins with the first chunk of the request
     whose turn it is and is filled with chunks of others, in turn, that are not much longer; those of requests being
     served do not fill up the batch that a new one begins, which would take longer for it. Turns: interactive before
     bulk; a new request before those already served, of these one that was in few batches, and of all others the one
-    served longest ago; but first the one passed over most often, where that was PATIENCE times or more. So a short
+    served longest ago; but first the one passed over most often, where that was MAX_SKIPS times or more. So a short
     message that comes while hour-long files are decoded is in the very next batch, and nobody is passed over more than
-    PATIENCE times and once for each other.
+    MAX_SKIPS times and once for each other.
     """
 
     def __init__(self, *, capacity: int, limits: Limits) -> None:
@@ -196,7 +196,7 @@ class Queue(Generic[Item]):
         # Stable: within a class, the order of turns holds.
         waiting.sort(key=lambda key: (self._open[key].bulk, min(self._open[key].served, FEW)))
         longest = max(waiting, key=lambda key: self._open[key].passed, default=None)
-        if longest is not None and self._open[longest].passed >= PATIENCE:
+        if longest is not None and self._open[longest].passed >= MAX_SKIPS:
             # One alone, so that it takes a batch's first place and not all of them.
             waiting.remove(longest)
             waiting.insert(0, longest)

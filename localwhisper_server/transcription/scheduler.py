@@ -11,9 +11,9 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from localwhisper_server import observer
 from localwhisper_server.errors import Busy, EngineFailed, ServerError
-from localwhisper_server.operations import logs
-from localwhisper_server.transcription.queue import Item, Limits, Queue
+from localwhisper_server.transcription.queue import FairQueue, Item, Limits
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class _Asked(Future[Any]):
     def __init__(self, since: float) -> None:
         super().__init__()
         self.since = since
-        self.request_id = logs.request_id.get()
+        self.request_id = observer.request_id.get()
 
 
 class Ticket(Generic[Item, Result]):
@@ -58,7 +58,7 @@ class Ticket(Generic[Item, Result]):
         self._number = number
 
     def submit(self, items: Sequence[Item], *, first: bool = False) -> "list[Future[Result]]":
-        """Queue chunks, so that they may share a batch; each future gives a result, or a ServerError.
+        """FairQueue chunks, so that they may share a batch; each future gives a result, or a ServerError.
 
         `first` puts them before the request's others: what is left of earlier ones.
 
@@ -101,7 +101,7 @@ class Scheduler(Generic[Item, Result]):
         self._idle = idle
         self._waited = waited
         self._ahead = ahead
-        self._queue: Queue[Item] = Queue(capacity=capacity, limits=limits)
+        self._queue: FairQueue[Item] = FairQueue(capacity=capacity, limits=limits)
         self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._closed = False
@@ -242,7 +242,7 @@ class Scheduler(Generic[Item, Result]):
 
     def _work(self) -> None:
         while (batch := self._next()) is not None:
-            with logs.on_behalf_of(future.request_id for future in batch.futures if isinstance(future, _Asked)):
+            with observer.on_behalf_of(future.request_id for future in batch.futures if isinstance(future, _Asked)):
                 outcomes = self._outcomes(batch.items)
             failed = all(isinstance(outcome, EngineFailed) for outcome in outcomes)
             self._failures = self._failures + 1 if failed else 0

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
-SAMPLE_RATE = 16_000
+from localwhisper_server.types import SAMPLE_RATE, Samples, Span
+
 LONGEST_SECONDS = 12.0
 # Where several languages are to be expected, each chunk is written down in one: shorter ones seldom hold two.
 LONGEST_IN_ONE_LANGUAGE_SECONDS = 8.0
@@ -21,22 +21,6 @@ STRETCH_SECONDS = 30.0
 EDGE_SECONDS = 1.0
 # A word may begin so much before the detector notices, and end so much after.
 LEAD_SECONDS = 0.2
-
-Samples = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A stretch of sound, in seconds."""
-
-    start: float
-    end: float
-
-    @property
-    def seconds(self) -> float:
-        """Its length."""
-        return self.end - self.start
-
 
 FindSpeech = Callable[[Samples], Sequence[Span]]
 

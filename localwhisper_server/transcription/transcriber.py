@@ -8,21 +8,20 @@ from functools import partial
 from typing import IO
 
 from localwhisper_server.audio import pool
-from localwhisper_server.operations.logs import NullObserver, Observer
-from localwhisper_server.options import Decoding, Options
-from localwhisper_server.transcript import Segment, Transcript
+from localwhisper_server.observer import NullObserver, Observer
 from localwhisper_server.transcription import segmentation
 from localwhisper_server.transcription.coalescing import Coalescer
 from localwhisper_server.transcription.pipeline import ChunkPipeline, watched
 from localwhisper_server.transcription.preparation import Prepare, Recording, Steps, digest
 from localwhisper_server.transcription.scheduler import Scheduler, Ticket
 from localwhisper_server.transcription.step_queue import Account
+from localwhisper_server.types import Decoding, Options, Segment, Transcript
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
 from localwhisper_server.whisper.engine import find_speech
 from localwhisper_server.whisper.window import FULL_SECONDS
 
 
-class Service:
+class Transcriber:
     """Transcribes uploads with one scheduler; safe for any number of concurrent calls on one event loop.
 
     `blocks` decodes an upload; a server that strangers send to gives that of a `decoder.Pool`. `steps` take the work
@@ -130,7 +129,9 @@ class Service:
 
 def _cutter(options: Options) -> segmentation.Cutter:
     voice = options.voice
-    longest = segmentation.LONGEST_IN_ONE_LANGUAGE_SECONDS if options.decoding.languages else segmentation.LONGEST_SECONDS
+    longest = (
+        segmentation.LONGEST_IN_ONE_LANGUAGE_SECONDS if options.decoding.languages else segmentation.LONGEST_SECONDS
+    )
     longest = FULL_SECONDS if options.full_window else longest
     return segmentation.Cutter(
         lambda samples: find_speech(samples, voice, longest=longest),

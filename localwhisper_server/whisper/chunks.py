@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from localwhisper_server.options import Decoding
-from localwhisper_server.transcript import Segment
-from localwhisper_server.transcription.segmentation import Piece, Span
+from localwhisper_server.transcription.segmentation import Piece
+from localwhisper_server.types import Decoding, Segment, Span
 from localwhisper_server.whisper import window
 
 # A window whose text ends well before the sound does is decoded again from there.

@@ -18,17 +18,8 @@ import numpy.typing as npt
 from faster_whisper.tokenizer import Tokenizer
 from faster_whisper.vad import VadOptions, get_speech_timestamps
 
-from localwhisper_server.options import Decoding, Voice
-from localwhisper_server.transcript import Segment, Task
-from localwhisper_server.transcription.segmentation import (
-    LONGEST_SECONDS,
-    SAMPLE_RATE,
-    Piece,
-    Samples,
-    Span,
-    in_speech,
-    most_speech,
-)
+from localwhisper_server.transcription.segmentation import LONGEST_SECONDS, Piece, in_speech, most_speech
+from localwhisper_server.types import SAMPLE_RATE, Decoding, Samples, Segment, Span, Task, Voice
 from localwhisper_server.whisper import acceptance, cuda_libraries, window
 from localwhisper_server.whisper import tokens as reading
 from localwhisper_server.whisper.chunks import MIN_REST_SECONDS, Chunk, ChunkResult, Features, Preparer, padded, rest_of
@@ -178,7 +169,9 @@ class Engine:
         for number, (row, hypothesis) in enumerate(zip(rows, hypotheses, strict=True)):
             read = reading.read(hypothesis.tokens, row.tokenizer, row.chunk.seconds)
             asked = row.chunk.decoding
-            if acceptance.is_prompts_doing(hypothesis.text, hypothesis.no_speech_prob, prompt=asked.prompt + asked.hotwords):
+            if acceptance.is_prompts_doing(
+                hypothesis.text, hypothesis.no_speech_prob, prompt=asked.prompt + asked.hotwords
+            ):
                 plain = replace(asked, prompt="", hotwords="")
                 bare = replace(row.chunk, decoding=plain, prompt=(), hotwords=())
                 results.append(ChunkResult(None, (), bare, "prompt"))

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import NoReturn
 
 from localwhisper_server.errors import Busy
-from localwhisper_server.operations.logs import NullObserver, Observer
+from localwhisper_server.observer import NullObserver, Observer
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
 from localwhisper_server.whisper.devices import Device
 from localwhisper_server.whisper.engine import Engine

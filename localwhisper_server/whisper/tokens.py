@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
-from localwhisper_server.transcript import TokenLogprob, Word
+from localwhisper_server.types import TokenLogprob, Word
 
 TIMESTAMP_SECONDS = 0.02  # what one timestamp token counts
 LEAST_PROBABILITY = 1e-10  # so that a probability of zero has a logarithm

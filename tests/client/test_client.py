@@ -170,7 +170,11 @@ def test_copies_share_the_breaker_and_may_have_another_lan(drive: Driver, wire: 
     assert copy.timeout == 3
     other = client.copy(local_base_url="http://nas/v1", on_event=print)
     settings = other._route.lan.settings
-    assert (settings.local_base_urls, settings.local_api_key, settings.connect_timeout) == (("http://nas/v1",), "k", 0.5)
+    assert (settings.local_base_urls, settings.local_api_key, settings.connect_timeout) == (
+        ("http://nas/v1",),
+        "k",
+        0.5,
+    )
     assert other._route.policy is Policy.WAIT
     assert other._route.announce.callback is print
     assert client.copy(local_api_key="new")._route.lan.settings.local_base_urls == (LAN,)

@@ -176,7 +176,11 @@ def test_each_fault_ends_as_the_table_says(fault: Fault, shape: str, drive: Driv
     """Under `cloud`: the next backend takes the call, once and whole; or it is raised, and the cloud hears nothing."""
     with fault.url() as url:
         client = drive.client(
-            local_base_url=url, policy="cloud", connect_timeout=fault.patience, timeout=fault.seconds(1.0), max_retries=0
+            local_base_url=url,
+            policy="cloud",
+            connect_timeout=fault.patience,
+            timeout=fault.seconds(1.0),
+            max_retries=0,
         )
         if fault.verdict in FINAL:
             with pytest.raises(fault.error) as raised:

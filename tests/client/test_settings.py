@@ -64,7 +64,11 @@ def test_everything_else_from_the_environment() -> None:
     assert settings == Settings(("http://pc/v1",), "lan", Policy.CLOUD, "https://proxy.example/v1", 1.0)
     assert "lan" not in repr(settings)
     settings = Settings.load(environ, local_base_url="http://nas/v1", local_api_key="other", connect_timeout=0.5)
-    assert (settings.local_base_urls, settings.local_api_key, settings.connect_timeout) == (("http://nas/v1",), "other", 0.5)
+    assert (settings.local_base_urls, settings.local_api_key, settings.connect_timeout) == (
+        ("http://nas/v1",),
+        "other",
+        0.5,
+    )
 
 
 @pytest.mark.parametrize(

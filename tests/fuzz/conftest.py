@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 
 from localwhisper_client.shared.languages import NAMES
-from localwhisper_server import server
+from localwhisper_server import runtime
 from localwhisper_server.api import routes
 from localwhisper_server.settings import Settings
-from localwhisper_server.transcript import Segment
+from localwhisper_server.types import Segment
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from localwhisper_server.options import Decoding
     from localwhisper_server.transcription.segmentation import Piece
+    from localwhisper_server.types import Decoding
 
 
 class Instant:
@@ -41,18 +41,18 @@ class Instant:
 
 
 @pytest.fixture(scope="module")
-def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[server.Backend]:
+def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runtime.Runtime]:
     """Give a backend on that engine."""
     folder: Path = tmp_path_factory.mktemp("model")
     (folder / "model.bin").touch()
     settings = Settings(model=str(folder), max_seconds=30.0)
-    made = server.Backend(settings, load=lambda *_: Instant(), cuda_devices=0, environ=os.environ)  # type: ignore[arg-type, return-value]
+    made = runtime.Runtime(settings, load=lambda *_: Instant(), cuda_devices=0, environ=os.environ)  # type: ignore[arg-type, return-value]
     made.start()
     yield made
     assert made.stop()
 
 
 @pytest.fixture(scope="module")
-def app(backend: server.Backend) -> routes.App:
+def app(backend: runtime.Runtime) -> routes.App:
     """Give the app on that backend."""
     return routes.create_app(backend, max_upload=20_000_000)

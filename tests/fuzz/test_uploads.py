@@ -19,7 +19,7 @@ from tests.server.sound import encode, tone
 
 if TYPE_CHECKING:
     from localwhisper_server.api.access_control import App
-    from localwhisper_server.server import Backend
+    from localwhisper_server.runtime import Runtime
 
 COUNT = int(os.environ.get("UPLOADS", "100"))
 SEED = int(os.environ.get("SEED", "1"))
@@ -96,7 +96,7 @@ def _resident() -> int:
 @pytest.mark.anyio
 @pytest.mark.timeout(3600)
 async def test_mutated_uploads(
-    app: App, backend: Backend, voices: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    app: App, backend: Runtime, voices: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """200 or 400, each within seconds; afterwards no file, no request, no thread and no memory is left."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

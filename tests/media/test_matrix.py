@@ -19,11 +19,10 @@ import pytest
 
 from localwhisper_server.audio import pool as decoder
 from localwhisper_server.errors import ServerError
-from localwhisper_server.options import Decoding, Options
-from localwhisper_server.transcript import Transcript
 from localwhisper_server.transcription.queue import Limits
 from localwhisper_server.transcription.scheduler import Scheduler
 from localwhisper_server.transcription.transcriber import Service
+from localwhisper_server.types import Decoding, Options, Transcript
 from localwhisper_server.whisper import weights
 from localwhisper_server.whisper.devices import Device, Workers
 from localwhisper_server.whisper.engine import Engine
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from localwhisper_server.transcription.segmentation import Samples
+    from localwhisper_server.types import Samples
 
 pytestmark = [
     pytest.mark.model,

@@ -11,7 +11,7 @@ import httpx2
 
 from localwhisper_client.shared.languages import NAMES
 from localwhisper_server.api import routes
-from localwhisper_server.transcript import Segment, TokenLogprob, Transcript, Word
+from localwhisper_server.types import Segment, TokenLogprob, Transcript, Word
 from localwhisper_server.whisper.weights import HABITUAL_NAMES, OPENAI_NAMES
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from localwhisper_server.api.asgi import App
     from localwhisper_server.errors import ServerError
-    from localwhisper_server.options import Options
+    from localwhisper_server.types import Options
 
 LIMIT = 20_000_000
 SPOKEN = (

@@ -16,7 +16,7 @@ from av.format import ContainerFormat
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from localwhisper_server.transcription.segmentation import Samples
+    from localwhisper_server.types import Samples
 
 RATE = 16_000
 # Codecs that take few rates, and containers that take one.

@@ -22,7 +22,7 @@ from localwhisper_server.errors import Busy, EngineFailed, UnreadableAudio
 from tests.server.driving import SPOKEN, TEXT, WHOLE, FakeBackend, InProcess, make_app
 
 if TYPE_CHECKING:
-    from localwhisper_server.options import Options
+    from localwhisper_server.types import Options
 
 SOUND = ("voice.ogg", b"sound")
 

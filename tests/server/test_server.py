@@ -13,11 +13,11 @@ from localwhisper_client._version import __version__
 from localwhisper_server import server
 from localwhisper_server.api import routes
 from localwhisper_server.errors import Busy, EngineFailed
-from localwhisper_server.options import Decoding, Options
-from localwhisper_server.server import Backend, listen, url
+from localwhisper_server.runtime import Runtime
+from localwhisper_server.server import listen, url
 from localwhisper_server.settings import Settings
-from localwhisper_server.transcript import Segment, Transcript
 from localwhisper_server.transcription.segmentation import Piece
+from localwhisper_server.types import Decoding, Options, Segment, Transcript
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
 from localwhisper_server.whisper.devices import Device, Workers
 from localwhisper_server.whisper.weights import ModelError
@@ -73,12 +73,12 @@ def settings(folder: Path) -> Settings:
     return Settings(model=str(folder), port=0)
 
 
-def _backend(settings: Settings, engine: Engine, cuda_devices: int = 0) -> Backend:
-    return Backend(settings, load=lambda _folder, _device: engine, cuda_devices=cuda_devices)  # type: ignore[arg-type, return-value]
+def _backend(settings: Settings, engine: Engine, cuda_devices: int = 0) -> Runtime:
+    return Runtime(settings, load=lambda _folder, _device: engine, cuda_devices=cuda_devices)  # type: ignore[arg-type, return-value]
 
 
 @pytest.fixture
-def ready(settings: Settings) -> Iterator[Backend]:
+def ready(settings: Settings) -> Iterator[Runtime]:
     """Give a backend that has loaded."""
     backend = _backend(settings, Engine())
     backend.start()
@@ -160,7 +160,7 @@ def test_the_engine_is_made_from_the_settings(
 
     monkeypatch.setattr(server, "Engine", engine)
     monkeypatch.setattr("localwhisper_server.whisper.engine.cuda_devices", lambda: 0)
-    backend = Backend(settings.model_copy(update={"threads": 6, "compute_type": "float32"}))
+    backend = Runtime(settings.model_copy(update={"threads": 6, "compute_type": "float32"}))
     backend.start()
     assert backend.stop()
     assert made == [(folder, "cpu", "float32", Workers(2, 3))]
@@ -186,7 +186,7 @@ def test_a_card_that_is_not_there_is_known_before_anything_is_fetched(
 ) -> None:
     """Three gigabytes for nothing would be a bad joke."""
     monkeypatch.setattr("localwhisper_server.whisper.weights.find", lambda *_, **__: pytest.fail("fetched"))
-    backend = Backend(settings.model_copy(update={"device": "cuda"}), cuda_devices=0)
+    backend = Runtime(settings.model_copy(update={"device": "cuda"}), cuda_devices=0)
     with pytest.raises(RuntimeError, match="no CUDA device"):
         backend.start()
 
@@ -200,7 +200,7 @@ def test_a_stop_while_the_model_loads_waits_for_nothing(settings: Settings) -> N
         assert go_on.wait(10)
         return Engine()
 
-    backend = Backend(settings, load=load, cuda_devices=0)
+    backend = Runtime(settings, load=load, cuda_devices=0)
     thread = threading.Thread(target=backend.start)
     thread.start()
     assert loading.wait(10)
@@ -217,7 +217,7 @@ def test_a_card_that_is_full_is_waited_for(settings: Settings, caplog: pytest.Lo
     def load(_folder: Path, _device: Device) -> Any:
         return Engine(failures.pop()) if failures else Engine()
 
-    backend = Backend(settings, load=load, cuda_devices=1, pause=pauses.append)
+    backend = Runtime(settings, load=load, cuda_devices=1, pause=pauses.append)
     backend.start()
     assert pauses == [60, 60, 60]
     assert backend.health()["ready"]
@@ -278,7 +278,7 @@ async def test_an_idle_model_leaves_the_memory_and_comes_back(settings: Settings
         loads.append(Engine())
         return loads[-1]
 
-    backend = Backend(
+    backend = Runtime(
         settings.model_copy(update={"idle_unload": 0.01}),
         load=load,
         cuda_devices=0,  # type: ignore[arg-type]
@@ -295,7 +295,7 @@ async def test_an_idle_model_leaves_the_memory_and_comes_back(settings: Settings
 
 
 @pytest.mark.anyio
-async def test_a_ready_backend_transcribes(ready: Backend, voices: dict[str, Path]) -> None:
+async def test_a_ready_backend_transcribes(ready: Runtime, voices: dict[str, Path]) -> None:
     """From the bytes of a voice message to its transcript."""
     with voices["demo"].open("rb") as file:
         *segments, transcript = [item async for item in ready.transcribe(file, Options())]
@@ -304,7 +304,7 @@ async def test_a_ready_backend_transcribes(ready: Backend, voices: dict[str, Pat
     assert transcript.segments == tuple(segments)
 
 
-def test_health_counts_open_requests(ready: Backend) -> None:
+def test_health_counts_open_requests(ready: Runtime) -> None:
     """And how long the queue is, in seconds."""
     ticket = ready._scheduler.admit() if ready._scheduler else None
     assert ticket is not None

@@ -17,8 +17,8 @@ import pytest
 from typer.testing import CliRunner
 
 from localwhisper_client.cli import files, skill_files
-from localwhisper_client.cloud import ledger
 from localwhisper_client.cli.app import app
+from localwhisper_client.cloud import ledger
 from localwhisper_client.lan import discovery, wake
 from localwhisper_client.lan.discovery import Found
 from tests.client.fault_server import TEXT, error, in_turn, refusing, says
@@ -487,7 +487,9 @@ def test_wake(home: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_skill_install(here: Path) -> None:
     """Prints what it wrote; replaces nothing of another's by itself."""
     done = command("skill", "install", "--dir", here)
-    assert done.stdout.splitlines() == [str(here / skill_files.NAME / each) for each in ("SKILL.md", "scripts/transcribe.sh")]
+    assert done.stdout.splitlines() == [
+        str(here / skill_files.NAME / each) for each in ("SKILL.md", "scripts/transcribe.sh")
+    ]
     assert "Already there" in command("skill", "install", "--dir", here).stdout
     (here / skill_files.NAME / "SKILL.md").write_text("mine")
     assert command("skill", "install", "--dir", here).exit_code == 1

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from localwhisper_client.cloud import media
 from localwhisper_client.cli.app import app
+from localwhisper_client.cloud import media
 from tests.client.fault_server import says
 
 if TYPE_CHECKING:

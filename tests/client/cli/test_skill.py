@@ -86,9 +86,7 @@ def test_every_option_is_sent(voice: Path, lan: FaultServer, tmp_path: Path) -> 
     """Options may come before the file; --out makes its folder."""
     lan.behaviour = OBJECT
     out = tmp_path / "new folder" / "out.json"
-    done = run(
-        "--json", "--model", "small", "--language", "de", voice, "--prompt", "Peter", "--out", out, url=lan.url
-    )
+    done = run("--json", "--model", "small", "--language", "de", voice, "--prompt", "Peter", "--out", out, url=lan.url)
     assert (done.returncode, done.stdout) == (0, f"{out}\n")
     assert out.read_text() == '{"text":"x"}'
     sent = parts(lan.calls[0])

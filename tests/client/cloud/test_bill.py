@@ -141,9 +141,7 @@ def test_what_failed_in_the_cloud(
     assert row.reason.startswith(reason)
 
 
-def test_without_a_ledger_nothing_is_written(
-    drive: Driver, lan: FaultServer, tmp_path: Path, monkeypatch: Any
-) -> None:
+def test_without_a_ledger_nothing_is_written(drive: Driver, lan: FaultServer, tmp_path: Path, monkeypatch: Any) -> None:
     """It is off unless it was asked for."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     drive.call(drive.client(local_base_url=lan.url))

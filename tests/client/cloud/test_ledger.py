@@ -12,9 +12,7 @@ import pytest
 
 from localwhisper_client.cloud.ledger import Day, Ledger, Row, default_path, named
 
-LAN = Row(
-    100.0, "http://pc/v1", cloud=False, reason="", audio_seconds=30.0, seconds=0.5, cost_usd=0.0, saved_usd=0.003
-)
+LAN = Row(100.0, "http://pc/v1", cloud=False, reason="", audio_seconds=30.0, seconds=0.5, cost_usd=0.0, saved_usd=0.003)
 PAID = replace(LAN, at=200.0, backend="https://cloud/v1", cloud=True, audio_seconds=60.0, seconds=None, cost_usd=None)
 PAID = replace(PAID, reason="refused", saved_usd=0.0)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from localwhisper_client.shared.languages import NAMES
 from localwhisper_server.api import form
 from localwhisper_server.errors import InvalidRequest
-from localwhisper_server.options import Voice
+from localwhisper_server.types import Voice
 
 KNOWN = frozenset(NAMES)
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localwhisper_server.api import formats
-from localwhisper_server.transcript import Segment, TokenLogprob, Transcript, Word
+from localwhisper_server.types import Segment, TokenLogprob, Transcript, Word
 
 HELLO = Transcript(
     "transcribe",

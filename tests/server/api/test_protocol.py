@@ -16,7 +16,7 @@ import trustme
 import uvicorn
 from uvicorn.server import ServerState
 
-from localwhisper_server import _front
+from localwhisper_server import server
 from localwhisper_server.api import routes
 from localwhisper_server.api.access_control import Rules
 from localwhisper_server.api.limits import Floor
@@ -124,7 +124,7 @@ def test_an_idle_connection_outlives_the_sdks_patience() -> None:
     """Else it would be closed just as they send on it, and the request be lost without an answer."""
     expiry = httpx2.Limits().keepalive_expiry or 0.0
     assert expiry > 0
-    assert min(_front.web_options(Settings())["timeout_keep_alive"], HttpProtocol.head_seconds) >= 2 * expiry
+    assert min(server.uvicorn_options(Settings())["timeout_keep_alive"], HttpProtocol.head_seconds) >= 2 * expiry
 
 
 def test_requests_one_after_another(address: tuple[str, int]) -> None:
@@ -385,7 +385,7 @@ def test_room(peer: str, peers: list[str], refusal: str | None) -> None:
 @pytest.mark.parametrize(("files", "total", "share"), [(65_536, 2048, 256), (1024, 256, 32), (256, 8, 1)])
 def test_room_follows_from_the_open_files(files: int, total: int, share: int) -> None:
     """Files are left for decoders, uploads and the upstream; a trusted proxy has no share of its own."""
-    room = _front.room(Settings(trusted_proxy="10.0.0.1"), files)  # type: ignore[arg-type] # as it is written
+    room = server.room(Settings(trusted_proxy="10.0.0.1"), files)  # type: ignore[arg-type] # as it is written
     assert (room.total, room.per_address) == (total, share)
     assert room.refusal("10.0.0.1", ["10.0.0.1"] * (total - 1)) is None
 
@@ -432,7 +432,7 @@ def test_https(certificate: tuple[trustme.CA, Path, Path]) -> None:
     authority, chain, key = certificate
     context = ssl.create_default_context()
     authority.configure_trust(context)
-    options = _front.web_options(Settings(certfile=chain, keyfile=key))
+    options = server.uvicorn_options(Settings(certfile=chain, keyfile=key))
     with serving(_app(Rules()), **options) as (_, port), httpx2.Client(verify=context, trust_env=False) as client:
         answer = client.get(f"https://localhost:{port}/health")
     assert answer.status_code == 200
@@ -448,8 +448,8 @@ def test_a_certificate_that_cannot_be_used(
     nonsense = tmp_path / "nonsense.pem"
     nonsense.write_text("nonsense")
     file = {"missing": tmp_path / "none.pem", "no certificate": nonsense, "no key": chain}[broken]
-    with pytest.raises(_front.Misconfigured, match="--certfile"):
-        _front.web_options(Settings(certfile=file))
+    with pytest.raises(server.Misconfigured, match="--certfile"):
+        server.uvicorn_options(Settings(certfile=file))
 
 
 # Settings
@@ -470,11 +470,11 @@ def test_settings_become_rules(tmp_path: Path) -> None:
         "upload_grace": 3,
         "max_per_address": 5,
     }
-    rules = _front.rules(Settings(**given), _front.own_names())
+    rules = server.access_rules(Settings(**given), server.own_names())
     assert rules.keys == ("one", "two", "three")
     assert [str(network) for network in rules.allow_from] == ["192.168.1.0/24", "fd00::/8"]
     assert [str(network) for network in rules.trusted_proxies] == ["127.0.0.1/32"]
-    assert rules.hosts == ("pc.example.org", *_front.own_names())
+    assert rules.hosts == ("pc.example.org", *server.own_names())
     assert rules.origins == ("https://app.example.org",)
     assert (rules.floor, rules.per_address) == (Floor(10, 3), 5)
     assert socket.gethostname().lower() in rules.hosts
@@ -494,7 +494,7 @@ def test_the_environment_and_the_command_line_say_it_alike(monkeypatch: pytest.M
 def test_the_default_is_this_machine_and_the_lan() -> None:
     """No key, no other names, no pages, no upstream; and nobody from outside."""
     settings = Settings()
-    rules = _front.rules(settings, ())
+    rules = server.access_rules(settings, ())
     assert (settings.host, settings.upstream) == ("127.0.0.1", None)
     assert rules.allow_from == Rules().allow_from
     assert [*rules.keys, *rules.hosts, *rules.origins, *rules.trusted_proxies] == []
@@ -538,5 +538,5 @@ def test_settings_that_make_no_sense(given: dict[str, Any]) -> None:
 
 def test_a_file_of_keys_that_is_not_there(tmp_path: Path) -> None:
     """A server that was to be locked does not start."""
-    with pytest.raises(_front.Misconfigured, match="--api-key-file"):
-        _front.rules(Settings(api_key_file=tmp_path / "none"), ())
+    with pytest.raises(server.Misconfigured, match="--api-key-file"):
+        server.access_rules(Settings(api_key_file=tmp_path / "none"), ())

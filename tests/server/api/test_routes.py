@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from localwhisper_server import observer
 from localwhisper_server.api.routes import create_app
 from localwhisper_server.errors import Busy, EngineFailed, InvalidRequest, UnreadableAudio
 from localwhisper_server.operations import logs
@@ -839,7 +840,7 @@ async def test_a_stream_that_breaks_off_is_counted_as_a_failure(
     """In the log's line and in the numbers, though 200 went out before."""
     counted = []
 
-    class Counting(logs.NullObserver):
+    class Counting(observer.NullObserver):
         def answered(self, method: str, route: str | None, status: int, seconds: float) -> None:
             counted.append(status)
 

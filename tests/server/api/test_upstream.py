@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from localwhisper_server import _front
+from localwhisper_server import server
 from localwhisper_server.api import routes
 from localwhisper_server.api.access_control import Rules
 from localwhisper_server.api.keys import require_usable
@@ -488,8 +488,8 @@ def test_a_key_that_cannot_be_told_apart_is_refused_at_the_start(key: str, tmp_p
     assert not key or key not in str(failure.value)
     if key.strip() == key != "":
         (tmp_path / "keys").write_text(f"{KEY}\n{key}\n")
-        with pytest.raises(_front.Misconfigured, match="a key may hold"):
-            _front.rules(Settings(api_key_file=tmp_path / "keys"), ())
+        with pytest.raises(server.Misconfigured, match="a key may hold"):
+            server.access_rules(Settings(api_key_file=tmp_path / "keys"), ())
 
 
 # The upstream's models, and its key
@@ -623,8 +623,8 @@ def test_the_upstreams_key_is_read_from_an_option_or_a_file(tmp_path: Path) -> N
         with pytest.raises(ValueError, match=needed):
             Settings(**rest, upstream_api_key_file=file)
     file.write_text("one\ntwo\n")
-    with pytest.raises(_front.Misconfigured, match="more than one key"):
-        _front.Surroundings(Settings(**behind, upstream_api_key_file=file), (KEY,))
+    with pytest.raises(server.Misconfigured, match="more than one key"):
+        server.Surroundings(Settings(**behind, upstream_api_key_file=file), (KEY,))
 
 
 async def _headers_seen(rules: Rules, headers: dict[str, str]) -> tuple[Answer, Any]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from localwhisper_server.transcription.segmentation import Samples
+    from localwhisper_server.types import Samples
 
 
 def _decode(data: bytes, max_seconds: float = 600.0) -> Samples:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from localwhisper_server.transcription.segmentation import Samples
+    from localwhisper_server.types import Samples
 
 
 @pytest.fixture(scope="module")

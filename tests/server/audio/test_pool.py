@@ -18,12 +18,12 @@ import av
 import numpy as np
 import pytest
 
+from localwhisper_server import types
 from localwhisper_server.audio import decoding
 from localwhisper_server.audio import pool as decoder
 from localwhisper_server.audio import worker as decoder_worker
 from localwhisper_server.audio.worker import OPENING, READ_BYTES, REQUEST, Channel
 from localwhisper_server.errors import Busy, InvalidRequest, UnreadableAudio
-from localwhisper_server.transcription import segmentation
 from tests.server import hostile
 from tests.server.sound import encode, tone
 
@@ -42,7 +42,7 @@ def pool() -> Iterator[decoder.Pool]:
         yield made
 
 
-def _decode(pool: decoder.Pool, data: bytes, max_seconds: float = 600.0) -> segmentation.Samples:
+def _decode(pool: decoder.Pool, data: bytes, max_seconds: float = 600.0) -> types.Samples:
     return np.concatenate(list(pool.blocks(io.BytesIO(data), max_seconds=max_seconds)))
 
 
@@ -571,5 +571,5 @@ def test_time_is_allowed_in_proportion_to_the_sound(monkeypatch: pytest.MonkeyPa
 
 def test_the_rate_is_the_projects() -> None:
     """Said twice, since the worker goes without NumPy: both say the same."""
-    assert decoding.SAMPLE_RATE == segmentation.SAMPLE_RATE
+    assert decoding.SAMPLE_RATE == types.SAMPLE_RATE
     assert struct.calcsize("h") == decoding.SAMPLE_BYTES

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from localwhisper_server.operations.doctor import doctor, network, trial
-from localwhisper_server.operations.doctor.machine import Machine, Output
+from localwhisper_server.operations.doctor.machine import Machine, Output, this_machine
 from localwhisper_server.operations.doctor.report import Finding, ok
 from localwhisper_server.settings import Settings
 
@@ -369,7 +369,7 @@ def test_virtual_bridges_come_last():
 
 def test_this_machine_is_described():
     """The real facts, where this runs: no exception, and what Python itself says of them."""
-    here = machine.this_machine({})
+    here = this_machine({})
     assert here.platform == sys.platform
     assert here.python == sys.version_info[:3]
     assert "127.0.0.1" in here.addresses

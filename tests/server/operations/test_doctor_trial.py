@@ -13,7 +13,7 @@ import ctranslate2
 import pytest
 import trustme
 
-from localwhisper_server import server
+from localwhisper_server import runtime
 from localwhisper_server.operations.doctor import machine, probe, trial
 from localwhisper_server.operations.doctor.machine import Output, this_machine
 from localwhisper_server.settings import Settings
@@ -189,9 +189,9 @@ def test_commands_end_in_an_output(tmp_path):
     """What a command prints, how it fails, that it is missing or hangs: all are answers."""
     python = machine.sys.executable
     assert machine._run([python, "-c", "print('x')"]) == Output(0, "x\n")
-    assert machine._run(
-        [python, "-c", "import sys; sys.stdout.buffer.write('nat'.encode('utf-16-le'))"]
-    ) == Output(0, "nat")
+    assert machine._run([python, "-c", "import sys; sys.stdout.buffer.write('nat'.encode('utf-16-le'))"]) == Output(
+        0, "nat"
+    )
     assert machine._run([str(tmp_path / "none")]) is None
     assert machine._finish([python, "-c", "input()"], 0.0, None) == Output(None, "")
     (tmp_path / "text").touch()
@@ -255,7 +255,7 @@ def test_doctor_and_server_choose_alike(settings, cards, chosen, monkeypatch, tm
     made = Settings(model="tiny.en", **settings)
     asked = {"model": made.model, "device": made.device, "compute_type": made.compute_type}
     seen = probe.look(**asked, cache_dir=str(tmp_path))
-    health = server.Backend(made).health()
+    health = runtime.Runtime(made).health()
     assert (seen["device"], seen["compute_type"]) == (health["device"], health["compute_type"]) == chosen
     assert seen["compute_type"] in seen["compute_types"]
 

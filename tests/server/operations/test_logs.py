@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from localwhisper_server import _front
+from localwhisper_server import observer, server
 from localwhisper_server.api import routes
 from localwhisper_server.operations import logs, tracing
 from localwhisper_server.settings import Settings
@@ -46,11 +46,11 @@ def _logged(log_format: Any, *arguments: Any, **how: Any) -> str:
 @pytest.mark.usefixtures("root")
 def test_json_is_an_object_a_line() -> None:
     """With time zone, request id, and the facts of the message apart."""
-    token = logs.request_id.set("req_1")
+    token = observer.request_id.set("req_1")
     try:
         line = _logged("json", "two\nlines of %s", "Grüße", extra=logs.fields(status=200, seconds=0.5))
     finally:
-        logs.request_id.reset(token)
+        observer.request_id.reset(token)
     assert line.count("\n") == 1
     entry = json.loads(line)
     assert entry.pop("time").endswith("+00:00")
@@ -105,7 +105,7 @@ async def test_a_request_in_the_json_log() -> None:
     assert entry["request_id"] == "mine"
 
 
-class Notes(logs.NullObserver):
+class Notes(observer.NullObserver):
     """An observer who writes down."""
 
     def __init__(self) -> None:
@@ -131,7 +131,7 @@ def test_a_batch_is_told() -> None:
     """How full, how much sound, how long, and which answers were in doubt; one that fails is not."""
     notes, times = Notes(), iter([1.0, 3.5, 5.0])
     results = [SimpleNamespace(doubt=None), SimpleNamespace(doubt="pace")]
-    run = logs.watched(lambda _: results, notes, most=4, clock=lambda: next(times))
+    run = observer.watched(lambda _: results, notes, most=4, clock=lambda: next(times))
     assert run([SimpleNamespace(seconds=2.0), SimpleNamespace(seconds=3.0)]) == results
     assert notes.notes == [("decoded", 2, 4, 5.0, 2.5), ("retried", "pace")]
 
@@ -139,7 +139,7 @@ def test_a_batch_is_told() -> None:
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        logs.watched(fail, notes, most=4, clock=lambda: next(times))([])
+        observer.watched(fail, notes, most=4, clock=lambda: next(times))([])
     assert len(notes.notes) == 2
 
 
@@ -153,7 +153,9 @@ def test_the_keeper_tells_of_loads_and_of_memory() -> None:
                 raise RuntimeError("CUDA failed with error out of memory")
             return list(chunks)
 
-    model_manager: Any = ModelManager(lambda _: Engine(), Device("cpu", "int8", "test"), clock=lambda: 0.0, observer=notes)  # type: ignore[arg-type,return-value]
+    model_manager: Any = ModelManager(
+        lambda _: Engine(), Device("cpu", "int8", "test"), clock=lambda: 0.0, observer=notes
+    )  # type: ignore[arg-type,return-value]
     assert model_manager.run([1, 2]) == [1, 2]
     model_manager.unload()
     model_manager.run([3])
@@ -238,7 +240,7 @@ async def _nothing(_scope: Any, _receive: Any, _send: Any) -> None:
 
 async def test_what_is_around_is_made_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing where nothing was asked for; else an upstream and a provider, both closed at the end."""
-    plain = _front.Surroundings(Settings(), ())
+    plain = server.Surroundings(Settings(), ())
     assert plain.upstream is None
     assert plain.around(_nothing) is _nothing
     async with plain.open():
@@ -247,7 +249,7 @@ async def test_what_is_around_is_made_and_closed(monkeypatch: pytest.MonkeyPatch
     provider = SimpleNamespace(shutdown=lambda: closed.append("traces"))
     monkeypatch.setattr(tracing, "provider", lambda _: provider)
     monkeypatch.setattr(tracing, "traced", lambda app, given: (app, given))
-    full = _front.Surroundings(Settings(upstream="https://api.example/v1", otlp_endpoint="http://127.0.0.1:9"), ("k",))
+    full = server.Surroundings(Settings(upstream="https://api.example/v1", otlp_endpoint="http://127.0.0.1:9"), ("k",))
     assert full.around(_nothing) == (_nothing, provider)
     async with full.open():
         assert full.upstream is not None
@@ -258,8 +260,8 @@ async def test_what_is_around_is_made_and_closed(monkeypatch: pytest.MonkeyPatch
 def test_missing_packages_are_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the start, not at the first request."""
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
-    with pytest.raises(_front.Misconfigured, match="pip install"):
-        _front.Surroundings(Settings(otlp_endpoint="http://127.0.0.1:9"), ())
+    with pytest.raises(server.Misconfigured, match="pip install"):
+        server.Surroundings(Settings(otlp_endpoint="http://127.0.0.1:9"), ())
 
 
 def test_what_callers_can_repeat_is_logged_seldom() -> None:

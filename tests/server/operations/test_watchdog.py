@@ -16,11 +16,12 @@ import pytest
 import uvicorn
 from uvicorn.lifespan.off import LifespanOff
 
-from localwhisper_server import cli
+from localwhisper_server import cli, server
 from localwhisper_server import server as server_module
 from localwhisper_server.errors import Busy, EngineFailed
 from localwhisper_server.operations import watchdog
-from localwhisper_server.operations.watchdog import FAILURES_IN_A_ROW, Notifier, SelfTest, watchdog_seconds
+from localwhisper_server.operations.watchdog import Notifier, watchdog_seconds
+from localwhisper_server.runtime import FAILURES_IN_A_ROW, SelfTest
 from localwhisper_server.transcription.queue import Limits, Queue
 from localwhisper_server.transcription.scheduler import Scheduler
 from localwhisper_server.whisper import weights
@@ -195,9 +196,9 @@ class _Backend:
         self.given_up.set()
 
 
-def _server(backend: _Backend, left: list[int], drain: float = 30.0) -> watchdog.Server:
+def _server(backend: _Backend, left: list[int], drain: float = 30.0) -> server.Server:
     config = uvicorn.Config(lambda: None, log_config=None)
-    return watchdog.Server(config, backend, Notifier(None), drain=drain, leave=left.append)
+    return server.Server(config, backend, Notifier(None), drain=drain, leave=left.append)
 
 
 @pytest.mark.parametrize(
@@ -207,9 +208,9 @@ def _server(backend: _Backend, left: list[int], drain: float = 30.0) -> watchdog
         ([signal.SIGTERM, signal.SIGTERM], [0]),
         ([signal.SIGINT], [130]),
         ([signal.SIGTERM, signal.SIGINT], [130]),
-        ([watchdog.SIGHUP], []),
-        ([watchdog.SIGHUP, watchdog.SIGHUP], []),
-        ([watchdog.SIGHUP, signal.SIGTERM], [0]),
+        ([server.SIGHUP], []),
+        ([server.SIGHUP, server.SIGHUP], []),
+        ([server.SIGHUP, signal.SIGTERM], [0]),
     ],
 )
 def test_one_sigterm_stops_and_anything_more_leaves(signals: list[signal.Signals], left: list[int]) -> None:
@@ -245,11 +246,11 @@ def test_as_many_open_files_as_the_user_may_have() -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (512, before[1]))
     try:
-        files = watchdog.raise_file_limit()
+        files = server.raise_file_limit()
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    most = watchdog.MOST_FILES
+    most = server.MOST_FILES
     assert files == soft == (most if hard == resource.RLIM_INFINITY else min(hard, most))
 
 

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from localwhisper_server.transcription.queue import PATIENCE, WIDEST, Full, Limits, Queue
+from localwhisper_server.transcription.queue import MAX_SKIPS, WIDEST, FairQueue, Full, Limits
 from tests.server.items import SHORT, Item
 
 LIMITS = Limits(items=3, frames=4800, share=1800)
@@ -24,7 +24,7 @@ class QueueMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.limits = LIMITS
-        self.queue: Queue[Item] = Queue(capacity=CAPACITY, limits=LIMITS)
+        self.queue: FairQueue[Item] = FairQueue(capacity=CAPACITY, limits=LIMITS)
         self.waiting: dict[int, deque[tuple[Item, Future[Any]]]] = {}
         self.bulk: dict[int, bool] = {}
         self.new: list[int] = []  # never served, in the order they came
@@ -126,7 +126,7 @@ class QueueMachine(RuleBasedStateMachine):
         """The one passed over longest, else interactive before bulk, else new before served and in order."""
         first = head.number[0]
         most = max(self.passed_over[request] for request in ready)
-        if most >= PATIENCE:
+        if most >= MAX_SKIPS:
             assert self.passed_over[first] == most
         elif any(not self.bulk[request] for request in ready):
             assert not self.bulk[first]
@@ -135,10 +135,10 @@ class QueueMachine(RuleBasedStateMachine):
         for request in ready:
             self.passed_over[request] = 0 if request in spent else self.passed_over[request] + 1
         self.new = [request for request in self.new if request not in spent]
-        # The bound. Once passed over PATIENCE times, a request can only be preceded by those passed over as often:
+        # The bound. Once passed over MAX_SKIPS times, a request can only be preceded by those passed over as often:
         # nobody joins these (who is served begins at 0, and all that wait count alike), and each batch that passes
         # it over is headed by one of them. There are at most all the others.
-        assert all(count <= PATIENCE + 8 + CAPACITY - 1 for count in self.passed_over.values())
+        assert all(count <= MAX_SKIPS + 8 + CAPACITY - 1 for count in self.passed_over.values())
 
     @invariant()
     def counts(self) -> None:
@@ -163,20 +163,20 @@ TestQueue = QueueMachine.TestCase
 TestQueue.settings = settings(max_examples=100, stateful_step_count=40)
 
 
-def _queue(limits: Limits = LIMITS, **waiting: int) -> Queue[Item]:
-    queue: Queue[Item] = Queue(capacity=64, limits=limits)
+def _queue(limits: Limits = LIMITS, **waiting: int) -> FairQueue[Item]:
+    queue: FairQueue[Item] = FairQueue(capacity=64, limits=limits)
     for request, count in waiting.items():
         _join(queue, request, *[LONG if request.startswith("hour") else SHORT] * count)
     return queue
 
 
-def _join(queue: Queue[Item], request: str, *frames: int, bulk: bool = False) -> None:
+def _join(queue: FairQueue[Item], request: str, *frames: int, bulk: bool = False) -> None:
     queue.admit(request, bulk=bulk)
     for number, count in enumerate(frames):
         queue.put(request, [(Item(f"{request}{number}", count), Future())])
 
 
-def _names(queue: Queue[Item]) -> list[str]:
+def _names(queue: FairQueue[Item]) -> list[str]:
     return [item.number for item, _ in queue.take()]
 
 
@@ -185,7 +185,7 @@ def _names(queue: Queue[Item]) -> list[str]:
 @pytest.mark.parametrize("bulk", [False, True])
 def test_a_short_message_is_in_the_very_next_batch(batches: int, frames: int, bulk: bool) -> None:  # noqa: FBT001
     """However long the file before it is, and however wide either of them."""
-    queue: Queue[Item] = Queue(capacity=64, limits=LIMITS)
+    queue: FairQueue[Item] = FairQueue(capacity=64, limits=LIMITS)
     _join(queue, "hour", *[LONG] * 100, bulk=bulk)
     for _ in range(batches):
         queue.take()
@@ -196,7 +196,7 @@ def test_a_short_message_is_in_the_very_next_batch(batches: int, frames: int, bu
 @pytest.mark.parametrize("bulk", [False, True])
 def test_a_short_message_is_in_the_very_next_batch_of_many_files(bulk: bool) -> None:  # noqa: FBT001
     """It comes first, or beside the one file that was passed over too often; and the files go on."""
-    queue: Queue[Item] = Queue(capacity=64, limits=LIMITS)
+    queue: FairQueue[Item] = FairQueue(capacity=64, limits=LIMITS)
     for file in "abcde":
         _join(queue, file, *[LONG] * 100, bulk=bulk)
     for _ in range(5):
@@ -208,7 +208,7 @@ def test_a_short_message_is_in_the_very_next_batch_of_many_files(bulk: bool) -> 
         assert f"short{number}.0" in names
         served.update(name[0] for name in names)
         queue.leave(f"short{number}.")
-    assert all(served[file] >= 100 // (PATIENCE + 5) for file in "abcde")
+    assert all(served[file] >= 100 // (MAX_SKIPS + 5) for file in "abcde")
 
 
 def test_a_wide_one_is_ruled_out_by_a_narrow_head_for_one_batch_alone() -> None:
@@ -222,15 +222,15 @@ def test_a_wide_one_is_ruled_out_by_a_narrow_head_for_one_batch_alone() -> None:
 
 
 def test_a_wide_one_is_not_starved_by_narrow_ones() -> None:
-    """Those already served go before it only until it has been passed over PATIENCE times."""
-    queue: Queue[Item] = Queue(capacity=64, limits=Limits(items=1, frames=3000, share=1500))
+    """Those already served go before it only until it has been passed over MAX_SKIPS times."""
+    queue: FairQueue[Item] = FairQueue(capacity=64, limits=Limits(items=1, frames=3000, share=1500))
     _join(queue, "wide", *[WHOLE] * 20)
     for batch in range(50):
         _join(queue, f"new{batch}.", SHORT)
         queue.take()
     assert len(queue) <= 50 + 20 - 50
     waiting = [request for request in queue._open.values() if request.waiting]
-    assert max(request.passed for request in waiting) < PATIENCE + len(waiting)
+    assert max(request.passed for request in waiting) < MAX_SKIPS + len(waiting)
 
 
 def test_waiting_is_bounded_by_the_number_of_others() -> None:
@@ -242,14 +242,14 @@ def test_waiting_is_bounded_by_the_number_of_others() -> None:
 
 
 def test_newcomers_do_not_starve_a_long_file() -> None:
-    """One new short message a batch leaves the file at least one batch in PATIENCE + 1, whatever their widths."""
+    """One new short message a batch leaves the file at least one batch in MAX_SKIPS + 1, whatever their widths."""
     queue = _queue(hour=50)
     served = 0
     for number in range(20):
         _join(queue, f"n{number}.", SHORT)
         served += sum(name.startswith("hour") for name in _names(queue))
         queue.leave(f"n{number}.")
-    assert served >= 20 // (PATIENCE + 1)
+    assert served >= 20 // (MAX_SKIPS + 1)
 
 
 def test_new_requests_are_served_in_the_order_they_came() -> None:
@@ -264,7 +264,9 @@ def test_new_requests_are_served_in_the_order_they_came() -> None:
 @pytest.mark.parametrize("items", [1, 2, 4])
 def test_a_flood_of_new_requests_leaves_a_seat_for_the_old(items: int, bulk: bool) -> None:  # noqa: FBT001
     """Batches could be filled with new ones for ever; a long file still comes to its end, bulk or not."""
-    queue: Queue[Item] = Queue(capacity=1000, limits=Limits(items=items, frames=items * SHORT, share=items * SHORT))
+    queue: FairQueue[Item] = FairQueue(
+        capacity=1000, limits=Limits(items=items, frames=items * SHORT, share=items * SHORT)
+    )
     for request in ("hour", "other"):
         _join(queue, request, *[SHORT] * 20, bulk=bulk)
     for _ in range(2):  # both have been served once
@@ -274,14 +276,14 @@ def test_a_flood_of_new_requests_leaves_a_seat_for_the_old(items: int, bulk: boo
         for twin in range(items):
             _join(queue, f"new{number}-{twin}-", SHORT)
         served.update(name[:3] for name in _names(queue))
-    assert served["hou"] + served["oth"] >= 40 // (PATIENCE + 1) - 1
+    assert served["hou"] + served["oth"] >= 40 // (MAX_SKIPS + 1) - 1
     assert abs(served["hou"] - served["oth"]) <= 1
     assert served["new"] >= 40 * items // 2
 
 
 def test_interactive_goes_before_bulk() -> None:
     """Whoever came first; what is left of a batch is for bulk."""
-    queue: Queue[Item] = Queue(capacity=9, limits=Limits(items=2, frames=3000, share=SHORT))
+    queue: FairQueue[Item] = FairQueue(capacity=9, limits=Limits(items=2, frames=3000, share=SHORT))
     _join(queue, "bulk", *[SHORT] * 9, bulk=True)
     _join(queue, "a", SHORT, SHORT)
     _join(queue, "b", SHORT)
@@ -289,13 +291,13 @@ def test_interactive_goes_before_bulk() -> None:
 
 
 def test_bulk_is_not_starved() -> None:
-    """Two busy interactive files leave it one batch in PATIENCE + 1."""
-    queue: Queue[Item] = Queue(capacity=9, limits=Limits(items=1, frames=3000, share=1500))
+    """Two busy interactive files leave it one batch in MAX_SKIPS + 1."""
+    queue: FairQueue[Item] = FairQueue(capacity=9, limits=Limits(items=1, frames=3000, share=1500))
     _join(queue, "bulk", *[SHORT] * 9, bulk=True)
     _join(queue, "a", *[SHORT] * 50)
     _join(queue, "c", *[SHORT] * 50)
     names = [_names(queue)[0] for _ in range(30)]
-    assert sum(name.startswith("bulk") for name in names) == 30 // (PATIENCE + 1)
+    assert sum(name.startswith("bulk") for name in names) == 30 // (MAX_SKIPS + 1)
 
 
 def test_a_lone_request_fills_the_batch_up_to_its_share() -> None:
@@ -326,7 +328,7 @@ def test_what_is_left_of_earlier_chunks_goes_first() -> None:
 
 def test_a_light_batch_leaves_long_work_aside() -> None:
     """Of each request the first chunk within the share is taken; the others keep their places."""
-    queue: Queue[Item] = Queue(capacity=9, limits=Limits(items=9, frames=10**6, share=LONG))
+    queue: FairQueue[Item] = FairQueue(capacity=9, limits=Limits(items=9, frames=10**6, share=LONG))
     _join(queue, "a", WHOLE, SHORT, WHOLE)
     _join(queue, "b", WHOLE)
     assert queue.ready(light=True)
@@ -347,7 +349,7 @@ def test_clearing_gives_everything_back() -> None:
 
 def test_a_message_that_is_heard_again_goes_before_a_long_file() -> None:
     """Its second chunk is in the next batch, although the file was served longer ago."""
-    queue: Queue[Item] = Queue(capacity=8, limits=Limits(items=1, frames=10**6, share=LONG))
+    queue: FairQueue[Item] = FairQueue(capacity=8, limits=Limits(items=1, frames=10**6, share=LONG))
     queue.admit("film")
     queue.put("film", [(Item(("film", number), LONG), Future()) for number in range(20)])
     for _ in range(8):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from localwhisper_server import observer
 from localwhisper_server.errors import Busy, EngineFailed
-from localwhisper_server.operations import logs
 from localwhisper_server.transcription.queue import Limits
 from localwhisper_server.transcription.scheduler import FIRST_SPEED, Scheduler
 from tests.server.items import Item
@@ -372,13 +372,13 @@ def test_a_device_that_refuses_everything_is_not_fast(
     scheduler = start(batch=1)
     ids = []
     monkeypatch.setattr(
-        "localwhisper_server.transcription.scheduler.logger.exception", lambda *_: ids.append(logs.request_id.get())
+        "localwhisper_server.transcription.scheduler.logger.exception", lambda *_: ids.append(observer.request_id.get())
     )
-    token = logs.request_id.set("req_unlucky")
+    token = observer.request_id.set("req_unlucky")
     try:
         future = scheduler.admit().submit([Item(RuntimeError("an illegal memory access"), 800)])[0]
     finally:
-        logs.request_id.reset(token)
+        observer.request_id.reset(token)
     assert isinstance(future.exception(SECONDS), EngineFailed)
     assert scheduler.speed == FIRST_SPEED
     assert ids == ["req_unlucky"]

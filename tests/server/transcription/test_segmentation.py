@@ -11,20 +11,20 @@ from hypothesis import strategies as st
 from localwhisper_server.transcription.segmentation import (
     EDGE_SECONDS,
     LONGEST_SECONDS,
-    SAMPLE_RATE,
     STRETCH_SECONDS,
     Cutter,
     Piece,
-    Span,
     in_speech,
     most_speech,
     plan,
 )
+from localwhisper_server.types import SAMPLE_RATE, Span
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from localwhisper_server.transcription.segmentation import FindSpeech, Samples
+    from localwhisper_server.transcription.segmentation import FindSpeech
+    from localwhisper_server.types import Samples
 
 EPSILON = 1e-6
 SAMPLE = 1 / SAMPLE_RATE

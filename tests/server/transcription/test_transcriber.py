@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 
 from localwhisper_server.errors import Busy, EngineFailed, InvalidRequest, UnreadableAudio
-from localwhisper_server.options import Decoding, Options, Voice
-from localwhisper_server.transcript import Segment, Transcript
 from localwhisper_server.transcription import segmentation as chunks_module
 from localwhisper_server.transcription import transcriber as service_module
 from localwhisper_server.transcription.pipeline import LOOKAHEAD
 from localwhisper_server.transcription.queue import Limits
 from localwhisper_server.transcription.scheduler import Scheduler
-from localwhisper_server.transcription.segmentation import LONGEST_SECONDS, SAMPLE_RATE, Piece, Span
-from localwhisper_server.transcription.transcriber import Service
+from localwhisper_server.transcription.segmentation import LONGEST_SECONDS, Piece
+from localwhisper_server.transcription.transcriber import Transcriber
+from localwhisper_server.types import SAMPLE_RATE, Decoding, Options, Segment, Span, Transcript, Voice
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
 
 if TYPE_CHECKING:
@@ -84,9 +83,9 @@ def scheduler(engine: Engine) -> Iterator[Scheduler[Chunk, ChunkResult]]:
 
 
 @pytest.fixture
-def service(scheduler: Scheduler[Chunk, ChunkResult]) -> Service:
+def service(scheduler: Scheduler[Chunk, ChunkResult]) -> Transcriber:
     """Give a service on that."""
-    return Service(scheduler, prepare, max_seconds=400.0)
+    return Transcriber(scheduler, prepare, max_seconds=400.0)
 
 
 @pytest.fixture
@@ -103,7 +102,7 @@ THIRDS = [Span(2, 12), Span(20, 30), Span(40, 50)]
 NO_PADDING = Voice(prefix_padding_ms=0)
 
 
-async def _all(service: Service, data: bytes, options: Options | None = None) -> tuple[list[Segment], Transcript]:
+async def _all(service: Transcriber, data: bytes, options: Options | None = None) -> tuple[list[Segment], Transcript]:
     source = io.BytesIO(data)
     items = service.transcribe(source, options or Options(voice=NO_PADDING))
     try:
@@ -117,7 +116,7 @@ async def _all(service: Service, data: bytes, options: Options | None = None) ->
 
 
 async def test_segments_in_order_then_the_transcript(
-    service: Service, engine: Engine, speech: list[Span], wav: Callable[..., bytes]
+    service: Transcriber, engine: Engine, speech: list[Span], wav: Callable[..., bytes]
 ) -> None:
     """Of a recording in three chunks: each cut where it was said to be, the whole with all of them."""
     speech += THIRDS
@@ -129,7 +128,7 @@ async def test_segments_in_order_then_the_transcript(
 
 
 async def test_the_first_chunk_decides_the_language(
-    service: Service, engine: Engine, speech: list[Span], wav: Callable[..., bytes]
+    service: Transcriber, engine: Engine, speech: list[Span], wav: Callable[..., bytes]
 ) -> None:
     """It and the second do not wait for that; the others are told, so that one recording has one language."""
     speech += THIRDS
@@ -139,7 +138,7 @@ async def test_the_first_chunk_decides_the_language(
 
 
 async def test_what_was_heard_in_another_language_is_run_again(
-    service: Service, engine: Engine, speech: list[Span], wav: Callable[..., bytes]
+    service: Transcriber, engine: Engine, speech: list[Span], wav: Callable[..., bytes]
 ) -> None:
     """One that the first chunk did not speak: of the second chunk only the second hearing counts."""
     speech += THIRDS
@@ -155,7 +154,7 @@ async def test_what_was_heard_in_another_language_is_run_again(
 
 
 async def test_of_several_hinted_languages_each_chunk_has_its_own(
-    service: Service, engine: Engine, speech: list[Span], wav: Callable[..., bytes]
+    service: Transcriber, engine: Engine, speech: list[Span], wav: Callable[..., bytes]
 ) -> None:
     """No chunk waits for the first to decide, and none is run again for another language."""
     speech += [Span(2, 8), Span(20, 26), Span(40, 46)]
@@ -172,7 +171,7 @@ async def test_of_several_hinted_languages_each_chunk_has_its_own(
 
 
 async def test_a_language_that_is_given_needs_no_waiting(
-    service: Service, engine: Engine, speech: list[Span], wav: Callable[..., bytes]
+    service: Transcriber, engine: Engine, speech: list[Span], wav: Callable[..., bytes]
 ) -> None:
     """All chunks may share batches from the start, with everything that was asked."""
     speech += THIRDS
@@ -187,7 +186,7 @@ async def test_a_language_that_is_given_needs_no_waiting(
 
 
 async def test_what_the_model_left_is_run_before_the_next_chunk(
-    service: Service, engine: Engine, speech: list[Span], wav: Callable[..., bytes]
+    service: Transcriber, engine: Engine, speech: list[Span], wav: Callable[..., bytes]
 ) -> None:
     """A `rest`, and the rest of the rest, in their place, in the language that was found."""
     speech += THIRDS[:2]
@@ -204,7 +203,7 @@ async def test_what_the_model_left_is_run_before_the_next_chunk(
 
 
 async def test_a_long_recording_looks_ahead_and_no_further(
-    service: Service,
+    service: Transcriber,
     engine: Engine,
     scheduler: Scheduler[Chunk, ChunkResult],
     monkeypatch: pytest.MonkeyPatch,
@@ -278,7 +277,7 @@ async def test_the_first_words_come_before_the_last_are_read(
     scheduler: Scheduler[Chunk, ChunkResult], minutes: Minutes
 ) -> None:
     """An hour is decoded as it is transcribed: its first words are there before its second minute."""
-    service = Service(scheduler, prepare, max_seconds=400.0, blocks=minutes)
+    service = Transcriber(scheduler, prepare, max_seconds=400.0, blocks=minutes)
     items = service.transcribe(io.BytesIO(b"an hour"), Options(voice=NO_PADDING))
     first = await anext(items)
     assert isinstance(first, Segment)
@@ -297,7 +296,7 @@ async def test_words_before_a_long_silence_do_not_wait_for_its_end(
     """A single chunk is heard while the decoder is still at the silence behind it."""
     spans = [[Span(1.0, 3.0)]]
     monkeypatch.setattr(service_module, "find_speech", lambda *_, **__: spans.pop() if spans else [])
-    service = Service(scheduler, prepare, max_seconds=400.0, blocks=minutes)
+    service = Transcriber(scheduler, prepare, max_seconds=400.0, blocks=minutes)
     minutes.permits.release()
     items = service.transcribe(io.BytesIO(b"a word, then nothing"), Options(voice=NO_PADDING))
     first = await asyncio.wait_for(anext(items), SECONDS)
@@ -320,7 +319,7 @@ async def test_decoders_that_take_long_hold_up_nobody(
         yield np.ones(SAMPLE_RATE, np.float32)
 
     many = Scheduler(lambda chunks: [ChunkResult("en", ()) for _ in chunks], capacity=20, limits=LIMITS, clock=float)
-    service = Service(many, prepare, max_seconds=400.0, blocks=blocks)
+    service = Transcriber(many, prepare, max_seconds=400.0, blocks=blocks)
     uploads = [asyncio.create_task(_all(service, b"slow", Options(Decoding(prompt=str(at))))) for at in range(10)]
     async with asyncio.timeout(SECONDS):
         while many.requests < 10:  # noqa: ASYNC110 - a poll with a bound
@@ -351,7 +350,7 @@ async def test_a_message_is_prepared_between_the_steps_of_long_recordings(
             yield np.zeros(3 * SAMPLE_RATE, np.float32)
 
     monkeypatch.setattr(service_module, "find_speech", looking)
-    service = Service(scheduler, prepare, max_seconds=4000.0, blocks=blocks)
+    service = Transcriber(scheduler, prepare, max_seconds=4000.0, blocks=blocks)
     hours = [asyncio.create_task(_all(service, b"hour", Options(Decoding(prompt=str(at))))) for at in range(3)]
     async with asyncio.timeout(SECONDS):
         while len(looks) < 12:  # noqa: ASYNC110 - a poll with a bound
@@ -368,7 +367,7 @@ async def test_a_message_is_prepared_between_the_steps_of_long_recordings(
 
 async def test_hanging_up_while_it_is_decoded(scheduler: Scheduler[Chunk, ChunkResult], minutes: Minutes) -> None:
     """The caller is gone at once; the decoder is closed by the thread that is using it, after the block in hand."""
-    service = Service(scheduler, prepare, max_seconds=400.0, blocks=minutes)
+    service = Transcriber(scheduler, prepare, max_seconds=400.0, blocks=minutes)
     options = Options(Decoding(language="en"), NO_PADDING)
     reading = asyncio.create_task(_all(service, b"an hour", options))
     assert await asyncio.to_thread(minutes.waiting.wait, SECONDS)
@@ -384,7 +383,9 @@ async def test_hanging_up_while_it_is_decoded(scheduler: Scheduler[Chunk, ChunkR
     assert minutes.read == 2
 
 
-async def test_silence_never_reaches_the_engine(service: Service, engine: Engine, wav: Callable[..., bytes]) -> None:
+async def test_silence_never_reaches_the_engine(
+    service: Transcriber, engine: Engine, wav: Callable[..., bytes]
+) -> None:
     """The real detector finds nobody in a tone, at any length; the transcript is empty and says how long it was."""
     for seconds in (0.1, 1.0, 130.0):
         segments, transcript = await _all(service, wav(seconds))
@@ -394,14 +395,14 @@ async def test_silence_never_reaches_the_engine(service: Service, engine: Engine
     assert not engine.batches
 
 
-async def test_silence_keeps_the_language_that_was_given(service: Service, wav: Callable[..., bytes]) -> None:
+async def test_silence_keeps_the_language_that_was_given(service: Transcriber, wav: Callable[..., bytes]) -> None:
     """It is the caller's word."""
     _, transcript = await _all(service, wav(1.0), Options(Decoding(language="fr")))
     assert transcript.language == "fr"
 
 
 async def test_the_voice_settings_reach_the_detector(
-    service: Service, monkeypatch: pytest.MonkeyPatch, wav: Callable[..., bytes]
+    service: Transcriber, monkeypatch: pytest.MonkeyPatch, wav: Callable[..., bytes]
 ) -> None:
     """Those of chunking_strategy."""
     seen: list[Voice] = []
@@ -411,7 +412,7 @@ async def test_the_voice_settings_reach_the_detector(
 
 
 async def test_the_full_window_is_for_who_asks(
-    service: Service, engine: Engine, speech: list[Span], wav: Callable[..., bytes]
+    service: Transcriber, engine: Engine, speech: list[Span], wav: Callable[..., bytes]
 ) -> None:
     """With `window=exact`; of every chunk, which are then as long as it."""
     speech += THIRDS
@@ -421,7 +422,7 @@ async def test_the_full_window_is_for_who_asks(
 
 
 async def test_closing_midway_takes_the_chunks_along(
-    service: Service, engine: Engine, scheduler: Scheduler[Chunk, ChunkResult], speech: list[Span], wav: Any
+    service: Transcriber, engine: Engine, scheduler: Scheduler[Chunk, ChunkResult], speech: list[Span], wav: Any
 ) -> None:
     """A caller who hangs up after the first words leaves nothing in the queue."""
     speech += THIRDS
@@ -436,7 +437,7 @@ async def test_closing_midway_takes_the_chunks_along(
 
 
 async def test_cancelling_while_the_engine_works_takes_the_chunks_along(
-    service: Service, engine: Engine, scheduler: Scheduler[Chunk, ChunkResult], speech: list[Span], wav: Any
+    service: Transcriber, engine: Engine, scheduler: Scheduler[Chunk, ChunkResult], speech: list[Span], wav: Any
 ) -> None:
     """Those that wait are never decoded."""
     speech += THIRDS
@@ -457,7 +458,7 @@ async def test_cancelling_while_the_engine_works_takes_the_chunks_along(
     ("data", "failure"), [(b"no sound", UnreadableAudio), (None, InvalidRequest)], ids=["unreadable", "too short"]
 )
 async def test_bad_audio_leaves_the_queue(
-    service: Service,
+    service: Transcriber,
     scheduler: Scheduler[Chunk, ChunkResult],
     data: bytes | None,
     failure: type[Exception],
@@ -469,14 +470,14 @@ async def test_bad_audio_leaves_the_queue(
     assert scheduler.requests == 0
 
 
-async def test_too_long_is_refused(service: Service, wav: Callable[..., bytes]) -> None:
+async def test_too_long_is_refused(service: Transcriber, wav: Callable[..., bytes]) -> None:
     """By the limit that the service was given."""
     with pytest.raises(InvalidRequest, match="longer than 400 seconds"):
         await _all(service, wav(400.5, 8000))
 
 
 async def test_a_full_queue_refuses_before_decoding(
-    service: Service, engine: Engine, scheduler: Scheduler[Chunk, ChunkResult], wav: Callable[..., bytes]
+    service: Transcriber, engine: Engine, scheduler: Scheduler[Chunk, ChunkResult], wav: Callable[..., bytes]
 ) -> None:
     """Busy comes at once: no work is done for who cannot be served."""
     tickets = [scheduler.admit() for _ in range(4)]
@@ -488,7 +489,7 @@ async def test_a_full_queue_refuses_before_decoding(
 
 
 async def test_a_failing_engine_fails_that_request_alone(
-    service: Service, engine: Engine, scheduler: Scheduler[Chunk, ChunkResult], speech: list[Span], wav: Any
+    service: Transcriber, engine: Engine, scheduler: Scheduler[Chunk, ChunkResult], speech: list[Span], wav: Any
 ) -> None:
     """The one after it is served."""
     speech += THIRDS
@@ -503,7 +504,7 @@ async def test_a_failing_engine_fails_that_request_alone(
 
 
 async def test_failures_that_nobody_waits_for_are_not_reported_as_lost(
-    service: Service,
+    service: Transcriber,
     engine: Engine,
     scheduler: Scheduler[Chunk, ChunkResult],
     speech: list[Span],
@@ -532,7 +533,7 @@ async def test_failures_that_nobody_waits_for_are_not_reported_as_lost(
 
 
 async def test_many_at_once_each_get_their_own(
-    service: Service, engine: Engine, speech: list[Span], wav: Callable[..., bytes]
+    service: Transcriber, engine: Engine, speech: list[Span], wav: Callable[..., bytes]
 ) -> None:
     """Four requests of one queue share batches and nothing else."""
     speech.append(Span(0.0, 1.0))
@@ -545,7 +546,7 @@ async def test_many_at_once_each_get_their_own(
 
 
 async def test_the_same_bytes_in_flight_are_computed_once(
-    service: Service, engine: Engine, scheduler: Scheduler[Chunk, ChunkResult], speech: list[Span], wav: Any
+    service: Transcriber, engine: Engine, scheduler: Scheduler[Chunk, ChunkResult], speech: list[Span], wav: Any
 ) -> None:
     """Whoever asks for the same gets the same, from its first segment; other options are another question."""
     speech += THIRDS
@@ -565,7 +566,7 @@ async def test_the_same_bytes_in_flight_are_computed_once(
 
 
 async def test_one_of_two_may_hang_up(
-    service: Service, engine: Engine, scheduler: Scheduler[Chunk, ChunkResult], speech: list[Span], wav: Any
+    service: Transcriber, engine: Engine, scheduler: Scheduler[Chunk, ChunkResult], speech: list[Span], wav: Any
 ) -> None:
     """The other is served to the end, from the upload of the one who left."""
     speech += THIRDS
@@ -588,8 +589,8 @@ async def test_finished_transcripts_are_kept_for_who_asks_again(
 ) -> None:
     """As many as were asked for, the least used forgotten; none by default."""
     speech.append(Span(0, 1))
-    keeping = Service(scheduler, prepare, max_seconds=400.0, kept=1)
-    forgetting = Service(scheduler, prepare, max_seconds=400.0)
+    keeping = Transcriber(scheduler, prepare, max_seconds=400.0, kept=1)
+    forgetting = Transcriber(scheduler, prepare, max_seconds=400.0)
     for service, lengths, runs in ((keeping, (1, 1, 2, 2, 1), 3), (forgetting, (1, 1), 2)):
         engine.batches.clear()
         for seconds in lengths:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from localwhisper_server.options import Decoding
+from localwhisper_server.types import Decoding
 from localwhisper_server.whisper import calibration
 from localwhisper_server.whisper.calibration import BATCH_SECONDS, SHARE_SECONDS, SIZES_ON_CPU, SIZES_ON_GPU
 from localwhisper_server.whisper.chunks import Chunk

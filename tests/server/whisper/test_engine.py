@@ -13,11 +13,11 @@ import pytest
 
 from localwhisper_client.shared.languages import NAMES
 from localwhisper_server.audio import pool
-from localwhisper_server.options import Decoding, Options, Voice
 from localwhisper_server.transcription.queue import Limits
 from localwhisper_server.transcription.scheduler import Scheduler
-from localwhisper_server.transcription.segmentation import SAMPLE_RATE, Piece, Span
+from localwhisper_server.transcription.segmentation import Piece
 from localwhisper_server.transcription.transcriber import Service
+from localwhisper_server.types import SAMPLE_RATE, Decoding, Options, Span, Voice
 from localwhisper_server.whisper import chunks as batch
 from localwhisper_server.whisper import engine, window
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult, Preparer
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from localwhisper_server.transcript import Segment
-    from localwhisper_server.transcription.segmentation import Samples
+    from localwhisper_server.types import Samples, Segment
 
 BEGIN, EOT = 1000, 900  # of the tokenizer double
 

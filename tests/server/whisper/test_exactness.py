@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from localwhisper_server.audio import pool
-from localwhisper_server.options import Decoding, Voice
-from localwhisper_server.transcription.segmentation import SAMPLE_RATE, Piece, Span
+from localwhisper_server.transcription.segmentation import Piece
+from localwhisper_server.types import SAMPLE_RATE, Decoding, Span, Voice
 from localwhisper_server.whisper import weights
 from localwhisper_server.whisper.devices import Device, Workers
 from localwhisper_server.whisper.engine import Engine, find_speech
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from localwhisper_server.transcript import Segment
-    from localwhisper_server.transcription.segmentation import Samples
+    from localwhisper_server.types import Samples, Segment
     from localwhisper_server.whisper.chunks import Chunk, ChunkResult
 
 pytestmark = pytest.mark.model

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from localwhisper_server.errors import Busy
-from localwhisper_server.options import Decoding
+from localwhisper_server.types import Decoding
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
 from localwhisper_server.whisper.devices import SMALLEST, Device
 from localwhisper_server.whisper.model_manager import IDLE_SECONDS, RECOVER_SECONDS, ModelManager, is_out_of_memory
