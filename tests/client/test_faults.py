@@ -119,7 +119,7 @@ class Fault:
                 yield server.url.replace("http:", "https:") if self.name == "no TLS" else server.url
 
 
-OUTAGE, FAILURE, BUSY, MISCONFIGURED, BAD_REQUEST = "outage", "failure", "busy", "misconfigured", "caller"
+OUTAGE, FAILURE, BUSY, MISCONFIGURED, BAD_REQUEST = "outage", "failure", "busy", "misconfigured", "bad_request"
 
 FAULTS = [
     Fault("refused", OUTAGE),
