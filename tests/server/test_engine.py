@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import re
 from dataclasses import replace
 from itertools import pairwise
@@ -20,6 +21,7 @@ from localwhisper_server.options import Decoding, Voice
 from localwhisper_server.scheduler import Scheduler
 from localwhisper_server.service import Service
 from localwhisper_server.turns import Limits
+from tests.server import media
 from tests.server.sound import tone
 
 if TYPE_CHECKING:
@@ -692,6 +694,31 @@ async def test_a_minute_is_heard_to_its_end(service: Service, voices: dict[str, 
     assert len({segment.seek for segment in segments}) > 1  # type: ignore[union-attr]
     assert all(before.end <= after.start + 0.02 for before, after in pairwise(segments))  # type: ignore[union-attr]
     assert len(_check_words(segments, 60.7)) > 100  # type: ignore[arg-type]
+
+
+@pytest.mark.model
+@pytest.mark.anyio
+@pytest.mark.parametrize(("container", "codec", "start"), [("matroska", "libopus", 5.0), ("mp4", "aac", 20.0)])
+async def test_a_film_is_heard_where_it_speaks(
+    service: Service, voices: dict[str, Path], container: str, codec: str, start: float
+) -> None:
+    """Its sound begins later than its pictures: so do the first cue and the first word, and none lasts through silence.
+
+    Short enough to be one chunk, and too long for one.
+    """
+    from localwhisper_server.options import Options
+
+    speech = _voice(voices["demo"])
+    data = media.recording(speech, container, codec, rate=48_000, start=start, film=True)
+    *segments, transcript = [
+        item async for item in service.transcribe(io.BytesIO(data), Options(Decoding(words=True, language="en")))
+    ]
+    assert _words(transcript.text) == WORDS  # type: ignore[union-attr]
+    _check_words(segments, start + 5.2)  # type: ignore[arg-type]
+    words = [word for segment in segments for word in segment.words]  # type: ignore[union-attr]
+    assert segments[0].start == pytest.approx(start, abs=0.3)  # type: ignore[union-attr]
+    assert words[0].start == pytest.approx(start, abs=0.3)
+    assert max(word.end - word.start for word in words) < 1.0
 
 
 def test_a_folder_that_is_no_model_raises_what_the_command_line_catches(tmp_path: Path) -> None:
