@@ -488,7 +488,7 @@ def test_a_decoder_that_takes_long_gives_way() -> None:
             for _ in blocks:
                 if max(priorities(pool)) > own:
                     break
-            assert max(priorities(pool)) == own + decoder_worker.NICENESS
+            assert max(priorities(pool)) == min(19, own + decoder_worker.NICENESS)
         assert priorities(pool) == {own}
         _decode(pool, encode(tone(1.0)))
 
