@@ -24,6 +24,7 @@ from localwhisper_server.whisper.chunks import Chunk, ChunkResult, Preparer
 from localwhisper_server.whisper.devices import Device, Workers, choose_device, cores, workers
 from localwhisper_server.whisper.engine import Engine, find_speech
 from localwhisper_server.whisper.hypothesis import TEMPERATURES, Hypothesis
+from tests.server import media
 from tests.server.sound import encode, tone
 
 if TYPE_CHECKING:
@@ -758,6 +759,29 @@ def test_a_model_lists_the_languages_it_has_tokens_for(base: Engine, tiny_en: En
     """Cantonese came with large-v3: a request for it would end in a fault of the engine."""
     assert base.languages == frozenset(NAMES) - {"yue"}
     assert tiny_en.languages == {"en"}
+
+
+@pytest.mark.model
+@pytest.mark.anyio
+@pytest.mark.parametrize(("container", "codec", "start"), [("matroska", "libopus", 5.0), ("mp4", "aac", 20.0)])
+async def test_a_film_is_heard_where_it_speaks(
+    service: Service, voices: dict[str, Path], container: str, codec: str, start: float
+) -> None:
+    """Its sound begins later than its pictures: so do the first cue and the first word, and none lasts through silence.
+
+    Short enough to be one chunk, and too long for one.
+    """
+    speech = _voice(voices["demo"])
+    data = media.recording(speech, container, codec, rate=48_000, start=start, film=True)
+    *segments, transcript = [
+        item async for item in service.transcribe(io.BytesIO(data), Options(Decoding(words=True, language="en")))
+    ]
+    assert _words(transcript.text) == WORDS  # type: ignore[union-attr]
+    _check_words(segments, start + 5.2)  # type: ignore[arg-type]
+    words = [word for segment in segments for word in segment.words]  # type: ignore[union-attr]
+    assert segments[0].start == pytest.approx(start, abs=0.3)  # type: ignore[union-attr]
+    assert words[0].start == pytest.approx(start, abs=0.3)
+    assert max(word.end - word.start for word in words) < 1.0
 
 
 def test_a_folder_that_is_no_model_raises_what_the_command_line_catches(tmp_path: Path) -> None:
