@@ -86,7 +86,7 @@ class _Sounding(Protocol):
 
 class _Doubted(Protocol):
     @property
-    def doubt(self) -> str | None: ...
+    def rejected(self) -> str | None: ...
 
 
 Item = TypeVar("Item", bound=_Sounding)
@@ -107,8 +107,8 @@ def watched(
         results = run(items)
         observer.decoded(len(items), most, sum(item.seconds for item in items), clock() - started)
         for result in results:
-            if result.doubt is not None:
-                observer.retried(result.doubt)
+            if result.rejected is not None:
+                observer.retried(result.rejected)
         return results
 
     return running

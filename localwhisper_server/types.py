@@ -24,6 +24,23 @@ class Span:
         return self.end - self.start
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """A part of a recording: samples of shape (n,) that begin `offset` seconds into it.
+
+    `speech` is where somebody speaks, in seconds from the first sample.
+    """
+
+    samples: Samples
+    offset: float
+    speech: tuple[Span, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Its length."""
+        return self.samples.size / SAMPLE_RATE
+
+
 Task = Literal["transcribe", "translate"]
 
 

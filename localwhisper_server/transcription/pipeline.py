@@ -80,7 +80,10 @@ class ChunkPipeline:
             return
         leads = self._several or (not self._pending and not self._decided.done())
         ready = [
-            replace(_in_language(chunk, self._language), follows=not leads or (bool(number) and not self._several))
+            replace(
+                _in_language(chunk, self._language),
+                language_provisional=not leads or (bool(number) and not self._several),
+            )
             for number, chunk in enumerate(self._prepared)
         ]
         self._prepared.clear()
@@ -91,14 +94,14 @@ class ChunkPipeline:
         """Return the result of a chunk that was handed in and of what it left, in the recording's language."""
         result = await future
         language = chunk.decoding.language
-        if not language and chunk.follows:
+        if not language and chunk.language_provisional:
             language = await asyncio.shield(self._decided)
-            if language and not result.doubt and result.language != language:
+            if language and not result.rejected and result.language != language:
                 result = await self._again(_in_language(chunk, language))
         results = [result]
-        while result.rest is not None:
+        while result.remainder is not None:
             language = language or result.language
-            result = await self._again(_in_language(result.rest, language))
+            result = await self._again(_in_language(result.remainder, language))
             results.append(result)
         return results
 

@@ -28,7 +28,7 @@ FIRST_STEP_SECONDS = 0.05  # before any was measured
 class Prepare(Protocol):
     """Turns sound into a chunk for the model; see `Engine.prepare`."""
 
-    def __call__(self, piece: segmentation.Piece, decoding: Decoding, *, full: bool = False) -> Chunk:
+    def __call__(self, piece: types.Piece, decoding: Decoding, *, full_window: bool = False) -> Chunk:
         """Return the chunk."""
 
 
@@ -150,7 +150,7 @@ class Recording:
     def _cut(self) -> list[Chunk]:
         found = self._cutter.cut(end=self._decoded)
         self.seconds, self.ended = self._samples / types.SAMPLE_RATE, self._decoded
-        return [self._prepare(piece, self._options.decoding, full=self._options.full_window) for piece in found]
+        return [self._prepare(piece, self._options.decoding, full_window=self._options.full_window) for piece in found]
 
     def _release(self) -> None:
         """Let go of the decoder, unless a thread is using it: that one will."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from localwhisper_server.types import SAMPLE_RATE, Samples, Span
+from localwhisper_server.types import SAMPLE_RATE, Piece, Samples, Span
 
 LONGEST_SECONDS = 12.0
 # Where several languages are to be expected, each chunk is written down in one: shorter ones seldom hold two.
@@ -23,20 +23,6 @@ EDGE_SECONDS = 1.0
 LEAD_SECONDS = 0.2
 
 FindSpeech = Callable[[Samples], Sequence[Span]]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Piece:
-    """A chunk of sound: samples of shape (n,), beginning `offset` seconds in; `speech` is in seconds from there."""
-
-    samples: Samples
-    offset: float
-    speech: tuple[Span, ...]
-
-    @property
-    def seconds(self) -> float:
-        """Its length."""
-        return self.samples.size / SAMPLE_RATE
 
 
 class Cutter:

@@ -5,8 +5,8 @@ from importlib.resources import files
 
 from localwhisper_server.audio import pool
 from localwhisper_server.transcription.queue import Limits
-from localwhisper_server.transcription.segmentation import LONGEST_SECONDS, Piece
-from localwhisper_server.types import Voice
+from localwhisper_server.transcription.segmentation import LONGEST_SECONDS
+from localwhisper_server.types import Piece, Voice
 from localwhisper_server.whisper.chunks import Chunk
 from localwhisper_server.whisper.engine import Engine, find_speech
 from localwhisper_server.whisper.model_manager import is_out_of_memory

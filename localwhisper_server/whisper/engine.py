@@ -18,11 +18,19 @@ import numpy.typing as npt
 from faster_whisper.tokenizer import Tokenizer
 from faster_whisper.vad import VadOptions, get_speech_timestamps
 
-from localwhisper_server.transcription.segmentation import LONGEST_SECONDS, Piece, in_speech, most_speech
-from localwhisper_server.types import SAMPLE_RATE, Decoding, Samples, Segment, Span, Task, Voice
+from localwhisper_server.transcription.segmentation import LONGEST_SECONDS, in_speech, most_speech
+from localwhisper_server.types import SAMPLE_RATE, Decoding, Piece, Samples, Segment, Span, Task, Voice
 from localwhisper_server.whisper import acceptance, cuda_libraries, window
 from localwhisper_server.whisper import tokens as reading
-from localwhisper_server.whisper.chunks import MIN_REST_SECONDS, Chunk, ChunkResult, Features, Preparer, padded, rest_of
+from localwhisper_server.whisper.chunks import (
+    MIN_REMAINDER_SECONDS,
+    Chunk,
+    ChunkResult,
+    Features,
+    Preparer,
+    padded,
+    remainder_of,
+)
 from localwhisper_server.whisper.devices import ONE_WORKER, Device, Workers
 from localwhisper_server.whisper.hypothesis import TEMPERATURES, Hypothesis, best, ladder
 
@@ -178,13 +186,15 @@ class Engine:
                 continue
             doubt = None if full else _doubt(row, hypothesis, read)
             if doubt:
-                results.append(ChunkResult(None, (), replace(row.chunk, retried=True), doubt))
+                results.append(ChunkResult(None, (), replace(row.chunk, is_retry=True), doubt))
                 continue
             segments = () if hypothesis.silent else tuple(_segment(piece, hypothesis, row) for piece in read.pieces)
             if segments and (row.chunk.decoding.words or row.chunk.decoding.logprobs):
                 unaligned[number] = read
-            rest = None if hypothesis.silent else rest_of(row.chunk, read.stops_at, _written(row.chunk, hypothesis))
-            results.append(ChunkResult(row.language, segments, rest))
+            remainder = (
+                None if hypothesis.silent else remainder_of(row.chunk, read.stops_at, _written(row.chunk, hypothesis))
+            )
+            results.append(ChunkResult(row.language, segments, remainder))
         for number, alignment in self._align(encoded, rows, unaligned).items():
             segments = _aligned(rows[number], unaligned[number].pieces, results[number].segments, alignment)
             results[number] = replace(results[number], segments=segments)
@@ -218,7 +228,9 @@ class Engine:
             language = given or likeliest
             tokenizer = self._tokenizer(language, chunk.decoding.task)
             prompt = self._prompt(tokenizer, chunk)
-            rows.append(_Row(chunk, language, None if given or chunk.follows else probability, tokenizer, prompt))
+            rows.append(
+                _Row(chunk, language, None if given or chunk.language_provisional else probability, tokenizer, prompt)
+            )
         return rows
 
     def _prompt(self, tokenizer: Tokenizer, chunk: Chunk) -> list[int]:
@@ -227,7 +239,7 @@ class Engine:
         Together they get what Whisper gives a prompt; the prompt's beginning is dropped first.
         """
         room = self._whisper.max_length // 2 - 1
-        hotwords, said = chunk.hotwords[:room], chunk.prompt + chunk.before
+        hotwords, said = chunk.hotwords[:room], chunk.prompt + chunk.prefix_tokens
         before = [*hotwords, *said[max(0, len(said) + len(hotwords) - room) :]]
         return [*([tokenizer.sot_prev, *before] if before else ()), *tokenizer.sot_sequence]
 
@@ -383,14 +395,14 @@ def _written(chunk: Chunk, hypothesis: Hypothesis) -> tuple[int, ...]:
 
     After a hot sample there are none, as in Whisper's reference code: what was made up once would be made up again.
     """
-    return chunk.before + hypothesis.tokens[:-1] if hypothesis.temperature <= HOTTEST_TO_GO_ON_FROM else ()
+    return chunk.prefix_tokens + hypothesis.tokens[:-1] if hypothesis.temperature <= HOTTEST_TO_GO_ON_FROM else ()
 
 
 def _doubt(row: _Row, hypothesis: Hypothesis, read: reading.Reading) -> str | None:
     chunk = row.chunk
     allowed = window.most_tokens(chunk.seconds, full=False)
     stops_at = read.stops_at or 0.0
-    continues = MIN_REST_SECONDS <= stops_at <= chunk.seconds - MIN_REST_SECONDS
+    continues = MIN_REMAINDER_SECONDS <= stops_at <= chunk.seconds - MIN_REMAINDER_SECONDS
     return acceptance.doubt(
         acceptance.Answer(
             text=hypothesis.text,

@@ -21,7 +21,7 @@ from localwhisper_server.audio import pool as decoder
 from localwhisper_server.errors import ServerError
 from localwhisper_server.transcription.queue import Limits
 from localwhisper_server.transcription.scheduler import Scheduler
-from localwhisper_server.transcription.transcriber import Service
+from localwhisper_server.transcription.transcriber import Transcriber
 from localwhisper_server.types import Decoding, Options, Transcript
 from localwhisper_server.whisper import weights
 from localwhisper_server.whisper.devices import Device, Workers
@@ -58,17 +58,17 @@ def speech(voices: dict[str, Path]) -> Samples:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Transcriber]:
     """Give the whole way of a request behind the routes, the jailed decoder and the base model included."""
     folder = weights.find("base", cache_dir=tmp_path_factory.mktemp("models"))
     engine = Engine(folder, Device("cpu", "int8", "test"), Workers(1, 2))
     scheduler = Scheduler(engine.run, capacity=4, limits=Limits(items=4, frames=6000, share=6000), clock=lambda: 0.0)
     with closing(decoder.Pool(environ=os.environ)) as pool:
-        yield Service(scheduler, engine.prepare, max_seconds=600, blocks=pool.blocks)
+        yield Transcriber(scheduler, engine.prepare, max_seconds=600, blocks=pool.blocks)
     assert scheduler.close(60)
 
 
-async def _fault(service: Service, data: bytes, *, at: float = 0.0, language: str | None = "en") -> str | None:
+async def _fault(service: Transcriber, data: bytes, *, at: float = 0.0, language: str | None = "en") -> str | None:
     """Return what is wrong with what was heard, None where nothing is; the speech begins `at` seconds in."""
     options = Options(Decoding(words=True, language=language))
     try:
@@ -86,7 +86,7 @@ async def _fault(service: Service, data: bytes, *, at: float = 0.0, language: st
 
 
 @pytest.mark.parametrize("container", media.muxers())
-async def test_every_codec(service: Service, speech: Samples, container: str) -> None:
+async def test_every_codec(service: Transcriber, speech: Samples, container: str) -> None:
     """What FFmpeg writes and reads back is understood, and its first word is where it is."""
     faults, right = {}, []
     for codec in media.encoders():
@@ -176,21 +176,21 @@ def _film(folder: Path, name: str, inputs: str, options: str) -> bytes:
 
 
 @pytest.mark.parametrize("extension", FILMS)
-async def test_a_film(service: Service, folder: Path, extension: str) -> None:
+async def test_a_film(service: Transcriber, folder: Path, extension: str) -> None:
     """With its pictures."""
     data = _film(folder, f"film.{extension}", f"{PICTURES} -i speech.wav", FILMS[extension])
     assert await _fault(service, data) is None
 
 
 @pytest.mark.parametrize("extension", [extension for extension in FILMS if extension not in NO_OFFSET])
-async def test_sound_that_begins_later(service: Service, folder: Path, extension: str) -> None:
+async def test_sound_that_begins_later(service: Transcriber, folder: Path, extension: str) -> None:
     """Five seconds into the pictures."""
     inputs = f"{PICTURES} -itsoffset 5 -i speech.wav"
     assert await _fault(service, _film(folder, f"later.{extension}", inputs, FILMS[extension]), at=5.0) is None
 
 
 @pytest.mark.parametrize(("extension", "kind"), [(name, kind) for name, kinds in TEXTS.items() for kind in kinds])
-async def test_subtitles(service: Service, folder: Path, extension: str, kind: str) -> None:
+async def test_subtitles(service: Transcriber, folder: Path, extension: str, kind: str) -> None:
     """Of every kind that the container takes."""
     inputs = f"{PICTURES} -i speech.wav -i text.srt"
     data = _film(folder, f"text-{kind}.{extension}", inputs, f"{FILMS[extension]} -c:s {kind} -map 0 -map 1 -map 2")
@@ -198,14 +198,14 @@ async def test_subtitles(service: Service, folder: Path, extension: str, kind: s
 
 
 @pytest.mark.parametrize("extension", COVERS)
-async def test_a_cover(service: Service, folder: Path, extension: str) -> None:
+async def test_a_cover(service: Transcriber, folder: Path, extension: str) -> None:
     """A picture beside the sound."""
     options = f"{COVERS[extension]} -map 0 -map 1 -c:v png -disposition:v attached_pic"
     assert await _fault(service, _film(folder, f"cover.{extension}", "-i speech.wav -i cover.png", options)) is None
 
 
 @pytest.mark.parametrize("extension", CHAPTERS)
-async def test_chapters(service: Service, folder: Path, extension: str) -> None:
+async def test_chapters(service: Transcriber, folder: Path, extension: str) -> None:
     """Two of them."""
     options = f"-map 0 -map_metadata 1 -map_chapters 1 {CHAPTERS[extension]}"
     data = _film(folder, f"chapters.{extension}", "-i speech.wav -i chapters.txt", options)
@@ -214,7 +214,7 @@ async def test_chapters(service: Service, folder: Path, extension: str) -> None:
 
 @pytest.mark.parametrize("extension", ["mkv", "mp4", "mov", "ts", "mpg", "wmv", "avi", "nut", "ogv", "mxf", "webm"])
 @pytest.mark.parametrize("spoken", [0, 1], ids=["the first", "the second"])
-async def test_a_second_track(service: Service, folder: Path, extension: str, spoken: int) -> None:
+async def test_a_second_track(service: Transcriber, folder: Path, extension: str, spoken: int) -> None:
     """The first is taken; the second where it is in the asked language, as far as the container says so."""
     tracks = ("-i speech.wav -i tone.wav", "-i tone.wav -i speech.wav")[spoken]
     options = f"{FILMS[extension]} -map 0 -map 1 -map 2 -metadata:s:a:{spoken} language=eng"

@@ -130,7 +130,7 @@ class Notes(observer.NullObserver):
 def test_a_batch_is_told() -> None:
     """How full, how much sound, how long, and which answers were in doubt; one that fails is not."""
     notes, times = Notes(), iter([1.0, 3.5, 5.0])
-    results = [SimpleNamespace(doubt=None), SimpleNamespace(doubt="pace")]
+    results = [SimpleNamespace(rejected=None), SimpleNamespace(rejected="pace")]
     run = observer.watched(lambda _: results, notes, most=4, clock=lambda: next(times))
     assert run([SimpleNamespace(seconds=2.0), SimpleNamespace(seconds=3.0)]) == results
     assert notes.notes == [("decoded", 2, 4, 5.0, 2.5), ("retried", "pace")]

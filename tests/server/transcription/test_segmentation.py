@@ -13,12 +13,11 @@ from localwhisper_server.transcription.segmentation import (
     LONGEST_SECONDS,
     STRETCH_SECONDS,
     Cutter,
-    Piece,
     in_speech,
     most_speech,
     plan,
 )
-from localwhisper_server.types import SAMPLE_RATE, Span
+from localwhisper_server.types import SAMPLE_RATE, Piece, Span
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

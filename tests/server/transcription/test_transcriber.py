@@ -15,9 +15,9 @@ from localwhisper_server.transcription import transcriber as service_module
 from localwhisper_server.transcription.pipeline import LOOKAHEAD
 from localwhisper_server.transcription.queue import Limits
 from localwhisper_server.transcription.scheduler import Scheduler
-from localwhisper_server.transcription.segmentation import LONGEST_SECONDS, Piece
+from localwhisper_server.transcription.segmentation import LONGEST_SECONDS
 from localwhisper_server.transcription.transcriber import Transcriber
-from localwhisper_server.types import SAMPLE_RATE, Decoding, Options, Segment, Span, Transcript, Voice
+from localwhisper_server.types import SAMPLE_RATE, Decoding, Options, Piece, Segment, Span, Transcript, Voice
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
 
 if TYPE_CHECKING:
@@ -68,9 +68,9 @@ def engine() -> Engine:
     return Engine()
 
 
-def prepare(piece: Piece, decoding: Decoding, *, full: bool = False) -> Chunk:
+def prepare(piece: Piece, decoding: Decoding, *, full_window: bool = False) -> Chunk:
     """Stand in for the model's features: the samples themselves."""
-    return Chunk(piece.samples[None], piece.seconds, piece.offset, decoding, full=full)
+    return Chunk(piece.samples[None], piece.seconds, piece.offset, decoding, full_window=full_window)
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ async def test_of_several_hinted_languages_each_chunk_has_its_own(
     segments, transcript = await _all(service, wav(55.0), options)
     assert [segment.text for segment in segments] == [" 2", " 20", " 40"]
     assert transcript.language == "de"
-    assert [(chunk.offset, chunk.decoding.language, chunk.follows) for chunk in engine.chunks] == [
+    assert [(chunk.offset, chunk.decoding.language, chunk.language_provisional) for chunk in engine.chunks] == [
         (2.0, None, False),
         (20.0, None, False),
         (40.0, None, False),
@@ -418,7 +418,11 @@ async def test_the_full_window_is_for_who_asks(
     speech += THIRDS
     await _all(service, wav(55.0), Options(voice=NO_PADDING, full_window=True))
     await _all(service, wav(54.0))
-    assert [(chunk.full, chunk.seconds) for chunk in engine.chunks] == [(True, 28), (True, 10), *[(False, 10)] * 3]
+    assert [(chunk.full_window, chunk.seconds) for chunk in engine.chunks] == [
+        (True, 28),
+        (True, 10),
+        *[(False, 10)] * 3,
+    ]
 
 
 async def test_closing_midway_takes_the_chunks_along(
