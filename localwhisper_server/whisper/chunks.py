@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from localwhisper_server.types import Decoding, Piece, Segment, Span
+from localwhisper_server.types import AudioChunk, Decoding, Segment, Span
 from localwhisper_server.whisper import window
 
 # A window whose text ends well before the sound does is decoded again from there.
@@ -81,7 +81,7 @@ class Preparer:
         self._encode = encode
         self._tokens = lru_cache(maxsize=TEXTS)(self._encoded)
 
-    def __call__(self, piece: Piece, decoding: Decoding, *, full_window: bool = False) -> Chunk:
+    def __call__(self, piece: AudioChunk, decoding: Decoding, *, full_window: bool = False) -> Chunk:
         """Return the piece's log-mel features and what is known of its speech."""
         features = self._extractor(piece.samples)[:, :-1]
         return Chunk(

@@ -18,8 +18,7 @@ import numpy.typing as npt
 from faster_whisper.tokenizer import Tokenizer
 from faster_whisper.vad import VadOptions, get_speech_timestamps
 
-from localwhisper_server.transcription.segmentation import LONGEST_SECONDS, in_speech, most_speech
-from localwhisper_server.types import SAMPLE_RATE, Decoding, Piece, Samples, Segment, Span, Task, Voice
+from localwhisper_server.types import SAMPLE_RATE, AudioChunk, Decoding, Samples, Segment, Span, Task, Voice
 from localwhisper_server.whisper import acceptance, cuda_libraries, window
 from localwhisper_server.whisper import tokens as reading
 from localwhisper_server.whisper.chunks import (
@@ -62,7 +61,7 @@ class _Row:
     prompt: list[int]
 
 
-def find_speech(samples: Samples, voice: Voice, *, longest: float = LONGEST_SECONDS) -> list[Span]:
+def find_speech(samples: Samples, voice: Voice, *, longest: float = window.LONGEST_SECONDS) -> list[Span]:
     """Return the stretches of `samples` (shape (n,), 16 kHz) in which somebody speaks, without padding.
 
     What is longer than fits in a chunk of `longest` seconds is cut in its least pauses. Faint sound is raised first,
@@ -88,7 +87,7 @@ def _speech(samples: Samples, voice: Voice, threshold: float, longest: float) ->
         min_speech_duration_ms=voice.min_speech_ms,
         min_silence_duration_ms=voice.silence_duration_ms,
         # It cuts at the pauses there are, the plan without looking; so it is told what the plan will ask for.
-        max_speech_duration_s=most_speech(voice.prefix_padding_ms / 1000, longest),
+        max_speech_duration_s=window.most_speech(voice.prefix_padding_ms / 1000, longest),
         speech_pad_ms=0,
     )
     found = get_speech_timestamps(samples, options)
@@ -161,7 +160,7 @@ class Engine:
     def warm_up(self) -> None:
         """Run a second of faint noise, so that the first request does not pay for allocations."""
         noise = np.random.default_rng(0).normal(0, 1e-3, SAMPLE_RATE).astype(np.float32)
-        self.run([self.prepare(Piece(noise, 0.0, ()), Decoding(language="en", temperature=0.0))])
+        self.run([self.prepare(AudioChunk(noise, 0.0, ()), Decoding(language="en", temperature=0.0))])
 
     def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
         """Decode a batch and return a result per chunk, in order.
@@ -341,7 +340,8 @@ def _aligned(
                 segment,
                 words=tuple(
                     replace(word, start=_in_recording(chunk, start, 2), end=_in_recording(chunk, end, 2))
-                    for word, (start, end) in ((word, in_speech(word.start, word.end, chunk.speech)) for word in words)
+                    for word in words
+                    for start, end in (reading.in_speech(word.start, word.end, chunk.speech),)
                 )
                 if chunk.decoding.words
                 else (),
@@ -427,7 +427,7 @@ def _in_recording(chunk: Chunk, seconds: float, digits: int) -> float:
 
 def _segment(piece: reading.Piece, hypothesis: Hypothesis, row: _Row) -> Segment:
     begin = row.tokenizer.timestamp_begin
-    start, end = in_speech(piece.start, piece.end, row.chunk.speech)
+    start, end = reading.in_speech(piece.start, piece.end, row.chunk.speech)
     return Segment(
         start=_in_recording(row.chunk, start, 3),
         end=_in_recording(row.chunk, end, 3),

@@ -19,13 +19,13 @@ import pytest
 
 from localwhisper_server.audio import pool as decoder
 from localwhisper_server.errors import ServerError
-from localwhisper_server.transcription.queue import Limits
+from localwhisper_server.transcription.preparation import StepRunner
 from localwhisper_server.transcription.scheduler import Scheduler
 from localwhisper_server.transcription.transcriber import Transcriber
-from localwhisper_server.types import Decoding, Options, Transcript
+from localwhisper_server.types import BatchLimits, Decoding, Options, Transcript
 from localwhisper_server.whisper import weights
 from localwhisper_server.whisper.devices import Device, Workers
-from localwhisper_server.whisper.engine import Engine
+from localwhisper_server.whisper.engine import Engine, find_speech
 from tests.server import media
 from tests.server.sound import encode
 
@@ -59,12 +59,14 @@ def speech(voices: dict[str, Path]) -> Samples:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Transcriber]:
-    """Give the whole way of a request behind the routes, the jailed decoder and the base model included."""
+    """Give a transcriber with real confined workers and the base model."""
     folder = weights.find("base", cache_dir=tmp_path_factory.mktemp("models"))
     engine = Engine(folder, Device("cpu", "int8", "test"), Workers(1, 2))
-    scheduler = Scheduler(engine.run, capacity=4, limits=Limits(items=4, frames=6000, share=6000), clock=lambda: 0.0)
+    limits = BatchLimits(items=4, frames=6000, share=6000)
+    scheduler = Scheduler(engine.run, capacity=4, limits=limits, clock=lambda: 0.0)
+    steps = StepRunner(clock=lambda: 0.0)
     with closing(decoder.Pool(environ=os.environ)) as pool:
-        yield Transcriber(scheduler, engine.prepare, max_seconds=600, blocks=pool.blocks)
+        yield Transcriber(scheduler, engine.prepare, find_speech, blocks=pool.blocks, steps=steps, max_seconds=600)
     assert scheduler.close(60)
 
 

@@ -13,10 +13,10 @@ import pytest
 
 from localwhisper_client.shared.languages import NAMES
 from localwhisper_server.audio import pool
-from localwhisper_server.transcription.queue import Limits
+from localwhisper_server.transcription.preparation import StepRunner
 from localwhisper_server.transcription.scheduler import Scheduler
 from localwhisper_server.transcription.transcriber import Transcriber
-from localwhisper_server.types import SAMPLE_RATE, Decoding, Options, Piece, Span, Voice
+from localwhisper_server.types import SAMPLE_RATE, AudioChunk, BatchLimits, Decoding, Options, Span, Voice
 from localwhisper_server.whisper import chunks as batch
 from localwhisper_server.whisper import engine, window
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult, Preparer
@@ -341,13 +341,13 @@ def test_what_a_chunk_costs(
 def test_preparing_needs_no_model() -> None:
     """A piece's features, its speech counted; callable from any thread."""
     prepare = Preparer(lambda samples: np.zeros((80, samples.size // 160 + 1)), lambda _: [])
-    piece = Piece(np.zeros(32_000, np.float32), 7.0, (Span(0.1, 0.6), Span(1.0, 1.5)))
+    piece = AudioChunk(np.zeros(32_000, np.float32), 7.0, (Span(0.1, 0.6), Span(1.0, 1.5)))
     chunk = prepare(piece, Decoding(language="de"), full_window=True)
     assert chunk.features.shape == (80, 200)
     assert chunk.features.dtype == np.float32
     assert (chunk.seconds, chunk.offset, chunk.full_window, chunk.decoding.language) == (2.0, 7.0, True, "de")
     assert (chunk.speech_seconds, chunk.speech_end) == (pytest.approx(1.0), 1.5)
-    assert prepare(Piece(np.zeros(1600, np.float32), 0.0, ()), Decoding()).speech_end == 0.0
+    assert prepare(AudioChunk(np.zeros(1600, np.float32), 0.0, ()), Decoding()).speech_end == 0.0
 
 
 # The real models
@@ -394,12 +394,12 @@ MIXED: dict[str, tuple[str, dict[str, Any]]] = {
 def _prepared(
     model: Engine, samples: Samples, offset: float = 0.0, *, full_window: bool = False, **decoding: Any
 ) -> Chunk:
-    piece = Piece(samples, offset, tuple(find_speech(samples, Voice())))
+    piece = AudioChunk(samples, offset, tuple(find_speech(samples, Voice())))
     return model.prepare(piece, Decoding(**decoding), full_window=full_window)
 
 
 def _hinted(model: Engine, prefix_tokens: tuple[int, ...] = (), **decoding: Any) -> Chunk:
-    piece = Piece(np.zeros(SAMPLE_RATE, np.float32), 0.0, ())
+    piece = AudioChunk(np.zeros(SAMPLE_RATE, np.float32), 0.0, ())
     return replace(model.prepare(piece, Decoding(**decoding)), prefix_tokens=prefix_tokens)
 
 
@@ -639,7 +639,7 @@ def test_hints_are_encoded_once_for_a_recording() -> None:
 
     prepare = Preparer(lambda samples: np.zeros((80, samples.size // 160 + 1)), encode)
     decoding = Decoding(prompt=" a hint ", hotwords="words")
-    chunks = [prepare(Piece(np.zeros(16_000, np.float32), float(at), ()), decoding) for at in range(5)]
+    chunks = [prepare(AudioChunk(np.zeros(16_000, np.float32), float(at), ()), decoding) for at in range(5)]
     assert {(chunk.prompt, chunk.hotwords) for chunk in chunks} == {((7,), (6,))}
     assert asked == [" a hint", " words"]
 
@@ -669,7 +669,7 @@ def test_a_prompt_does_not_come_back_where_nobody_speaks(base: Engine, hint: str
     melody = (0.2 * np.sin(2 * np.pi * time * notes) * np.exp(-(time * 2 % 1) * 3)).astype(np.float32)
     noise = np.random.default_rng(0).normal(0, 0.02, time.size).astype(np.float32)
     for samples in (melody, noise):
-        piece, text = Piece(samples, 0.0, (Span(0.0, 4.0),)), ""
+        piece, text = AudioChunk(samples, 0.0, (Span(0.0, 4.0),)), ""
         chunk: Chunk | None
         chunk = base.prepare(piece, Decoding(language="en", **{hint: "Welcome to the meeting."}), full_window=full)  # type: ignore[arg-type]
         while chunk is not None:
@@ -709,9 +709,10 @@ def test_warming_up_is_repeatable(tiny_en: Engine) -> None:
 @pytest.fixture(scope="module")
 def service(base: Engine) -> Iterator[Transcriber]:
     """Give the whole way of a request behind the routes."""
-    limits = Limits(items=4, frames=6000, share=6000)
+    limits = BatchLimits(items=4, frames=6000, share=6000)
     scheduler = Scheduler(base.run, capacity=4, limits=limits, clock=lambda: 0.0)
-    yield Transcriber(scheduler, base.prepare, max_seconds=600)
+    steps = StepRunner(clock=lambda: 0.0)
+    yield Transcriber(scheduler, base.prepare, find_speech, blocks=pool.blocks, steps=steps, max_seconds=600)
     assert scheduler.close(60)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from localwhisper_server.audio import pool
-from localwhisper_server.types import SAMPLE_RATE, Decoding, Piece, Span, Voice
+from localwhisper_server.types import SAMPLE_RATE, AudioChunk, Decoding, Span, Voice
 from localwhisper_server.whisper import weights
 from localwhisper_server.whisper.devices import Device, Workers
 from localwhisper_server.whisper.engine import Engine, find_speech
@@ -38,7 +38,7 @@ def _voice(path: Path, seconds: float = 600.0) -> Samples:
 
 
 def _chunk(engine: Engine, samples: Samples, *, full: bool, offset: float = 0.0) -> Chunk:
-    piece = Piece(samples, offset, tuple(find_speech(samples, Voice())))
+    piece = AudioChunk(samples, offset, tuple(find_speech(samples, Voice())))
     return engine.prepare(piece, Decoding(language="en"), full_window=full)
 
 
@@ -102,7 +102,7 @@ def test_short_windows_in_one_batch_hear_the_same_words(tiny: Engine, voices: di
 def test_an_invented_ending_is_doubted(tiny: Engine) -> None:
     """Noise that passes for speech gives nothing that stands unless the full window says so, too."""
     noise = np.random.default_rng(1).normal(0, 0.05, 6 * SAMPLE_RATE).astype(np.float32)
-    chunk = tiny.prepare(Piece(noise, 0.0, (Span(0.0, 6.0),)), Decoding(language="en"))
+    chunk = tiny.prepare(AudioChunk(noise, 0.0, (Span(0.0, 6.0),)), Decoding(language="en"))
     (result,) = tiny.run([chunk])
     assert result.rejected
     assert not result.segments
