@@ -15,7 +15,6 @@ import time
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
-import av
 import numpy as np
 import pytest
 
@@ -90,59 +89,6 @@ pool.close()"""
         check=True,
     )
     assert int(done.stdout) == 16_000
-
-
-def test_the_shared_recordings_come_through(pool: Pool, shared: Path) -> None:
-    """Each is the same as without a worker."""
-    for path in sorted((shared / "audio").iterdir()):
-        with path.open("rb") as file, path.open("rb") as again:
-            samples = np.concatenate(list(pool.blocks(file, max_seconds=600)))
-            assert np.array_equal(samples, decode(again, max_seconds=600)), path.name
-
-
-@pytest.mark.parametrize(
-    ("container", "codec", "rate"),
-    [
-        ("ogg", "libopus", 48_000),
-        ("ogg", "libvorbis", 48_000),
-        ("ogg", "flac", 48_000),
-        ("webm", "libopus", 48_000),
-        ("matroska", "aac", 48_000),
-        ("ipod", "aac", 44_100),
-        ("ipod", "alac", 44_100),
-        ("mp4", "aac", 48_000),
-        ("mov", "pcm_s16le", 48_000),
-        ("3gp", "aac", 48_000),
-        ("adts", "aac", 48_000),
-        ("mp3", "libmp3lame", 44_100),
-        ("mp2", "mp2", 48_000),
-        ("mpegts", "aac", 48_000),
-        ("mpeg", "mp2", 48_000),
-        ("flac", "flac", 48_000),
-        ("wav", "pcm_s24le", 48_000),
-        ("wav", "pcm_f32le", 48_000),
-        ("wav", "pcm_mulaw", 8_000),
-        ("wav", "pcm_alaw", 8_000),
-        ("wav", "adpcm_ima_wav", 16_000),
-        ("wav", "adpcm_ms", 16_000),
-        ("wav", "g726", 8_000),
-        ("w64", "pcm_s16le", 48_000),
-        ("aiff", "pcm_s16be", 44_100),
-        ("caf", "pcm_s16be", 44_100),
-        ("caf", "alac", 44_100),
-        ("au", "pcm_mulaw", 8_000),
-        ("amr", "libopencore_amrnb", 8_000),
-        ("asf", "wmav2", 44_100),
-        ("avi", "libmp3lame", 44_100),
-    ],
-)
-def test_the_formats_of_speech_are_read(pool: Pool, container: str, codec: str, rate: int) -> None:
-    """Containers and codecs of phones, messengers, browsers and recorders, recognised by their bytes."""
-    try:
-        data = encode(tone(2.0, rate), container=container, codec=codec, rate=rate)
-    except (av.error.FFmpegError, ValueError) as failure:
-        pytest.skip(f"this FFmpeg does not write it: {failure}")
-    assert _decode(pool, data).size / 16_000 == pytest.approx(2.0, abs=0.15)
 
 
 def test_samples_come_block_by_block(pool: Pool, wav: Callable[..., bytes]) -> None:
