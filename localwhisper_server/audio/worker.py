@@ -225,7 +225,3 @@ def main() -> None:  # pragma: no cover - as above
     confine()
     serve(channel, TimeLimit())
     os._exit(0)  # skip the interpreter's cleanup, which may open files
-
-
-if __name__ == "__main__":  # pragma: no cover - as above
-    main()
