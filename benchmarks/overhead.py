@@ -26,8 +26,7 @@ from localwhisper_server import runtime, server
 from localwhisper_server.api import routes
 from localwhisper_server.audio.pool import decode
 from localwhisper_server.settings import Settings
-from localwhisper_server.transcription.segmentation import Piece
-from localwhisper_server.types import Decoding, Segment, Voice
+from localwhisper_server.types import AudioChunk, Decoding, Segment, Voice
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
 from localwhisper_server.whisper.devices import Device
 from localwhisper_server.whisper.engine import find_speech
@@ -46,9 +45,9 @@ class Instant:
     def warm_up(self) -> None:
         """Nothing to warm."""
 
-    def prepare(self, piece: Piece, decoding: Decoding, *, full: bool = False) -> Chunk:
+    def prepare(self, piece: AudioChunk, decoding: Decoding, *, full_window: bool = False) -> Chunk:
         """Return a chunk without features, which nobody will look at."""
-        return Chunk(np.empty((80, 0), np.float32), piece.seconds, piece.offset, decoding, full=full)
+        return Chunk(np.empty((80, 0), np.float32), piece.seconds, piece.offset, decoding, full_window=full_window)
 
     def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
         """Answer each chunk with one segment."""

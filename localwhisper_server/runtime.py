@@ -11,9 +11,10 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 from localwhisper_client._version import __version__
 from localwhisper_server.audio import pool
 from localwhisper_server.errors import Busy, EngineFailed
-from localwhisper_server.observer import NullObserver, Observer, watched
+from localwhisper_server.observer import NullObserver, Observer
 from localwhisper_server.settings import Settings
-from localwhisper_server.transcription.preparation import Steps
+from localwhisper_server.transcription.coalescing import CoalescingTranscriber
+from localwhisper_server.transcription.preparation import StepRunner
 from localwhisper_server.transcription.scheduler import Scheduler
 from localwhisper_server.transcription.transcriber import Transcriber
 from localwhisper_server.types import Decoding, Options, Segment, Transcript
@@ -22,7 +23,7 @@ from localwhisper_server.whisper.engine import Engine
 from localwhisper_server.whisper.model_manager import ModelManager
 
 if TYPE_CHECKING:
-    from localwhisper_server.whisper.chunks import Chunk, ChunkResult
+    from localwhisper_server.whisper.chunks import Chunk
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +92,8 @@ class Runtime:
         self.created = 0
         self.languages: frozenset[str] = frozenset()
         self.failure: Exception | None = None
-        self._service: Transcriber | None = None
-        self._scheduler: Scheduler[Chunk, ChunkResult] | None = None
+        self._service: CoalescingTranscriber | None = None
+        self._scheduler: Scheduler | None = None
         self._model_manager: ModelManager | None = None
 
     def start(self) -> None:
@@ -138,28 +139,29 @@ class Runtime:
         )
         del loaded  # the model_manager alone holds the engine, so that it can let go of it
         self._model_manager = model_manager
-        steps = Steps()
+        steps = StepRunner(clock=time.monotonic)
         self._scheduler = Scheduler(
-            watched(model_manager.run, self._observer, most=limits.items, clock=time.monotonic),
+            model_manager.run,
             capacity=self._settings.queue,
             limits=limits,
             clock=time.monotonic,
             max_wait=self._settings.max_wait,
             ahead=steps.seconds_ahead,
             idle=model_manager.idle,
-            waited=self._observer.waited,
+            observer=self._observer,
             workers=self._workers.count,
         )
         self._examiner = SelfTest(self._scheduler, self._test, patience=self._patience, always=self._examine)
-        self._service = Transcriber(
+        transcriber = Transcriber(
             self._scheduler,
             prepare,
-            max_seconds=self._settings.max_seconds,
+            engine.find_speech,
             blocks=self._decoders.blocks,
             steps=steps,
-            kept=self._settings.cache,
+            max_seconds=self._settings.max_seconds,
             observer=self._observer,
         )
+        self._service = CoalescingTranscriber(transcriber.transcribe, steps, kept=self._settings.cache)
         logger.info(
             "ready: %s on %s, %s (%s), loaded and warmed in %.1f s, batches of up to %d",
             self.model,
@@ -237,7 +239,7 @@ class Runtime:
         if self._scheduler is not None:
             self._scheduler.require_room()
 
-    def _require_model(self) -> Transcriber:
+    def _require_model(self) -> CoalescingTranscriber:
         if self.failure is not None:
             raise EngineFailed("The model could not be loaded; the server's log says why.")
         if self._service is None:

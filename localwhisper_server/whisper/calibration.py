@@ -4,13 +4,11 @@ from collections.abc import Callable
 from importlib.resources import files
 
 from localwhisper_server.audio import pool
-from localwhisper_server.transcription.queue import Limits
-from localwhisper_server.transcription.segmentation import LONGEST_SECONDS, Piece
-from localwhisper_server.types import Voice
+from localwhisper_server.types import AudioChunk, BatchLimits, Voice
 from localwhisper_server.whisper.chunks import Chunk
 from localwhisper_server.whisper.engine import Engine, find_speech
 from localwhisper_server.whisper.model_manager import is_out_of_memory
-from localwhisper_server.whisper.window import FULL_FRAMES, frames
+from localwhisper_server.whisper.window import FULL_FRAMES, LONGEST_SECONDS, frames
 
 # A larger batch has to save at least this part of the time per chunk to be worth the wait.
 LEAST_GAIN = 0.05
@@ -24,7 +22,7 @@ SIZES_ON_CPU = (2, 8)
 SIZES_ON_GPU = (4, 16, 32)
 
 
-def limits(engine: Engine, message: Chunk, *, on_cpu: bool, items: int, clock: Callable[[], float]) -> Limits:
+def limits(engine: Engine, message: Chunk, *, on_cpu: bool, items: int, clock: Callable[[], float]) -> BatchLimits:
     """Return the limits of a batch on this engine; `items` above 0 sets their number by hand.
 
     Decodes `message` several times at once: as long as more at once fit into the memory and save time per chunk, still
@@ -48,11 +46,12 @@ def limits(engine: Engine, message: Chunk, *, on_cpu: bool, items: int, clock: C
     best = items or best
     frames_per_second = message.frames / max(seconds, 1e-6)
     most = max(FULL_FRAMES, best * message.frames, int(BATCH_SECONDS * frames_per_second))
-    return Limits(items=best, frames=most, share=max(LEAST_SHARE, int(SHARE_SECONDS * frames_per_second)), end=most)
+    share = max(LEAST_SHARE, int(SHARE_SECONDS * frames_per_second))
+    return BatchLimits(items=best, frames=most, share=share, end=most)
 
 
-def voice_message() -> Piece:
+def voice_message() -> AudioChunk:
     """Return the recording that the demo uses, too: five seconds of speech that every install has."""
     with files("localwhisper_client").joinpath("demo.ogg").open("rb") as file:
         samples = pool.decode(file, max_seconds=60)
-    return Piece(samples, 0.0, tuple(find_speech(samples, Voice())))
+    return AudioChunk(samples, 0.0, tuple(find_speech(samples, Voice())))

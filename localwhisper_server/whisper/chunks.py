@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from localwhisper_server.transcription.segmentation import Piece
-from localwhisper_server.types import Decoding, Segment, Span
+from localwhisper_server.types import AudioChunk, Decoding, Segment, Span
 from localwhisper_server.whisper import window
 
 # A window whose text ends well before the sound does is decoded again from there.
-MIN_REST_SECONDS = 1.0
+MIN_REMAINDER_SECONDS = 1.0
 
 # Texts whose tokens are remembered: about as many as requests may be open.
 TEXTS = 128
@@ -26,12 +25,13 @@ Features = npt.NDArray[np.float32]
 class Chunk:
     """A piece of a recording, ready for the model.
 
-    `features` are its log-mel frames of 10 ms, shape (mels, n); it is `seconds` long and begins `offset` seconds into
-    the recording. `speech_seconds` of it are speech, the last of which ends at `speech_end`, in seconds from its
-    start, as those of `speech` are. `full` asks for the full window, whatever its length; one that is `retried` gets it
-    for once. `before` are the tokens that were written down of what comes right before it. One that `follows` has its
-    language decided by another chunk in the end, so it need not be sure of it. `prompt` and `hotwords` are the
-    decoding's, as tokens.
+    `features` are its log-mel frames of 10 ms, shape (mels, n). It is `seconds` long and begins `offset` seconds into
+    the recording. `speech` holds the spans of speech and `speech_end` the end of the last one, in seconds from the
+    chunk's start; `speech_seconds` is their sum. With `full_window` the chunk is always decoded with the full window;
+    with `is_retry` only this time, because the acceptance check rejected the answer of a shorter one.
+    `prefix_tokens` are the tokens decoded right before this chunk. With `language_provisional` another chunk
+    decides the language later, so a low probability of the detected one is no reason for a retry. `prompt` and
+    `hotwords` are those of `decoding`, as tokens.
     """
 
     features: Features
@@ -41,10 +41,10 @@ class Chunk:
     speech_seconds: float = 0.0
     speech_end: float = 0.0
     speech: tuple[Span, ...] = ()
-    full: bool = False
-    retried: bool = False
-    before: tuple[int, ...] = ()
-    follows: bool = False
+    full_window: bool = False
+    is_retry: bool = False
+    prefix_tokens: tuple[int, ...] = ()
+    language_provisional: bool = False
     prompt: tuple[int, ...] = ()
     hotwords: tuple[int, ...] = ()
 
@@ -52,22 +52,22 @@ class Chunk:
     def frames(self) -> int:
         """Frames the encoder will be given: what the chunk costs."""
         # A temperature of one's own is not judged by the gate's thresholds, so it gets the window they are for.
-        return window.frames(self.seconds, full=self.full or self.retried or bool(self.decoding.temperature))
+        return window.frames(self.seconds, full=self.full_window or self.is_retry or bool(self.decoding.temperature))
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkResult:
     """What was heard in a chunk.
 
-    `language` is None where that is still open. `rest` is what remains to be run: what the model left undecoded at
-    the chunk's end, or the whole chunk, with the full window or without its prompt, because `doubt` names a reason
+    `language` is None where that is still open. `remainder` is what remains to be run: what the model left undecoded at
+    the chunk's end, or the whole chunk, with the full window or without its prompt, because `rejected` names a reason
     not to trust its answer.
     """
 
     language: str | None
     segments: tuple[Segment, ...]
-    rest: Chunk | None = None
-    doubt: str | None = None
+    remainder: Chunk | None = None
+    rejected: str | None = None
 
 
 class Preparer:
@@ -81,7 +81,7 @@ class Preparer:
         self._encode = encode
         self._tokens = lru_cache(maxsize=TEXTS)(self._encoded)
 
-    def __call__(self, piece: Piece, decoding: Decoding, *, full: bool = False) -> Chunk:
+    def __call__(self, piece: AudioChunk, decoding: Decoding, *, full_window: bool = False) -> Chunk:
         """Return the piece's log-mel features and what is known of its speech."""
         features = self._extractor(piece.samples)[:, :-1]
         return Chunk(
@@ -92,7 +92,7 @@ class Preparer:
             speech_seconds=sum(span.seconds for span in piece.speech),
             speech_end=piece.speech[-1].end if piece.speech else 0.0,
             speech=piece.speech,
-            full=full,
+            full_window=full_window,
             prompt=self._tokens(decoding.prompt.strip()),
             hotwords=self._tokens(decoding.hotwords.strip()),
         )
@@ -109,17 +109,17 @@ def padded(features: Features, frames: int) -> Features:
     return np.pad(kept, ((0, 0), (0, frames - kept.shape[1])))
 
 
-def rest_of(chunk: Chunk, at: float | None, before: tuple[int, ...]) -> Chunk | None:
+def remainder_of(chunk: Chunk, at: float | None, prefix_tokens: tuple[int, ...]) -> Chunk | None:
     """Return what is left of a chunk whose text ends `at` so many seconds into it; None where that is nothing.
 
-    `before` are the tokens up to there, which tell the model how the rest goes on.
+    `prefix_tokens` are the tokens up to there, which tell the model how the rest goes on.
     """
-    if at is None or chunk.seconds - at < MIN_REST_SECONDS:
+    if at is None or chunk.seconds - at < MIN_REMAINDER_SECONDS:
         return None
     return replace(
         chunk,
-        retried=False,
-        before=before,
+        is_retry=False,
+        prefix_tokens=prefix_tokens,
         features=chunk.features[:, round(at * window.FRAMES_PER_SECOND) :],
         seconds=chunk.seconds - at,
         offset=chunk.offset + at,

@@ -18,11 +18,18 @@ import numpy.typing as npt
 from faster_whisper.tokenizer import Tokenizer
 from faster_whisper.vad import VadOptions, get_speech_timestamps
 
-from localwhisper_server.transcription.segmentation import LONGEST_SECONDS, Piece, in_speech, most_speech
-from localwhisper_server.types import SAMPLE_RATE, Decoding, Samples, Segment, Span, Task, Voice
+from localwhisper_server.types import SAMPLE_RATE, AudioChunk, Decoding, Samples, Segment, Span, Task, Voice
 from localwhisper_server.whisper import acceptance, cuda_libraries, window
 from localwhisper_server.whisper import tokens as reading
-from localwhisper_server.whisper.chunks import MIN_REST_SECONDS, Chunk, ChunkResult, Features, Preparer, padded, rest_of
+from localwhisper_server.whisper.chunks import (
+    MIN_REMAINDER_SECONDS,
+    Chunk,
+    ChunkResult,
+    Features,
+    Preparer,
+    padded,
+    remainder_of,
+)
 from localwhisper_server.whisper.devices import ONE_WORKER, Device, Workers
 from localwhisper_server.whisper.hypothesis import TEMPERATURES, Hypothesis, best, ladder
 
@@ -54,7 +61,7 @@ class _Row:
     prompt: list[int]
 
 
-def find_speech(samples: Samples, voice: Voice, *, longest: float = LONGEST_SECONDS) -> list[Span]:
+def find_speech(samples: Samples, voice: Voice, *, longest: float = window.LONGEST_SECONDS) -> list[Span]:
     """Return the stretches of `samples` (shape (n,), 16 kHz) in which somebody speaks, without padding.
 
     What is longer than fits in a chunk of `longest` seconds is cut in its least pauses. Faint sound is raised first,
@@ -80,7 +87,7 @@ def _speech(samples: Samples, voice: Voice, threshold: float, longest: float) ->
         min_speech_duration_ms=voice.min_speech_ms,
         min_silence_duration_ms=voice.silence_duration_ms,
         # It cuts at the pauses there are, the plan without looking; so it is told what the plan will ask for.
-        max_speech_duration_s=most_speech(voice.prefix_padding_ms / 1000, longest),
+        max_speech_duration_s=window.most_speech(voice.prefix_padding_ms / 1000, longest),
         speech_pad_ms=0,
     )
     found = get_speech_timestamps(samples, options)
@@ -153,7 +160,7 @@ class Engine:
     def warm_up(self) -> None:
         """Run a second of faint noise, so that the first request does not pay for allocations."""
         noise = np.random.default_rng(0).normal(0, 1e-3, SAMPLE_RATE).astype(np.float32)
-        self.run([self.prepare(Piece(noise, 0.0, ()), Decoding(language="en", temperature=0.0))])
+        self.run([self.prepare(AudioChunk(noise, 0.0, ()), Decoding(language="en", temperature=0.0))])
 
     def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
         """Decode a batch and return a result per chunk, in order.
@@ -178,13 +185,15 @@ class Engine:
                 continue
             doubt = None if full else _doubt(row, hypothesis, read)
             if doubt:
-                results.append(ChunkResult(None, (), replace(row.chunk, retried=True), doubt))
+                results.append(ChunkResult(None, (), replace(row.chunk, is_retry=True), doubt))
                 continue
             segments = () if hypothesis.silent else tuple(_segment(piece, hypothesis, row) for piece in read.pieces)
             if segments and (row.chunk.decoding.words or row.chunk.decoding.logprobs):
                 unaligned[number] = read
-            rest = None if hypothesis.silent else rest_of(row.chunk, read.stops_at, _written(row.chunk, hypothesis))
-            results.append(ChunkResult(row.language, segments, rest))
+            remainder = (
+                None if hypothesis.silent else remainder_of(row.chunk, read.stops_at, _written(row.chunk, hypothesis))
+            )
+            results.append(ChunkResult(row.language, segments, remainder))
         for number, alignment in self._align(encoded, rows, unaligned).items():
             segments = _aligned(rows[number], unaligned[number].pieces, results[number].segments, alignment)
             results[number] = replace(results[number], segments=segments)
@@ -218,7 +227,9 @@ class Engine:
             language = given or likeliest
             tokenizer = self._tokenizer(language, chunk.decoding.task)
             prompt = self._prompt(tokenizer, chunk)
-            rows.append(_Row(chunk, language, None if given or chunk.follows else probability, tokenizer, prompt))
+            rows.append(
+                _Row(chunk, language, None if given or chunk.language_provisional else probability, tokenizer, prompt)
+            )
         return rows
 
     def _prompt(self, tokenizer: Tokenizer, chunk: Chunk) -> list[int]:
@@ -227,7 +238,7 @@ class Engine:
         Together they get what Whisper gives a prompt; the prompt's beginning is dropped first.
         """
         room = self._whisper.max_length // 2 - 1
-        hotwords, said = chunk.hotwords[:room], chunk.prompt + chunk.before
+        hotwords, said = chunk.hotwords[:room], chunk.prompt + chunk.prefix_tokens
         before = [*hotwords, *said[max(0, len(said) + len(hotwords) - room) :]]
         return [*([tokenizer.sot_prev, *before] if before else ()), *tokenizer.sot_sequence]
 
@@ -329,7 +340,8 @@ def _aligned(
                 segment,
                 words=tuple(
                     replace(word, start=_in_recording(chunk, start, 2), end=_in_recording(chunk, end, 2))
-                    for word, (start, end) in ((word, in_speech(word.start, word.end, chunk.speech)) for word in words)
+                    for word in words
+                    for start, end in (reading.in_speech(word.start, word.end, chunk.speech),)
                 )
                 if chunk.decoding.words
                 else (),
@@ -383,14 +395,14 @@ def _written(chunk: Chunk, hypothesis: Hypothesis) -> tuple[int, ...]:
 
     After a hot sample there are none, as in Whisper's reference code: what was made up once would be made up again.
     """
-    return chunk.before + hypothesis.tokens[:-1] if hypothesis.temperature <= HOTTEST_TO_GO_ON_FROM else ()
+    return chunk.prefix_tokens + hypothesis.tokens[:-1] if hypothesis.temperature <= HOTTEST_TO_GO_ON_FROM else ()
 
 
 def _doubt(row: _Row, hypothesis: Hypothesis, read: reading.Reading) -> str | None:
     chunk = row.chunk
     allowed = window.most_tokens(chunk.seconds, full=False)
     stops_at = read.stops_at or 0.0
-    continues = MIN_REST_SECONDS <= stops_at <= chunk.seconds - MIN_REST_SECONDS
+    continues = MIN_REMAINDER_SECONDS <= stops_at <= chunk.seconds - MIN_REMAINDER_SECONDS
     return acceptance.doubt(
         acceptance.Answer(
             text=hypothesis.text,
@@ -415,7 +427,7 @@ def _in_recording(chunk: Chunk, seconds: float, digits: int) -> float:
 
 def _segment(piece: reading.Piece, hypothesis: Hypothesis, row: _Row) -> Segment:
     begin = row.tokenizer.timestamp_begin
-    start, end = in_speech(piece.start, piece.end, row.chunk.speech)
+    start, end = reading.in_speech(piece.start, piece.end, row.chunk.speech)
     return Segment(
         start=_in_recording(row.chunk, start, 3),
         end=_in_recording(row.chunk, end, 3),

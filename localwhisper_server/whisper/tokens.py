@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
-from localwhisper_server.types import TokenLogprob, Word
+from localwhisper_server.types import Span, TokenLogprob, Word
 
 TIMESTAMP_SECONDS = 0.02  # what one timestamp token counts
+# A word may begin so much before the voice activity detector notices it, and end so much after.
+LEAD_SECONDS = 0.2
 LEAST_PROBABILITY = 1e-10  # so that a probability of zero has a logarithm
 
 
@@ -121,6 +123,18 @@ def words(tokens: list[int], starts: Sequence[float], tokenizer: Tokenizer, *, s
             continue
         found.append(Word(text, start, max(start, end)))
     return found
+
+
+def in_speech(start: float, end: float, speech: Sequence[Span]) -> tuple[float, float]:
+    """Return the times of a text without the silence at its start and its end, except for LEAD_SECONDS.
+
+    The model's alignment counts the silence before a word as part of the word, however long it is. A text that lies
+    wholly in silence keeps its times: the detector has missed it.
+    """
+    spoken = [span for span in speech if span.end > start and span.start < end]
+    if not spoken:
+        return start, end
+    return max(start, spoken[0].start - LEAD_SECONDS), min(end, spoken[-1].end + LEAD_SECONDS)
 
 
 def logprobs(tokens: Sequence[int], probabilities: Sequence[float], tokenizer: Tokenizer) -> list[TokenLogprob]:

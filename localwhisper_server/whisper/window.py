@@ -10,6 +10,8 @@ import math
 FRAMES_PER_SECOND = 100
 FULL_SECONDS = 30.0
 FULL_FRAMES = int(FULL_SECONDS * FRAMES_PER_SECOND)
+# A chunk is cut no longer than this: on a CPU, short chunks cost less than long ones (BENCHMARKS.md).
+LONGEST_SECONDS = 12.0
 MARGIN_SECONDS = 3.0
 SHORTEST_SECONDS = 10.0
 # Windows are rounded up to whole seconds, so that chunks of about one length share a batch.
@@ -28,6 +30,14 @@ def frames(seconds: float, *, full: bool) -> int:
         return FULL_FRAMES
     wanted = max(seconds + MARGIN_SECONDS, SHORTEST_SECONDS)
     return min(FULL_FRAMES, math.ceil(wanted / GRID_SECONDS) * int(GRID_SECONDS * FRAMES_PER_SECOND))
+
+
+def most_speech(padding: float, longest: float = LONGEST_SECONDS) -> float:
+    """Return the most seconds from the start of a chunk's first word to the end of its last.
+
+    `longest` is the chunk's greatest length. `padding` seconds on both sides are subtracted, but at most half of it.
+    """
+    return max(longest - 2 * padding, longest / 2)
 
 
 def most_tokens(seconds: float, *, full: bool) -> int:

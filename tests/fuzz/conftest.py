@@ -12,14 +12,13 @@ from localwhisper_client.shared.languages import NAMES
 from localwhisper_server import runtime
 from localwhisper_server.api import routes
 from localwhisper_server.settings import Settings
-from localwhisper_server.types import Segment
+from localwhisper_server.types import AudioChunk, Segment
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from localwhisper_server.transcription.segmentation import Piece
     from localwhisper_server.types import Decoding
 
 
@@ -31,8 +30,8 @@ class Instant:
     def warm_up(self) -> None:
         pass
 
-    def prepare(self, piece: Piece, decoding: Decoding, *, full: bool = False) -> Chunk:
-        return Chunk(np.empty((80, 0), np.float32), piece.seconds, piece.offset, decoding, full=full)
+    def prepare(self, piece: AudioChunk, decoding: Decoding, *, full_window: bool = False) -> Chunk:
+        return Chunk(np.empty((80, 0), np.float32), piece.seconds, piece.offset, decoding, full_window=full_window)
 
     def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
         return [

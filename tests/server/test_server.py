@@ -16,8 +16,7 @@ from localwhisper_server.errors import Busy, EngineFailed
 from localwhisper_server.runtime import Runtime
 from localwhisper_server.server import listen, url
 from localwhisper_server.settings import Settings
-from localwhisper_server.transcription.segmentation import Piece
-from localwhisper_server.types import Decoding, Options, Segment, Transcript
+from localwhisper_server.types import AudioChunk, Decoding, Options, Segment, Transcript
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
 from localwhisper_server.whisper.devices import Device, Workers
 from localwhisper_server.whisper.weights import ModelError
@@ -41,13 +40,13 @@ class Engine:
         self.batches: list[list[Chunk]] = []
         self.warmed = False
 
-    def prepare(self, piece: Piece, decoding: Decoding, *, full: bool = False) -> Chunk:
+    def prepare(self, piece: AudioChunk, decoding: Decoding, *, full_window: bool = False) -> Chunk:
         """Make a chunk without features."""
-        return Chunk(np.zeros((1, 1), np.float32), piece.seconds, piece.offset, decoding, full=full)
+        return Chunk(np.zeros((1, 1), np.float32), piece.seconds, piece.offset, decoding, full_window=full_window)
 
     def warm_up(self) -> None:
         """Run once."""
-        self.run([self.prepare(Piece(np.zeros(16, np.float32), 0.0, ()), Decoding())])
+        self.run([self.prepare(AudioChunk(np.zeros(16, np.float32), 0.0, ()), Decoding())])
         self.warmed = True
 
     def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
@@ -265,7 +264,7 @@ async def test_the_window_is_the_servers_setting(
     backend = _backend(settings.model_copy(update={"window": window}), engine)
     backend.start()
     _ = [item async for item in backend.transcribe(io.BytesIO(voices["demo"].read_bytes()), Options())]
-    assert engine.batches[-1][0].full is full
+    assert engine.batches[-1][0].full_window is full
     assert await asyncio.to_thread(backend.stop)
 
 

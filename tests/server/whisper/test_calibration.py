@@ -13,7 +13,7 @@ from localwhisper_server.whisper.chunks import Chunk
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from localwhisper_server.transcription.queue import Limits
+    from localwhisper_server.types import BatchLimits
 
 
 class Engine:
@@ -31,7 +31,7 @@ class Engine:
             raise RuntimeError(self.trouble)
         self.now += self.seconds[len(chunks)]
 
-    def limits(self, *, on_cpu: bool, items: int = 0) -> Limits:
+    def limits(self, *, on_cpu: bool, items: int = 0) -> BatchLimits:
         """Measure it."""
         engine: Any = self
         message = Chunk(np.zeros((80, 1), np.float32), 5.0, 0.0, Decoding(language="en"))

@@ -13,11 +13,10 @@ import pytest
 
 from localwhisper_client.shared.languages import NAMES
 from localwhisper_server.audio import pool
-from localwhisper_server.transcription.queue import Limits
+from localwhisper_server.transcription.preparation import StepRunner
 from localwhisper_server.transcription.scheduler import Scheduler
-from localwhisper_server.transcription.segmentation import Piece
-from localwhisper_server.transcription.transcriber import Service
-from localwhisper_server.types import SAMPLE_RATE, Decoding, Options, Span, Voice
+from localwhisper_server.transcription.transcriber import Transcriber
+from localwhisper_server.types import SAMPLE_RATE, AudioChunk, BatchLimits, Decoding, Options, Span, Voice
 from localwhisper_server.whisper import chunks as batch
 from localwhisper_server.whisper import engine, window
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult, Preparer
@@ -318,12 +317,12 @@ def test_a_rest_is_the_sound_from_there_on() -> None:
     """Where it is in the recording; a second or less is not worth a run."""
     features = np.arange(500, dtype=np.float32)[None]
     chunk = Chunk(features, 5.0, 60.0, Decoding(language="de"), speech_seconds=4.0, speech_end=4.5)
-    rest = batch.rest_of(chunk, 2.0, (7, 8))
+    rest = batch.remainder_of(chunk, 2.0, (7, 8))
     assert rest is not None
     assert (rest.offset, rest.seconds, rest.features[0, 0], rest.decoding) == (62.0, 3.0, 200.0, chunk.decoding)
-    assert rest.before == (7, 8)
+    assert rest.prefix_tokens == (7, 8)
     assert rest.speech_end == pytest.approx(2.5)
-    assert batch.rest_of(chunk, None, ()) is batch.rest_of(chunk, 4.5, ()) is None
+    assert batch.remainder_of(chunk, None, ()) is batch.remainder_of(chunk, 4.5, ()) is None
 
 
 @pytest.mark.parametrize(
@@ -336,20 +335,20 @@ def test_what_a_chunk_costs(
     temperature: float | None,
 ) -> None:
     """Its own length with room; the full window where asked, and where a temperature makes the gate blind."""
-    chunk = Chunk(np.zeros((1, 1), np.float32), seconds, 0.0, Decoding(temperature=temperature), full=full)
+    chunk = Chunk(np.zeros((1, 1), np.float32), seconds, 0.0, Decoding(temperature=temperature), full_window=full)
     assert chunk.frames == window.frames(seconds, full=full or temperature == 0.5)
 
 
 def test_preparing_needs_no_model() -> None:
     """A piece's features, its speech counted; callable from any thread."""
     prepare = Preparer(lambda samples: np.zeros((80, samples.size // 160 + 1)), lambda _: [])
-    piece = Piece(np.zeros(32_000, np.float32), 7.0, (Span(0.1, 0.6), Span(1.0, 1.5)))
-    chunk = prepare(piece, Decoding(language="de"), full=True)
+    piece = AudioChunk(np.zeros(32_000, np.float32), 7.0, (Span(0.1, 0.6), Span(1.0, 1.5)))
+    chunk = prepare(piece, Decoding(language="de"), full_window=True)
     assert chunk.features.shape == (80, 200)
     assert chunk.features.dtype == np.float32
-    assert (chunk.seconds, chunk.offset, chunk.full, chunk.decoding.language) == (2.0, 7.0, True, "de")
+    assert (chunk.seconds, chunk.offset, chunk.full_window, chunk.decoding.language) == (2.0, 7.0, True, "de")
     assert (chunk.speech_seconds, chunk.speech_end) == (pytest.approx(1.0), 1.5)
-    assert prepare(Piece(np.zeros(1600, np.float32), 0.0, ()), Decoding()).speech_end == 0.0
+    assert prepare(AudioChunk(np.zeros(1600, np.float32), 0.0, ()), Decoding()).speech_end == 0.0
 
 
 # The real models
@@ -393,19 +392,24 @@ MIXED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def _prepared(model: Engine, samples: Samples, offset: float = 0.0, *, full: bool = False, **decoding: Any) -> Chunk:
-    piece = Piece(samples, offset, tuple(find_speech(samples, Voice())))
-    return model.prepare(piece, Decoding(**decoding), full=full)
+def _prepared(
+    model: Engine, samples: Samples, offset: float = 0.0, *, full_window: bool = False, **decoding: Any
+) -> Chunk:
+    piece = AudioChunk(samples, offset, tuple(find_speech(samples, Voice())))
+    return model.prepare(piece, Decoding(**decoding), full_window=full_window)
 
 
-def _hinted(model: Engine, before: tuple[int, ...] = (), **decoding: Any) -> Chunk:
-    piece = Piece(np.zeros(SAMPLE_RATE, np.float32), 0.0, ())
-    return replace(model.prepare(piece, Decoding(**decoding)), before=before)
+def _hinted(model: Engine, prefix_tokens: tuple[int, ...] = (), **decoding: Any) -> Chunk:
+    piece = AudioChunk(np.zeros(SAMPLE_RATE, np.float32), 0.0, ())
+    return replace(model.prepare(piece, Decoding(**decoding)), prefix_tokens=prefix_tokens)
 
 
 def _run(model: Engine, chunks: Sequence[Chunk]) -> list[ChunkResult]:
     """Run a batch, and what the gate doubts once more, as the service does."""
-    return [model.run([result.rest])[0] if result.doubt and result.rest else result for result in model.run(chunks)]
+    return [
+        model.run([result.remainder])[0] if result.rejected and result.remainder else result
+        for result in model.run(chunks)
+    ]
 
 
 def _mixed(model: Engine, voices: dict[str, Path], name: str) -> Chunk:
@@ -433,7 +437,7 @@ def test_the_words_of_the_demo(heard: dict[str, ChunkResult]) -> None:
     assert 0 <= segment.no_speech_prob < 0.6
     assert segment.temperature == 0.0
     assert segment.tokens[0] >= 50364  # a timestamp
-    assert result.rest is None
+    assert result.remainder is None
 
 
 @pytest.mark.model
@@ -487,10 +491,10 @@ def test_alignments_share_a_batch(base: Engine, voices: dict[str, Path], monkeyp
     demo = _voice(voices["demo"])
     # The full window, where nothing is retried.
     chunks = [
-        _prepared(base, demo, full=True, language="en", words=True),
-        _prepared(base, demo[: 4 * SAMPLE_RATE], full=True, language="en", logprobs=True),
-        _prepared(base, demo, full=True, language="en"),
-        _prepared(base, _voice(voices["de-5s"]), full=True, language="de", words=True),
+        _prepared(base, demo, full_window=True, language="en", words=True),
+        _prepared(base, demo[: 4 * SAMPLE_RATE], full_window=True, language="en", logprobs=True),
+        _prepared(base, demo, full_window=True, language="en"),
+        _prepared(base, _voice(voices["de-5s"]), full_window=True, language="de", words=True),
     ]
     monkeypatch.setattr(base, "_model", Counting(base._model))
     together = base.run(chunks)
@@ -534,8 +538,8 @@ def test_a_batch_hears_what_each_alone_does(tiny_en: Engine, voices: dict[str, P
     """Keywords, lengths and what is asked for share one without touching each other."""
     demo, minute = _voice(voices["demo"]), _voice(voices["en-60s"])[: 9 * SAMPLE_RATE]
     chunks = [
-        _prepared(tiny_en, minute, full=True, words=True),
-        _prepared(tiny_en, demo, full=True, hotwords="milk, bread", logprobs=True),
+        _prepared(tiny_en, minute, full_window=True, words=True),
+        _prepared(tiny_en, demo, full_window=True, hotwords="milk, bread", logprobs=True),
     ]
     for chunk, together in zip(chunks, tiny_en.run(chunks), strict=True):
         (alone,) = tiny_en.run([chunk])
@@ -551,11 +555,11 @@ def test_a_doubted_answer_comes_back_whole(tiny_en: Engine, voices: dict[str, Pa
     """To be run with the full window, where nothing is retried any more."""
     chunk = replace(_prepared(tiny_en, _voice(voices["demo"])), speech_seconds=60.0)  # far too much for its text
     (retried,) = tiny_en.run([chunk])
-    assert (retried.doubt, retried.segments, retried.language) == ("pace", (), None)
-    assert retried.rest is not None
-    assert (retried.rest.retried, retried.rest.features is chunk.features) == (True, True)
-    (result,) = tiny_en.run([retried.rest])
-    assert result.doubt is None
+    assert (retried.rejected, retried.segments, retried.language) == ("pace", (), None)
+    assert retried.remainder is not None
+    assert (retried.remainder.is_retry, retried.remainder.features is chunk.features) == (True, True)
+    (result,) = tiny_en.run([retried.remainder])
+    assert result.rejected is None
     assert _words(_text(result)) == WORDS
 
 
@@ -567,7 +571,7 @@ def _spoken(temperature: float) -> Hypothesis:
 @pytest.mark.parametrize(("temperature", "written"), [(0.0, True), (0.4, True), (0.6, False)])
 def test_a_rest_knows_what_was_said_before_it(temperature: float, written: bool) -> None:  # noqa: FBT001
     """All that was written in its window, without the timestamp that begins the rest; nothing after a hot sample."""
-    chunk = Chunk(np.zeros((1, 0), np.float32), 5.0, 0.0, Decoding(), before=(BEGIN, 9, BEGIN + 20))
+    chunk = Chunk(np.zeros((1, 0), np.float32), 5.0, 0.0, Decoding(), prefix_tokens=(BEGIN, 9, BEGIN + 20))
     expected = (BEGIN, 9, BEGIN + 20, BEGIN, 1, 2, BEGIN + 50) if written else ()
     assert engine._written(chunk, _spoken(temperature)) == expected
 
@@ -636,7 +640,7 @@ def test_hints_are_encoded_once_for_a_recording() -> None:
 
     prepare = Preparer(lambda samples: np.zeros((80, samples.size // 160 + 1)), encode)
     decoding = Decoding(prompt=" a hint ", hotwords="words")
-    chunks = [prepare(Piece(np.zeros(16_000, np.float32), float(at), ()), decoding) for at in range(5)]
+    chunks = [prepare(AudioChunk(np.zeros(16_000, np.float32), float(at), ()), decoding) for at in range(5)]
     assert {(chunk.prompt, chunk.hotwords) for chunk in chunks} == {((7,), (6,))}
     assert asked == [" a hint", " words"]
 
@@ -666,12 +670,12 @@ def test_a_prompt_does_not_come_back_where_nobody_speaks(base: Engine, hint: str
     melody = (0.2 * np.sin(2 * np.pi * time * notes) * np.exp(-(time * 2 % 1) * 3)).astype(np.float32)
     noise = np.random.default_rng(0).normal(0, 0.02, time.size).astype(np.float32)
     for samples in (melody, noise):
-        piece, text = Piece(samples, 0.0, (Span(0.0, 4.0),)), ""
+        piece, text = AudioChunk(samples, 0.0, (Span(0.0, 4.0),)), ""
         chunk: Chunk | None
-        chunk = base.prepare(piece, Decoding(language="en", **{hint: "Welcome to the meeting."}), full=full)  # type: ignore[arg-type]
+        chunk = base.prepare(piece, Decoding(language="en", **{hint: "Welcome to the meeting."}), full_window=full)  # type: ignore[arg-type]
         while chunk is not None:
             (result,) = base.run([chunk])
-            text, chunk = text + _text(result), result.rest
+            text, chunk = text + _text(result), result.remainder
         assert _words(text) == []
 
 
@@ -704,17 +708,18 @@ def test_warming_up_is_repeatable(tiny_en: Engine) -> None:
 
 
 @pytest.fixture(scope="module")
-def service(base: Engine) -> Iterator[Service]:
+def service(base: Engine) -> Iterator[Transcriber]:
     """Give the whole way of a request behind the routes."""
-    limits = Limits(items=4, frames=6000, share=6000)
+    limits = BatchLimits(items=4, frames=6000, share=6000)
     scheduler = Scheduler(base.run, capacity=4, limits=limits, clock=lambda: 0.0)
-    yield Service(scheduler, base.prepare, max_seconds=600)
+    steps = StepRunner(clock=lambda: 0.0)
+    yield Transcriber(scheduler, base.prepare, find_speech, blocks=pool.blocks, steps=steps, max_seconds=600)
     assert scheduler.close(60)
 
 
 @pytest.mark.model
 @pytest.mark.anyio
-async def test_a_minute_is_heard_to_its_end(service: Service, voices: dict[str, Path]) -> None:
+async def test_a_minute_is_heard_to_its_end(service: Transcriber, voices: dict[str, Path]) -> None:
     """In more than one window: the words of its text, in order, every word's time inside, and growing."""
     import jiwer
 
@@ -731,7 +736,7 @@ async def test_a_minute_is_heard_to_its_end(service: Service, voices: dict[str, 
 
 @pytest.mark.model
 @pytest.mark.anyio
-async def test_each_of_several_hinted_languages_is_written_down(service: Service, voices: dict[str, Path]) -> None:
+async def test_each_of_several_hinted_languages_is_written_down(service: Transcriber, voices: dict[str, Path]) -> None:
     """English, then German, then English in one file: every stretch in its own, none translated."""
     pause = np.zeros(SAMPLE_RATE, np.float32)
     demo, german = _voice(voices["demo"]), _voice(voices["de-5s"])

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from localwhisper_server.audio import pool
-from localwhisper_server.transcription.segmentation import Piece
-from localwhisper_server.types import SAMPLE_RATE, Decoding, Span, Voice
+from localwhisper_server.types import SAMPLE_RATE, AudioChunk, Decoding, Span, Voice
 from localwhisper_server.whisper import weights
 from localwhisper_server.whisper.devices import Device, Workers
 from localwhisper_server.whisper.engine import Engine, find_speech
@@ -39,8 +38,8 @@ def _voice(path: Path, seconds: float = 600.0) -> Samples:
 
 
 def _chunk(engine: Engine, samples: Samples, *, full: bool, offset: float = 0.0) -> Chunk:
-    piece = Piece(samples, offset, tuple(find_speech(samples, Voice())))
-    return engine.prepare(piece, Decoding(language="en"), full=full)
+    piece = AudioChunk(samples, offset, tuple(find_speech(samples, Voice())))
+    return engine.prepare(piece, Decoding(language="en"), full_window=full)
 
 
 def _heard(engine: Engine, chunks: Sequence[Chunk]) -> tuple[list[Segment], list[ChunkResult]]:
@@ -51,8 +50,8 @@ def _heard(engine: Engine, chunks: Sequence[Chunk]) -> tuple[list[Segment], list
         result = first
         segments += result.segments
         results.append(result)
-        while result.rest is not None:
-            (result,) = engine.run([result.rest])
+        while result.remainder is not None:
+            (result,) = engine.run([result.remainder])
             segments += result.segments
             results.append(result)
     return segments, results
@@ -97,17 +96,17 @@ def test_short_windows_in_one_batch_hear_the_same_words(tiny: Engine, voices: di
     assert jiwer.wer(expected, _words("".join(segment.text for segment in short))) < 0.1
     assert [segment.start for segment in short] == sorted(segment.start for segment in short)
     assert all(0 <= segment.start <= segment.end <= cuts[-1] + 1e-3 for segment in short)
-    assert sum(result.doubt is not None for result in results) < len(chunks)
+    assert sum(result.rejected is not None for result in results) < len(chunks)
 
 
 def test_an_invented_ending_is_doubted(tiny: Engine) -> None:
     """Noise that passes for speech gives nothing that stands unless the full window says so, too."""
     noise = np.random.default_rng(1).normal(0, 0.05, 6 * SAMPLE_RATE).astype(np.float32)
-    chunk = tiny.prepare(Piece(noise, 0.0, (Span(0.0, 6.0),)), Decoding(language="en"))
+    chunk = tiny.prepare(AudioChunk(noise, 0.0, (Span(0.0, 6.0),)), Decoding(language="en"))
     (result,) = tiny.run([chunk])
-    assert result.doubt
+    assert result.rejected
     assert not result.segments
-    assert result.rest is not None
-    assert (result.rest.retried, result.rest.frames) == (True, 3000)
-    (again,) = tiny.run([result.rest])
-    assert again.doubt is None
+    assert result.remainder is not None
+    assert (result.remainder.is_retry, result.remainder.frames) == (True, 3000)
+    (again,) = tiny.run([result.remainder])
+    assert again.rejected is None

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from localwhisper_server.types import Span
 from localwhisper_server.whisper import tokens as reading
 from localwhisper_server.whisper.tokens import Piece, Reading
 
@@ -158,3 +159,25 @@ def test_every_byte_has_a_letter() -> None:
     assert sorted(table.values()) == list(range(256))
     assert len(table) == 256
     assert (table["a"], table["Ġ"], table["Ċ"]) == (ord("a"), ord(" "), ord("\n"))
+
+
+SPEECH = (Span(5.0, 6.0), Span(6.5, 7.0), Span(12.0, 13.0))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ((5.2, 5.6), (5.2, 5.6)),
+        ((0.0, 5.6), (4.8, 5.6)),  # the first word of a recording that begins with silence
+        ((6.8, 12.4), (6.8, 12.4)),  # speech at both ends: a sentence with a pause in it
+        ((7.0, 12.4), (11.8, 12.4)),
+        ((6.6, 11.9), (6.6, 7.2)),
+        ((0.0, 20.0), (4.8, 13.2)),
+        ((8.0, 9.0), (8.0, 9.0)),  # the detector missed it
+        ((4.9, 5.1), (4.9, 5.1)),
+    ],
+)
+def test_a_text_lasts_as_long_as_its_speech(text: tuple[float, float], expected: tuple[float, float]) -> None:
+    """The silence before and after it does not count, except for what the detector may have missed."""
+    assert reading.in_speech(*text, SPEECH) == pytest.approx(expected)
+    assert reading.in_speech(*text, ()) == text

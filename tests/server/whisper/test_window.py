@@ -41,3 +41,9 @@ def test_more_sound_never_gets_less(one: float, other: float) -> None:
     assert window.frames(shorter, full=False) <= window.frames(longer, full=False)
     assert window.most_tokens(shorter, full=False) <= window.most_tokens(longer, full=False)
     assert window.frames(longer, full=False) >= min(3000, (longer + window.MARGIN_SECONDS) * 100 - 1e-6)
+
+
+@pytest.mark.parametrize(("padding", "most"), [(0.0, 12.0), (0.3, 11.4), (3.0, 6.0), (7.5, 6.0), (10.0, 6.0)])
+def test_padding_leaves_room_for_speech(padding: float, most: float) -> None:
+    """Padding may be up to 10 s on both sides, but takes at most half of the chunk."""
+    assert window.most_speech(padding) == most
