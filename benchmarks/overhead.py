@@ -26,10 +26,10 @@ from localwhisper_server import runtime, server
 from localwhisper_server.api import routes
 from localwhisper_server.audio.pool import decode
 from localwhisper_server.settings import Settings
-from localwhisper_server.types import Decoding, Piece, Segment, Voice
+from localwhisper_server.types import Decoding, AudioChunk, Segment, Voice
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
 from localwhisper_server.whisper.devices import Device
-from localwhisper_server.whisper.engine import find_speech
+from localwhisper_server.whisper.vad import find_speech
 
 VOICE = Path(__file__).parents[1] / "localwhisper_client" / "demo.ogg"
 
@@ -45,7 +45,7 @@ class Instant:
     def warm_up(self) -> None:
         """Nothing to warm."""
 
-    def prepare(self, piece: Piece, decoding: Decoding, *, full_window: bool = False) -> Chunk:
+    def prepare(self, piece: AudioChunk, decoding: Decoding, *, full_window: bool = False) -> Chunk:
         """Return a chunk without features, which nobody will look at."""
         return Chunk(np.empty((80, 0), np.float32), piece.seconds, piece.offset, decoding, full_window=full_window)
 

@@ -1,4 +1,4 @@
-"""Plain values that every part of the server may use: sound, what is asked of the model, and what it heard."""
+"""Plain values that every folder of the server may import: audio, the options of a request, and its transcript."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,27 +8,28 @@ import numpy.typing as npt
 
 SAMPLE_RATE = 16_000
 Samples = npt.NDArray[np.float32]
-"""Sound: float32 in [-1, 1], shape (n,), at 16 kHz."""
+"""Audio: float32 in [-1, 1], shape (n,), at 16 kHz, mono."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A stretch of sound, in seconds."""
+    """A stretch of audio; `start` and `end` are seconds."""
 
     start: float
     end: float
 
     @property
     def seconds(self) -> float:
-        """Its length."""
+        """The length in seconds."""
         return self.end - self.start
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Piece:
-    """A part of a recording: samples of shape (n,) that begin `offset` seconds into it.
+class AudioChunk:
+    """A part of a recording, cut in the pauses, that the model decodes at once.
 
-    `speech` is where somebody speaks, in seconds from the first sample.
+    `samples` has the shape (n,). The chunk begins `offset` seconds into the recording. `speech` is where somebody
+    speaks, in seconds from the chunk's start.
     """
 
     samples: Samples
@@ -37,8 +38,22 @@ class Piece:
 
     @property
     def seconds(self) -> float:
-        """Its length."""
+        """The length in seconds."""
         return self.samples.size / SAMPLE_RATE
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """How large a batch may be: at most `items` chunks, and `frames` frames of 10 ms in all.
+
+    `share` is how many frames one request may have in a batch. It bounds how long the batch of an hour-long file keeps
+    a short message waiting. The share does not apply to a request that has at most `end` frames waiting: it soon ends.
+    """
+
+    items: int
+    frames: int
+    share: int
+    end: int = 0
 
 
 Task = Literal["transcribe", "translate"]
@@ -46,7 +61,7 @@ Task = Literal["transcribe", "translate"]
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """One spoken word. `text` is without spaces; `start` and `end` are seconds in the recording."""
+    """One spoken word. `text` has no spaces around it; `start` and `end` are seconds in the recording."""
 
     text: str
     start: float
@@ -55,7 +70,10 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One token of the text with its natural-log probability; `data` is its UTF-8, which may split a character."""
+    """One token of the text and the natural logarithm of its probability.
+
+    `data` is its UTF-8. A character may be split between two tokens.
+    """
 
     data: bytes
     logprob: float
@@ -66,8 +84,8 @@ class Segment:
     """A stretch of speech between two timestamps of the model.
 
     `start` and `end` are seconds in the recording, never past its end. `text` keeps the model's leading space.
-    `seek` is where the decoded window began, in frames of 10 ms. `temperature`, `avg_logprob`, `compression_ratio`
-    and `no_speech_prob` are those of the window, as Whisper defines them.
+    `seek` is where the decoded window begins, in frames of 10 ms. `temperature`, `avg_logprob`, `compression_ratio`
+    and `no_speech_prob` belong to the whole window, as Whisper defines them.
     """
 
     start: float
@@ -87,7 +105,7 @@ class Segment:
 class Transcript:
     """A finished transcription.
 
-    `language` is a code such as "en", or None where nobody spoke; `duration` is seconds.
+    `language` is a code such as "en", or None if there is no speech. `duration` is seconds.
     """
 
     task: Task
@@ -103,11 +121,12 @@ class Transcript:
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How a chunk is to be decoded.
+    """How the model decodes a chunk.
 
-    `language` None means: detect it, among `languages` if there are any. `temperature` None or 0 is the ladder from 0
-    to 1; another number is used alone.
-    `prompt` is text the model takes as having been said before; `hotwords` are spellings to prefer.
+    With `language` None, the model detects it, among `languages` if there are any. With `temperature` None or 0, the
+    model falls back from 0 to higher temperatures up to 1; any other number is the only temperature. `prompt` is text
+    that the model takes as said before the chunk. `hotwords` are spellings to prefer. `words` and `logprobs` ask for
+    the times of words and the probabilities of tokens.
     """
 
     task: Task = "transcribe"
@@ -124,7 +143,7 @@ class Decoding:
 class Voice:
     """Settings of the voice activity detector, with the field names of OpenAI's `server_vad`; times in ms.
 
-    Bursts shorter than `min_speech_ms` are clicks, not words; `engine.find_speech` is strict with those little longer.
+    The detector drops bursts shorter than `min_speech_ms`: they are clicks, not words.
     """
 
     threshold: float = 0.5
@@ -135,9 +154,9 @@ class Voice:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Everything about one transcription but its sound.
+    """Everything that a request asks for, except its audio.
 
-    `full_window` decodes every chunk with Whisper's whole window. `bulk` work lets interactive work go first.
+    `full_window` decodes every chunk with Whisper's whole window of 30 s. `bulk` requests wait for interactive ones.
     """
 
     decoding: Decoding = field(default_factory=Decoding)

@@ -28,7 +28,7 @@ FIRST_STEP_SECONDS = 0.05  # before any was measured
 class Prepare(Protocol):
     """Turns sound into a chunk for the model; see `Engine.prepare`."""
 
-    def __call__(self, piece: types.Piece, decoding: Decoding, *, full_window: bool = False) -> Chunk:
+    def __call__(self, piece: types.AudioChunk, decoding: Decoding, *, full_window: bool = False) -> Chunk:
         """Return the chunk."""
 
 

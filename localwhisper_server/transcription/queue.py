@@ -6,6 +6,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
+from localwhisper_server.types import BatchLimits
+
 
 class Work(Protocol):
     """What the scheduler needs to know of a chunk."""
@@ -35,20 +37,6 @@ class Full(Exception):
     """The queue holds as many requests as it may."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How large a batch may be: in chunks, in frames in all, and in frames of any one request.
-
-    The share bounds how long a short message can be kept waiting by the batch in flight of an hour-long file. A request
-    that has no more than `end` frames waiting is not held to it: it is soon through, and sooner so.
-    """
-
-    items: int
-    frames: int
-    share: int
-    end: int = 0
-
-
 @dataclass(slots=True)
 class _Open(Generic[Item]):
     """A request that was admitted and has not left."""
@@ -71,7 +59,7 @@ class FairQueue(Generic[Item]):
     MAX_SKIPS times and once for each other.
     """
 
-    def __init__(self, *, capacity: int, limits: Limits) -> None:
+    def __init__(self, *, capacity: int, limits: BatchLimits) -> None:
         self._capacity = capacity
         self.limits = limits
         # New ones in the order of their arrival, served ones in the order of their last turn.

@@ -13,7 +13,8 @@ from typing import Any, Generic, TypeVar
 
 from localwhisper_server import observer
 from localwhisper_server.errors import Busy, EngineFailed, ServerError
-from localwhisper_server.transcription.queue import FairQueue, Item, Limits
+from localwhisper_server.transcription.queue import FairQueue, Item
+from localwhisper_server.types import BatchLimits
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class Scheduler(Generic[Item, Result]):
         run: Callable[[Sequence[Item]], Sequence[Result]],
         *,
         capacity: int,
-        limits: Limits,
+        limits: BatchLimits,
         clock: Callable[[], float],
         max_wait: float = float("inf"),
         ahead: Callable[[], float] = lambda: 0.0,
@@ -151,7 +152,7 @@ class Scheduler(Generic[Item, Result]):
         with self._changed:
             return self._wait()
 
-    def set_limits(self, limits: Limits) -> None:
+    def set_limits(self, limits: BatchLimits) -> None:
         """Change how large a batch may be."""
         with self._changed:
             self._queue.limits = limits

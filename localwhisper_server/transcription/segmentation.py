@@ -10,17 +10,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from localwhisper_server.types import SAMPLE_RATE, Piece, Samples, Span
+from localwhisper_server.types import SAMPLE_RATE, AudioChunk, Samples, Span
+from localwhisper_server.whisper.decoding_rules import LONGEST_SECONDS, most_speech
 
-LONGEST_SECONDS = 12.0
 # Where several languages are to be expected, each chunk is written down in one: shorter ones seldom hold two.
 LONGEST_IN_ONE_LANGUAGE_SECONDS = 8.0
 # Speech is looked for in stretches of this length, so that a recording of any length is cut in bounded memory.
 STRETCH_SECONDS = 30.0
 # So much of a stretch that ends in silence is looked at again: a word may begin there, too short to be noticed yet.
 EDGE_SECONDS = 1.0
-# A word may begin so much before the detector notices, and end so much after.
-LEAD_SECONDS = 0.2
 
 FindSpeech = Callable[[Samples], Sequence[Span]]
 
@@ -48,12 +46,12 @@ class Cutter:
         self._size += block.size
         return self._size >= STRETCH_SECONDS * SAMPLE_RATE
 
-    def cut(self, *, end: bool = False) -> list[Piece]:
+    def cut(self, *, end: bool = False) -> list[AudioChunk]:
         """Look for speech in what has arrived, and return the pieces that are complete; at the `end` all of them."""
         held = np.concatenate(self._held)
         seconds, speech = held.size / SAMPLE_RATE, self._find_speech(held)
         if end and speech and not self._begun and held.size <= self._longest * SAMPLE_RATE:
-            return [Piece(held, 0.0, tuple(speech))]
+            return [AudioChunk(held, 0.0, tuple(speech))]
         planned = plan(speech, seconds, padding=self._padding, longest=self._longest)
         keep = seconds if end else seconds - max(EDGE_SECONDS, self._padding)
         # The last one may go on in what is still to come, unless it is over and no neighbour could join it.
@@ -100,32 +98,15 @@ def plan(speech: Sequence[Span], duration: float, *, padding: float, longest: fl
     return planned
 
 
-def in_speech(start: float, end: float, speech: Sequence[Span]) -> tuple[float, float]:
-    """Return the times of a text without the silence at its start and its end, but for `LEAD_SECONDS`.
-
-    The model's alignment gives the silence before a word to that word, however long it is. A text that lies in silence
-    altogether keeps its times: then it is the detector that missed it.
-    """
-    spoken = [span for span in speech if span.end > start and span.start < end]
-    if not spoken:
-        return start, end
-    return max(start, spoken[0].start - LEAD_SECONDS), min(end, spoken[-1].end + LEAD_SECONDS)
-
-
-def most_speech(padding: float, longest: float = LONGEST_SECONDS) -> float:
-    """Return how many seconds lie between a piece's first word and its last: what padding leaves, half at least."""
-    return max(longest - 2 * padding, longest / 2)
-
-
 def _parts(span: Span, longest: float) -> list[Span]:
     count = max(1, int(np.ceil(span.seconds / longest - 1e-9)))
     edges = np.linspace(span.start, span.end, count + 1)
     return [Span(float(start), float(end)) for start, end in itertools.pairwise(edges)]
 
 
-def _taken(held: Samples, planned: Planned, offset: float) -> Piece:
+def _taken(held: Samples, planned: Planned, offset: float) -> AudioChunk:
     first, last = round(planned.start * SAMPLE_RATE), round(planned.end * SAMPLE_RATE)
     start = first / SAMPLE_RATE
     speech = tuple(replace(span, start=span.start - start, end=span.end - start) for span in planned.speech)
     # A copy, so that the piece does not keep the whole stretch alive.
-    return Piece(held[first:last].copy(), offset + start, speech)
+    return AudioChunk(held[first:last].copy(), offset + start, speech)

@@ -17,8 +17,8 @@ from localwhisper_server.transcription.scheduler import Scheduler, Ticket
 from localwhisper_server.transcription.step_queue import Account
 from localwhisper_server.types import Decoding, Options, Segment, Transcript
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
-from localwhisper_server.whisper.engine import find_speech
-from localwhisper_server.whisper.window import FULL_SECONDS
+from localwhisper_server.whisper.decoding_rules import FULL_SECONDS, LONGEST_SECONDS
+from localwhisper_server.whisper.vad import find_speech
 
 
 class Transcriber:
@@ -129,9 +129,7 @@ class Transcriber:
 
 def _cutter(options: Options) -> segmentation.Cutter:
     voice = options.voice
-    longest = (
-        segmentation.LONGEST_IN_ONE_LANGUAGE_SECONDS if options.decoding.languages else segmentation.LONGEST_SECONDS
-    )
+    longest = segmentation.LONGEST_IN_ONE_LANGUAGE_SECONDS if options.decoding.languages else LONGEST_SECONDS
     longest = FULL_SECONDS if options.full_window else longest
     return segmentation.Cutter(
         lambda samples: find_speech(samples, voice, longest=longest),

@@ -12,7 +12,7 @@ from localwhisper_client.shared.languages import NAMES
 from localwhisper_server import runtime
 from localwhisper_server.api import routes
 from localwhisper_server.settings import Settings
-from localwhisper_server.types import Piece, Segment
+from localwhisper_server.types import AudioChunk, Segment
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Instant:
     def warm_up(self) -> None:
         pass
 
-    def prepare(self, piece: Piece, decoding: Decoding, *, full_window: bool = False) -> Chunk:
+    def prepare(self, piece: AudioChunk, decoding: Decoding, *, full_window: bool = False) -> Chunk:
         return Chunk(np.empty((80, 0), np.float32), piece.seconds, piece.offset, decoding, full_window=full_window)
 
     def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:

@@ -14,8 +14,8 @@ from localwhisper_server import observer, server
 from localwhisper_server.api import routes
 from localwhisper_server.operations import logs, tracing
 from localwhisper_server.settings import Settings
-from localwhisper_server.transcription.queue import Limits
 from localwhisper_server.transcription.scheduler import Scheduler
+from localwhisper_server.types import BatchLimits
 from localwhisper_server.whisper.devices import Device
 from localwhisper_server.whisper.model_manager import ModelManager
 from tests.server.driving import FakeBackend, call
@@ -168,7 +168,7 @@ def test_the_scheduler_tells_how_long_a_chunk_waited() -> None:
     scheduler: Scheduler[Any, Any] = Scheduler(
         lambda items: items,
         capacity=1,
-        limits=Limits(items=1, frames=1000, share=1000),
+        limits=BatchLimits(items=1, frames=1000, share=1000),
         clock=lambda: float(next(now)),
         waited=notes.waited,
     )

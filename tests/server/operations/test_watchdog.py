@@ -18,12 +18,12 @@ from uvicorn.lifespan.off import LifespanOff
 
 from localwhisper_server import cli, server
 from localwhisper_server import server as server_module
-from localwhisper_server.errors import Busy, EngineFailed
+from localwhisper_server.errors import Busy
 from localwhisper_server.operations import watchdog
 from localwhisper_server.operations.watchdog import Notifier, watchdog_seconds
-from localwhisper_server.runtime import FAILURES_IN_A_ROW, SelfTest
-from localwhisper_server.transcription.queue import Limits, Queue
+from localwhisper_server.transcription.queue import Queue
 from localwhisper_server.transcription.scheduler import Scheduler
+from localwhisper_server.types import BatchLimits
 from localwhisper_server.whisper import weights
 
 if TYPE_CHECKING:
@@ -74,87 +74,6 @@ def test_nobody_to_notify_is_no_trouble(address: str | None) -> None:
 def test_the_watchdogs_time(environ: dict[str, str], seconds: float | None) -> None:
     """sd_watchdog_enabled(3): only where it is meant for this process."""
     assert watchdog_seconds(environ, 7) == seconds
-
-
-class _Engine:
-    requests = 0
-    running_seconds: float | None = None
-    failures = 0
-
-    def __init__(self, **state: Any) -> None:
-        vars(self).update(state)
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize(
-    ("state", "always", "outcome", "tested", "well"),
-    [
-        ({}, False, None, 0, True),
-        ({}, True, None, 1, True),
-        ({}, True, EngineFailed(), 1, False),
-        ({}, True, Busy("memory", retry_after=1), 1, True),
-        ({"failures": 1}, False, None, 1, True),
-        ({"failures": 1}, False, EngineFailed(), 1, False),
-        ({"requests": 1}, True, None, 0, True),
-        ({"requests": 1, "failures": FAILURES_IN_A_ROW - 1}, True, None, 0, True),
-        ({"requests": 1, "failures": FAILURES_IN_A_ROW}, True, None, 0, False),
-        ({"running_seconds": 4.0}, True, None, 0, True),
-        ({"running_seconds": 6.0}, True, None, 0, False),
-        ({"running_seconds": 6.0, "requests": 1}, False, None, 0, False),
-    ],
-)
-async def test_when_an_engine_is_well(
-    state: dict[str, Any], outcome: Exception | None, tested: int, *, always: bool, well: bool
-) -> None:
-    """By its work where it has some; by a test where it has none and there is a reason; never when it is stuck."""
-    tests = 0
-
-    async def test() -> None:
-        nonlocal tests
-        tests += 1
-        if outcome:
-            raise outcome
-
-    assert await SelfTest(_Engine(**state), test, patience=5.0, always=always).well() is well
-    assert tests == tested
-
-
-@pytest.mark.anyio
-async def test_one_recording_that_fails_is_not_the_engines_fault() -> None:
-    """`/ready` turns 503 after several failed batches in a row or a failed test, and back after one that works."""
-    outcomes: list[Exception | None] = [None, EngineFailed(), EngineFailed()]
-    engine = _Engine()
-
-    async def test() -> None:
-        if outcome := outcomes.pop(0):
-            raise outcome
-
-    examiner = SelfTest(engine, test, patience=5.0)
-    for failures, failing in ((0, False), (1, False), (FAILURES_IN_A_ROW - 1, False), (FAILURES_IN_A_ROW, True)):
-        engine.failures = failures
-        assert examiner.failing is failing
-    engine.failures = 1
-    assert await examiner.well()
-    assert not examiner.failing
-    assert not await examiner.well()
-    assert examiner.failing
-    engine.failures = 0
-    assert not examiner.failing
-
-
-@pytest.mark.anyio
-async def test_a_test_that_does_not_come_back_is_a_failure() -> None:
-    """In bounded time; it is called off."""
-    ended = asyncio.Event()
-
-    async def test() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.set()
-
-    assert not await SelfTest(_Engine(), test, patience=0.01, always=True).well()
-    assert ended.is_set()
 
 
 @pytest.mark.anyio
@@ -302,7 +221,7 @@ class _Sound:
         self.seconds = seconds
 
 
-LIMITS = Limits(items=1, frames=10_000, share=10_000)
+LIMITS = BatchLimits(items=1, frames=10_000, share=10_000)
 
 
 def test_the_late_are_those_who_have_not_begun_and_would_not_be_through() -> None:

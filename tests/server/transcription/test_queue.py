@@ -10,10 +10,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from localwhisper_server.transcription.queue import MAX_SKIPS, WIDEST, FairQueue, Full, Limits
+from localwhisper_server.transcription.queue import MAX_SKIPS, WIDEST, FairQueue, Full
+from localwhisper_server.types import BatchLimits
 from tests.server.items import SHORT, Item
 
-LIMITS = Limits(items=3, frames=4800, share=1800)
+LIMITS = BatchLimits(items=3, frames=4800, share=1800)
 CAPACITY = 3
 LONG, WHOLE = 1800, 3000  # frames of a piece of a file, of the full window
 
@@ -76,8 +77,10 @@ class QueueMachine(RuleBasedStateMachine):
         if request in self.new:
             self.new.remove(request)
 
-    @rule(limits=st.sampled_from([LIMITS, Limits(items=1, frames=3000, share=1500), Limits(8, 100_000, 3000)]))
-    def resize(self, limits: Limits) -> None:
+    @rule(
+        limits=st.sampled_from([LIMITS, BatchLimits(items=1, frames=3000, share=1500), BatchLimits(8, 100_000, 3000)])
+    )
+    def resize(self, limits: BatchLimits) -> None:
         """Batches may be made larger or smaller at any time."""
         self.queue.limits = self.limits = limits
 
@@ -163,7 +166,7 @@ TestQueue = QueueMachine.TestCase
 TestQueue.settings = settings(max_examples=100, stateful_step_count=40)
 
 
-def _queue(limits: Limits = LIMITS, **waiting: int) -> FairQueue[Item]:
+def _queue(limits: BatchLimits = LIMITS, **waiting: int) -> FairQueue[Item]:
     queue: FairQueue[Item] = FairQueue(capacity=64, limits=limits)
     for request, count in waiting.items():
         _join(queue, request, *[LONG if request.startswith("hour") else SHORT] * count)
@@ -223,7 +226,7 @@ def test_a_wide_one_is_ruled_out_by_a_narrow_head_for_one_batch_alone() -> None:
 
 def test_a_wide_one_is_not_starved_by_narrow_ones() -> None:
     """Those already served go before it only until it has been passed over MAX_SKIPS times."""
-    queue: FairQueue[Item] = FairQueue(capacity=64, limits=Limits(items=1, frames=3000, share=1500))
+    queue: FairQueue[Item] = FairQueue(capacity=64, limits=BatchLimits(items=1, frames=3000, share=1500))
     _join(queue, "wide", *[WHOLE] * 20)
     for batch in range(50):
         _join(queue, f"new{batch}.", SHORT)
@@ -235,7 +238,7 @@ def test_a_wide_one_is_not_starved_by_narrow_ones() -> None:
 
 def test_waiting_is_bounded_by_the_number_of_others() -> None:
     """With n requests open and nobody new, each is served once in ceil(n / batch) batches."""
-    queue = _queue(Limits(items=2, frames=3000, share=1500), **dict.fromkeys("abcdefg", 10))
+    queue = _queue(BatchLimits(items=2, frames=3000, share=1500), **dict.fromkeys("abcdefg", 10))
     for _ in range(5):
         served = [name[0] for _ in range(math.ceil(7 / 2)) for name in _names(queue)]
         assert set(served) == set("abcdefg")
@@ -254,7 +257,7 @@ def test_newcomers_do_not_starve_a_long_file() -> None:
 
 def test_new_requests_are_served_in_the_order_they_came() -> None:
     """Those who go on arriving must not keep the first ones waiting."""
-    queue = _queue(Limits(items=2, frames=3000, share=1500), a=1, b=1, c=1)
+    queue = _queue(BatchLimits(items=2, frames=3000, share=1500), a=1, b=1, c=1)
     assert _names(queue) == ["a0", "b0"]
     _join(queue, "d", SHORT)
     assert _names(queue) == ["c0", "d0"]
@@ -265,7 +268,7 @@ def test_new_requests_are_served_in_the_order_they_came() -> None:
 def test_a_flood_of_new_requests_leaves_a_seat_for_the_old(items: int, bulk: bool) -> None:  # noqa: FBT001
     """Batches could be filled with new ones for ever; a long file still comes to its end, bulk or not."""
     queue: FairQueue[Item] = FairQueue(
-        capacity=1000, limits=Limits(items=items, frames=items * SHORT, share=items * SHORT)
+        capacity=1000, limits=BatchLimits(items=items, frames=items * SHORT, share=items * SHORT)
     )
     for request in ("hour", "other"):
         _join(queue, request, *[SHORT] * 20, bulk=bulk)
@@ -283,7 +286,7 @@ def test_a_flood_of_new_requests_leaves_a_seat_for_the_old(items: int, bulk: boo
 
 def test_interactive_goes_before_bulk() -> None:
     """Whoever came first; what is left of a batch is for bulk."""
-    queue: FairQueue[Item] = FairQueue(capacity=9, limits=Limits(items=2, frames=3000, share=SHORT))
+    queue: FairQueue[Item] = FairQueue(capacity=9, limits=BatchLimits(items=2, frames=3000, share=SHORT))
     _join(queue, "bulk", *[SHORT] * 9, bulk=True)
     _join(queue, "a", SHORT, SHORT)
     _join(queue, "b", SHORT)
@@ -292,7 +295,7 @@ def test_interactive_goes_before_bulk() -> None:
 
 def test_bulk_is_not_starved() -> None:
     """Two busy interactive files leave it one batch in MAX_SKIPS + 1."""
-    queue: FairQueue[Item] = FairQueue(capacity=9, limits=Limits(items=1, frames=3000, share=1500))
+    queue: FairQueue[Item] = FairQueue(capacity=9, limits=BatchLimits(items=1, frames=3000, share=1500))
     _join(queue, "bulk", *[SHORT] * 9, bulk=True)
     _join(queue, "a", *[SHORT] * 50)
     _join(queue, "c", *[SHORT] * 50)
@@ -308,27 +311,27 @@ def test_a_lone_request_fills_the_batch_up_to_its_share() -> None:
 
 def test_a_request_near_its_end_may_have_the_batch() -> None:
     """What is left of it fits into one, so nobody waits for long; a long one is held to its share until then."""
-    queue = _queue(Limits(items=9, frames=9 * SHORT, share=SHORT, end=3 * SHORT), a=5)
+    queue = _queue(BatchLimits(items=9, frames=9 * SHORT, share=SHORT, end=3 * SHORT), a=5)
     assert [_names(queue) for _ in range(4)] == [["a0"], ["a1"], ["a2", "a3", "a4"], []]
 
 
 def test_a_chunk_above_every_limit_is_run_alone() -> None:
     """Somebody has to be first."""
-    queue = _queue(Limits(items=4, frames=SHORT, share=SHORT))
+    queue = _queue(BatchLimits(items=4, frames=SHORT, share=SHORT))
     _join(queue, "a", WHOLE, WHOLE)
     assert [_names(queue) for _ in range(3)] == [["a0"], ["a1"], []]
 
 
 def test_what_is_left_of_earlier_chunks_goes_first() -> None:
     """Before the request's others, in its own order."""
-    queue = _queue(Limits(items=1, frames=10**6, share=10**6), a=2)
+    queue = _queue(BatchLimits(items=1, frames=10**6, share=10**6), a=2)
     assert queue.put("a", [(Item("left"), Future()), (Item("and left"), Future())], first=True)
     assert [_names(queue)[0] for _ in range(4)] == ["left", "and left", "a0", "a1"]
 
 
 def test_a_light_batch_leaves_long_work_aside() -> None:
     """Of each request the first chunk within the share is taken; the others keep their places."""
-    queue: FairQueue[Item] = FairQueue(capacity=9, limits=Limits(items=9, frames=10**6, share=LONG))
+    queue: FairQueue[Item] = FairQueue(capacity=9, limits=BatchLimits(items=9, frames=10**6, share=LONG))
     _join(queue, "a", WHOLE, SHORT, WHOLE)
     _join(queue, "b", WHOLE)
     assert queue.ready(light=True)
@@ -349,7 +352,7 @@ def test_clearing_gives_everything_back() -> None:
 
 def test_a_message_that_is_heard_again_goes_before_a_long_file() -> None:
     """Its second chunk is in the next batch, although the file was served longer ago."""
-    queue: FairQueue[Item] = FairQueue(capacity=8, limits=Limits(items=1, frames=10**6, share=LONG))
+    queue: FairQueue[Item] = FairQueue(capacity=8, limits=BatchLimits(items=1, frames=10**6, share=LONG))
     queue.admit("film")
     queue.put("film", [(Item(("film", number), LONG), Future()) for number in range(20)])
     for _ in range(8):

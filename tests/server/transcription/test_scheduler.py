@@ -9,8 +9,8 @@ import pytest
 
 from localwhisper_server import observer
 from localwhisper_server.errors import Busy, EngineFailed
-from localwhisper_server.transcription.queue import Limits
 from localwhisper_server.transcription.scheduler import FIRST_SPEED, Scheduler
+from localwhisper_server.types import BatchLimits
 from tests.server.items import Item
 
 if TYPE_CHECKING:
@@ -70,8 +70,8 @@ def engine(clock: Clock) -> Engine:
     return Engine(clock)
 
 
-def _limits(items: int) -> Limits:
-    return Limits(items=items, frames=100_000, share=100_000)
+def _limits(items: int) -> BatchLimits:
+    return BatchLimits(items=items, frames=100_000, share=100_000)
 
 
 @pytest.fixture
@@ -292,7 +292,7 @@ def test_nobody_is_idle_while_another_works(engine: Engine, start: Callable[...,
 
 def test_one_worker_is_kept_from_what_takes_long(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
     """While the other is at such a chunk, only short ones are taken; then the next long one."""
-    scheduler = start(workers=2, limits=Limits(items=1, frames=10**6, share=1000))
+    scheduler = start(workers=2, limits=BatchLimits(items=1, frames=10**6, share=1000))
     engine.gate.clear()
     futures = scheduler.admit().submit([Item("one", 3000), Item("two", 3000), Item("short", 800)])
     engine.wait()
@@ -422,7 +422,7 @@ def test_who_would_wait_too_long_is_told_when_to_come_back(
 def test_an_hour_long_file_closes_no_door(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
     """A message waits for its share of a batch, not for its end; bulk work is not waited for at all."""
     engine.gate.clear()
-    scheduler = start(limits=Limits(items=1, frames=3000, share=1500), max_wait=7.0)
+    scheduler = start(limits=BatchLimits(items=1, frames=3000, share=1500), max_wait=7.0)
     for bulk in (False, True):
         ticket = scheduler.admit(bulk=bulk)
         for number in range(240):

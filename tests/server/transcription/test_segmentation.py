@@ -13,11 +13,10 @@ from localwhisper_server.transcription.segmentation import (
     LONGEST_SECONDS,
     STRETCH_SECONDS,
     Cutter,
-    in_speech,
     most_speech,
     plan,
 )
-from localwhisper_server.types import SAMPLE_RATE, Piece, Span
+from localwhisper_server.types import SAMPLE_RATE, AudioChunk, Span
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -33,7 +32,7 @@ PADDING = st.sampled_from([0.0, 0.3, 2.0, 7.5, 10.0])
 BLOCK = 3.0
 
 
-def pieces(blocks: Iterable[Samples], find_speech: FindSpeech, *, padding: float) -> Iterator[Piece]:
+def pieces(blocks: Iterable[Samples], find_speech: FindSpeech, *, padding: float) -> Iterator[AudioChunk]:
     """Cut a whole recording, a look at a time."""
     cutter = Cutter(find_speech, padding=padding)
     for block in blocks:
@@ -83,11 +82,11 @@ class Ear:
         return [Span(first * SAMPLE, last * SAMPLE) for first, last in zip(edges[::2], edges[1::2], strict=True)]
 
 
-def _heard(found: Sequence[Piece]) -> list[np.ndarray[Any, Any]]:
+def _heard(found: Sequence[AudioChunk]) -> list[np.ndarray[Any, Any]]:
     return [piece.samples[piece.samples > 0] for piece in found]
 
 
-def _check(found: Sequence[Piece], samples: Samples, longest: float = LONGEST_SECONDS) -> None:
+def _check(found: Sequence[AudioChunk], samples: Samples, longest: float = LONGEST_SECONDS) -> None:
     """Every spoken sample once and in order, each piece where it says it is, none too long."""
     assert np.array_equal(np.concatenate([np.empty(0), *_heard(found)]), samples[samples > 0])
     for piece in found:
@@ -276,25 +275,3 @@ def test_pieces_come_before_the_recording_ends() -> None:
     piece = next(pieces(endless(), Ear(), padding=0.3))
     assert piece.offset == pytest.approx(0.2, abs=SAMPLE)
     assert arrived * BLOCK <= STRETCH_SECONDS + BLOCK
-
-
-SPEECH = (Span(5.0, 6.0), Span(6.5, 7.0), Span(12.0, 13.0))
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ((5.2, 5.6), (5.2, 5.6)),
-        ((0.0, 5.6), (4.8, 5.6)),  # the first word of a recording that begins with silence
-        ((6.8, 12.4), (6.8, 12.4)),  # speech at both ends: a sentence with a pause in it
-        ((7.0, 12.4), (11.8, 12.4)),
-        ((6.6, 11.9), (6.6, 7.2)),
-        ((0.0, 20.0), (4.8, 13.2)),
-        ((8.0, 9.0), (8.0, 9.0)),  # the detector missed it
-        ((4.9, 5.1), (4.9, 5.1)),
-    ],
-)
-def test_a_text_lasts_as_long_as_its_speech(text: tuple[float, float], expected: tuple[float, float]) -> None:
-    """Silence before and after it is not its own, but for what the detector may have missed."""
-    assert in_speech(*text, SPEECH) == pytest.approx(expected)
-    assert in_speech(*text, ()) == text

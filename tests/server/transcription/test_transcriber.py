@@ -13,11 +13,20 @@ from localwhisper_server.errors import Busy, EngineFailed, InvalidRequest, Unrea
 from localwhisper_server.transcription import segmentation as chunks_module
 from localwhisper_server.transcription import transcriber as service_module
 from localwhisper_server.transcription.pipeline import LOOKAHEAD
-from localwhisper_server.transcription.queue import Limits
 from localwhisper_server.transcription.scheduler import Scheduler
 from localwhisper_server.transcription.segmentation import LONGEST_SECONDS
 from localwhisper_server.transcription.transcriber import Transcriber
-from localwhisper_server.types import SAMPLE_RATE, Decoding, Options, Piece, Segment, Span, Transcript, Voice
+from localwhisper_server.types import (
+    SAMPLE_RATE,
+    AudioChunk,
+    BatchLimits,
+    Decoding,
+    Options,
+    Segment,
+    Span,
+    Transcript,
+    Voice,
+)
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
 
 if TYPE_CHECKING:
@@ -26,7 +35,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 SECONDS = 10.0
-LIMITS = Limits(items=2, frames=10**9, share=10**9)
+LIMITS = BatchLimits(items=2, frames=10**9, share=10**9)
 
 
 class Engine:
@@ -68,7 +77,7 @@ def engine() -> Engine:
     return Engine()
 
 
-def prepare(piece: Piece, decoding: Decoding, *, full_window: bool = False) -> Chunk:
+def prepare(piece: AudioChunk, decoding: Decoding, *, full_window: bool = False) -> Chunk:
     """Stand in for the model's features: the samples themselves."""
     return Chunk(piece.samples[None], piece.seconds, piece.offset, decoding, full_window=full_window)
 
