@@ -86,7 +86,7 @@ class Load:
 
     async def run(self, clients: int, pid: int) -> None:
         """Let them all loose."""
-        limits = httpx2.Limits(max_connections=clients, max_keepalive_connections=clients)
+        limits = httpx2.BatchLimits(max_connections=clients, max_keepalive_connections=clients)
         async with httpx2.AsyncClient(timeout=300, limits=limits) as http:
             await asyncio.gather(self.watch(pid), *(self.client(http, number) for number in range(clients)))
 

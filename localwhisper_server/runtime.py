@@ -1,12 +1,13 @@
-"""The model behind the routes: while it loads, while it serves, while it stops, and when it failed."""
+"""The model behind the API: loading, ready, draining, and its health."""
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, Any
 
 from localwhisper_client._version import __version__
 from localwhisper_server.audio import pool
@@ -17,90 +18,86 @@ from localwhisper_server.transcription.coalescing import CoalescingTranscriber
 from localwhisper_server.transcription.preparation import StepRunner
 from localwhisper_server.transcription.scheduler import Scheduler
 from localwhisper_server.transcription.transcriber import Transcriber
-from localwhisper_server.types import Decoding, Options, Segment, Transcript
-from localwhisper_server.whisper import calibration, devices, engine, weights
+from localwhisper_server.types import AudioChunk, Decoding, Options, Segment, Transcript, Voice
+from localwhisper_server.whisper import calibration, cuda, devices, weights
+from localwhisper_server.whisper.chunks import Chunk
+from localwhisper_server.whisper.devices import Device, Workers
 from localwhisper_server.whisper.engine import Engine
 from localwhisper_server.whisper.model_manager import ModelManager
-
-if TYPE_CHECKING:
-    from localwhisper_server.whisper.chunks import Chunk
+from localwhisper_server.whisper.vad import find_speech
 
 logger = logging.getLogger(__name__)
 
-# A guess for the callers who come while the model is loaded; a local one takes seconds.
+# `Retry-After` while the model is loaded: a guess, since a model on disk takes seconds and a download takes minutes.
 LOADING_RETRY_SECONDS = 2.0
+# `Retry-After` while the server stops: systemd or Docker restarts it within seconds.
+RESTART_RETRY_SECONDS = 10.0
 # How long a stop waits for the batch in flight.
 STOP_SECONDS = 5.0
-# When to come back to a server that stops: whoever keeps it running starts it again within seconds.
-RESTART_RETRY_SECONDS = 10.0
-# What CTranslate2 and CUDA speak of where a device is the trouble and not the model's files.
-DEVICE_TROUBLE = ("cuda", "cublas", "cudnn", "driver", "device", "libcu")
-
-# Where no watchdog says how patient it is.
-WATCHDOG_SECONDS = 240.0
-# The part of the watchdog's time after which a batch counts as stuck.
-PATIENCE_PER_WATCHDOG = 0.5
-# So many batches in a row that give nothing are the engine's fault: OpenAI's SDK sends a file that fails three times.
+# A batch that takes longer is stuck, unless a watchdog sets another limit.
+STUCK_SECONDS = 150.0
+# After so many failed batches in a row the engine is at fault. More than three, since OpenAI's SDK sends a file that
+# fails three times.
 FAILURES_IN_A_ROW = 4
+# Words in the errors of CTranslate2 and CUDA whose cause is the device, not the model's files.
+DEVICE_ERRORS = ("cuda", "cublas", "cudnn", "driver", "device", "libcu")
 
-Load = Callable[[Path, devices.Device], Engine]
+Load = Callable[[Path, Device, Workers], Engine]
 
 
 class Runtime:
-    """What the routes talk to: the model while it loads, while it serves, and when it failed.
+    """Loads the model and runs transcriptions on it; knows whether it is loading, ready, draining or has failed.
 
-    `load` builds the engine; a test gives its own. `environ` is what the decoding processes take their few variables
-    from. The engine is stuck when a batch takes longer than `patience` seconds; with `examine`, it is tested even
-    where nothing speaks against it.
+    `load` builds the engine. `cuda_devices` is how many there are, None to ask the driver. `environ` is where the
+    decoding processes get their variables from. A batch that takes longer than `stuck_after` seconds is stuck. With
+    `self_test` the engine is tested when it is idle. `pause` waits so many seconds.
     """
 
     def __init__(
         self,
         settings: Settings,
         *,
-        load: Load | None = None,
+        load: Load = Engine,
         cuda_devices: int | None = None,
         environ: Mapping[str, str] | None = None,
-        patience: float = WATCHDOG_SECONDS * PATIENCE_PER_WATCHDOG,
-        examine: bool = False,
+        stuck_after: float = STUCK_SECONDS,
+        self_test: bool = False,
         observer: Observer | None = None,
         pause: Callable[[float], object] = time.sleep,
     ) -> None:
         self._settings = settings
-        self._pause = pause
+        self._load = load
         self._observer = observer or NullObserver()
+        self._pause = pause
         self._decoders = pool.Pool(environ=environ or {})
-        self._patience = patience
-        # A test would keep a model in memory that is to leave it.
-        self._examine = examine and not settings.idle_unload
-        self._examiner: SelfTest | None = None
-        self._message: Chunk | None = None
-        self._draining = False
-        self._starting = False
-        count = engine.cuda_devices() if cuda_devices is None else cuda_devices
-        cuda_types = engine.cuda_compute_types()
-        self._cuda_devices = count
+        self._stuck_after = stuck_after
+        # Not with idle unloading: the self-test would keep the model loaded.
+        self._test_when_idle = self_test and not settings.idle_unload
+        self._cuda_devices = cuda.device_count() if cuda_devices is None else cuda_devices
+        cuda_types = cuda.cuda_compute_types()
         self._device = devices.choose_device(
-            settings.device, settings.compute_type, cuda_devices=count, cuda_types=cuda_types
+            settings.device, settings.compute_type, cuda_devices=self._cuda_devices, cuda_types=cuda_types
         )
-        self._smaller = devices.smaller(self._device, cuda_types)
-        self._workers = devices.workers(self._device.name, settings.threads, cores=devices.cores())
-        self._load = load or (lambda folder, device: Engine(folder, device, self._workers))
+        self._smaller = devices.smaller_precision(self._device, cuda_types)
+        self._workers = devices.choose_workers(self._device.name, settings.threads, cores=devices.usable_cores())
         self.model = settings.model if settings.model != "auto" else weights.default_model(self._device.name)
         self.names = weights.served_names(self.model)
         self.aliases = weights.aliases(self.model)
         self.created = 0
         self.languages: frozenset[str] = frozenset()
         self.failure: Exception | None = None
-        self._service: CoalescingTranscriber | None = None
-        self._scheduler: Scheduler | None = None
+        self._starting = False
+        self._draining = False
         self._model_manager: ModelManager | None = None
+        self._scheduler: Scheduler | None = None
+        self._transcriber: CoalescingTranscriber | None = None
+        self._self_test: SelfTest | None = None
 
     def start(self) -> None:
-        """Find and load the model; returns when it is warm, however long the device's memory is taken by others.
+        """Find, load and warm up the model. Waits as long as other programs use the device's memory.
 
         Raises:
-            ModelError: it cannot be had, or is damaged.
+            ModelError: it is not available, or is damaged.
             RuntimeError, ValueError: CTranslate2 cannot load it on this device.
 
         """
@@ -112,32 +109,32 @@ class Runtime:
 
     def _start(self) -> None:
         if self._device.name == "cuda" and not self._cuda_devices:
-            # Before gigabytes are fetched for it.
+            # Before gigabytes are downloaded for it.
             raise RuntimeError("--device cuda is set, but the driver shows no CUDA device")
         self._decoders.start()
         folder = weights.find(self.model, cache_dir=self._settings.cache_dir)
         started = time.monotonic()
         model_manager = ModelManager(
-            lambda device: self._load(folder, device),
+            lambda device: self._load(folder, device, self._workers),
             self._device,
             clock=time.monotonic,
             smaller=self._smaller,
             unload_after=self._settings.idle_unload or None,
             observer=self._observer,
         )
-        loaded = self._warmed(model_manager, folder)
+        loaded = self._warmed_up(model_manager, folder)
         self.created = int((folder / "model.bin").stat().st_mtime)
         self.languages = loaded.languages
         prepare = loaded.prepare
-        self._message = prepare(calibration.voice_message(), Decoding(language="en"))
-        limits = calibration.limits(
+        message = prepare(voice_message(), Decoding(language="en"))
+        limits = calibration.measure_limits(
             loaded,
-            self._message,
+            message,
             on_cpu=self._device.name == "cpu",
             items=self._settings.batch,
             clock=time.perf_counter,
         )
-        del loaded  # the model_manager alone holds the engine, so that it can let go of it
+        del loaded  # only the model manager may keep the engine, or unloading it would free no memory
         self._model_manager = model_manager
         steps = StepRunner(clock=time.monotonic)
         self._scheduler = Scheduler(
@@ -151,19 +148,21 @@ class Runtime:
             observer=self._observer,
             workers=self._workers.count,
         )
-        self._examiner = SelfTest(self._scheduler, self._test, patience=self._patience, always=self._examine)
+        self._self_test = SelfTest(
+            self._scheduler, message, stuck_after=self._stuck_after, when_idle=self._test_when_idle
+        )
         transcriber = Transcriber(
             self._scheduler,
             prepare,
-            engine.find_speech,
+            find_speech,
             blocks=self._decoders.blocks,
             steps=steps,
             max_seconds=self._settings.max_seconds,
             observer=self._observer,
         )
-        self._service = CoalescingTranscriber(transcriber.transcribe, steps, kept=self._settings.cache)
+        self._transcriber = CoalescingTranscriber(transcriber.transcribe, steps, kept=self._settings.cache)
         logger.info(
-            "ready: %s on %s, %s (%s), loaded and warmed in %.1f s, batches of up to %d",
+            "ready: %s on %s, %s (%s), loaded and warmed up in %.1f s, batches of up to %d",
             self.model,
             self._device.name,
             self._device.compute_type,
@@ -172,17 +171,17 @@ class Runtime:
             limits.items,
         )
 
-    def _warmed(self, model_manager: ModelManager, folder: Path) -> Engine:
-        """Load the model, as often as it takes: a game that has the memory ends some time."""
+    def _warmed_up(self, model_manager: ModelManager, folder: Path) -> Engine:
+        """Load the model; on a card whose memory is in use, try again until it fits."""
         while True:
             try:
                 return model_manager.warm_up()
             except Busy as busy:
                 if self._device.name == "cpu" and busy.__cause__ is not None:
-                    raise busy.__cause__ from None  # nobody plays games in the main memory
+                    raise busy.__cause__ from None  # main memory is not used by a game that ends some time
                 logger.warning(
                     "no room for the model on the card (%s); trying again in %d s. If nothing else uses the card, "
-                    "take a smaller model (--model) or precision (--compute-type).",
+                    "choose a smaller model (--model) or precision (--compute-type).",
                     busy.__cause__,
                     busy.retry_after,
                 )
@@ -190,24 +189,24 @@ class Runtime:
             except (OSError, ValueError, MemoryError):
                 raise
             except Exception as failure:
-                # RuntimeError from CTranslate2, bare Exception from the tokenizer: no class tells the model's fault.
-                if any(word in str(failure).lower() for word in DEVICE_TROUBLE):
+                # CTranslate2 raises RuntimeError and the tokenizer a bare Exception, whatever the cause.
+                if any(word in str(failure).lower() for word in DEVICE_ERRORS):
                     raise
                 raise weights.ModelDamaged(folder, failure) from failure
 
     def drain(self, seconds: float) -> None:
-        """Take no new requests, and send away those that would not be through in so many seconds."""
+        """Accept no new requests, and refuse those that have not begun and would take longer than so many seconds."""
         self._draining = True
         if self._scheduler is not None:
             self._scheduler.send_away(_stopping(), later_than=seconds)
 
     def give_up(self) -> None:
-        """Send away whoever still waits for the model."""
+        """Refuse all requests that are still open."""
         if self._scheduler is not None:
             self._scheduler.refuse(_stopping())
 
     def stop(self) -> bool:
-        """Stop the engine after the batch in flight; False if that, or the model's load, takes too long to wait for."""
+        """Stop after the batch in flight; False if that, or loading the model, takes too long to wait for."""
         self._decoders.close()
         if self._starting:
             return False
@@ -215,7 +214,7 @@ class Runtime:
 
     @property
     def queue_seconds(self) -> float:
-        """Estimate how long a request that came now would wait, in seconds."""
+        """Estimate how long a new request would wait, in seconds."""
         return self._scheduler.queue_seconds if self._scheduler else 0.0
 
     @property
@@ -229,73 +228,64 @@ class Runtime:
         return self._model_manager is not None and self._model_manager.loaded
 
     def require_ready(self) -> None:
-        """Raise Busy while the model is being loaded or the server stops, EngineFailed if it could not be loaded."""
+        """Check that a new request may come.
+
+        Raises:
+            Busy: the model is still loading, or the server is stopping.
+            EngineFailed: the model could not be loaded.
+
+        """
         self._require_model()
         if self._draining:
             raise _stopping()
 
     def require_room(self) -> None:
-        """Raise Busy where a request would be turned away once it is here."""
+        """Raise Busy if the queue has no room."""
         if self._scheduler is not None:
             self._scheduler.require_room()
 
     def _require_model(self) -> CoalescingTranscriber:
         if self.failure is not None:
             raise EngineFailed("The model could not be loaded; the server's log says why.")
-        if self._service is None:
+        if self._transcriber is None:
             raise Busy("The model is still being loaded. Try again shortly.", retry_after=LOADING_RETRY_SECONDS)
-        return self._service
+        return self._transcriber
 
     def transcribe(self, source: IO[bytes], options: Options) -> AsyncGenerator[Segment | Transcript]:
         """Yield segments, then the transcript; see `Transcriber.transcribe`.
 
-        Also while the server stops: what was let in before may finish.
+        Works during a drain too, for requests that were accepted before.
         """
-        service = self._require_model()
+        transcriber = self._require_model()
         if self._settings.window == "exact":
             options = replace(options, full_window=True)
-        return service.transcribe(source, options)
+        return transcriber.transcribe(source, options)
 
-    async def well(self) -> bool:
-        """Whether the engine is as it should be; tests it where there is reason to. True while the model loads."""
-        return self._examiner is None or await self._examiner.well()
-
-    async def _test(self) -> None:
-        """Put a voice message through the scheduler and the model.
-
-        Raises:
-            Busy, EngineFailed: it did not come through.
-
-        """
-        assert self._scheduler is not None  # noqa: S101 - who tests it has it
-        assert self._message is not None  # noqa: S101 - made before the scheduler
-        ticket = self._scheduler.admit()
-        try:
-            await asyncio.wrap_future(*ticket.submit([self._message]))
-        finally:
-            ticket.close()
+    async def healthy(self) -> bool:
+        """Return whether the engine works, by a self-test if necessary. True while the model loads."""
+        return self._self_test is None or await self._self_test.healthy()
 
     def unready(self) -> str | None:
-        """Say why requests had better go elsewhere; None where they are welcome.
+        """Return why requests should go to another server; None if they may come.
 
-        A model that left the memory for want of work is no reason: the next request brings it back.
+        An unloaded model is no reason, since the next request loads it again.
         """
-        scheduler, examiner = self._scheduler, self._examiner
+        scheduler, self_test = self._scheduler, self._self_test
         if self.failure is not None:
             return "The model could not be loaded."
-        if scheduler is None or examiner is None:
+        if scheduler is None or self_test is None:
             return "The model is still being loaded."
         reasons = (
             (self._draining, "The server is stopping."),
-            (examiner.stuck, f"The batch in flight has taken more than {self._patience:g} s."),
-            (examiner.failing, "The model fails whatever it is given."),
+            (self_test.stuck, f"The batch in flight has taken more than {self._stuck_after:g} s."),
+            (self_test.failing, "The model fails on every request."),
             (scheduler.full, "The queue is full."),
         )
         return next((reason for holds, reason in reasons if holds), None)
 
     def health(self) -> dict[str, Any]:
-        """Describe the state; answers at once whatever the model is doing."""
-        ready = self._service is not None
+        """Return the state for `/health`, without waiting for the model."""
+        ready = self._transcriber is not None
         device = self._model_manager.device if self._model_manager else self._device
         return {
             "status": "ok" if ready else "failed" if self.failure else "loading",
@@ -311,65 +301,68 @@ class Runtime:
         }
 
 
-class Watched(Protocol):
-    """What is looked at to see whether an engine lives."""
-
-    @property
-    def requests(self) -> int:
-        """How many requests are open."""
-
-    @property
-    def running_seconds(self) -> float | None:
-        """How long the batch in flight has been running; None where there is none."""
-
-    @property
-    def failures(self) -> int:
-        """How many batches in a row, up to the last, gave nothing but faults of the engine."""
-
-
 class SelfTest:
-    """Says whether the engine is well, by its work, or by a test where it has none.
+    """Judges the engine by the work of its scheduler, or by decoding `message` if there is no work.
 
-    `test` sends something through the model. It is run when the last inference failed, and whenever there is nothing
-    else to judge by if `always`. Whatever takes longer than `patience` seconds is stuck.
+    The test is run if the last batch failed, and whenever the engine is idle if `when_idle`. A test or a batch that
+    takes longer than `stuck_after` seconds is stuck.
     """
 
     def __init__(
-        self, engine: Watched, test: Callable[[], Awaitable[None]], *, patience: float, always: bool = False
+        self,
+        scheduler: Scheduler,
+        message: Chunk,
+        *,
+        stuck_after: float,
+        when_idle: bool = False,
     ) -> None:
-        self._engine = engine
-        self._test = test
-        self._patience = patience
-        self._always = always
+        self._scheduler = scheduler
+        self._message = message
+        self._stuck_after = stuck_after
+        self._when_idle = when_idle
         self._failed = False
 
     @property
     def failing(self) -> bool:
-        """Whether the engine is at fault, and not one recording: its test or many batches in a row have failed."""
-        failures = self._engine.failures
+        """Whether the engine is at fault, not one recording: several batches in a row or the test have failed."""
+        failures = self._scheduler.failures
         return failures >= FAILURES_IN_A_ROW or (failures > 0 and self._failed)
 
     @property
     def stuck(self) -> bool:
-        """Whether the batch in flight has taken too long."""
-        return (self._engine.running_seconds or 0.0) > self._patience
+        """Whether the batch in flight takes too long."""
+        return (self._scheduler.running_seconds or 0.0) > self._stuck_after
 
-    async def well(self) -> bool:
-        """Look, and test where there is reason to."""
+    async def healthy(self) -> bool:
+        """Return whether the engine works; runs the test if necessary."""
         if self.stuck:
             return False
-        if self._engine.requests or self._engine.running_seconds is not None:
+        if self._scheduler.requests or self._scheduler.running_seconds is not None:
             return not self.failing
-        if not self._engine.failures and not self._always:
+        if not self._scheduler.failures and not self._when_idle:
             return True
         self._failed = False
         try:
-            await asyncio.wait_for(self._test(), self._patience)
+            await asyncio.wait_for(self._decode(), self._stuck_after)
         except Busy:
-            pass  # somebody else's work, or somebody else's memory; a restart would help neither
-        except Exception:  # noqa: BLE001 - the engine logs what it was; TimeoutError among them
+            pass  # a full queue or memory that another program uses: a restart would not help
+        except Exception:  # noqa: BLE001 - the engine logs it; TimeoutError among them
             self._failed = True
         return not self._failed
+
+    async def _decode(self) -> None:
+        ticket = self._scheduler.admit()
+        try:
+            await asyncio.wrap_future(*ticket.submit([self._message]))
+        finally:
+            ticket.close()
+
+
+def voice_message() -> AudioChunk:
+    """Return the recording of the demo: five seconds of speech, part of every installation."""
+    with files("localwhisper_client").joinpath("demo.ogg").open("rb") as file:
+        samples = pool.decode(file, max_seconds=60)
+    return AudioChunk(samples, 0.0, tuple(find_speech(samples, Voice())))
 
 
 def _stopping() -> Busy:

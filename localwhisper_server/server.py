@@ -28,7 +28,7 @@ from localwhisper_server.api.protocol import HttpProtocol, Room
 from localwhisper_server.operations import mdns, vram, watchdog
 from localwhisper_server.operations.metrics import Metrics
 from localwhisper_server.operations.watchdog import Notifier
-from localwhisper_server.runtime import PATIENCE_PER_WATCHDOG, WATCHDOG_SECONDS, Runtime
+from localwhisper_server.runtime import Runtime
 from localwhisper_server.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -236,7 +236,8 @@ def run(settings: Settings, listening: socket.socket, *, environ: Mapping[str, s
 
     """
     notifier = watchdog.Notifier(environ.get("NOTIFY_SOCKET"))
-    period = watchdog.watchdog_seconds(environ, os.getpid())
+    watched = watchdog.watchdog_seconds(environ, os.getpid())
+    period = watched or watchdog.WATCHDOG_SECONDS
     rules = access_rules(settings, own_names())
     surroundings = Surroundings(settings, rules.keys)
     options = uvicorn_options(settings, room(settings, raise_file_limit()))
@@ -246,8 +247,8 @@ def run(settings: Settings, listening: socket.socket, *, environ: Mapping[str, s
     runtime = Runtime(
         settings,
         environ=environ,
-        patience=(period or WATCHDOG_SECONDS) * PATIENCE_PER_WATCHDOG,
-        examine=period is not None,
+        stuck_after=period / 2,
+        self_test=watched is not None,
         observer=numbers,
     )
     numbers.look_at(runtime, vram.reader())
@@ -265,8 +266,8 @@ def run(settings: Settings, listening: socket.socket, *, environ: Mapping[str, s
         # Not awaited: the server answers while the model loads.
         threading.Thread(target=load, name="localwhisper-load", daemon=True).start()
         logger.info("listening on %s and loading the model", url(listening, tls=settings.certfile is not None))
-        seconds = (period or WATCHDOG_SECONDS) / watchdog.CHECKS_PER_WATCHDOG
-        watching = asyncio.create_task(watchdog.watch(runtime.well, notifier, seconds=seconds))
+        seconds = period / watchdog.CHECKS_PER_WATCHDOG
+        watching = asyncio.create_task(watchdog.watch(runtime.healthy, notifier, seconds=seconds))
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(surroundings.open())
             if settings.announce:

@@ -63,8 +63,8 @@ ONLY = {
 PURE = {
     "localwhisper_client": ("routing", "shared", "events", "cloud/adaptation", "cloud/models", "cloud/prices"),
     "localwhisper_server": (
-        "types", "errors", "api/formats", "api/form", "whisper/acceptance", "whisper/window", "whisper/tokens",
-        "whisper/hypothesis", "transcription/queue", "transcription/segmentation",
+        "types", "errors", "api/formats", "api/form", "whisper/decoding_rules", "whisper/tokens",
+        "whisper/chunks", "transcription/queue", "transcription/segmentation",
     ),
 }  # fmt: skip
 IO = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from localwhisper_server.types import BatchLimits
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
-from localwhisper_server.whisper.window import FRAMES_PER_SECOND
+from localwhisper_server.whisper.decoding_rules import FRAMES_PER_SECOND
 
 # All chunks of a batch are encoded with the longest window among them. So a chunk may be longer than the batch's first
 # chunk by this factor at most.

@@ -10,13 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from localwhisper_server.types import AudioChunk, Decoding, Segment, Span
-from localwhisper_server.whisper import window
+from localwhisper_server.whisper.decoding_rules import FRAMES_PER_SECOND, Hypothesis, window_frames
 
-# A window whose text ends well before the sound does is decoded again from there.
+# A shorter remainder is not decoded.
 MIN_REMAINDER_SECONDS = 1.0
-
-# Texts whose tokens are remembered: about as many as requests may be open.
-TEXTS = 128
+# Above this temperature the text may be invented, and as a prefix it would lead to more of the same; Whisper's
+# reference code has the same limit.
+MAX_PREFIX_TEMPERATURE = 0.5
+# Texts whose tokens are cached: about as many as there are open requests.
+CACHED_TEXTS = 128
 
 Features = npt.NDArray[np.float32]
 
@@ -50,18 +52,19 @@ class Chunk:
 
     @property
     def frames(self) -> int:
-        """Frames the encoder will be given: what the chunk costs."""
-        # A temperature of one's own is not judged by the gate's thresholds, so it gets the window they are for.
-        return window.frames(self.seconds, full=self.full_window or self.is_retry or bool(self.decoding.temperature))
+        """How many frames of 10 ms the encoder is given, which is what the chunk costs."""
+        # The acceptance check's thresholds are for temperature 0 alone.
+        full = self.full_window or self.is_retry or bool(self.decoding.temperature)
+        return window_frames(self.seconds, full_window=full)
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkResult:
-    """What was heard in a chunk.
+    """What was decoded from a chunk.
 
-    `language` is None where that is still open. `remainder` is what remains to be run: what the model left undecoded at
-    the chunk's end, or the whole chunk, with the full window or without its prompt, because `rejected` names a reason
-    not to trust its answer.
+    `language` is None if the answer was rejected. `remainder` is what is still to be decoded: the end of the chunk, if
+    the model stopped before it, or the whole chunk again if the answer was rejected. `rejected` is the reason: "prompt"
+    for a retry without prompt and hotwords, any other for a retry with the full window.
     """
 
     language: str | None
@@ -71,18 +74,19 @@ class ChunkResult:
 
 
 class Preparer:
-    """Turns sound and hints into chunks. Needs no model, so it outlives one that is unloaded; callable from any thread.
+    """Turns sound and hints into chunks, in any thread. It holds no reference to the model, which may be unloaded.
 
-    `encode` turns text into tokens. It is asked once for each prompt, however many chunks the recording has.
+    `extractor` turns samples into log-mel frames, `encode` text into tokens. A text is encoded once for all chunks of
+    a recording.
     """
 
     def __init__(self, extractor: Any, encode: Callable[[str], Sequence[int]]) -> None:
         self._extractor = extractor
         self._encode = encode
-        self._tokens = lru_cache(maxsize=TEXTS)(self._encoded)
+        self._tokens = lru_cache(maxsize=CACHED_TEXTS)(self._encode_as_text)
 
     def __call__(self, piece: AudioChunk, decoding: Decoding, *, full_window: bool = False) -> Chunk:
-        """Return the piece's log-mel features and what is known of its speech."""
+        """Return a chunk with the piece's log-mel frames."""
         features = self._extractor(piece.samples)[:, :-1]
         return Chunk(
             np.ascontiguousarray(features, dtype=np.float32),
@@ -97,30 +101,32 @@ class Preparer:
             hotwords=self._tokens(decoding.hotwords.strip()),
         )
 
-    def _encoded(self, text: str) -> tuple[int, ...]:
-        """Return the tokens of a text, none of them special: their names are cut in two, or they would be taken so."""
+    def _encode_as_text(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of a text, none of them special: the text is split inside the names of special tokens."""
         parts = re.split(r"(?<=<)(?=\|)", f" {text}") if text else ()
         return tuple(token for part in parts for token in self._encode(part))
 
 
 def padded(features: Features, frames: int) -> Features:
-    """Cut or fill with zeros, as Whisper's own window is filled, to shape (mels, frames)."""
+    """Cut or pad with zeros to shape (mels, frames), as Whisper pads its own window."""
     kept = features[:, :frames]
     return np.pad(kept, ((0, 0), (0, frames - kept.shape[1])))
 
 
-def remainder_of(chunk: Chunk, at: float | None, prefix_tokens: tuple[int, ...]) -> Chunk | None:
-    """Return what is left of a chunk whose text ends `at` so many seconds into it; None where that is nothing.
+def remainder_of(chunk: Chunk, hypothesis: Hypothesis, continues_at: float | None) -> Chunk | None:
+    """Return the part of a chunk from `continues_at` on, in seconds from its start; None if there is no such part.
 
-    `prefix_tokens` are the tokens up to there, which tell the model how the rest goes on.
+    Its prefix tokens are those of the chunk and of the hypothesis, without the second of the two timestamps at the end.
     """
-    if at is None or chunk.seconds - at < MIN_REMAINDER_SECONDS:
+    if hypothesis.silence or continues_at is None or chunk.seconds - continues_at < MIN_REMAINDER_SECONDS:
         return None
+    at = continues_at
+    keeps_prefix = hypothesis.temperature <= MAX_PREFIX_TEMPERATURE
     return replace(
         chunk,
         is_retry=False,
-        prefix_tokens=prefix_tokens,
-        features=chunk.features[:, round(at * window.FRAMES_PER_SECOND) :],
+        prefix_tokens=chunk.prefix_tokens + hypothesis.tokens[:-1] if keeps_prefix else (),
+        features=chunk.features[:, round(at * FRAMES_PER_SECOND) :],
         seconds=chunk.seconds - at,
         offset=chunk.offset + at,
         speech_seconds=max(0.0, chunk.speech_seconds - at),

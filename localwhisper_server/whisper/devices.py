@@ -1,16 +1,17 @@
-"""Where a model runs and in what precision: the choice, and its reason."""
+"""On which device a model runs, in what precision and with how many threads. Imports no CTranslate2, for `doctor`."""
 
 import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-# On a CPU a step of the decoder is too small to be shared by threads: one thread decodes a chunk faster than two do,
-# and two decode two chunks in the time of one (BENCHMARKS.md). So there are two workers, each with half of the threads,
-# and so many each at most.
+# A step of the decoder is too small to be shared by a CPU's threads: one thread decodes a chunk faster than two do, and
+# two decode two chunks in the same time (BENCHMARKS.md). So there are two workers with half of the threads each, up to
+# this many.
 CPU_WORKERS = 2
-CPU_THREADS = 4
-# What to take on a card, best first.
+THREADS_PER_CPU_WORKER = 4
+# Best first. int8 fails on some cards (RTX 50 with cuBLAS before 12.8), so float16 comes first; cards older than Volta
+# run float16 slowly or not at all, and do not list it.
 PRECISIONS = ("float16", "int8_float16", "bfloat16", "int8_float32", "int8", "float32")
 SMALLEST = "int8_float16"
 # Microseconds of processor time in each period of so many (Linux, Documentation/admin-guide/cgroup-v2.rst).
@@ -27,11 +28,7 @@ class Device:
 
 
 def choose_device(device: str, compute_type: str, *, cuda_devices: int, cuda_types: frozenset[str]) -> Device:
-    """Settle "auto" into a device and a compute type; `cuda_types`: what the card runs, none where that is not known.
-
-    float16 comes first because int8 fails on some cards (RTX 50 with cuBLAS before 12.8); cards older than Volta run
-    it not at all or slowly, and do not offer it.
-    """
+    """Replace "auto" by a device and a precision; `cuda_types` are those the card can run, empty if not known."""
     if device == "auto":
         name = "cuda" if cuda_devices else "cpu"
         reason = f"{cuda_devices} CUDA device(s) found" if cuda_devices else "no CUDA device found"
@@ -43,15 +40,15 @@ def choose_device(device: str, compute_type: str, *, cuda_devices: int, cuda_typ
     return Device(name, compute_type, reason)
 
 
-def smaller(device: Device, cuda_types: frozenset[str]) -> str | None:
-    """Return the precision that takes about half of a card's memory; None where there is none, as on a CPU."""
+def smaller_precision(device: Device, cuda_types: frozenset[str]) -> str | None:
+    """Return the precision that takes about half of a card's memory; None if there is none, as on a CPU."""
     possible = device.name == "cuda" and device.compute_type != SMALLEST and SMALLEST in cuda_types
     return SMALLEST if possible else None
 
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """How many batches a model decodes side by side, with how many threads each; 0: as CTranslate2 likes."""
+    """How many batches a model decodes at the same time, with how many threads each; 0 is CTranslate2's choice."""
 
     count: int = 1
     threads: int = 0
@@ -60,20 +57,20 @@ class Workers:
 ONE_WORKER = Workers()
 
 
-def cores(quota: Path = CGROUP_QUOTA) -> int:
-    """Count the cores this process may use; a container's share of them (`docker run --cpus 2`) is in `quota`."""
+def usable_cores(quota: Path = CGROUP_QUOTA) -> int:
+    """Count the cores this process may use; `quota` limits a container's (`docker run --cpus 2`)."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         microseconds, period = map(int, quota.read_text(encoding="ascii").split())
-    except (OSError, ValueError):  # another system, or "max", which is no limit
+    except (OSError, ValueError):  # no cgroups here, or "max" for no limit
         return count
     return max(1, min(count, math.ceil(microseconds / period)))
 
 
-def workers(device: str, threads: int, *, cores: int) -> Workers:
-    """Return a model's workers, with so many threads in all; 0 fits the cores."""
+def choose_workers(device: str, threads: int, *, cores: int) -> Workers:
+    """Return a model's workers, with so many threads in all; 0 for as many as suit the cores."""
     if device != "cpu":
         return Workers(1, threads)
-    wanted = threads or min(cores, CPU_WORKERS * CPU_THREADS)
-    count = min(CPU_WORKERS, wanted)
-    return Workers(count, wanted // count)
+    threads = threads or min(cores, CPU_WORKERS * THREADS_PER_CPU_WORKER)
+    count = min(CPU_WORKERS, threads)
+    return Workers(count, threads // count)

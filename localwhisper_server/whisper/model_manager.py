@@ -1,9 +1,9 @@
-"""The engine kept alive: out of memory, out of work, and back again. Called from the scheduler's threads.
+"""Loading and unloading the model, and what happens when memory runs out. Called from the scheduler's threads.
 
-When the device's memory runs out (a game has taken it), the batch is halved; where one chunk, or the model itself, does
-not fit, the model is loaded as `int8_float16`, which takes about half, where the card runs it; if that does not fit
-either, callers are told to come back. After a while the whole batch is tried again, and the first precision when there
-is no work: loading takes seconds.
+When the device's memory runs out, for instance because of a game, batches are halved. If a single chunk or the model
+itself does not fit, the model is loaded as `int8_float16`, which takes about half the memory, if the card can run it.
+If that does not fit either, callers get Busy. After a while whole batches are tried again, and the first precision when
+the server is idle, since loading takes seconds.
 """
 
 import contextlib
@@ -22,33 +22,31 @@ from localwhisper_server.whisper.engine import Engine
 
 logger = logging.getLogger(__name__)
 
-# How long a cramped device is left alone before more is asked of it; a game lasts longer, a second bot does not.
-RECOVER_SECONDS = 60.0
-# An attempt at the first precision that fails doubles that time, up to this.
-LONGEST_PAUSE_SECONDS = 3600.0
-# Without work for so long, there is time for a reload.
+# How long after memory ran out more is tried again.
+RETRY_SECONDS = 60.0
+# Each failed attempt at the first precision doubles that time, up to this.
+MAX_RETRY_SECONDS = 3600.0
+# After this long without work there is time to load the model.
 IDLE_SECONDS = 5.0
-# CTranslate2's and CUDA's words for it.
+# How CTranslate2, CUDA and C++ say it.
 OUT_OF_MEMORY = ("out of memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed", "bad_alloc")
-
-Load = Callable[[Device], Engine]
 
 
 def is_out_of_memory(failure: BaseException) -> bool:
-    """Whether an error of CTranslate2 says that memory ran out; it has no class of its own for that."""
+    """Return whether an error of CTranslate2 means that memory ran out; it has no class of its own for that."""
     return isinstance(failure, MemoryError) or any(sign in str(failure).lower() for sign in OUT_OF_MEMORY)
 
 
 class ModelManager:
-    """Runs batches on an engine that may come and go.
+    """Runs batches on an engine, which it loads and unloads with `load`.
 
-    `smaller` is the precision for want of memory, if any; `unload_after` the seconds without work after which the
-    model leaves the memory, None for never.
+    `smaller` is the precision to fall back to when memory runs out, if any. `unload_after` is the idle time in seconds
+    after which the model is unloaded, None for never.
     """
 
     def __init__(
         self,
-        load: Load,
+        load: Callable[[Device], Engine],
         device: Device,
         *,
         clock: Callable[[], float],
@@ -64,13 +62,12 @@ class ModelManager:
         self._unload_after = unload_after
         self._observer = observer or NullObserver()
         self._engine: Engine | None = None
-        self._most = 0  # chunks at a time; 0 for as many as come
-        self._cramped_until = 0.0
-        self._pause = RECOVER_SECONDS  # before the first precision is tried again
+        self._batch_size = 0  # 0 for any
+        self._retry_at = 0.0  # when to try a whole batch or the first precision again
+        self._retry_seconds = RETRY_SECONDS
         # Held while any of the above changes, loading included; never while the engine runs.
         self._lock = threading.RLock()
         self._running = 0  # threads that use the engine
-        self.loads = 0
 
     @property
     def device(self) -> Device:
@@ -83,28 +80,27 @@ class ModelManager:
         return self._engine is not None
 
     def engine(self) -> Engine:
-        """Return the engine, loading the model where it was unloaded, in a smaller precision where memory is short.
+        """Return the engine; load the model first if necessary, in the smaller precision if memory is short.
 
         Raises:
             Busy: it does not fit.
 
         """
         with self._lock:
-            if self._engine is None and self._clock() >= self._cramped_until:
+            if self._engine is None and self._clock() >= self._retry_at:
                 self._device = self._wanted  # it has to be loaded in any case
             while self._engine is None:
                 try:
                     self._engine = self._load(self._device)
                 except (RuntimeError, MemoryError, ValueError) as failure:
-                    if not self._copes(1, failure):
+                    if not self._reduce(1, failure):
                         raise
                 else:
-                    self.loads += 1
                     self._observer.model_loaded()
             return self._engine
 
     def warm_up(self) -> Engine:
-        """Load the model, in a smaller precision where memory is short, and let it decode a moment.
+        """Load the model, in the smaller precision if memory is short, and run it once.
 
         Raises:
             Busy: it does not fit.
@@ -115,13 +111,13 @@ class ModelManager:
                 self.engine().warm_up()
                 return self.engine()
             except (RuntimeError, MemoryError, ValueError) as failure:
-                if not self._copes(1, failure):
+                if not self._reduce(1, failure):
                     raise
 
     def idle(self, seconds: float) -> float | None:
-        """Do what is due after so many seconds without work, and return after how many more to ask again.
+        """Unload the model, or try its first precision again, if that is due after so many seconds without work.
 
-        The model leaves the memory, if it is to; where it runs in the smaller precision, the first one is tried again.
+        Returns after how many seconds to call again, None for not before there was work.
         """
         with self._lock:
             if self._unload_after is not None and seconds >= self._unload_after:
@@ -129,35 +125,35 @@ class ModelManager:
                 return None
             waits = [] if self._unload_after is None else [self._unload_after - seconds]
             if self._engine is not None and self._device != self._wanted and not self._running:
-                if seconds >= IDLE_SECONDS and self._clock() >= self._cramped_until:
+                if seconds >= IDLE_SECONDS and self._clock() >= self._retry_at:
                     self._recover()
-                waits.append(max(IDLE_SECONDS - seconds, self._cramped_until - self._clock()))
+                waits.append(max(IDLE_SECONDS - seconds, self._retry_at - self._clock()))
             return min(waits, default=None)
 
     def unload(self) -> None:
-        """Give the model's memory back until the next batch."""
+        """Free the model's memory until the next batch, unless a batch is running."""
         with self._lock:
             if self._engine is not None and not self._running:
                 logger.info("unloading the idle model")
                 self._drop()
 
     def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
-        """Decode a batch, in parts where memory is short.
+        """Decode a batch, in parts if memory is short.
 
         Raises:
             Busy: not even one chunk fits.
 
         """
-        if self._most and self._clock() >= self._cramped_until:
-            self._most = 0
+        if self._batch_size and self._clock() >= self._retry_at:
+            self._batch_size = 0
         results: list[ChunkResult] = []
         while len(results) < len(chunks):
-            rest, most = chunks[len(results) :], self._most
-            part = rest[:most] if most else rest
+            waiting, size = chunks[len(results) :], self._batch_size
+            part = waiting[:size] if size else waiting
             try:
                 results += self._run(part)
             except (RuntimeError, MemoryError, ValueError) as failure:
-                if not self._copes(len(part), failure):
+                if not self._reduce(len(part), failure):
                     raise
         return results
 
@@ -171,54 +167,59 @@ class ModelManager:
             with self._lock:
                 self._running -= 1
 
-    def _copes(self, size: int, failure: BaseException) -> bool:
-        """Ask for less after a failure, or raise Busy where there is no less; False if memory was not the matter."""
+    def _reduce(self, batch_size: int, failure: BaseException) -> bool:
+        """Use less memory after a failure with so many chunks; return False if the failure has another cause.
+
+        Raises:
+            Busy: it cannot use less.
+
+        """
         with self._lock:
             if is_out_of_memory(failure):
                 self._observer.out_of_memory()
-                self._ask_for_less(size, failure)
+                self._use_less_memory(batch_size, failure)
                 return True
             if self._device != self._wanted:
-                # The precision for want of memory does not run here after all: some cards say so only at work.
+                # Some cards list a precision and fail only when they run it.
                 logger.warning("%s does not run here: %s", self._device.compute_type, failure)
                 self._smaller = None
                 self._device = self._wanted
                 self._drop()
-                self._give_up(failure)
+                self._raise_busy(failure)
             return False
 
-    def _ask_for_less(self, size: int, failure: BaseException) -> None:
-        self._cramped_until = self._clock() + self._pause
-        if size > 1:
-            self._most = min(self._most or size, size // 2)
-            logger.warning("out of memory with %d chunks; going on with %d at a time", size, self._most)
+    def _use_less_memory(self, batch_size: int, failure: BaseException) -> None:
+        self._retry_at = self._clock() + self._retry_seconds
+        if batch_size > 1:
+            self._batch_size = min(self._batch_size or batch_size, batch_size // 2)
+            logger.warning("out of memory with %d chunks; going on with %d at a time", batch_size, self._batch_size)
             return
-        if not self._running:  # or its memory would not come free, and the next batch load a second one
+        if not self._running:  # a running batch would keep the old model in memory beside the next one
             self._drop()
         if self._smaller and self._device.compute_type != self._smaller:
             self._device = replace(self._device, compute_type=self._smaller, reason="out of memory")
-            self._most = 0  # what did not fit beside the larger model may fit beside this one
+            self._batch_size = 0  # the smaller model leaves more room for a batch
             logger.warning("out of memory; loading the model as %s", self._smaller)
             return
-        self._give_up(failure)
+        self._raise_busy(failure)
 
-    def _give_up(self, failure: BaseException) -> NoReturn:
-        # Without its traceback, whose frames would keep the model's memory for as long as somebody keeps the error.
+    def _raise_busy(self, failure: BaseException) -> NoReturn:
+        # Without its traceback, whose frames would keep the model in memory as long as the error is referenced.
         raise Busy(
-            "The device's memory is taken by something else. Try again later.", retry_after=RECOVER_SECONDS
+            "The device's memory is taken by something else. Try again later.", retry_after=RETRY_SECONDS
         ) from failure.with_traceback(None)
 
     def _recover(self) -> None:
-        """Load the model in the first precision, or else in the smaller one again: at most one load fails for that."""
+        """Load the model in the first precision, or else in the smaller one again: at most one load fails."""
         self._drop()
         self._device = self._wanted
         with contextlib.suppress(Busy):  # the next batch loads it
             self.engine()
         if self._device == self._wanted:
-            self._pause = RECOVER_SECONDS
+            self._retry_seconds = RETRY_SECONDS
         else:
-            self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
-            self._cramped_until = self._clock() + self._pause
+            self._retry_seconds = min(2 * self._retry_seconds, MAX_RETRY_SECONDS)
+            self._retry_at = self._clock() + self._retry_seconds
 
     def _drop(self) -> None:
         self._engine = None

@@ -1,10 +1,9 @@
-"""What a token sequence says: pieces between timestamps, words, log probabilities. Pure, given a tokenizer.
+"""Token sequences: parsing at timestamps, words, log probabilities, the prompt. Pure, given a tokenizer.
 
-Times inside are in seconds from the chunk's start; nothing that leaves lies past the chunk's end.
+Times are in seconds from the chunk's start, and never past its end.
 """
 
 import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -12,37 +11,45 @@ from typing import Any, Protocol
 
 from localwhisper_server.types import Span, TokenLogprob, Word
 
-TIMESTAMP_SECONDS = 0.02  # what one timestamp token counts
-# A word may begin so much before the voice activity detector notices it, and end so much after.
+TIMESTAMP_SECONDS = 0.02  # the step of timestamp tokens
+MIN_PROBABILITY = 1e-10  # a probability of zero has no logarithm
+# Speech may begin this long before the detector notices it, and end this long after.
 LEAD_SECONDS = 0.2
-LEAST_PROBABILITY = 1e-10  # so that a probability of zero has a logarithm
 
 
 class Tokenizer(Protocol):
-    """The part of faster-whisper's tokenizer that reading needs."""
+    """The part of faster-whisper's tokenizer that is used here."""
 
     @property
     def eot(self) -> int:
-        """The token that ends a text; those below it are text."""
+        """The end of text; tokens below it are text."""
 
     @property
     def timestamp_begin(self) -> int:
         """The token for 0.00 s; those above it count up in steps of 20 ms."""
 
     @property
+    def sot_prev(self) -> int:
+        """The token that begins a prompt."""
+
+    @property
+    def sot_sequence(self) -> list[int]:
+        """The tokens for language and task."""
+
+    @property
     def tokenizer(self) -> Any:
         """The underlying vocabulary."""
 
     def decode(self, tokens: list[int]) -> str:
-        """Return the text of tokens, leaving out those that are not text."""
+        """Return the text of the text tokens."""
 
     def split_to_word_tokens(self, tokens: list[int]) -> tuple[list[str], list[list[int]]]:
-        """Group tokens to words."""
+        """Group tokens by word."""
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Text tokens between two timestamps."""
+class TimedText:
+    """Text tokens between two timestamps, in seconds."""
 
     start: float
     end: float
@@ -50,50 +57,66 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """A token sequence, read. `stops_at` is where it says that more speech begins, `last` its last timestamp.
+class ParsedTokens:
+    """A token sequence, cut at its timestamps.
 
-    `closed` says that the sequence ends in a timestamp, as a complete one does.
+    `last_timestamp` may lie past the chunk's end. A complete sequence `ends_in_timestamp`. `continues_at` is where the
+    model stopped although speech goes on; None if it did not.
     """
 
-    pieces: tuple[Piece, ...]
-    last: float
-    closed: bool
-    stops_at: float | None
+    texts: tuple[TimedText, ...]
+    last_timestamp: float
+    ends_in_timestamp: bool
+    continues_at: float | None
 
 
-def read(tokens: Sequence[int], tokenizer: Tokenizer, seconds: float) -> Reading:
+def parse_tokens(tokens: Sequence[int], tokenizer: Tokenizer, seconds: float) -> ParsedTokens:
     """Cut a sequence at its timestamps, for a chunk of this length.
 
-    A sequence that ends in a pair of timestamps says that more speech begins there. Text without an end lasts to the
-    end of the chunk.
+    Two timestamps at its end mean that more speech begins there. Text without an end lasts to the end of the chunk.
     """
     begin, start, text = tokenizer.timestamp_begin, 0.0, list[int]()
-    pieces: list[Piece] = []
-    stamps_at_end, last = 0, 0.0
+    texts: list[TimedText] = []
+    timestamps_at_end, last = 0, 0.0
     for token in tokens:
         if token < begin:
             text.append(token)
-            stamps_at_end = 0
+            timestamps_at_end = 0
             continue
-        stamps_at_end += 1
+        timestamps_at_end += 1
         last = (token - begin) * TIMESTAMP_SECONDS
         time = min(last, seconds)
         if text:
-            pieces.append(Piece(min(start, time), time, tuple(text)))
+            texts.append(TimedText(min(start, time), time, tuple(text)))
             text = []
         start = time
     if text:
-        pieces.append(Piece(min(start, seconds), seconds, tuple(text)))
-    spoken = tuple(piece for piece in pieces if tokenizer.decode(list(piece.tokens)).strip())
-    stops_at = start if stamps_at_end > 1 and start > 0 else None
-    return Reading(spoken, last, stamps_at_end > 0, stops_at)
+        texts.append(TimedText(min(start, seconds), seconds, tuple(text)))
+    spoken = tuple(found for found in texts if tokenizer.decode(list(found.tokens)).strip())
+    continues_at = start if timestamps_at_end > 1 and start > 0 else None
+    return ParsedTokens(spoken, last, timestamps_at_end > 0, continues_at)
 
 
-def compression_ratio(text: str) -> float:
-    """Return how many times shorter zlib makes the text: high where it repeats itself; 0 for none."""
-    data = text.encode()
-    return len(data) / len(zlib.compress(data)) if data else 0.0
+def prompt_tokens(hotwords: Sequence[int], previous: Sequence[int], tokenizer: Tokenizer, *, room: int) -> list[int]:
+    """Return what the decoder is given first: hotwords, the text before the chunk, language and task.
+
+    Hotwords and text get `room` tokens together; the beginning of the text is dropped first.
+    """
+    hotwords = hotwords[:room]
+    prompt = [*hotwords, *previous[max(0, len(previous) + len(hotwords) - room) :]]
+    return [*([tokenizer.sot_prev, *prompt] if prompt else ()), *tokenizer.sot_sequence]
+
+
+def in_speech(start: float, end: float, speech: Sequence[Span]) -> tuple[float, float]:
+    """Return the times of a text without the silence at both ends, but for `LEAD_SECONDS`.
+
+    The model's alignment adds the silence before a word to that word, however long it is. A text outside of all speech
+    keeps its times, since then the detector must have missed it.
+    """
+    spoken = [span for span in speech if span.end > start and span.start < end]
+    if not spoken:
+        return start, end
+    return max(start, spoken[0].start - LEAD_SECONDS), min(end, spoken[-1].end + LEAD_SECONDS)
 
 
 def token_starts(path: Sequence[tuple[int, int]], count: int) -> list[float]:
@@ -125,35 +148,22 @@ def words(tokens: list[int], starts: Sequence[float], tokenizer: Tokenizer, *, s
     return found
 
 
-def in_speech(start: float, end: float, speech: Sequence[Span]) -> tuple[float, float]:
-    """Return the times of a text without the silence at its start and its end, except for LEAD_SECONDS.
-
-    The model's alignment counts the silence before a word as part of the word, however long it is. A text that lies
-    wholly in silence keeps its times: the detector has missed it.
-    """
-    spoken = [span for span in speech if span.end > start and span.start < end]
-    if not spoken:
-        return start, end
-    return max(start, spoken[0].start - LEAD_SECONDS), min(end, spoken[-1].end + LEAD_SECONDS)
-
-
 def logprobs(tokens: Sequence[int], probabilities: Sequence[float], tokenizer: Tokenizer) -> list[TokenLogprob]:
-    """Pair each text token's bytes with the natural logarithm of its probability."""
+    """Pair the bytes of each text token with the natural logarithm of its probability."""
+    table = _byte_of_letter()
     return [
-        TokenLogprob(token_bytes(tokenizer, token), math.log(max(probability, LEAST_PROBABILITY)))
+        TokenLogprob(
+            # UTF-8, which may begin or end inside a character.
+            bytes(table[letter] for letter in tokenizer.tokenizer.id_to_token(token)),
+            math.log(max(probability, MIN_PROBABILITY)),
+        )
         for token, probability in zip(tokens, probabilities, strict=True)
     ]
 
 
-def token_bytes(tokenizer: Tokenizer, token: int) -> bytes:
-    """Return the UTF-8 of a text token, which may begin or end inside a character."""
-    table = _byte_of_letter()
-    return bytes(table[letter] for letter in tokenizer.tokenizer.id_to_token(token))
-
-
 @lru_cache(maxsize=1)
 def _byte_of_letter() -> dict[str, int]:
-    """Return GPT-2's letters for bytes: printable ones stand for themselves, the rest follow from U+0100."""
+    """Return GPT-2's letters for bytes: printable ones stand for themselves, the others follow from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + number): byte for number, byte in enumerate(rest)}
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + number): byte for number, byte in enumerate(others)}

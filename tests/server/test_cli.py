@@ -17,7 +17,7 @@ from localwhisper_server import cli, server
 from localwhisper_server.operations import logstream
 from localwhisper_server.settings import Settings
 from localwhisper_server.whisper.weights import ModelError
-from tests.server.test_server import Engine
+from tests.server.engine_double import EngineDouble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -280,7 +280,7 @@ def test_exit_codes(
 class Session:
     """The command run in this process on a real socket, with somebody beside it who calls and then stops it."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, engine: Engine) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, engine: EngineDouble) -> None:
         (folder / "model.bin").touch()
         self._folder = folder
         self._failures: list[BaseException] = []
@@ -333,7 +333,7 @@ def test_a_server_from_start_to_stop(
         ids.append(answer.headers["x-request-id"])
 
     ids: list[str] = []
-    Session(monkeypatch, tmp_path, Engine()).run(use)
+    Session(monkeypatch, tmp_path, EngineDouble()).run(use)
     log = capsys.readouterr().err
     assert "listening on http://127.0.0.1:" in log
     assert f"ready: {tmp_path}" in log
@@ -347,7 +347,7 @@ def test_the_log_is_written_to_a_file_as_well(
     """A line a request: the file's name, its length and language, the time it took; never the words."""
     file = tmp_path / "server.log"
     monkeypatch.setenv("LOCALWHISPER_SERVER_LOG_FILE", str(file))
-    Session(monkeypatch, tmp_path, Engine()).run(lambda client: _post(client, voices["demo"]))
+    Session(monkeypatch, tmp_path, EngineDouble()).run(lambda client: _post(client, voices["demo"]))
     (line,) = [line for line in file.read_text().splitlines() if "POST" in line]
     console = capsys.readouterr().err
     assert line in console

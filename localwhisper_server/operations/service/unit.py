@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from localwhisper_server.operations.watchdog import WATCHDOG_SECONDS
+
 NAME = "localwhisper"
 LABEL = f"lan.{NAME}.server"
 RESTART_SECONDS = 5
-# Longer than any batch: the server pets the watchdog only after a self-test that goes through the model.
-WATCHDOG_SECONDS = 300
 # A first start may download 3 GB of weights before the server says that it is ready.
 START_SECONDS = 3600
 # Over the server's own time to finish what runs.

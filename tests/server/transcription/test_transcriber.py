@@ -28,7 +28,7 @@ from localwhisper_server.types import (
     Voice,
 )
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
-from localwhisper_server.whisper.engine import find_speech
+from localwhisper_server.whisper.vad import find_speech
 from tests.server import items
 from tests.server.items import SECONDS, Clock
 

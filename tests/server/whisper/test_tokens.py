@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localwhisper_server.types import Span
-from localwhisper_server.whisper import tokens as reading
-from localwhisper_server.whisper.tokens import Piece, Reading
+from localwhisper_server.whisper import tokens
+from localwhisper_server.whisper.tokens import ParsedTokens, TimedText, in_speech, parse_tokens, prompt_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +33,8 @@ class Tokenizer:
 
     timestamp_begin: int = BEGIN
     eot: int = EOT
+    sot_prev: int = 901
+    sot_sequence: tuple[int, ...] = (902, 903, 904)
     tokenizer: Any = None
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -50,7 +52,7 @@ class Tokenizer:
 
 
 def _at(seconds: float) -> int:
-    return BEGIN + round(seconds / reading.TIMESTAMP_SECONDS)
+    return BEGIN + round(seconds / tokens.TIMESTAMP_SECONDS)
 
 
 def _tokens(*parts: int | str) -> list[int]:
@@ -58,7 +60,7 @@ def _tokens(*parts: int | str) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("parts", "pieces", "last", "closed", "stops_at"),
+    ("parts", "texts", "last", "ends", "continues_at"),
     [
         ((_at(0), " hi", _at(2)), [(0.0, 2.0, " hi")], 2.0, True, None),
         ((_at(0), " a", _at(2), _at(2), " b", _at(4)), [(0.0, 2.0, " a"), (2.0, 4.0, " b")], 4.0, True, None),
@@ -79,32 +81,24 @@ def _tokens(*parts: int | str) -> list[int]:
 )
 def test_tokens_are_cut_at_their_timestamps(
     parts: Any,
-    pieces: list[tuple[float, float, str]],
+    texts: list[tuple[float, float, str]],
     last: float,
-    closed: bool,  # noqa: FBT001 - a table's column
-    stops_at: float | None,
+    ends: bool,  # noqa: FBT001 - a table's column
+    continues_at: float | None,
 ) -> None:
-    """Pieces with words in them, inside five seconds; a pair of timestamps at the end says that more begins there."""
-    assert reading.read(_tokens(*parts), Tokenizer(), 5.0) == Reading(
-        tuple(Piece(start, end, tuple(_tokens(text))) for start, end, text in pieces), last, closed, stops_at
+    """Texts with words in them, inside the five seconds; two timestamps at the end mean that speech goes on there."""
+    assert parse_tokens(_tokens(*parts), Tokenizer(), 5.0) == ParsedTokens(
+        tuple(TimedText(start, end, tuple(_tokens(text))) for start, end, text in texts), last, ends, continues_at
     )
 
 
 @given(st.lists(st.one_of(st.sampled_from(_tokens(" ab")), st.integers(BEGIN, BEGIN + 1500))), st.floats(0.1, 30))
-def test_nothing_read_lies_past_the_end(tokens: list[int], seconds: float) -> None:
-    """Whatever a model makes up; all words are kept, in order."""
-    read = reading.read(tokens, Tokenizer(), seconds)
-    assert all(0 <= piece.start <= seconds and 0 <= piece.end <= seconds for piece in read.pieces)
-    said = [chr(token) for piece in read.pieces for token in piece.tokens if chr(token) != " "]
-    assert said == [chr(token) for token in tokens if token < EOT and chr(token) != " "]
-
-
-@pytest.mark.parametrize(
-    ("text", "least", "most"), [("", 0, 0), ("a quick brown fox", 0.5, 0.9), ("he " * 60, 9, 99), ("ы" * 9, 1, 2)]
-)
-def test_compression_ratio(text: str, least: float, most: float) -> None:
-    """Of the text's bytes; high for a loop, 0 for nothing."""
-    assert least <= reading.compression_ratio(text) <= most
+def test_no_text_lies_past_the_end(sequence: list[int], seconds: float) -> None:
+    """Whatever the model decodes; all words are kept, in order."""
+    parsed = parse_tokens(sequence, Tokenizer(), seconds)
+    assert all(0 <= text.start <= seconds and 0 <= text.end <= seconds for text in parsed.texts)
+    said = [chr(token) for text in parsed.texts for token in text.tokens if chr(token) != " "]
+    assert said == [chr(token) for token in sequence if token < EOT and chr(token) != " "]
 
 
 @pytest.mark.parametrize(
@@ -118,20 +112,20 @@ def test_compression_ratio(text: str, least: float, most: float) -> None:
 )
 def test_token_starts(path: list[tuple[int, int]], count: int, starts: list[float]) -> None:
     """The first step of each token; one without a step, and the end, are where the path ends."""
-    assert reading.token_starts(path, count) == pytest.approx(starts)
+    assert tokens.token_starts(path, count) == pytest.approx(starts)
 
 
 def test_tokens_are_joined_to_words() -> None:
     """Punctuation belongs to the word before it, and takes none of its time; the text is all there."""
-    tokens = _tokens(" ab, c.")
+    sequence = _tokens(" ab, c.")
     starts = [0.0, 0.0, 0.5, 1.0, 1.5, 1.5, 2.0, 2.5]
-    words = reading.words(tokens, starts, Tokenizer(), seconds=5.0)
+    words = tokens.words(sequence, starts, Tokenizer(), seconds=5.0)
     assert [(word.text, word.start, word.end) for word in words] == [(" ab,", 0.0, 1.0), (" c.", 1.5, 2.0)]
 
 
 def test_punctuation_before_any_word_stands_alone() -> None:
     """There is nothing it could belong to."""
-    words = reading.words(_tokens(". a"), [0.0, 0.1, 0.2, 0.3], Tokenizer(), seconds=5.0)
+    words = tokens.words(_tokens(". a"), [0.0, 0.1, 0.2, 0.3], Tokenizer(), seconds=5.0)
     assert [word.text for word in words] == [".", " a"]
 
 
@@ -139,26 +133,36 @@ def test_punctuation_before_any_word_stands_alone() -> None:
 def test_words_never_lie_past_the_end_or_backwards(text: str, data: st.DataObject) -> None:
     """However an alignment came out; together they are the text."""
     starts = data.draw(st.lists(st.floats(0, 40), min_size=len(text) + 1, max_size=len(text) + 1))
-    words = reading.words(_tokens(text), sorted(starts), Tokenizer(), seconds=30.0)
+    words = tokens.words(_tokens(text), sorted(starts), Tokenizer(), seconds=30.0)
     assert "".join(word.text for word in words) == text
     assert all(0 <= word.start <= word.end <= 30.0 for word in words)
     assert all(before.start <= after.start for before, after in pairwise(words))
 
 
 def test_logprobs_are_of_bytes() -> None:
-    """A token may hold half a character; a probability of nothing still has a logarithm."""
-    found = reading.logprobs([3, 1, 2, 4], [1.0, 0.5, 0.0, 1e-30], Tokenizer(tokenizer=Vocabulary()))
+    """A token may hold half a character; a probability of zero has a logarithm too."""
+    found = tokens.logprobs([3, 1, 2, 4], [1.0, 0.5, 0.0, 1e-30], Tokenizer(tokenizer=Vocabulary()))
     assert [one.data for one in found] == [b" caf", b"\xc3", b"\xa9", b"\n"]
     assert b"".join(one.data for one in found).decode() == " café\n"
     assert [one.logprob for one in found] == pytest.approx([0.0, math.log(0.5), math.log(1e-10), math.log(1e-10)])
 
 
-def test_every_byte_has_a_letter() -> None:
-    """And every letter its byte."""
-    table = reading._byte_of_letter()
-    assert sorted(table.values()) == list(range(256))
-    assert len(table) == 256
-    assert (table["a"], table["Ġ"], table["Ċ"]) == (ord("a"), ord(" "), ord("\n"))
+@pytest.mark.parametrize(
+    ("hotwords", "previous", "expected"),
+    [
+        ((), (), []),
+        ((), (1, 2), [901, 1, 2]),
+        ((7,), (1, 2), [901, 7, 1, 2]),
+        ((7, 8), (1, 2, 3, 4), [901, 7, 8, 3, 4]),
+        ((5, 6, 7, 8, 9), (1, 2), [901, 5, 6, 7, 8]),
+    ],
+    ids=["none", "text", "hotwords", "too much text", "too many hotwords"],
+)
+def test_the_prompt_leaves_room_to_decode(
+    hotwords: tuple[int, ...], previous: tuple[int, ...], expected: list[int]
+) -> None:
+    """Here four tokens: hotwords come first, and the end of the text is kept; then language and task."""
+    assert prompt_tokens(hotwords, previous, Tokenizer(), room=4) == [*expected, 902, 903, 904]  # type: ignore[arg-type]
 
 
 SPEECH = (Span(5.0, 6.0), Span(6.5, 7.0), Span(12.0, 13.0))
@@ -178,6 +182,6 @@ SPEECH = (Span(5.0, 6.0), Span(6.5, 7.0), Span(12.0, 13.0))
     ],
 )
 def test_a_text_lasts_as_long_as_its_speech(text: tuple[float, float], expected: tuple[float, float]) -> None:
-    """The silence before and after it does not count, except for what the detector may have missed."""
-    assert reading.in_speech(*text, SPEECH) == pytest.approx(expected)
-    assert reading.in_speech(*text, ()) == text
+    """Without the silence before and after it, but for a margin of what the detector may have missed."""
+    assert in_speech(*text, SPEECH) == pytest.approx(expected)
+    assert in_speech(*text, ()) == text

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from localwhisper_server.whisper import cuda_libraries, devices, engine
+from localwhisper_server.whisper import cuda, devices, engine
 
 LINUX = ("libcublasLt.so.12", "libcublas.so.12")
 
@@ -37,103 +37,112 @@ class Loader:
 
 
 def test_wheels_are_loaded_by_full_path_and_in_order(tmp_path):
-    """The library cuBLAS needs cuBLASLt, so that one comes first; no name is left to the system's loader."""
+    """CuBLAS needs cuBLASLt, so that comes first; the system's loader is not asked."""
     folder = wheels(tmp_path, "cublas/lib/libcublas.so.12", "cublas/lib/libcublasLt.so.12")
     loader = Loader()
-    found = cuda_libraries.load(platform="linux", folders=[folder], needs_cudnn=False, open_library=loader)
+    found = cuda.load_libraries(platform="linux", folders=[folder], needs_cudnn=False, open_library=loader)
     assert loader.opened == [str(folder / "cublas/lib" / name) for name in LINUX]
     assert [(library.name, library.path) for library in found] == list(zip(LINUX, loader.opened, strict=True))
 
 
 def test_cudnn_is_loaded_only_where_it_is_asked_for(tmp_path):
-    """A CTranslate2 without cuDNN costs nobody its gigabyte; one with it gets every part before the whole."""
+    """Only for a CTranslate2 that needs it, since it is 1 GB; its parts come before the whole."""
     load = {"platform": "linux", "folders": [], "open_library": Loader()}
-    assert not [one for one in cuda_libraries.load(needs_cudnn=False, **load) if "cudnn" in one.name]
-    names = [one.name for one in cuda_libraries.load(needs_cudnn=True, **load)]
+    assert not [one for one in cuda.load_libraries(needs_cudnn=False, **load) if "cudnn" in one.name]
+    names = [one.name for one in cuda.load_libraries(needs_cudnn=True, **load)]
     assert "libnvrtc.so.12" in names
     assert names[-1] == "libcudnn.so.9"
 
 
 def test_the_system_is_asked_where_there_is_no_wheel():
-    """A toolkit that an administrator installed is as good."""
-    found = cuda_libraries.load(platform="linux", folders=[], needs_cudnn=False, open_library=Loader(*LINUX))
+    """It finds a CUDA toolkit that an administrator has installed."""
+    found = cuda.load_libraries(platform="linux", folders=[], needs_cudnn=False, open_library=Loader(*LINUX))
     assert [library.path for library in found] == list(LINUX)
 
 
-def test_what_nobody_has_is_reported_not_raised():
-    """A CPU machine starts; `doctor` repeats what the loader said."""
-    found = cuda_libraries.load(platform="linux", folders=[], needs_cudnn=False, open_library=Loader())
+def test_a_missing_library_is_no_error():
+    """A machine without CUDA starts; `doctor` shows the loader's message."""
+    found = cuda.load_libraries(platform="linux", folders=[], needs_cudnn=False, open_library=Loader())
     assert [library.path for library in found] == [None, None]
     assert found[1].problem == "libcublas.so.12: cannot open shared object file"
 
 
 def test_a_damaged_wheel_gives_way_to_the_system(tmp_path):
-    """A truncated file is passed over, and its message kept where nothing else is found."""
+    """If the system finds the library, the damaged file does not matter."""
     folder = wheels(tmp_path, "cublas/lib/libcublas.so.12", "cublas/lib/libcublasLt.so.12")
 
     def refuse_wheels(name: str) -> None:
         if Path(name).is_absolute():
             raise OSError(f"{name}: file too short")
 
-    found = cuda_libraries.load(platform="linux", folders=[folder], needs_cudnn=False, open_library=refuse_wheels)
+    found = cuda.load_libraries(platform="linux", folders=[folder], needs_cudnn=False, open_library=refuse_wheels)
     assert [library.path for library in found] == list(LINUX)
 
 
 def test_windows_has_its_own_names(tmp_path):
     """The wheels for Windows keep DLLs in bin/."""
     folder = wheels(tmp_path, "cublas/bin/cublas64_12.dll", "cublas/bin/cublasLt64_12.dll")
-    found = cuda_libraries.load(platform="win32", folders=[folder], needs_cudnn=False, open_library=Loader())
+    found = cuda.load_libraries(platform="win32", folders=[folder], needs_cudnn=False, open_library=Loader())
     assert [library.path for library in found] == [
         str(folder / "cublas/bin" / name) for name in ("cublasLt64_12.dll", "cublas64_12.dll")
     ]
 
 
 def test_a_mac_has_no_cuda():
-    """Nothing is looked for where CUDA does not exist."""
-    assert cuda_libraries.load(platform="darwin", open_library=Loader()) == []
+    """Nothing is loaded there."""
+    assert cuda.load_libraries(platform="darwin", open_library=Loader()) == []
 
 
 @pytest.mark.parametrize(("content", "asks"), [(b"..libcublas.so.12\0libcudnn.so.9\0", True), (b"libcublas", False)])
 def test_the_binary_is_asked_what_it_opens(tmp_path, content, asks):
-    """No table of versions: CTranslate2 names the libraries it opens."""
+    """Without a table of versions: the binary contains the names of the libraries it opens."""
     binary = tmp_path / "libctranslate2.so"
     binary.write_bytes(content)
-    assert cuda_libraries.asks_for_cudnn([binary]) is asks
+    assert cuda.asks_for_cudnn([binary]) is asks
 
 
 def test_the_installed_ctranslate2_asks_for_the_cublas_that_is_pinned():
-    """The extra's major version is the one in CTranslate2's binary; a CTranslate2 for CUDA 13 would fail here."""
+    """The extra `[cuda]` has the version that CTranslate2's binary names; one for CUDA 13 would fail here."""
     if sys.platform != "linux":
         pytest.skip("the binary is looked at on Linux, where the wheels are built with CUDA")
-    binaries = cuda_libraries._ctranslate2_binaries()
+    binaries = cuda.ctranslate2_binaries()
     assert binaries
-    assert any(cuda_libraries._contains(binary, b"libcublas.so.12\0") for binary in binaries)
+    assert any(cuda.contains(binary, b"libcublas.so.12\0") for binary in binaries)
 
 
 def test_loading_without_wheels_or_cuda_is_quiet():
-    """The real loader on this machine, whatever it has: a list, no exception."""
-    assert all(library.path or library.problem for library in cuda_libraries.load())
+    """The real loader on this machine, whatever is installed."""
+    assert all(library.path or library.problem for library in cuda.load_libraries())
 
 
 @pytest.mark.parametrize(("device", "steps"), [("cuda", ["libraries", "model"]), ("cpu", ["model"])])
-def test_the_engine_has_them_before_the_model(tmp_path, monkeypatch, device, steps):
-    """On a GPU they are there when CTranslate2 asks; on a CPU nobody waits for them."""
+def test_the_engine_loads_them_before_the_model(tmp_path, device, steps):
+    """CTranslate2 needs them on a GPU alone."""
     taken: list[str] = []
 
-    def model(*_args, **_options):
+    def load_model(*_args, **_options):
         taken.append("model")
         raise RuntimeError("far enough")
 
-    monkeypatch.setattr(cuda_libraries, "load", lambda: taken.append("libraries"))
-    monkeypatch.setattr(engine.faster_whisper, "WhisperModel", model)
     with pytest.raises(RuntimeError, match="far enough"):
-        engine.Engine(tmp_path, devices.Device(device, "float32", "as set"))
+        engine.Engine(
+            tmp_path,
+            devices.Device(device, "float32", "as set"),
+            load_model=load_model,
+            load_libraries=lambda: taken.append("libraries"),
+        )
     assert taken == steps
+
+
+def test_counting_devices_needs_no_driver():
+    """Without a GPU there are no devices and no precisions, and no error."""
+    assert cuda.device_count() >= 0
+    assert bool(cuda.cuda_compute_types()) == bool(cuda.device_count())
 
 
 REAL = """
 import ctypes, json, sys
-from localwhisper_server import cuda_libraries
+from localwhisper_server.whisper import cuda
 names = ["libcublasLt.so.12", "libcublas.so.12", "libcudnn.so.9", "libcudnn_ops.so.9"]
 def found_by_name():
     found = []
@@ -145,7 +154,7 @@ def found_by_name():
         found.append(name)
     return found
 before = found_by_name()
-loaded = cuda_libraries.load(needs_cudnn=True)
+loaded = cuda.load_libraries(needs_cudnn=True)
 print(json.dumps({
     "before": before, "after": found_by_name(), "names": names,
     "lost": [library.problem for library in loaded if library.path is None],
