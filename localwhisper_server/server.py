@@ -19,12 +19,11 @@ from typing import Any
 import uvicorn
 from prometheus_client import CollectorRegistry, ProcessCollector
 
+from localwhisper_client.shared.lan_ranges import LOOPBACK
 from localwhisper_server.api import routes
 from localwhisper_server.api.access_control import Rules
-from localwhisper_server.api.asgi import App
-from localwhisper_server.api.limits import Floor
-from localwhisper_server.api.network import LOOPBACK
-from localwhisper_server.api.protocol import HttpProtocol, Room
+from localwhisper_server.api.limits import ConnectionLimits, Limits
+from localwhisper_server.api.protocol import HttpProtocol
 from localwhisper_server.operations import mdns, vram, watchdog
 from localwhisper_server.operations.metrics import Metrics
 from localwhisper_server.operations.watchdog import Notifier
@@ -85,23 +84,25 @@ def access_rules(settings: Settings, names: Sequence[str]) -> Rules:
         hosts=(*settings.allow_host, *names),
         origins=settings.cors_origin,
         keys=keys,
-        max_upload=settings.max_upload,
-        floor=Floor(settings.min_upload_rate, settings.upload_grace),
-        per_address=settings.max_per_address,
     )
 
 
-def room(settings: Settings, files: int) -> Room:
+def request_limits(settings: Settings) -> Limits:
+    """Return how much one request may send, and how many one address may have open."""
+    return Limits(settings.max_upload, settings.min_upload_rate, settings.upload_grace, settings.max_per_address)
+
+
+def connection_limits(settings: Settings, files: int) -> ConnectionLimits:
     """Return how many connections to hold where so many files may be open.
 
     This machine's own connections and those of trusted proxies, which have one address for many callers, are limited
     in total alone.
     """
-    total = min(Room().total, max((files - OTHER_FILES) // FILES_PER_CONNECTION, PART_PER_ADDRESS))
-    return Room(total, total // PART_PER_ADDRESS, (*LOOPBACK, *settings.trusted_proxy))
+    total = min(ConnectionLimits().total, max((files - OTHER_FILES) // FILES_PER_CONNECTION, PART_PER_ADDRESS))
+    return ConnectionLimits(total, total // PART_PER_ADDRESS, (*LOOPBACK, *settings.trusted_proxy))
 
 
-def uvicorn_options(settings: Settings, room: Room | None = None) -> dict[str, Any]:
+def uvicorn_options(settings: Settings, limits: ConnectionLimits | None = None) -> dict[str, Any]:
     """Return what uvicorn is told about the network.
 
     Raises:
@@ -110,11 +111,11 @@ def uvicorn_options(settings: Settings, room: Room | None = None) -> dict[str, A
     """
     options: dict[str, Any] = {
         # Not httptools, which it would take where it is installed, and which sets no limit to a head.
-        "http": partial(HttpProtocol, room=room or Room()),
+        "http": partial(HttpProtocol, limits=limits or ConnectionLimits()),
         # Longer than the SDKs keep an idle connection (5 s), or one would be closed just as they send on it.
         "timeout_keep_alive": KEEP_ALIVE_SECONDS,
         "ws": "none",
-        # It would believe any proxy on this machine; whom to believe is `network`'s business.
+        # It would believe any proxy on this machine; `access_control` has its own list.
         "proxy_headers": False,
         "server_header": False,
     }
@@ -158,7 +159,7 @@ class Surroundings:
             except tracing.NotInstalled as failure:
                 raise Misconfigured(str(failure)) from failure
 
-    def around(self, app: App) -> App:
+    def around(self, app: Any) -> Any:
         """Return the application with a span for each request, where there are traces."""
         if self._tracer_provider is None:
             return app
@@ -239,7 +240,7 @@ def run(settings: Settings, listening: socket.socket, *, environ: Mapping[str, s
     period = watchdog.watchdog_seconds(environ, os.getpid())
     rules = access_rules(settings, own_names())
     surroundings = Surroundings(settings, rules.keys)
-    options = uvicorn_options(settings, room(settings, raise_file_limit()))
+    options = uvicorn_options(settings, connection_limits(settings, raise_file_limit()))
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     numbers = Metrics(registry)
@@ -279,7 +280,9 @@ def run(settings: Settings, listening: socket.socket, *, environ: Mapping[str, s
     app = routes.create_app(
         runtime,
         rules=rules,
-        metrics=numbers,
+        limits=request_limits(settings),
+        observer=numbers,
+        exposition=numbers.exposition,
         upstream=surroundings.upstream,
         lifespan=lifespan,
     )

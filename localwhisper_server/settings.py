@@ -1,16 +1,18 @@
 """The server's settings: one definition that the environment, the command line and `--help` all come from."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from localwhisper_server.api.keys import read_keys, require_usable
-from localwhisper_server.api.network import LAN, Network, parse_network
+from localwhisper_client.shared.lan_ranges import RANGES, Network, parse_network
 
 MIB = 1024 * 1024
 ENV_PREFIX = "LOCALWHISPER_SERVER_"
+# ASCII that prints, without what separates the words of a header: blank, comma, semicolon, quotation mark.
+_USABLE_KEY = re.compile(r"[!#-+\--:<-~]+")
 
 
 def written(value: object) -> str:
@@ -35,6 +37,24 @@ def _split(value: object) -> object:
         for piece in (part.split(",") if isinstance(part, str) else [part])
         if not isinstance(piece, str) or piece.strip()
     )
+
+
+def _read_keys(path: Path) -> tuple[str, ...]:
+    """Return the keys in a file: one a line; empty lines and those that begin with # are none.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not text, or holds no key: without one, the server would be open to the LAN.
+
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # str.splitlines would split at more characters
+    except UnicodeError as failure:
+        raise ValueError(f"{path} is not text in UTF-8") from failure
+    keys = tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
+    if not keys:
+        raise ValueError(f"{path} holds no key")
+    return keys
 
 
 def _network(value: object) -> object:
@@ -113,7 +133,7 @@ class Settings(BaseSettings):
         default=None, description="File of keys, one a line, # begins a comment; keeps them out of the process list."
     )
     allow_from: Annotated[tuple[Range, ...], NoDecode, BeforeValidator(_split)] = Field(
-        default=LAN,
+        default=RANGES,
         description="Addresses that may call: ranges such as 192.168.1.0/24, separated by commas, instead of all "
         "private ones. A VPN's 100.64.0.0/10 has to be named. This machine always may.",
     )
@@ -185,9 +205,12 @@ class Settings(BaseSettings):
 
         """
         given = tuple(key.get_secret_value() for key in self.api_key)
-        given += read_keys(self.api_key_file) if self.api_key_file else ()
-        for key in given:
-            require_usable(key)
+        given += _read_keys(self.api_key_file) if self.api_key_file else ()
+        if not all(map(_USABLE_KEY.fullmatch, given)):
+            raise ValueError(  # without the key itself
+                "a key may hold letters, digits and signs of ASCII alone, no blank, comma, semicolon or quotation "
+                "mark, since it could not be told apart in a header"
+            )
         return given
 
     def upstream_key(self) -> str | None:
@@ -199,7 +222,7 @@ class Settings(BaseSettings):
         """
         if self.upstream_api_key_file is None:
             return self.upstream_api_key.get_secret_value() if self.upstream_api_key else None
-        key, *others = read_keys(self.upstream_api_key_file)
+        key, *others = _read_keys(self.upstream_api_key_file)
         if others:
             raise ValueError(f"{self.upstream_api_key_file} holds more than one key")
         return key

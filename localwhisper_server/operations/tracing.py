@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 from localwhisper_client._version import __version__
-from localwhisper_server.api.asgi import App
 
 Import = Callable[[str], Any]
 MISSING = "--otlp-endpoint needs OpenTelemetry: pip install 'localwhisper-lan[server,otel]'"
@@ -40,7 +39,7 @@ def provider(endpoint: str, load: Import = importlib.import_module) -> Any:
     return made
 
 
-def traced(app: App, tracer_provider: Any, load: Import = importlib.import_module) -> App:
+def traced(app: Any, tracer_provider: Any, load: Import = importlib.import_module) -> Any:
     """Return an application that opens a span around each request; health checks have none.
 
     Raises:
@@ -51,7 +50,7 @@ def traced(app: App, tracer_provider: Any, load: Import = importlib.import_modul
         asgi = load("opentelemetry.instrumentation.asgi")
     except ImportError as failure:
         raise NotInstalled(MISSING) from failure
-    wrapped: App = asgi.OpenTelemetryMiddleware(
+    wrapped: Any = asgi.OpenTelemetryMiddleware(
         app, tracer_provider=tracer_provider, excluded_urls="/health,/ready,/metrics", exclude_spans=["send", "receive"]
     )
     return wrapped

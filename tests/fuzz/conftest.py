@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from starlette.types import ASGIApp
+
     from localwhisper_server.transcription.segmentation import Piece
     from localwhisper_server.types import Decoding
 
@@ -53,6 +55,6 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runtime.Runtim
 
 
 @pytest.fixture(scope="module")
-def app(backend: runtime.Runtime) -> routes.App:
+def app(backend: runtime.Runtime) -> ASGIApp:
     """Give the app on that backend."""
-    return routes.create_app(backend, max_upload=20_000_000)
+    return routes.create_app(backend)

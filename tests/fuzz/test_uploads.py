@@ -18,7 +18,8 @@ from tests.server.driving import transcribe
 from tests.server.sound import encode, tone
 
 if TYPE_CHECKING:
-    from localwhisper_server.api.access_control import App
+    from starlette.types import ASGIApp
+
     from localwhisper_server.runtime import Runtime
 
 COUNT = int(os.environ.get("UPLOADS", "100"))
@@ -96,7 +97,7 @@ def _resident() -> int:
 @pytest.mark.anyio
 @pytest.mark.timeout(3600)
 async def test_mutated_uploads(
-    app: App, backend: Runtime, voices: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    app: ASGIApp, backend: Runtime, voices: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """200 or 400, each within seconds; afterwards no file, no request, no thread and no memory is left."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

@@ -238,7 +238,7 @@ async def test_a_failure_of_the_device_is_answered_and_no_dead_server(
     engine = Engine()
     backend = _backend(settings, engine)
     backend.start()
-    app = routes.create_app(backend, max_upload=10**6)
+    app = routes.create_app(backend)
     headers, body = multipart(file=voices["demo"].read_bytes())
     engine.failures = [RuntimeError(message)]
     failed = await call(app, "POST", "/v1/audio/transcriptions", headers, body)

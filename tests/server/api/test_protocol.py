@@ -17,13 +17,12 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from localwhisper_server import server
-from localwhisper_server.api import routes
 from localwhisper_server.api.access_control import Rules
-from localwhisper_server.api.limits import Floor
-from localwhisper_server.api.network import parse_network
-from localwhisper_server.api.protocol import EVENTS_PER_TURN, MOST_HEAD_BYTES, HttpProtocol, Room
+from localwhisper_server.api.limits import ConnectionLimits, Limits
+from localwhisper_server.api.protocol import EVENTS_AT_A_TIME, MOST_HEAD_BYTES, HttpProtocol
+from localwhisper_server.api.routes import create_app
 from localwhisper_server.settings import Settings, written
-from tests.server.driving import FakeBackend
+from tests.server.driving import FakeTranscriber
 from tests.server.listening import serving
 
 if TYPE_CHECKING:
@@ -31,10 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from localwhisper_server.api.asgi import App, Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
-SLOW = Rules(floor=Floor(rate=1000, grace=0.2), max_upload=1_000_000)
+SLOW = Limits(max_upload=1_000_000, min_rate=1000, grace=0.2)
 
 
 class Hasty(HttpProtocol):
@@ -43,14 +42,12 @@ class Hasty(HttpProtocol):
     head_seconds = write_seconds = 0.3
 
 
-def _app(rules: Rules) -> App:
-    return routes.create_app(FakeBackend(), rules=rules)
-
-
 @pytest.fixture
 def address() -> Iterator[tuple[str, int]]:
     """A server without patience."""
-    with serving(_app(SLOW), http=Hasty, h11_max_incomplete_event_size=MOST_HEAD_BYTES) as at:
+    with serving(
+        create_app(FakeTranscriber(), limits=SLOW), http=Hasty, h11_max_incomplete_event_size=MOST_HEAD_BYTES
+    ) as at:
         yield at
 
 
@@ -246,7 +243,10 @@ def test_a_refused_upload_is_thrown_away(address: tuple[str, int]) -> None:
 
 def test_a_refused_body_is_not_parsed() -> None:
     """Without the key, nonsense in the rest of a body is neither seen nor answered."""
-    with serving(_app(Rules(keys=("lw-key",))), http=Hasty) as at, _connected(at) as connection:
+    with (
+        serving(create_app(FakeTranscriber(), rules=Rules(keys=("lw-key",))), http=Hasty) as at,
+        _connected(at) as connection,
+    ):
         connection.sendall(UPLOAD)
         answer = connection.recv(65536)
         connection.sendall(b"not a length\r\n" + HEAD + b"\r\n")
@@ -289,10 +289,10 @@ def test_one_connection_has_only_its_turn(count: int, size: int) -> None:
         connection.sendall((b"%x\r\n" % size + bytes(size) + b"\r\n") * count + b"0\r\n\r\n")
         sizes = json.loads(_rest(connection).partition(b"\r\n\r\n")[2].split(b"\r\n")[1])
     assert sum(sizes) == count * size
-    assert max(sizes) <= EVENTS_PER_TURN * size
+    assert max(sizes) <= EVENTS_AT_A_TIME * size
 
 
-def _large(sent: threading.Event) -> App:
+def _large(sent: threading.Event) -> ASGIApp:
     """Return an app that answers with more than the kernel keeps, and notes when that was taken or given up."""
 
     async def large(_scope: Scope, _receive: Receive, send: Send) -> None:
@@ -359,40 +359,17 @@ def test_a_caller_who_reads_slowly(left: list[int], *, aborted: bool) -> None:
 # How many connections
 
 
-NETWORK = [f"192.168.1.{number}" for number in range(10)]
-
-
-@pytest.mark.parametrize(
-    ("peer", "peers", "refusal"),
-    [
-        ("192.168.1.5", [], None),
-        ("192.168.1.5", NETWORK, None),
-        ("192.168.1.5", [*NETWORK, "192.168.1.5"], "2 connections of 192.168.1.5 are open"),
-        ("192.168.1.5", ["192.168.1.5", "::ffff:192.168.1.5"], "2 connections of 192.168.1.5 are open"),
-        ("fd00::1", ["fd00::2", "fd00::3"], "2 connections of fd00::/64 are open"),
-        ("192.168.1.1", ["192.168.1.1"] * 19, None),
-        ("127.0.0.1", ["127.0.0.1"] * 19, None),
-        ("127.0.0.1", ["127.0.0.1"] * 20, "20 connections are open"),
-        ("not an address", ["not an address"] * 19, None),
-    ],
-)
-def test_room(peer: str, peers: list[str], refusal: str | None) -> None:
-    """So many of one address, but for this machine's and a proxy's; so many of all."""
-    room = Room(total=20, per_address=2, unlimited=(parse_network("127.0.0.0/8"), parse_network("192.168.1.1")))
-    assert room.refusal(peer, peers) == refusal
-
-
 @pytest.mark.parametrize(("files", "total", "share"), [(65_536, 2048, 256), (1024, 256, 32), (256, 8, 1)])
-def test_room_follows_from_the_open_files(files: int, total: int, share: int) -> None:
+def test_connection_limits_follow_from_the_open_files(files: int, total: int, share: int) -> None:
     """Files are left for decoders, uploads and the upstream; a trusted proxy has no share of its own."""
-    room = server.room(Settings(trusted_proxy="10.0.0.1"), files)  # type: ignore[arg-type] # as it is written
-    assert (room.total, room.per_address) == (total, share)
-    assert room.refusal("10.0.0.1", ["10.0.0.1"] * (total - 1)) is None
+    limits = server.connection_limits(Settings(trusted_proxy="10.0.0.1"), files)  # type: ignore[arg-type] # as it is written
+    assert (limits.total, limits.per_address) == (total, share)
+    assert limits.refusal("10.0.0.1", ["10.0.0.1"] * (total - 1)) is None
 
 
 def test_a_connection_too_many(caplog: pytest.LogCaptureFixture) -> None:
     """It is closed at once; those that are open go on, and one that closes makes room."""
-    with serving(_app(Rules()), http=partial(HttpProtocol, room=Room(total=1))) as at:
+    with serving(create_app(FakeTranscriber()), http=partial(HttpProtocol, limits=ConnectionLimits(total=1))) as at:
         with _connected(at) as first:
             for _ in range(3):
                 first.sendall(HEAD + b"\r\n")
@@ -433,7 +410,10 @@ def test_https(certificate: tuple[trustme.CA, Path, Path]) -> None:
     context = ssl.create_default_context()
     authority.configure_trust(context)
     options = server.uvicorn_options(Settings(certfile=chain, keyfile=key))
-    with serving(_app(Rules()), **options) as (_, port), httpx2.Client(verify=context, trust_env=False) as client:
+    with (
+        serving(create_app(FakeTranscriber()), **options) as (_, port),
+        httpx2.Client(verify=context, trust_env=False) as client,
+    ):
         answer = client.get(f"https://localhost:{port}/health")
     assert answer.status_code == 200
     assert "server" not in answer.headers
@@ -471,12 +451,13 @@ def test_settings_become_rules(tmp_path: Path) -> None:
         "max_per_address": 5,
     }
     rules = server.access_rules(Settings(**given), server.own_names())
+    limits = server.request_limits(Settings(**given))
     assert rules.keys == ("one", "two", "three")
     assert [str(network) for network in rules.allow_from] == ["192.168.1.0/24", "fd00::/8"]
     assert [str(network) for network in rules.trusted_proxies] == ["127.0.0.1/32"]
     assert rules.hosts == ("pc.example.org", *server.own_names())
     assert rules.origins == ("https://app.example.org",)
-    assert (rules.floor, rules.per_address) == (Floor(10, 3), 5)
+    assert (limits.min_rate, limits.grace, limits.per_address) == (10, 3, 5)
     assert socket.gethostname().lower() in rules.hosts
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from localwhisper_server import observer
-from localwhisper_server.api.routes import create_app
+from localwhisper_server.api.limits import Limits
 from localwhisper_server.errors import Busy, EngineFailed, InvalidRequest, UnreadableAudio
 from localwhisper_server.operations import logs
 from tests.server.driving import (
@@ -23,7 +23,7 @@ from tests.server.driving import (
     TEXT,
     WHOLE,
     Answer,
-    FakeBackend,
+    FakeTranscriber,
     call,
     make_app,
     multipart,
@@ -33,7 +33,7 @@ from tests.server.driving import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from localwhisper_server.api.access_control import App
+    from starlette.types import ASGIApp
 
 pytestmark = pytest.mark.anyio
 
@@ -41,13 +41,13 @@ INVALID = "invalid_request_error"
 
 
 @pytest.fixture
-def backend() -> FakeBackend:
+def backend() -> FakeTranscriber:
     """Give a backend that hears two segments."""
-    return FakeBackend()
+    return FakeTranscriber()
 
 
 @pytest.fixture
-def app(backend: FakeBackend) -> App:
+def app(backend: FakeTranscriber) -> ASGIApp:
     """Give the app around it."""
     return make_app(backend)
 
@@ -74,7 +74,7 @@ def _events(answer: Answer) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("prefix", ["/v1", ""])
 @pytest.mark.parametrize(("route", "task"), [("transcriptions", "transcribe"), ("translations", "translate")])
-async def test_speech_routes(app: App, backend: FakeBackend, prefix: str, route: str, task: str) -> None:
+async def test_speech_routes(app: ASGIApp, backend: FakeTranscriber, prefix: str, route: str, task: str) -> None:
     """Both tasks, with and without /v1: the upload reaches the model byte for byte, its text the caller."""
     headers, body = multipart(file=b"\0sound\r\n--")
     answer = await call(app, "POST", f"{prefix}/audio/{route}", headers, body)
@@ -87,7 +87,7 @@ async def test_speech_routes(app: App, backend: FakeBackend, prefix: str, route:
 
 
 @pytest.mark.parametrize("prefix", ["/v1", ""])
-async def test_models(app: App, backend: FakeBackend, prefix: str) -> None:
+async def test_models(app: ASGIApp, backend: FakeTranscriber, prefix: str) -> None:
     """The list and each of its members, names with a slash too, as one object."""
     listed = (await call(app, "GET", f"{prefix}/models")).json()
     assert listed["object"] == "list"
@@ -105,13 +105,13 @@ async def test_models(app: App, backend: FakeBackend, prefix: str) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["/v1", ""])
-async def test_health_needs_no_key(backend: FakeBackend, prefix: str) -> None:
+async def test_health_needs_no_key(backend: FakeTranscriber, prefix: str) -> None:
     """A monitor and a client's breaker ask it."""
     answer = await call(make_app(backend, api_key="k"), "GET", f"{prefix}/health")
     assert (answer.status, answer.json()) == (200, backend.health())
 
 
-async def test_the_api_document_shows_the_form(app: App) -> None:
+async def test_the_api_document_shows_the_form(app: ASGIApp) -> None:
     """OpenAPI names every field a caller may send."""
     document = (await call(app, "GET", "/openapi.json")).json()
     form = document["paths"]["/v1/audio/transcriptions"]["post"]["requestBody"]["content"]["multipart/form-data"]
@@ -121,7 +121,7 @@ async def test_the_api_document_shows_the_form(app: App) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/", "/v1/", "/v2/audio/transcriptions", "/v1/audio/%00"])
-async def test_no_such_route(app: App, method: str, path: str) -> None:
+async def test_no_such_route(app: ASGIApp, method: str, path: str) -> None:
     """OpenAI's envelope and words, not the framework's `detail`."""
     answer = await call(app, method, path)
     assert answer.status == 404
@@ -138,7 +138,7 @@ async def test_no_such_route(app: App, method: str, path: str) -> None:
     ("method", "path", "allowed"),
     [("GET", "/v1/audio/transcriptions", "POST"), ("POST", "/v1/models", "GET"), ("PUT", "/health", "GET")],
 )
-async def test_a_method_that_the_route_does_not_take(app: App, method: str, path: str, allowed: str) -> None:
+async def test_a_method_that_the_route_does_not_take(app: ASGIApp, method: str, path: str, allowed: str) -> None:
     """405 with `Allow`, in the envelope."""
     answer = await call(app, method, path)
     assert answer.status == 405
@@ -164,7 +164,7 @@ async def test_a_method_that_the_route_does_not_take(app: App, method: str, path
         ("vtt", "text/plain; charset=utf-8", b"WEBVTT\n\n00:00:00.000 --> ", "Zoë.\n\n".encode()),
     ],
 )
-async def test_formats(app: App, name: str, content_type: str, begins: bytes, ends: bytes) -> None:
+async def test_formats(app: ASGIApp, name: str, content_type: str, begins: bytes, ends: bytes) -> None:
     """Each has OpenAI's content type and endings."""
     answer = await transcribe(app, ("response_format", name))
     assert answer.status == 200
@@ -176,7 +176,7 @@ async def test_formats(app: App, name: str, content_type: str, begins: bytes, en
 @pytest.mark.parametrize("name", ["json", "verbose_json", "text", "srt", "vtt"])
 async def test_silence_is_200_and_empty(name: str) -> None:
     """No speech is an answer, in every format."""
-    answer = await transcribe(make_app(FakeBackend([NOTHING])), ("response_format", name))
+    answer = await transcribe(make_app(FakeTranscriber([NOTHING])), ("response_format", name))
     assert answer.status == 200
     if "json" in name:
         assert answer.json()["text"] == ""
@@ -184,7 +184,7 @@ async def test_silence_is_200_and_empty(name: str) -> None:
         assert not answer.body.replace(b"WEBVTT", b"").strip()
 
 
-async def test_logprobs_and_languages(app: App) -> None:
+async def test_logprobs_and_languages(app: ASGIApp) -> None:
     """Asked for with brackets, and by gpt-transcribe's name."""
     answer = await transcribe(app, ("include[]", "logprobs"), ("model", "gpt-transcribe"))
     assert list(answer.json()) == ["text", "logprobs", "languages", "usage"]
@@ -195,7 +195,7 @@ async def test_logprobs_and_languages(app: App) -> None:
 
 
 @pytest.mark.parametrize("name", ["json", "text"])
-async def test_a_stream_of_deltas(app: App, backend: FakeBackend, name: str) -> None:
+async def test_a_stream_of_deltas(app: ASGIApp, backend: FakeTranscriber, name: str) -> None:
     """A delta per segment; together they are the text of `done`, which carries the usage."""
     answer = await transcribe(app, ("stream", "true"), ("response_format", name))
     *deltas, done = _events(answer)
@@ -206,7 +206,7 @@ async def test_a_stream_of_deltas(app: App, backend: FakeBackend, name: str) -> 
     assert backend.closed == 1
 
 
-async def test_a_stream_carries_logprobs(app: App) -> None:
+async def test_a_stream_carries_logprobs(app: ASGIApp) -> None:
     """Each delta its own, `done` all of them."""
     *deltas, done = _events(await transcribe(app, ("stream", "true"), ("include[]", "logprobs")))
     assert [entry for delta in deltas for entry in delta["logprobs"]] == done["logprobs"]
@@ -215,14 +215,14 @@ async def test_a_stream_carries_logprobs(app: App) -> None:
 
 async def test_a_stream_of_silence() -> None:
     """No delta, an empty `done`."""
-    (done,) = _events(await transcribe(make_app(FakeBackend([NOTHING])), ("stream", "true")))
+    (done,) = _events(await transcribe(make_app(FakeTranscriber([NOTHING])), ("stream", "true")))
     assert done == {"type": "transcript.text.done", "text": "", "usage": {"type": "duration", "seconds": 3}}
 
 
 async def test_empty_segments_send_no_delta() -> None:
     """And the first words lose their leading space wherever they come."""
     blank = replace(SPOKEN[0], text=" ")
-    backend = FakeBackend([blank, *SPOKEN, replace(WHOLE, segments=(blank, *SPOKEN))])
+    backend = FakeTranscriber([blank, *SPOKEN, replace(WHOLE, segments=(blank, *SPOKEN))])
     *deltas, done = _events(await transcribe(make_app(backend), ("stream", "true")))
     assert [delta["delta"] for delta in deltas] == ["Good morning,", " Zoë."]
     assert done["text"] == TEXT
@@ -231,7 +231,7 @@ async def test_empty_segments_send_no_delta() -> None:
 async def test_cjk_deltas_join_without_spaces() -> None:
     """Segments that begin without a space stay so."""
     segments = [replace(SPOKEN[0], text="你好、"), replace(SPOKEN[1], text="世界。")]
-    backend = FakeBackend([*segments, replace(WHOLE, segments=tuple(segments))])
+    backend = FakeTranscriber([*segments, replace(WHOLE, segments=tuple(segments))])
     *deltas, done = _events(await transcribe(make_app(backend), ("stream", "true")))
     assert "".join(delta["delta"] for delta in deltas) == done["text"] == "你好、世界。"
 
@@ -249,7 +249,7 @@ async def test_cjk_deltas_join_without_spaces() -> None:
 )
 async def test_an_error_before_the_first_event_is_a_status(failure: Exception, status: int) -> None:
     """The headers wait for the first item, so that the error is an answer and not a broken stream."""
-    answer = await transcribe(make_app(FakeBackend([failure])), ("stream", "true"))
+    answer = await transcribe(make_app(FakeTranscriber([failure])), ("stream", "true"))
     assert answer.status == status
     assert answer.headers["content-type"] == "application/json"
     assert answer.error
@@ -259,7 +259,7 @@ async def test_an_error_before_the_first_event_is_a_status(failure: Exception, s
 @pytest.mark.parametrize("failure", [EngineFailed(), RuntimeError("secret trace")], ids=["ours", "a bug"])
 async def test_an_error_later_is_an_event(failure: Exception) -> None:
     """With an `error` object, on which the SDKs raise; the stream still ends well."""
-    answer = await transcribe(make_app(FakeBackend([SPOKEN[0], failure])), ("stream", "true"))
+    answer = await transcribe(make_app(FakeTranscriber([SPOKEN[0], failure])), ("stream", "true"))
     assert answer.status == 200
     delta, error = _events(answer)
     assert delta["delta"] == "Good morning,"
@@ -277,7 +277,7 @@ async def test_an_error_later_is_an_event(failure: Exception) -> None:
 
 async def test_a_model_that_ends_without_a_transcript_is_a_fault() -> None:
     """Streaming or not, the caller is told; it never looks like an empty answer."""
-    app = make_app(FakeBackend([SPOKEN[0]]))
+    app = make_app(FakeTranscriber([SPOKEN[0]]))
     assert (await transcribe(app)).status == 500
     assert "error" in _events(await transcribe(app, ("stream", "true")))[-1]
 
@@ -304,13 +304,13 @@ async def test_a_model_that_ends_without_a_transcript_is_a_fault() -> None:
 @pytest.mark.parametrize("stream", ["true", "false"])
 async def test_bad_audio(failure: Exception, filename: str, param: str, code: str, message: str, stream: str) -> None:
     """The bytes decide; the name of a file that cannot be read only words the error."""
-    app = make_app(FakeBackend([failure]))
+    app = make_app(FakeTranscriber([failure]))
     answer = await transcribe(app, ("stream", stream), filename=filename)
     assert answer.status == 400
     assert answer.error == {"message": message, "type": INVALID, "param": param, "code": code}
 
 
-async def test_a_good_file_with_a_bad_extension_is_heard(app: App) -> None:
+async def test_a_good_file_with_a_bad_extension_is_heard(app: ASGIApp) -> None:
     """Names are never trusted."""
     assert (await transcribe(app, filename="voice.bin")).status == 200
     assert (await transcribe(app, filename="")).status in (200, 400)
@@ -318,7 +318,9 @@ async def test_a_good_file_with_a_bad_extension_is_heard(app: App) -> None:
 
 @pytest.mark.parametrize("name", ["gpt-5", "Base", "large-v3", "x" * 500])
 @pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/models"])
-async def test_an_unknown_model_lists_those_served(app: App, backend: FakeBackend, name: str, path: str) -> None:
+async def test_an_unknown_model_lists_those_served(
+    app: ASGIApp, backend: FakeTranscriber, name: str, path: str
+) -> None:
     """404 model_not_found; the list is what the caller needs next. Long names are cut."""
     if path == "/v1/models":
         answer = await call(app, "GET", f"{path}/{name}")
@@ -333,7 +335,7 @@ async def test_an_unknown_model_lists_those_served(app: App, backend: FakeBacken
     }
 
 
-async def test_a_missing_file(app: App) -> None:
+async def test_a_missing_file(app: ASGIApp) -> None:
     """Said with the field's name, and how to send it."""
     answer = await transcribe(app, file=None)
     assert answer.status == 400
@@ -341,7 +343,7 @@ async def test_a_missing_file(app: App) -> None:
     assert answer.error["message"].startswith("Missing required parameter: 'file'.")
 
 
-async def test_a_file_sent_as_text_is_missing(app: App) -> None:
+async def test_a_file_sent_as_text_is_missing(app: ASGIApp) -> None:
     """A field without a file name is no upload."""
     answer = await transcribe(app, ("file", "sound"), file=None)
     assert (answer.status, answer.error["param"]) == (400, "file")
@@ -357,7 +359,7 @@ async def test_a_file_sent_as_text_is_missing(app: App) -> None:
     ],
     ids=["json", "text", "nothing", "urlencoded"],
 )
-async def test_a_body_that_is_no_form_is_told_so(app: App, headers: dict[str, str], body: bytes) -> None:
+async def test_a_body_that_is_no_form_is_told_so(app: ASGIApp, headers: dict[str, str], body: bytes) -> None:
     """Whatever else it lacks: what was sent is named, and what to send."""
     answer = await call(app, "POST", "/v1/audio/transcriptions", headers, body)
     assert (answer.status, answer.error["type"]) == (400, INVALID)
@@ -387,7 +389,7 @@ def _part(disposition: str, content_type: str = "") -> tuple[dict[str, str], byt
     ],
 )
 async def test_a_file_without_a_plain_name(
-    app: App, backend: FakeBackend, log: io.StringIO, disposition: str, content_type: str, name: str
+    app: ASGIApp, backend: FakeTranscriber, log: io.StringIO, disposition: str, content_type: str, name: str
 ) -> None:
     """One whose name comes in `filename*` alone, and one without a name whose type is not text."""
     headers, body = _part(disposition, content_type)
@@ -397,14 +399,14 @@ async def test_a_file_without_a_plain_name(
 
 
 @pytest.mark.parametrize("content_type", ["", "text/plain", "Text/Plain; charset=utf-8"])
-async def test_a_text_field_called_file_is_no_file(app: App, content_type: str) -> None:
+async def test_a_text_field_called_file_is_no_file(app: ASGIApp, content_type: str) -> None:
     """RFC 7578: a part without a type is text."""
     headers, body = _part('name="file"', content_type)
     answer = await call(app, "POST", "/v1/audio/transcriptions", headers, body)
     assert (answer.status, answer.error["param"]) == (400, "file")
 
 
-async def test_a_body_that_is_refused_is_not_read(app: App) -> None:
+async def test_a_body_that_is_refused_is_not_read(app: ASGIApp) -> None:
     """A megabyte of `&` would take a second of the event loop."""
     headers = {"content-type": "application/x-www-form-urlencoded"}
     read = False
@@ -424,7 +426,7 @@ async def test_a_body_that_is_refused_is_not_read(app: App) -> None:
 @pytest.mark.parametrize(
     "path", ["/v1//audio/transcriptions", "//v1/audio//transcriptions", "//audio///transcriptions"]
 )
-async def test_doubled_slashes_are_one(app: App, backend: FakeBackend, path: str) -> None:
+async def test_doubled_slashes_are_one(app: ASGIApp, backend: FakeTranscriber, path: str) -> None:
     """A base URL that ends in a slash makes them."""
     headers, body = multipart()
     assert (await call(app, "POST", path, headers, body)).status == 200
@@ -432,7 +434,7 @@ async def test_doubled_slashes_are_one(app: App, backend: FakeBackend, path: str
 
 
 @pytest.mark.parametrize("name", ["", " ", "whisper", "whisper-large-v3", "openai/whisper-1"])
-async def test_a_model_named_by_habit_or_not_at_all(app: App, backend: FakeBackend, name: str) -> None:
+async def test_a_model_named_by_habit_or_not_at_all(app: ASGIApp, backend: FakeTranscriber, name: str) -> None:
     """Means the served one; asked for by name it is there, but not listed."""
     assert (await transcribe(app, ("model", name))).json()["text"] == TEXT
     if name.strip():
@@ -440,14 +442,14 @@ async def test_a_model_named_by_habit_or_not_at_all(app: App, backend: FakeBacke
         assert name not in backend.names
 
 
-async def test_a_form_without_a_model(app: App) -> None:
+async def test_a_form_without_a_model(app: ASGIApp) -> None:
     """The field left out altogether."""
     headers, body = multipart()
     without = body.replace(b'name="model"', b'name="other"')
     assert (await call(app, "POST", "/v1/audio/transcriptions", headers, without)).json()["text"] == TEXT
 
 
-async def test_hints_of_several_languages_reach_the_model(app: App, backend: FakeBackend) -> None:
+async def test_hints_of_several_languages_reach_the_model(app: ASGIApp, backend: FakeTranscriber) -> None:
     """And are repeated by the one model whose json lists languages, as OpenAI does."""
     hints = (("languages[]", "de-AT"), ("languages[]", "english"))
     answer = await transcribe(app, *hints, ("model", "gpt-transcribe"))
@@ -476,7 +478,7 @@ _FORM, _BODY = multipart()
         *("long field", "no charset"),
     ],
 )
-async def test_a_form_that_cannot_be_parsed(app: App, content_type: str, body: bytes) -> None:
+async def test_a_form_that_cannot_be_parsed(app: ASGIApp, content_type: str, body: bytes) -> None:
     """A 400 in the envelope, whatever is wrong with it; nothing but the caller's fault."""
     answer = await call(app, "POST", "/v1/audio/transcriptions", {"content-type": content_type}, body)
     assert answer.status == 400
@@ -486,7 +488,7 @@ async def test_a_form_that_cannot_be_parsed(app: App, content_type: str, body: b
 @pytest.mark.parametrize(
     "charset", ["utf-7", "unicode_escape", "raw_unicode_escape", "nonsense", "utf-16", "rot13", "idna", "punycode"]
 )
-async def test_an_odd_charset_is_refused_before_anything_is_decoded(app: App, charset: str) -> None:
+async def test_an_odd_charset_is_refused_before_anything_is_decoded(app: ASGIApp, charset: str) -> None:
     """Some of Python's decoders take minutes for a megabyte, others make half characters."""
     value = "\U00010000\U00010000".encode("punycode").decode() + "a" * 500_000
     _, body = multipart(("language", value), ("response_format", "\\ud800+2AA-"))
@@ -499,14 +501,14 @@ async def test_an_odd_charset_is_refused_before_anything_is_decoded(app: App, ch
 
 
 @pytest.mark.parametrize("charset", ["utf-8", "UTF-8", '"utf-8"', "latin-1", "us-ascii"])
-async def test_a_plain_charset_is_taken(app: App, charset: str) -> None:
+async def test_a_plain_charset_is_taken(app: ASGIApp, charset: str) -> None:
     """As old clients name it."""
     headers, body = multipart()
     headers["content-type"] += f"; charset={charset}"
     assert (await call(app, "POST", "/v1/audio/transcriptions", headers, body)).status == 200
 
 
-async def test_a_compressed_body_is_refused(app: App) -> None:
+async def test_a_compressed_body_is_refused(app: ASGIApp) -> None:
     """By name, instead of as a form that makes no sense."""
     headers, body = multipart()
     answer = await call(app, "POST", "/v1/audio/transcriptions", headers | {"content-encoding": "gzip"}, body)
@@ -515,12 +517,12 @@ async def test_a_compressed_body_is_refused(app: App) -> None:
 
 
 @pytest.mark.parametrize("path", ["/health", "/v1/health"])
-async def test_monitors_may_ask_by_head(app: App, path: str) -> None:
+async def test_monitors_may_ask_by_head(app: ASGIApp, path: str) -> None:
     """As many do."""
     assert (await call(app, "HEAD", path)).status == 200
 
 
-async def test_a_path_cannot_fill_or_forge_the_log(app: App, log: io.StringIO) -> None:
+async def test_a_path_cannot_fill_or_forge_the_log(app: ASGIApp, log: io.StringIO) -> None:
     """It is shown as it came, and not to its end."""
     await call(app, "GET", "/x%20200%200.4s" + "a" * 5000)
     (line,) = log.getvalue().splitlines()
@@ -528,7 +530,7 @@ async def test_a_path_cannot_fill_or_forge_the_log(app: App, log: io.StringIO) -
     assert len(line) < 400
 
 
-async def test_fields_sent_twice(app: App, backend: FakeBackend) -> None:
+async def test_fields_sent_twice(app: ASGIApp, backend: FakeTranscriber) -> None:
     """The last value counts, the first file does."""
     second = b'--b\r\nContent-Disposition: form-data; name="file"; filename="b.ogg"\r\n\r\nsecond\r\n--b--\r\n'
     headers, body = multipart(("language", "de"), ("language", "fr"), file=b"first")
@@ -538,7 +540,7 @@ async def test_fields_sent_twice(app: App, backend: FakeBackend) -> None:
     assert backend.asked[0].decoding.language == "fr"
 
 
-async def test_a_file_part_first_is_as_good(app: App, backend: FakeBackend) -> None:
+async def test_a_file_part_first_is_as_good(app: ASGIApp, backend: FakeTranscriber) -> None:
     """Node sends the caller's key order."""
     headers, body = multipart(file=b"sound")
     model = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper-1\r\n'
@@ -548,7 +550,7 @@ async def test_a_file_part_first_is_as_good(app: App, backend: FakeBackend) -> N
     assert backend.uploads == [b"sound"]
 
 
-async def test_a_refused_field_never_reaches_the_model(app: App, backend: FakeBackend) -> None:
+async def test_a_refused_field_never_reaches_the_model(app: ASGIApp, backend: FakeTranscriber) -> None:
     """And carries its own param and code."""
     answer = await transcribe(app, ("language", "xx"))
     assert answer.status == 400
@@ -559,7 +561,7 @@ async def test_a_refused_field_never_reaches_the_model(app: App, backend: FakeBa
 @pytest.mark.parametrize("stream", ["true", "false"])
 async def test_a_full_queue_says_when_to_come_back(stream: str) -> None:
     """503 with whole seconds in `Retry-After`."""
-    answer = await transcribe(make_app(FakeBackend([Busy("full", retry_after=1.2)])), ("stream", stream))
+    answer = await transcribe(make_app(FakeTranscriber([Busy("full", retry_after=1.2)])), ("stream", stream))
     assert answer.status == 503
     assert answer.headers["retry-after"] == "2"
     assert answer.error == {
@@ -570,7 +572,7 @@ async def test_a_full_queue_says_when_to_come_back(stream: str) -> None:
     }
 
 
-async def test_a_large_upload_is_turned_away_before_it_is_read(backend: FakeBackend) -> None:
+async def test_a_large_upload_is_turned_away_before_it_is_read(backend: FakeTranscriber) -> None:
     """Where there is no room for it; a small one may be the same as one that is being transcribed, and is let in."""
     backend.no_room = Busy("full", retry_after=7)
     app = make_app(backend)
@@ -584,7 +586,7 @@ async def test_a_large_upload_is_turned_away_before_it_is_read(backend: FakeBack
     assert len(backend.uploads) == 1
 
 
-async def test_not_ready_is_said_before_the_upload_is_read(backend: FakeBackend) -> None:
+async def test_not_ready_is_said_before_the_upload_is_read(backend: FakeTranscriber) -> None:
     """A caller who comes too early is not made to send it all."""
     backend.not_ready = Busy("loading", retry_after=0)
     answer = await transcribe(make_app(backend))
@@ -597,7 +599,7 @@ async def test_not_ready_is_said_before_the_upload_is_read(backend: FakeBackend)
 )
 async def test_a_fault_of_ours_leaves_no_trace(failure: Exception, log: io.StringIO) -> None:
     """The envelope and nothing of the cause, which is in the log under the request's id."""
-    answer = await transcribe(make_app(FakeBackend([failure])))
+    answer = await transcribe(make_app(FakeTranscriber([failure])))
     assert answer.status == 500
     assert answer.error == {
         "message": "The server had an error while processing your request.",
@@ -617,9 +619,9 @@ async def test_a_fault_of_ours_leaves_no_trace(failure: Exception, log: io.Strin
 TOO_LARGE = "413: Maximum content size limit (1000) exceeded ({read} bytes read)"
 
 
-async def test_an_announced_body_over_the_limit_is_refused_unread(backend: FakeBackend) -> None:
+async def test_an_announced_body_over_the_limit_is_refused_unread(backend: FakeTranscriber) -> None:
     """OpenAI's 413: typed server_error, with an empty usage beside it."""
-    app = make_app(backend, max_upload=1000)
+    app = make_app(backend, limits=Limits(1000))
     headers, body = multipart(file=bytes(2000))
     answer = await call(app, "POST", "/v1/audio/transcriptions", headers | {"content-length": str(len(body))}, [])
     assert answer.status == 413
@@ -634,30 +636,30 @@ async def test_an_announced_body_over_the_limit_is_refused_unread(backend: FakeB
     }
 
 
-async def test_a_chunked_body_over_the_limit_is_refused_on_the_way(backend: FakeBackend) -> None:
+async def test_a_chunked_body_over_the_limit_is_refused_on_the_way(backend: FakeTranscriber) -> None:
     """It announces nothing, so it is counted as it comes."""
     headers, body = multipart(file=bytes(2000))
     chunks = [body[at : at + 300] for at in range(0, len(body), 300)]
-    answer = await call(make_app(backend, max_upload=1000), "POST", "/v1/audio/transcriptions", headers, chunks)
+    answer = await call(make_app(backend, limits=Limits(1000)), "POST", "/v1/audio/transcriptions", headers, chunks)
     assert answer.status == 413
     assert answer.error["message"] == TOO_LARGE.format(read=1200)
     assert not backend.uploads
 
 
 @pytest.mark.parametrize("announced", ["", "junk", "-5", "²", "1000"])
-async def test_an_odd_announcement_is_not_trusted(backend: FakeBackend, announced: str) -> None:
+async def test_an_odd_announcement_is_not_trusted(backend: FakeTranscriber, announced: str) -> None:
     """Neither a length that is none nor one that lies changes what may come."""
     headers, body = multipart(file=bytes(2000))
-    app = make_app(backend, max_upload=1000)
+    app = make_app(backend, limits=Limits(1000))
     answer = await call(app, "POST", "/v1/audio/transcriptions", headers | {"content-length": announced}, body)
     assert answer.status == 413
 
 
-async def test_a_body_of_exactly_the_limit_is_taken(backend: FakeBackend) -> None:
+async def test_a_body_of_exactly_the_limit_is_taken(backend: FakeTranscriber) -> None:
     """The whole body counts, as OpenAI counts it."""
     headers, body = multipart(file=bytes(2000))
     headers["content-length"] = str(len(body))
-    app = make_app(backend, max_upload=len(body))
+    app = make_app(backend, limits=Limits(len(body)))
     assert (await call(app, "POST", "/v1/audio/transcriptions", headers, body)).status == 200
 
 
@@ -665,7 +667,7 @@ KEY = "lw-0123456789abcdef"
 
 
 @pytest.mark.parametrize("authorization", [None, "", "Bearer", "Bearer ", "Basic abc", KEY])
-async def test_no_key(backend: FakeBackend, authorization: str | None) -> None:
+async def test_no_key(backend: FakeTranscriber, authorization: str | None) -> None:
     """OpenAI's 401 for it, before a byte of the body is read."""
     headers, _ = multipart()
     if authorization is not None:
@@ -686,7 +688,7 @@ async def test_no_key(backend: FakeBackend, authorization: str | None) -> None:
         (KEY + "x", "lw-***defx"),
     ],
 )
-async def test_a_wrong_key(backend: FakeBackend, key: str, shown: str) -> None:
+async def test_a_wrong_key(backend: FakeTranscriber, key: str, shown: str) -> None:
     """As OpenAI sends it: text/plain, the status in the body; the key masked, ours not shown."""
     headers = {"authorization": f"Bearer {key}"}
     answer = await call(make_app(backend, api_key=KEY), "GET", "/v1/models", headers)
@@ -700,13 +702,13 @@ async def test_a_wrong_key(backend: FakeBackend, key: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "  Bearer "])
-async def test_the_right_key(backend: FakeBackend, scheme: str) -> None:
+async def test_the_right_key(backend: FakeTranscriber, scheme: str) -> None:
     """The scheme's case does not matter."""
     app = make_app(backend, api_key=KEY)
     assert (await call(app, "GET", "/v1/models", {"authorization": f"{scheme} {KEY}"})).status == 200
 
 
-async def test_no_key_needed_takes_any(app: App) -> None:
+async def test_no_key_needed_takes_any(app: ASGIApp) -> None:
     """The SDK always sends one."""
     assert (await call(app, "GET", "/v1/models", {"authorization": "Bearer sk-whatever"})).status == 200
 
@@ -721,7 +723,7 @@ async def test_other_scopes_pass() -> None:
     async def send(message: Any) -> None:
         sent.append(message["type"])
 
-    await make_app(FakeBackend())({"type": "lifespan", "asgi": {"version": "3.0"}}, receive, send)
+    await make_app(FakeTranscriber())({"type": "lifespan", "asgi": {"version": "3.0"}}, receive, send)
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
@@ -729,7 +731,7 @@ async def test_other_scopes_pass() -> None:
 
 
 async def _every_kind_of_answer(headers: dict[str, str]) -> list[Answer]:
-    ok, bad, broken = FakeBackend(), FakeBackend([UnreadableAudio()]), FakeBackend([RuntimeError()])
+    ok, bad, broken = FakeTranscriber(), FakeTranscriber([UnreadableAudio()]), FakeTranscriber([RuntimeError()])
     form, body = multipart()
     path = "/v1/audio/transcriptions"
     stream = multipart(("stream", "true"))[1]
@@ -742,7 +744,7 @@ async def _every_kind_of_answer(headers: dict[str, str]) -> list[Answer]:
         await call(make_app(ok), "GET", "/nowhere", headers),
         await call(make_app(ok), "GET", path, headers),
         await call(make_app(ok, api_key="k"), "GET", "/v1/models", headers),
-        await call(make_app(ok, max_upload=10), "POST", path, form | headers, body),
+        await call(make_app(ok, limits=Limits(10)), "POST", path, form | headers, body),
     ]
 
 
@@ -764,20 +766,20 @@ async def test_ids_are_made_in_openais_shape() -> None:
 
 
 @pytest.mark.parametrize("given", ["", "two words", "x" * 129, "a\tb", "naïve", "<b>"])
-async def test_an_id_not_fit_to_print_is_replaced(app: App, given: str) -> None:
+async def test_an_id_not_fit_to_print_is_replaced(app: ASGIApp, given: str) -> None:
     """It goes to a log that people read."""
     answer = await call(app, "GET", "/health", {"x-request-id": given})
     assert re.fullmatch(r"req_[0-9a-f]{32}", answer.headers["x-request-id"])
 
 
-async def test_openais_other_headers(app: App) -> None:
+async def test_openais_other_headers(app: ASGIApp) -> None:
     """The version and the time taken, in whole milliseconds."""
     answer = await call(app, "GET", "/health")
     assert answer.headers["openai-version"] == "2020-10-01"
     assert answer.headers["openai-processing-ms"] == "0"
 
 
-async def test_every_answer_says_how_long_the_queue_is(app: App, backend: FakeBackend) -> None:
+async def test_every_answer_says_how_long_the_queue_is(app: ASGIApp, backend: FakeTranscriber) -> None:
     """For clients with several servers to choose from."""
     backend.queue_seconds = 12.3456
     assert (await call(app, "GET", "/health")).headers["x-localwhisper-queue-seconds"] == "12.346"
@@ -786,7 +788,7 @@ async def test_every_answer_says_how_long_the_queue_is(app: App, backend: FakeBa
 
 async def test_the_log_never_holds_words_keys_or_sound(log: io.StringIO) -> None:
     """One line for the request, with its status; none of what was said or who may come in."""
-    app = make_app(FakeBackend(), api_key=KEY)
+    app = make_app(FakeTranscriber(), api_key=KEY)
     headers, body = multipart(("prompt", "hush"), file=b"sound of music")
     headers["authorization"] = f"Bearer {KEY}"
     await call(app, "POST", "/v1/audio/transcriptions", headers, body)
@@ -797,12 +799,12 @@ async def test_the_log_never_holds_words_keys_or_sound(log: io.StringIO) -> None
 
 async def test_the_log_tells_of_the_recording(log: io.StringIO) -> None:
     """Its name, however odd, in one quoted piece; length, language and speed where there is a transcript."""
-    app = make_app(FakeBackend())
+    app = make_app(FakeTranscriber())
     name = 'a \\" 200 0.1s\u2028b' + 200 * "c"
     for fields in ((), (("stream", "true"),)):
         await transcribe(app, *fields, filename=name)
-    await transcribe(make_app(FakeBackend([NOTHING])))
-    await transcribe(make_app(FakeBackend([UnreadableAudio()])))
+    await transcribe(make_app(FakeTranscriber([NOTHING])))
+    await transcribe(make_app(FakeTranscriber([UnreadableAudio()])))
     first, second, silent, unread = (line.partition(" 0.000s")[2] for line in log.getvalue().splitlines())
     quoted, _, rest = first.rpartition('"')
     assert quoted.startswith(', "a ')
@@ -815,7 +817,7 @@ async def test_the_log_tells_of_the_recording(log: io.StringIO) -> None:
 
 async def test_the_log_says_why_a_request_was_refused(log: io.StringIO) -> None:
     """By the error's code; what was asked for is not repeated."""
-    app = make_app(FakeBackend(), api_key=KEY)
+    app = make_app(FakeTranscriber(), api_key=KEY)
     key = {"authorization": f"Bearer {KEY}"}
     for fields in ((("model", "nope"),), (("language", "nonsense"),), (("temperature", "hot"),)):
         headers, body = multipart(*fields)
@@ -844,12 +846,12 @@ async def test_a_stream_that_breaks_off_is_counted_as_a_failure(
         def answered(self, method: str, route: str | None, status: int, seconds: float) -> None:
             counted.append(status)
 
-    backend = FakeBackend([SPOKEN[0], failure])
-    app = create_app(backend, metrics=Counting(), clock=lambda: 0.0)
+    backend = FakeTranscriber([SPOKEN[0], failure])
+    app = make_app(backend, observer=Counting())
     assert (await transcribe(app, ("stream", "true"))).status == 200
     assert counted == [status]
     assert log.getvalue().splitlines()[-1].endswith(f"POST /v1/audio/transcriptions 200 0.000s, {said}")
-    await transcribe(make_app(FakeBackend()), ("stream", "true"))
+    await transcribe(make_app(FakeTranscriber()), ("stream", "true"))
     assert "broke off" not in log.getvalue().splitlines()[-1]
 
 
@@ -867,7 +869,7 @@ def test_log_levels(log: io.StringIO, level: str) -> None:
     assert " - said at error" in log.getvalue()
 
 
-async def test_probes_do_not_fill_the_log(log: io.StringIO, backend: FakeBackend) -> None:
+async def test_probes_do_not_fill_the_log(log: io.StringIO, backend: FakeTranscriber) -> None:
     """Good news that somebody asks for every few seconds is for who debugs; bad news is a line."""
     app = make_app(backend)
     await call(app, "GET", "/health")
@@ -877,7 +879,9 @@ async def test_probes_do_not_fill_the_log(log: io.StringIO, backend: FakeBackend
     assert "POST /health 405" in lines[0]
 
 
-async def test_a_full_disk_turns_an_upload_away(app: App, log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_disk_turns_an_upload_away(
+    app: ASGIApp, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Uploads wait on the disk; one that finds no room is told to come back, and the log says why in a line."""
 
     class Full(io.BytesIO):
@@ -896,7 +900,7 @@ async def test_a_full_disk_turns_an_upload_away(app: App, log: io.StringIO, monk
 # Hanging up
 
 
-async def _while_it_works(app: App, backend: FakeBackend, *fields: tuple[str, str]) -> Answer:
+async def _while_it_works(app: ASGIApp, backend: FakeTranscriber, *fields: tuple[str, str]) -> Answer:
     """Hang up while the backend waits; the call must end by itself."""
     headers, body = multipart(*fields)
     gone = asyncio.Event()
@@ -911,7 +915,7 @@ async def _while_it_works(app: App, backend: FakeBackend, *fields: tuple[str, st
 @pytest.mark.parametrize("heard", [(), SPOKEN[:1]], ids=["before the first item", "after it"])
 async def test_hanging_up_stops_the_work(stream: str, heard: tuple[Any, ...], log: io.StringIO) -> None:
     """The generator is closed, so that its chunks leave the queue, and the upload with it."""
-    backend = FakeBackend([*heard, asyncio.Event(), WHOLE])
+    backend = FakeTranscriber([*heard, asyncio.Event(), WHOLE])
     answer = await _while_it_works(make_app(backend), backend, ("stream", stream))
     assert backend.closed == 1
     assert backend.sources[0].closed
@@ -922,7 +926,7 @@ async def test_hanging_up_stops_the_work(stream: str, heard: tuple[Any, ...], lo
 
 async def test_hanging_up_while_an_event_is_sent_stops_the_work() -> None:
     """A reader that stalls and goes leaves nothing running, either."""
-    backend = FakeBackend([*SPOKEN, WHOLE])
+    backend = FakeTranscriber([*SPOKEN, WHOLE])
     app, gone, sending = make_app(backend), asyncio.Event(), asyncio.Event()
     headers, body = multipart(("stream", "true"))
 
@@ -942,7 +946,7 @@ async def test_hanging_up_while_an_event_is_sent_stops_the_work() -> None:
     assert backend.closed == 1
 
 
-async def test_hanging_up_in_the_middle_of_the_upload(backend: FakeBackend, log: io.StringIO) -> None:
+async def test_hanging_up_in_the_middle_of_the_upload(backend: FakeTranscriber, log: io.StringIO) -> None:
     """Nothing is transcribed, and the log takes it for what it is, not for a fault of ours."""
     headers, body = multipart(file=bytes(3_000_000))
     answer = await call(
@@ -956,7 +960,7 @@ async def test_hanging_up_in_the_middle_of_the_upload(backend: FakeBackend, log:
 
 async def test_who_is_cut_off_by_a_stop_is_told_to_come_back(log: io.StringIO) -> None:
     """At the end of a stop uvicorn cancels what still runs; the caller gets an answer, the log no traceback."""
-    backend = FakeBackend([asyncio.Event()])
+    backend = FakeTranscriber([asyncio.Event()])
     async with asyncio.timeout(10):
         calling = asyncio.create_task(transcribe(make_app(backend)))
         await backend.reached.wait()
@@ -968,7 +972,7 @@ async def test_who_is_cut_off_by_a_stop_is_told_to_come_back(log: io.StringIO) -
     assert "Traceback" not in log.getvalue()
 
 
-async def test_hanging_up_before_anything_is_done_closes_the_upload(backend: FakeBackend) -> None:
+async def test_hanging_up_before_anything_is_done_closes_the_upload(backend: FakeTranscriber) -> None:
     """The model is never asked, and nothing is left open."""
     opened: list[Any] = []
     app, gone = make_app(backend), asyncio.Event()
@@ -986,7 +990,7 @@ async def test_hanging_up_before_anything_is_done_closes_the_upload(backend: Fak
     assert [source.closed for source in opened] == [True]
 
 
-async def test_extra_files_are_closed(app: App, backend: FakeBackend) -> None:
+async def test_extra_files_are_closed(app: ASGIApp, backend: FakeTranscriber) -> None:
     """Uploads under other names are read by nobody."""
     headers, body = multipart()
     extra = b'--b\r\nContent-Disposition: form-data; name="image"; filename="b.png"\r\n\r\npixels\r\n--b--\r\n'
@@ -1002,7 +1006,7 @@ async def test_a_large_upload_leaves_nothing_behind(
 ) -> None:
     """Megabytes go through a spooled file; it is closed however the request ends."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    backend = FakeBackend([outcome])
+    backend = FakeTranscriber([outcome])
     data = bytes(range(256)) * 20_000
     await transcribe(make_app(backend), ("stream", stream), file=data)
     assert backend.uploads == [data]

@@ -18,7 +18,7 @@ from localwhisper_server.transcription.queue import Limits
 from localwhisper_server.transcription.scheduler import Scheduler
 from localwhisper_server.whisper.devices import Device
 from localwhisper_server.whisper.model_manager import ModelManager
-from tests.server.driving import FakeBackend, call
+from tests.server.driving import FakeTranscriber, call
 from tests.server.listening import serving
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ async def test_a_request_in_the_json_log() -> None:
     """Method, path, status and seconds; the caller's id."""
     stream = io.StringIO()
     logs.configure_logging("info", [stream], "json")
-    await call(routes.create_app(FakeBackend(), clock=lambda: 0.0), "GET", "/v1/models", {"x-request-id": "mine"})
+    await call(routes.create_app(FakeTranscriber(), clock=lambda: 0.0), "GET", "/v1/models", {"x-request-id": "mine"})
     entry = json.loads(stream.getvalue())
     assert (entry["method"], entry["path"], entry["status"], entry["seconds"]) == ("GET", "/v1/models", 200, 0.0)
     assert entry["request_id"] == "mine"
@@ -192,7 +192,7 @@ async def test_a_span_for_each_request_but_health() -> None:
     pytest.importorskip("opentelemetry.instrumentation.asgi")
     spans, provider = memory.InMemorySpanExporter(), trace.TracerProvider()
     provider.add_span_processor(export.SimpleSpanProcessor(spans))
-    app = tracing.traced(routes.create_app(FakeBackend(), clock=lambda: 0.0), provider)
+    app = tracing.traced(routes.create_app(FakeTranscriber(), clock=lambda: 0.0), provider)
     assert (await call(app, "GET", "/health")).status == 200
     assert (await call(app, "GET", "/v1/models", {"authorization": "Bearer sk-secret"})).status == 200
     (span,) = spans.get_finished_spans()
@@ -209,7 +209,7 @@ def test_the_framework_sends_no_traces_of_its_own(
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
     with (
-        serving(routes.create_app(FakeBackend()), lifespan="on") as (host, port),
+        serving(routes.create_app(FakeTranscriber()), lifespan="on") as (host, port),
         socket.create_connection((host, port), 5) as line,
     ):
         line.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")

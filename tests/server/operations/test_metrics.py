@@ -17,7 +17,7 @@ from localwhisper_server.api.upstream import Upstream
 from localwhisper_server.errors import UnreadableAudio
 from localwhisper_server.operations import vram
 from localwhisper_server.operations.metrics import Metrics
-from tests.server.driving import TEXT, FakeBackend, call, transcribe
+from tests.server.driving import TEXT, FakeTranscriber, call, transcribe
 
 pytestmark = pytest.mark.anyio
 
@@ -42,11 +42,13 @@ def read(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 async def test_requests_are_counted_by_route_and_status(metrics: Metrics) -> None:
     """By the template that matched; what no route knows is one line, however it is called."""
-    good, bad = FakeBackend(), FakeBackend([UnreadableAudio()])
+    good, bad = FakeTranscriber(), FakeTranscriber([UnreadableAudio()])
     rules = Rules(keys=(KEY,))
     headers = {"authorization": f"Bearer {KEY}"}
     for backend in (good, bad):
-        app = routes.create_app(backend, rules=rules, metrics=metrics, clock=lambda: 0.0)
+        app = routes.create_app(
+            backend, rules=rules, observer=metrics, exposition=metrics.exposition, clock=lambda: 0.0
+        )
         for path in ("/v1/models/base", "/v1/models/org/base", "/v1/models/x", "/nowhere", "/no/where"):
             await call(app, "GET", path, headers)
         await call(app, "GET", "/v1/models/base")
@@ -68,7 +70,9 @@ async def test_what_is_passed_on_is_one_route(metrics: Metrics) -> None:
 
     transport = httpx2.MockTransport(lambda _: httpx2.Response(200, stream=httpx2.ByteStream(b"{}")))
     upstream = Upstream("https://api.example/v1", transport=transport)
-    app = routes.create_app(FakeBackend(), metrics=metrics, upstream=upstream, clock=lambda: 0.0)
+    app = routes.create_app(
+        FakeTranscriber(), observer=metrics, exposition=metrics.exposition, upstream=upstream, clock=lambda: 0.0
+    )
     for number in range(5):
         await call(app, "GET", f"/v1/files/{number}")
     assert read(metrics, "requests_total", route="upstream", status="200") == 5
@@ -77,7 +81,9 @@ async def test_what_is_passed_on_is_one_route(metrics: Metrics) -> None:
 async def test_metrics_are_shown_with_a_key_alone() -> None:
     """Like all but health; a scraper can send one."""
     metrics = Metrics(CollectorRegistry())
-    app = routes.create_app(FakeBackend(), rules=Rules(keys=(KEY,)), metrics=metrics, clock=lambda: 0.0)
+    app = routes.create_app(
+        FakeTranscriber(), rules=Rules(keys=(KEY,)), observer=metrics, exposition=metrics.exposition, clock=lambda: 0.0
+    )
     assert (await call(app, "GET", "/metrics")).status == 401
     answer = await call(app, "GET", "/metrics", {"authorization": f"Bearer {KEY}"})
     assert answer.status == 200
@@ -91,12 +97,14 @@ async def test_metrics_are_shown_with_a_key_alone() -> None:
 
 async def test_without_metrics_there_is_no_page() -> None:
     """Nothing is shown that was not asked for."""
-    assert (await call(routes.create_app(FakeBackend(), clock=lambda: 0.0), "GET", "/metrics")).status == 404
+    assert (await call(routes.create_app(FakeTranscriber(), clock=lambda: 0.0), "GET", "/metrics")).status == 404
 
 
 async def test_nothing_private_is_in_them(metrics: Metrics) -> None:
     """No word that was said, no name of a file, no key, no path, no address of a caller."""
-    app = routes.create_app(FakeBackend(), rules=Rules(keys=(KEY,)), metrics=metrics, clock=lambda: 0.0)
+    app = routes.create_app(
+        FakeTranscriber(), rules=Rules(keys=(KEY,)), observer=metrics, exposition=metrics.exposition, clock=lambda: 0.0
+    )
 
     async def with_key(scope: Any, receive: Any, send: Any) -> None:
         headers = [*scope["headers"], (b"authorization", f"Bearer {KEY}".encode()), (b"x-request-id", b"mine")]
