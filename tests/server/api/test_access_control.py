@@ -416,6 +416,51 @@ def test_no_text_raises(one: str, other: str, several: list[str]) -> None:
 # Keys
 
 
+KEY = "lw-0123456789abcdef"
+
+
+@pytest.mark.parametrize("authorization", [None, "", "Bearer", "Bearer ", "Basic abc", KEY])
+async def test_no_key(authorization: str | None) -> None:
+    """OpenAI's 401 for it."""
+    headers, _ = multipart()
+    if authorization is not None:
+        headers["authorization"] = authorization
+    answer = await call(make_app(api_key=KEY), "POST", "/v1/audio/transcriptions", headers, [])
+    assert answer.status == 401
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.error["message"].startswith("You didn't provide an API key.")
+    assert (answer.error["type"], answer.error["param"], answer.error["code"]) == ("invalid_request_error", None, None)
+
+
+@pytest.mark.parametrize(
+    ("key", "shown"),
+    [
+        ("sk-proj-0123456789", "sk-***6789"),
+        ("short", "***"),
+        ("clé-0123456789abc", "clé***9abc"),
+        (KEY + "x", "lw-***defx"),
+    ],
+)
+async def test_a_wrong_key(key: str, shown: str) -> None:
+    """As OpenAI sends it: text/plain, with the status in the body; the wrong key is masked, the right one not shown."""
+    headers = {"authorization": f"Bearer {key}"}
+    answer = await call(make_app(api_key=KEY), "GET", "/v1/models", headers)
+    assert answer.status == 401
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert answer.json()["status"] == 401
+    assert answer.error["code"] == "invalid_api_key"
+    assert answer.error["message"].startswith(f"Incorrect API key provided: {shown}.")
+    assert key not in answer.body.decode() or len(key) < 8
+    assert KEY not in answer.body.decode()
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "  Bearer "])
+async def test_the_right_key(scheme: str) -> None:
+    """The case of the scheme does not matter."""
+    app = make_app(api_key=KEY)
+    assert (await call(app, "GET", "/v1/models", {"authorization": f"{scheme} {KEY}"})).status == 200
+
+
 def test_a_file_of_keys(tmp_path: Path) -> None:
     """One key a line, beside comments and empty lines."""
     file = tmp_path / "keys"

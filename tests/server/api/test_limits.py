@@ -125,6 +125,52 @@ async def test_a_body_over_the_limit() -> None:
         await _upload(Sender((0, 600), (0, 600), (0, 1)), limit=1000)
 
 
+TOO_LARGE = "413: Maximum content size limit (1000) exceeded ({read} bytes read)"
+
+
+async def test_an_announced_body_over_the_limit_is_refused_unread() -> None:
+    """OpenAI's 413: typed server_error, with an empty usage beside the error."""
+    app = make_app(limits=Limits(1000))
+    headers, body = multipart(file=bytes(2000))
+    answer = await call(app, "POST", "/v1/audio/transcriptions", headers | {"content-length": str(len(body))}, [])
+    assert answer.status == 413
+    assert answer.json() == {
+        "error": {
+            "message": TOO_LARGE.format(read=len(body)),
+            "type": "server_error",
+            "param": None,
+            "code": None,
+        },
+        "usage": {"type": "duration", "seconds": 0},
+    }
+
+
+async def test_a_chunked_body_over_the_limit_is_refused_on_the_way() -> None:
+    """It announces no length, so its bytes are counted."""
+    headers, body = multipart(file=bytes(2000))
+    chunks = [body[at : at + 300] for at in range(0, len(body), 300)]
+    answer = await call(make_app(limits=Limits(1000)), "POST", "/v1/audio/transcriptions", headers, chunks)
+    assert answer.status == 413
+    assert answer.error["message"] == TOO_LARGE.format(read=1200)
+
+
+@pytest.mark.parametrize("announced", ["", "junk", "-5", "²", "1000"])
+async def test_a_wrong_length_changes_nothing(announced: str) -> None:
+    """A malformed length, or one that is too small, does not allow a larger body."""
+    headers, body = multipart(file=bytes(2000))
+    app = make_app(limits=Limits(1000))
+    answer = await call(app, "POST", "/v1/audio/transcriptions", headers | {"content-length": announced}, body)
+    assert answer.status == 413
+
+
+async def test_a_body_of_exactly_the_limit_is_taken() -> None:
+    """The limit is for the whole body, as OpenAI counts it."""
+    headers, body = multipart(file=bytes(2000))
+    headers["content-length"] = str(len(body))
+    app = make_app(limits=Limits(len(body)))
+    assert (await call(app, "POST", "/v1/audio/transcriptions", headers, body)).status == 200
+
+
 async def test_a_slow_upload_is_answered_as_such() -> None:
     """408 in OpenAI's envelope, which the SDKs retry."""
     ticking = itertools.count(step=10)

@@ -44,22 +44,26 @@ EVENTS = [
 
 
 class FakeOpenAI:
-    """Answers chat, embeddings and speech; keeps what it was asked."""
+    """Answers chat, embeddings and speech; keeps what it was asked, and sends a second event when told to."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, str, dict[str, str], bytes]] = []
-        self.second_event = threading.Event()
         self.left = threading.Event()
 
+    def go_on(self) -> None:
+        """Send the second event; called from the test's thread."""
+        self._loop.call_soon_threadsafe(self._told.set)
+
     async def _told_to_go_on(self, receive: Any) -> bool:
-        """Wait for the test, or for the caller to hang up."""
-        watching = asyncio.ensure_future(receive())
-        # The test is in another thread, and both are waited for.
-        while not self.second_event.is_set() and not watching.done():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
-        return watching.cancel()
+        """Wait for `go_on`, or for the caller to hang up."""
+        waiting = [asyncio.ensure_future(event) for event in (self._told.wait(), receive())]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting:
+            task.cancel()
+        return self._told.is_set()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self._loop, self._told = asyncio.get_running_loop(), asyncio.Event()
         body, more = b"", True
         while more:
             message = await receive()
@@ -112,7 +116,7 @@ class FakeOpenAI:
 
 
 class Two:
-    """A fake OpenAI and a server in front of it, both on real sockets, and a client of each."""
+    """A fake OpenAI and a server in front of it, both on real sockets, with an SDK client of each."""
 
     def __init__(self, fake: FakeOpenAI, direct: str, through: str) -> None:
         self.fake = fake
@@ -124,7 +128,7 @@ class Two:
         return iter((self.direct, self.through))
 
     def both(self, ask: Any) -> Any:
-        """Ask both the same; return the answer, which is the same."""
+        """Ask both the same; return their answer, which must be the same."""
         direct, through = ask(self.direct), ask(self.through)
         assert direct == through
         first, second = self.fake.seen[-2:]
@@ -134,13 +138,13 @@ class Two:
 
 
 def _told(headers: dict[str, str]) -> dict[str, str]:
-    """Return the headers but for those that say which connection it is."""
+    """Return the headers but for those of the connection."""
     return {name: value for name, value in headers.items() if name not in ("host", "connection")}
 
 
 @pytest.fixture
 def two() -> Iterator[Two]:
-    """Both, closed at the end."""
+    """Give both; close them at the end."""
     fake = FakeOpenAI()
     with serving(fake, lifespan="off") as (_, far):
         upstream = Upstream(f"http://127.0.0.1:{far}/v1/")
@@ -158,7 +162,7 @@ def two() -> Iterator[Two]:
 
 
 def test_embeddings(two: Two) -> None:
-    """The stock SDK gets the same, and the upstream is asked the same, with the caller's own key."""
+    """The SDK gets the same answer, and the upstream the same request, with the caller's own key."""
     answer = two.both(lambda client: client.embeddings.create(model="m", input="é" * 5000).model_dump())
     assert answer["data"][0]["embedding"] == [0.25, -0.5]
     assert two.fake.seen[-1][2]["authorization"] == "Bearer sk-callers-own"
@@ -175,20 +179,18 @@ def test_chat(two: Two) -> None:
 
 
 def test_chat_stream_arrives_as_it_is_sent(two: Two) -> None:
-    """The first event is here before the second was made."""
+    """The first event arrives before the second is sent."""
     for client in two:
-        two.fake.second_event.clear()
         stream = client.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi"}], stream=True)
         events = iter(stream)
         first = next(events)
-        assert not two.fake.second_event.is_set()
-        two.fake.second_event.set()
+        two.fake.go_on()
         rest = list(events)
         assert [first.model_dump(exclude_unset=True), *(e.model_dump(exclude_unset=True) for e in rest)] == EVENTS
 
 
 def test_speech(two: Two) -> None:
-    """Every byte of the sound, and its type."""
+    """Every byte of the sound arrives, and its type."""
 
     def say(client: openai.OpenAI) -> tuple[bytes, str]:
         with client.audio.speech.with_streaming_response.create(model="m", voice="v", input="hi") as response:
@@ -198,7 +200,7 @@ def test_speech(two: Two) -> None:
 
 
 def test_errors_keep_their_class_and_id(two: Two) -> None:
-    """The id is the upstream's, which its support asks for; and there is only one."""
+    """The id is the upstream's, for which its support asks."""
 
     def ask(client: openai.OpenAI) -> tuple[Any, ...]:
         with pytest.raises(openai.RateLimitError) as caught:
@@ -209,8 +211,8 @@ def test_errors_keep_their_class_and_id(two: Two) -> None:
     assert two.both(ask)[:3] == ("req_theirs", "rate_limit_exceeded", "7")
 
 
-def test_redirects_and_cookies_stay_apart(two: Two) -> None:
-    """A redirect is the caller's to follow; cookies are set by neither for the other."""
+def test_redirects_and_cookies(two: Two) -> None:
+    """A redirect is passed back; cookies are passed on in neither direction."""
     with httpx2.Client(trust_env=False) as client:
         answer = client.get(f"{two.through.base_url}moved", headers={"cookie": "session=1", "x-kept": "yes"})
     assert answer.status_code == 307
@@ -221,7 +223,7 @@ def test_redirects_and_cookies_stay_apart(two: Two) -> None:
 
 
 def test_a_chunked_body_is_passed_on(two: Two) -> None:
-    """One whose length nobody announced."""
+    """It announces no length."""
     parts = [b'{"a":', b"1}"]
     with httpx2.Client(trust_env=False) as client:
         client.post(f"{two.through.base_url}embeddings", content=iter(parts))
@@ -229,7 +231,7 @@ def test_a_chunked_body_is_passed_on(two: Two) -> None:
 
 
 def test_hanging_up_closes_the_request_upstream(two: Two) -> None:
-    """A stream nobody reads costs money."""
+    """A stream that is not read costs money."""
     stream = two.through.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi"}], stream=True)
     next(iter(stream))
     stream.close()
@@ -237,15 +239,15 @@ def test_hanging_up_closes_the_request_upstream(two: Two) -> None:
     assert two.fake.left.wait(10)
 
 
-def test_an_answer_that_breaks_off_does_so_here(two: Two) -> None:
-    """Rather than look complete."""
+def test_an_incomplete_answer_is_incomplete_here(two: Two) -> None:
+    """It does not look complete."""
     for client in two:
         with httpx2.Client(trust_env=False) as http, pytest.raises(httpx2.RemoteProtocolError):
             http.get(f"{client.base_url}cut")
 
 
 def test_recordings_stay_with_or_without_the_prefix(two: Two) -> None:
-    """Transcriptions and translations are answered here, whatever else is passed on."""
+    """Transcriptions and translations are answered here."""
     assert two.through.audio.transcriptions.create(model="whisper-1", file=("a.ogg", b"sound")).text == TEXT
     base = str(two.through.base_url).removesuffix("/v1/")
     with httpx2.Client(trust_env=False) as http:
@@ -269,7 +271,7 @@ def _refusing() -> tuple[ASGIApp, list[Any]]:
     return make_app(upstream=upstream), asked
 
 
-SLY = [
+DISGUISED = [
     "/v1/audio/transcriptions/",
     "/v1/./audio/transcriptions",
     "/v1/chat/../audio/transcriptions",
@@ -301,9 +303,9 @@ SLY = [
 ]
 
 
-@pytest.mark.parametrize("path", SLY)
-async def test_no_disguise_takes_a_recording_out(path: str) -> None:
-    """However the path is written, and whether the upstream would have read it so or not."""
+@pytest.mark.parametrize("path", DISGUISED)
+async def test_no_spelling_of_a_path_takes_a_recording_out(path: str) -> None:
+    """Every spelling of the path is a 404, even one that the upstream might not understand."""
     app, asked = _refusing()
     headers, body = multipart()
     answer = await call(app, "POST", path, headers, body)
@@ -312,7 +314,7 @@ async def test_no_disguise_takes_a_recording_out(path: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS"])
-async def test_no_other_method_does(method: str) -> None:
+async def test_no_other_method_takes_a_recording_out(method: str) -> None:
     """The path decides."""
     app, asked = _refusing()
     assert (await call(app, method, "/v1/audio/transcriptions")).status == 405
@@ -320,8 +322,8 @@ async def test_no_other_method_does(method: str) -> None:
 
 
 @pytest.mark.parametrize("content_type", ["audio/ogg", "Audio/WAV", " video/mp4"])
-async def test_what_says_it_is_sound_stays(content_type: str) -> None:
-    """Wherever it is sent."""
+async def test_a_body_of_sound_stays(content_type: str) -> None:
+    """Its type decides, on every path."""
     app, asked = _refusing()
     assert (await call(app, "POST", "/v1/files", {"content-type": content_type}, b"x")).status == 404
     assert not asked
@@ -329,7 +331,7 @@ async def test_what_says_it_is_sound_stays(content_type: str) -> None:
 
 @pytest.mark.parametrize("path", ["/v1//audio/transcriptions", "/v1/audio//transcriptions"])
 async def test_a_doubled_slash_is_ours(path: str) -> None:
-    """It is one slash before anything looks at the path, so the recording is answered here."""
+    """It counts as one slash, so the recording is answered here."""
     app, asked = _refusing()
     headers, body = multipart()
     assert (await call(app, "POST", path, headers, body)).json()["text"] == TEXT
@@ -338,7 +340,7 @@ async def test_a_doubled_slash_is_ours(path: str) -> None:
 
 
 async def test_other_paths_do_leave() -> None:
-    """Else the tests above would prove nothing."""
+    """Without this, the tests above would prove nothing."""
     app, asked = _refusing()
     for path in ("/v1/chat/completions", "/v1/audio/speech", "/v1/files/", "/v1/ft%3Agpt", "/v1/responses/r_1"):
         assert (await call(app, "POST", path, {"content-length": "1"}, b"x")).status == 200
@@ -353,8 +355,8 @@ async def test_other_paths_do_leave() -> None:
 
 
 @given(st.binary(max_size=40))
-def test_whatever_leaves_is_plain(tail: bytes) -> None:
-    """No path that leaves can be read as one with recordings, and none breaks the reading."""
+def test_a_path_that_leaves_is_plain(tail: bytes) -> None:
+    """No path that leaves can be read as one for recordings, and none raises an exception."""
     path = b"/v1/" + tail
     if may_leave(path):
         assert b".." not in path.split(b"/")
@@ -373,8 +375,8 @@ def test_whatever_leaves_is_plain(tail: bytes) -> None:
         (b"/v1/realtime/calls", b"application/sdp"),
     ],
 )
-def test_what_may_be_sound_stays(path: bytes, kind: bytes) -> None:
-    """By what it says of itself, and by where it goes."""
+def test_a_request_that_may_hold_sound_stays(path: bytes, kind: bytes) -> None:
+    """Type and path decide."""
     assert not may_leave(path, [(b"content-type", kind)])
     assert may_leave(b"/v1/audio/speech", [(b"content-type", b"application/json")])
 
@@ -383,7 +385,7 @@ def test_what_may_be_sound_stays(path: bytes, kind: bytes) -> None:
 
 
 def test_hop_by_hop_headers_stop_here() -> None:
-    """And those that a Connection header names, and those that would tell of the LAN."""
+    """So do those that a Connection header names, and those that would reveal the LAN."""
     kept = [(b"accept", b"*/*"), (b"Authorization", b"Bearer sk-x"), (b"x-stainless-os", b"Linux")]
     dropped = [
         (b"Connection", b"close, X-Secret"),
@@ -415,14 +417,14 @@ def test_hop_by_hop_headers_stop_here() -> None:
         ("api-key", f" {KEY} "),
     ],
 )
-def test_our_key_stays_here_in_whatever_form_it_came(name: str, value: str) -> None:
-    """Other clients have other ways to send one."""
+def test_the_servers_key_stays_here_in_every_form(name: str, value: str) -> None:
+    """Clients send a key in several ways."""
     kept = [(b"authorization", b"Basic not base64"), (b"x-note", b"a" + KEY.encode())]
     assert to_upstream([(name.encode(), value.encode()), *kept], ("another", KEY)) == kept
 
 
-async def test_our_key_stays_here_in_a_query_too() -> None:
-    """The rest of the query goes."""
+async def test_the_servers_key_stays_here_in_a_query() -> None:
+    """The rest of the query is passed on."""
     seen = []
 
     def answer(request: httpx2.Request) -> httpx2.Response:
@@ -436,7 +438,7 @@ async def test_our_key_stays_here_in_a_query_too() -> None:
     assert seen == [b"a=1&b", b""]
 
 
-# Every sign that a key may hold, in each place that it could go out by.
+# Every sign that a key may have in it.
 SIGNS = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in ',;"')
 
 
@@ -449,7 +451,7 @@ SIGNS = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in ',;"
     ],
 )
 def test_no_usable_key_leaves_in_a_header(key: str, form: str) -> None:
-    """Whatever signs are in it."""
+    """Neither do keys of unusual signs."""
     for inside in (f"{key}:x", f"x:{key}") if form == "Basic {}" and ":" not in key else (f"x:{key}",):
         shown = base64.b64encode(inside.encode()).decode() if form == "Basic {}" else key
         assert to_upstream([(b"authorization", form.format(shown).encode())], ("other", key)) == []
@@ -458,7 +460,7 @@ def test_no_usable_key_leaves_in_a_header(key: str, form: str) -> None:
 @pytest.mark.parametrize("key", [KEY, "a", "k:e=y==", "a+b%20c&d", SIGNS])
 @pytest.mark.parametrize("name", ["api_key", "key", "token", ""])
 async def test_no_usable_key_leaves_in_a_query(key: str, name: str) -> None:
-    """Encoded as browsers and libraries encode it; the rest of the query goes."""
+    """It is encoded as browsers and libraries encode it; the rest of the query is passed on."""
     seen = []
 
     def answer(request: httpx2.Request) -> httpx2.Response:
@@ -491,7 +493,7 @@ THEIRS = {"object": "list", "data": [GPT, {"id": "whisper-1", "owned_by": "opena
 
 
 def _listing(answer: httpx2.Response | Exception, **settings: Any) -> tuple[ASGIApp, list[httpx2.Request]]:
-    """Return an app before an upstream that answers everything so, and what it was asked."""
+    """Return an app before an upstream that always answers this, and a list of what it was asked."""
     asked = []
 
     def handle(request: httpx2.Request) -> httpx2.Response:
@@ -506,8 +508,8 @@ def _listing(answer: httpx2.Response | Exception, **settings: Any) -> tuple[ASGI
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/models", "/v1//models"])
-async def test_the_list_of_models_is_ours_and_the_upstreams(path: str) -> None:
-    """Open WebUI offers what is listed; a name of ours means ours. The upstream is asked as the caller would."""
+async def test_the_list_of_models_is_this_servers_and_the_upstreams(path: str) -> None:
+    """A name that both have is listed once. The upstream is asked with the caller's headers."""
     app, asked = _listing(httpx2.Response(200, json=THEIRS))
     headers = {"authorization": "Bearer sk-mine", "accept-encoding": "br", "content-type": "application/json"}
     listed = (await call(app, "GET", path, headers)).json()
@@ -537,16 +539,16 @@ async def test_the_list_of_models_is_ours_and_the_upstreams(path: str) -> None:
     ],
     ids=lambda answer: str(answer)[:40],
 )
-async def test_without_the_upstreams_list_ours_is_shown(answer: Any) -> None:
-    """Speech-to-text does not end with the internet connection."""
+async def test_without_the_upstreams_list_this_servers_is_shown(answer: Any) -> None:
+    """Speech-to-text works without the internet."""
     app, _ = _listing(answer)
     listed = await call(app, "GET", "/v1/models")
     assert [model["id"] for model in listed.json()["data"]] == list(FakeTranscriber().names)
 
 
 @pytest.mark.parametrize("path", ["/v1/models/gpt-5", "/models/gpt-5", "/v1/models/anthropic/claude"])
-async def test_a_model_that_is_not_ours_is_asked_for_upstream(path: str) -> None:
-    """Ours is not: that is answered here."""
+async def test_a_model_of_the_upstreams(path: str) -> None:
+    """It is asked for there; a model of this server's is answered here."""
     app, asked = _listing(httpx2.Response(200, json=GPT))
     assert (await call(app, "GET", path)).json() == GPT
     assert str(asked[0].url) == f"https://api.example/v1/models/{path.partition('/models/')[2]}"
@@ -565,15 +567,15 @@ async def test_a_model_that_is_not_ours_is_asked_for_upstream(path: str) -> None
     ids=["not there", "unreachable", "no status"],
 )
 async def test_a_model_that_the_upstream_does_not_give(answer: Any, status: int) -> None:
-    """Its own answer, or ours in the envelope where there is none."""
+    """Its own answer is passed back; without one there is an error in the envelope."""
     app, _ = _listing(answer)
     found = await call(app, "GET", "/v1/models/gpt-6")
     assert (found.status, "error" in found.json()) == (status, True)
 
 
 @pytest.mark.parametrize("name", ["../audio/transcriptions", "a//b", "%2e%2e", "audio/../transcriptions", "x?y"])
-async def test_no_models_name_leads_elsewhere(name: str) -> None:
-    """What is asked for stays below /models."""
+async def test_no_name_of_a_model_leads_to_another_path(name: str) -> None:
+    """The upstream is asked for paths below /models alone."""
     app, asked = _listing(httpx2.Response(200, json=GPT))
     answer = await call(app, "GET", f"/v1/models/{name}")
     assert answer.status in (200, 404)
@@ -595,7 +597,7 @@ async def test_no_models_name_leads_elsewhere(name: str) -> None:
 )
 @pytest.mark.parametrize("path", ["/v1/files", "/v1/models", "/v1/models/gpt-5"])
 async def test_the_servers_own_key_for_the_upstream(path: str, headers: dict[str, str], sent: str | None) -> None:
-    """Takes the place of the key that let the caller in; a key of the caller's own goes on, and no key gets nowhere."""
+    """It replaces this server's key. A caller's own key for the upstream is passed on; without a key there is a 401."""
     app, asked = _listing(httpx2.Response(200, json=THEIRS), keys=(KEY,), own_key="sk-lan")
     answer = await call(app, "GET", path, headers)
     assert [request.headers.get("authorization") for request in asked] == ([sent] if answer.status == 200 else [])
@@ -603,7 +605,7 @@ async def test_the_servers_own_key_for_the_upstream(path: str, headers: dict[str
 
 
 def test_the_upstreams_key_is_read_from_an_option_or_a_file(tmp_path: Path) -> None:
-    """One of them, behind a key of this server's: else anyone could spend its money."""
+    """It needs a key of this server's: without, anyone on the LAN could spend its money."""
     file = tmp_path / "key"
     file.write_text("# OpenAI's\nsk-lan\n")
     behind: dict[str, Any] = {"upstream": "https://api.example/v1", "api_key": (SecretStr(KEY),)}
@@ -646,7 +648,7 @@ async def _headers_seen(rules: Rules, headers: dict[str, str]) -> tuple[Answer, 
     ],
 )
 async def test_two_keys(headers: dict[str, str], status: int, authorization: str | None) -> None:
-    """This server's opens the door and stays here; the other goes on."""
+    """This server's is checked and stays here; the other is passed on."""
     answer, seen = await _headers_seen(Rules(keys=(KEY,)), headers)
     assert answer.status == status
     if seen is not None:
@@ -656,7 +658,7 @@ async def test_two_keys(headers: dict[str, str], status: int, authorization: str
 
 
 async def test_nothing_is_added_to_a_request() -> None:
-    """Not even the HTTP library's own headers."""
+    """The HTTP library adds no headers of its own."""
     _, seen = await _headers_seen(Rules(), {"x-one": "1"})
     assert sorted(seen) == ["host", "x-one"]
 
@@ -682,11 +684,11 @@ class Failing(httpx2.AsyncBaseTransport):
         (httpx2.ReadError("reset"), 502, "upstream_failed"),
         (httpx2.ReadTimeout("slow"), 504, "upstream_failed"),
         (httpx2.PoolTimeout("full"), 503, "server_is_overloaded"),
-        (RuntimeError("a fault of ours"), 500, None),
+        (RuntimeError("a bug"), 500, None),
     ],
 )
 async def test_an_upstream_that_fails(failure: Exception, status: int, code: str | None) -> None:
-    """Has a status of its own in the envelope, and never its own words."""
+    """Each failure has its status in the envelope, and its own words stay in the log."""
     upstream = Upstream("https://api.example/v1", transport=Failing(failure))
     app = make_app(upstream=upstream)
     answer = await call(app, "POST", "/v1/embeddings", {"content-length": "1"}, b"x")
@@ -696,15 +698,15 @@ async def test_an_upstream_that_fails(failure: Exception, status: int, code: str
 
 @pytest.mark.parametrize("status", [600, 777, 999])
 async def test_a_status_that_http_does_not_have(status: int) -> None:
-    """Is not passed back, since the web server here could not send it, but answered in the envelope."""
+    """It is a 502 in the envelope, since uvicorn cannot send it."""
     app, _ = _listing(httpx2.Response(status, content=b"x"))
     answer = await call(app, "POST", "/v1/embeddings", {"content-length": "1"}, b"x")
     assert (answer.status, answer.error["code"]) == (502, "upstream_failed")
     assert str(status) in answer.error["message"]
 
 
-async def test_an_upstream_that_breaks_off_is_logged_so(caplog: pytest.LogCaptureFixture) -> None:
-    """Though its 200 was passed back before."""
+async def test_the_log_says_that_an_upstream_broke_off(caplog: pytest.LogCaptureFixture) -> None:
+    """Its 200 was passed back before."""
 
     async def cut() -> AsyncIterator[bytes]:
         yield b"half"
@@ -733,7 +735,7 @@ class Reading(httpx2.AsyncBaseTransport):
 
 
 async def test_a_body_over_the_limit_is_refused_here() -> None:
-    """The guard counts what is passed on, too."""
+    """The limit holds for what is passed on."""
     upstream = Upstream("https://api.example/v1", transport=Reading())
     app = make_app(limits=Limits(10), upstream=upstream)
     chunked = {"transfer-encoding": "chunked"}
@@ -741,7 +743,7 @@ async def test_a_body_over_the_limit_is_refused_here() -> None:
 
 
 async def test_a_caller_who_leaves_in_the_middle_of_the_body() -> None:
-    """There is nobody to answer."""
+    """No answer is sent."""
     upstream = Upstream("https://api.example/v1", transport=Reading())
     app = make_app(upstream=upstream)
     answer = await call(app, "POST", "/v1/embeddings", {"content-length": "9"}, [b"x"], unfinished=True)
@@ -749,7 +751,7 @@ async def test_a_caller_who_leaves_in_the_middle_of_the_body() -> None:
 
 
 async def test_without_an_upstream_there_is_nothing() -> None:
-    """Off by default."""
+    """404 by default."""
     app = make_app()
     answer = await call(app, "POST", "/v1/chat/completions", {}, b"{}")
     assert (answer.status, answer.error["message"]) == (404, "Invalid URL (POST /v1/chat/completions)")

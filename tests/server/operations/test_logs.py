@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import socket
 import sys
 from types import SimpleNamespace
@@ -287,3 +288,18 @@ def test_loggers_that_callers_can_flood(root: None) -> None:
         for number in range(1000):
             logging.getLogger(name).warning("it happened: %d", number)
     assert stream.getvalue().count("it happened: 0") == len(stream.getvalue().splitlines()) == 3
+
+
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
+def test_log_levels(level: Any) -> None:
+    """What is below the level is not written; libraries write nothing below warning."""
+    stream = io.StringIO()
+    logs.configure_logging(level, [stream])
+    names = ["debug", "info", "warning", "error"]
+    for name in names:
+        getattr(logging.getLogger("x"), name)("ours at %s", name)
+        getattr(logging.getLogger("httpx2"), name)("theirs at %s", name)
+    expected = names[names.index(level) :]
+    assert re.findall(r"ours at (\w+)", stream.getvalue()) == expected
+    assert re.findall(r"theirs at (\w+)", stream.getvalue()) == [name for name in expected if name[0] in "we"]
