@@ -16,6 +16,7 @@
     ├── UpstreamFailed      502  the upstream did not answer
     │   └── UpstreamTimeout 504  the upstream did not answer in time
     ├── Busy                503  the queue is full or the model is not ready; `retry_after` says when to try again
+    │   └── Stopping        503  the server is about to stop
     └── EngineFailed        500  the model failed; the log has the cause under the request's id, the answer never has it
 
 The envelope is `{"error": {"message", "type", "param", "code"}}`, all four keys always present.
@@ -197,6 +198,14 @@ class Busy(_RetryLater):
 
     def __init__(self, message: str, *, retry_after: float) -> None:
         super().__init__(message, code="server_is_overloaded", retry_after=retry_after)
+
+
+class Stopping(Busy):
+    """The server is about to stop."""
+
+    def __init__(self) -> None:
+        # systemd and Docker start a stopped server again within seconds.
+        super().__init__("The server is being stopped or restarted. Try again shortly.", retry_after=10.0)
 
 
 class TooManyRequests(_RetryLater):

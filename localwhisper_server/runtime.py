@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from localwhisper_client._version import __version__
 from localwhisper_server.audio import pool
-from localwhisper_server.errors import Busy, EngineFailed
+from localwhisper_server.errors import Busy, EngineFailed, Stopping
 from localwhisper_server.observer import NullObserver, Observer, watched
 from localwhisper_server.settings import Settings
 from localwhisper_server.transcription.preparation import Steps
@@ -30,8 +30,6 @@ logger = logging.getLogger(__name__)
 LOADING_RETRY_SECONDS = 2.0
 # How long a stop waits for the batch in flight.
 STOP_SECONDS = 5.0
-# When to come back to a server that stops: whoever keeps it running starts it again within seconds.
-RESTART_RETRY_SECONDS = 10.0
 # What CTranslate2 and CUDA speak of where a device is the trouble and not the model's files.
 DEVICE_TROUBLE = ("cuda", "cublas", "cudnn", "driver", "device", "libcu")
 
@@ -197,12 +195,12 @@ class Runtime:
         """Take no new requests, and send away those that would not be through in so many seconds."""
         self._draining = True
         if self._scheduler is not None:
-            self._scheduler.send_away(_stopping(), later_than=seconds)
+            self._scheduler.send_away(Stopping(), later_than=seconds)
 
     def give_up(self) -> None:
         """Send away whoever still waits for the model."""
         if self._scheduler is not None:
-            self._scheduler.refuse(_stopping())
+            self._scheduler.refuse(Stopping())
 
     def stop(self) -> bool:
         """Stop the engine after the batch in flight; False if that, or the model's load, takes too long to wait for."""
@@ -230,7 +228,7 @@ class Runtime:
         """Raise Busy while the model is being loaded or the server stops, EngineFailed if it could not be loaded."""
         self._require_model()
         if self._draining:
-            raise _stopping()
+            raise Stopping()
 
     def require_room(self) -> None:
         """Raise Busy where a request would be turned away once it is here."""
@@ -368,7 +366,3 @@ class SelfTest:
         except Exception:  # noqa: BLE001 - the engine logs what it was; TimeoutError among them
             self._failed = True
         return not self._failed
-
-
-def _stopping() -> Busy:
-    return Busy("The server is being stopped or restarted. Try again shortly.", retry_after=RESTART_RETRY_SECONDS)

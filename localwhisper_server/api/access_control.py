@@ -15,10 +15,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from localwhisper_client.shared.lan_ranges import LOOPBACK, RANGES, SUFFIXES, Address, Network, parse_address, within
 from localwhisper_server.api._keys import check_key
 from localwhisper_server.api.envelope import refuse
+from localwhisper_server.api.request_log import HEALTH_PATHS
 from localwhisper_server.errors import Forbidden, HeadTooLarge, MissingKey, ServerError, WrongKey
 
-# Monitors and the clients' breakers ask these without a key; the answers hold no secrets.
-OPEN_PATHS = frozenset({"/health", "/v1/health", "/ready", "/v1/ready"})
 # The OpenAI SDK sends 20; proxies add a few.
 MOST_HEADERS = 100
 ANY = "*"
@@ -89,7 +88,8 @@ class AccessControl:
                 await self._next(scope, receive, send)
 
     async def _check_key(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._rules.keys and scope["path"] not in OPEN_PATHS:
+        # The answers about health hold no secrets.
+        if self._rules.keys and scope["path"] not in HEALTH_PATHS:
             try:
                 check_key(Headers(scope=scope), self._rules.keys)
             except ServerError as refusal:
@@ -154,7 +154,7 @@ def _proves_itself(rules: Rules, scope: Scope, headers: Headers) -> bool:
     """
     if not rules.keys:
         return False
-    if scope["method"] == "OPTIONS" or scope["path"] not in OPEN_PATHS:
+    if scope["method"] == "OPTIONS" or scope["path"] not in HEALTH_PATHS:
         return True
     try:
         check_key(headers, rules.keys)

@@ -11,19 +11,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from localwhisper_server.api import formats
 from localwhisper_server.api.request_log import note
 from localwhisper_server.errors import (
-    Busy,
     EngineFailed,
     Forbidden,
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
     ServerError,
+    Stopping,
     WrongKey,
 )
 
 logger = logging.getLogger(__name__)
 
-STOPPING_RETRY_SECONDS = 5.0  # about as long as a restart takes
 CLIENT_CLOSED_REQUEST = 499  # nginx's number; only the log shows it, since the caller has left
 
 
@@ -79,7 +78,7 @@ class ErrorEnvelope:
             return
         except asyncio.CancelledError:
             # uvicorn cancels what still runs at the end of a graceful stop, and would answer it in plain text.
-            error = Busy("The server is stopping. Try again shortly.", retry_after=STOPPING_RETRY_SECONDS)
+            error = Stopping()
         except Exception:
             logger.exception("a request failed")
             error = EngineFailed()

@@ -13,7 +13,8 @@ from localwhisper_server.observer import Observer, new_request_id, request_id
 logger = logging.getLogger(__name__)
 
 LONGEST_NAME = 200  # characters of a path or a file name, so that no caller fills the log
-PROBES = frozenset({"/health", "/v1/health", "/ready", "/v1/ready", "/metrics"})
+# Monitors and the clients' breakers ask these.
+HEALTH_PATHS = frozenset({"/health", "/v1/health", "/ready", "/v1/ready"})
 OK = 200
 _NOTES = "localwhisper.notes"
 
@@ -73,8 +74,8 @@ class RequestLog:
         method, notes = scope["method"], scope.get(_NOTES, {})
         if "audio_seconds" in notes:
             notes["times_real_time"] = round(notes["audio_seconds"] / max(took, 1e-3), 1)
-        # Monitors ask every few seconds; their lines would fill the log.
-        quiet = scope["path"] in PROBES and status == OK
+        # They are asked every few seconds; their lines would fill the log.
+        quiet = status == OK and scope["path"] in {*HEALTH_PATHS, "/metrics"}
         logger.log(
             logging.DEBUG if quiet else logging.INFO,
             "%s %s %d %.3fs%s",

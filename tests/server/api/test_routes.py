@@ -435,7 +435,7 @@ async def test_a_request_that_a_stop_cancels_gets_a_503(log: io.StringIO) -> Non
         await backend.reached.wait()
         calling.cancel()
         answer = await calling
-    assert (answer.status, answer.headers["retry-after"]) == (503, "5")
+    assert (answer.status, answer.headers["retry-after"]) == (503, "10")
     assert answer.error["code"] == "server_is_overloaded"
     assert backend.closed == 1
     assert "Traceback" not in log.getvalue()
