@@ -228,7 +228,7 @@ class Runtime:
         """Raise Busy while the model is being loaded or the server stops, EngineFailed if it could not be loaded."""
         self._require_model()
         if self._draining:
-            raise Stopping()
+            raise Stopping
 
     def require_room(self) -> None:
         """Raise Busy where a request would be turned away once it is here."""

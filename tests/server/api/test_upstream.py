@@ -21,7 +21,7 @@ from localwhisper_server.api.limits import Limits
 from localwhisper_server.api.protocol import HttpProtocol
 from localwhisper_server.api.upstream import Upstream, may_leave, to_caller, to_upstream
 from localwhisper_server.settings import Settings
-from tests.server.driving import TEXT, Answer, FakeTranscriber, call, make_app, multipart
+from tests.server.driving import TEXT, FakeTranscriber, call, make_app, multipart
 from tests.server.listening import serving
 
 if TYPE_CHECKING:
@@ -260,15 +260,24 @@ def test_recordings_stay_with_or_without_the_prefix(two: Two) -> None:
 # Never a recording
 
 
-def _refusing() -> tuple[ASGIApp, list[Any]]:
-    asked: list[Any] = []
+OK = httpx2.Response(200, content=b"{}")
 
-    async def never(request: httpx2.Request) -> httpx2.Response:
+
+def _before(answer: httpx2.Response | Exception = OK, **given: Any) -> tuple[ASGIApp, list[httpx2.Request]]:
+    """Return an app before an upstream that always answers this, and a list of what it was asked.
+
+    `given` has the `keys` of this server and its `own_key` for the upstream.
+    """
+    asked = []
+
+    def handle(request: httpx2.Request) -> httpx2.Response:
         asked.append(request)
-        return httpx2.Response(200)
+        if isinstance(answer, Exception):
+            raise answer
+        return httpx2.Response(answer.status_code, headers=answer.headers, stream=httpx2.ByteStream(answer.content))
 
-    upstream = Upstream("https://api.example/v1", transport=httpx2.MockTransport(never))
-    return make_app(upstream=upstream), asked
+    upstream = Upstream("https://api.example/v1", transport=httpx2.MockTransport(handle), **given)
+    return make_app(rules=Rules(keys=given.get("keys", ())), upstream=upstream), asked
 
 
 DISGUISED = [
@@ -306,7 +315,7 @@ DISGUISED = [
 @pytest.mark.parametrize("path", DISGUISED)
 async def test_no_spelling_of_a_path_takes_a_recording_out(path: str) -> None:
     """Every spelling of the path is a 404, even one that the upstream might not understand."""
-    app, asked = _refusing()
+    app, asked = _before()
     headers, body = multipart()
     answer = await call(app, "POST", path, headers, body)
     assert answer.status == 404
@@ -316,7 +325,7 @@ async def test_no_spelling_of_a_path_takes_a_recording_out(path: str) -> None:
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS"])
 async def test_no_other_method_takes_a_recording_out(method: str) -> None:
     """The path decides."""
-    app, asked = _refusing()
+    app, asked = _before()
     assert (await call(app, method, "/v1/audio/transcriptions")).status == 405
     assert not asked
 
@@ -324,7 +333,7 @@ async def test_no_other_method_takes_a_recording_out(method: str) -> None:
 @pytest.mark.parametrize("content_type", ["audio/ogg", "Audio/WAV", " video/mp4"])
 async def test_a_body_of_sound_stays(content_type: str) -> None:
     """Its type decides, on every path."""
-    app, asked = _refusing()
+    app, asked = _before()
     assert (await call(app, "POST", "/v1/files", {"content-type": content_type}, b"x")).status == 404
     assert not asked
 
@@ -332,7 +341,7 @@ async def test_a_body_of_sound_stays(content_type: str) -> None:
 @pytest.mark.parametrize("path", ["/v1//audio/transcriptions", "/v1/audio//transcriptions"])
 async def test_a_doubled_slash_is_ours(path: str) -> None:
     """It counts as one slash, so the recording is answered here."""
-    app, asked = _refusing()
+    app, asked = _before()
     headers, body = multipart()
     assert (await call(app, "POST", path, headers, body)).json()["text"] == TEXT
     assert (await call(app, "POST", "/v1//chat/completions", {"content-length": "1"}, b"x")).status == 200
@@ -341,7 +350,7 @@ async def test_a_doubled_slash_is_ours(path: str) -> None:
 
 async def test_other_paths_do_leave() -> None:
     """Without this, the tests above would prove nothing."""
-    app, asked = _refusing()
+    app, asked = _before()
     for path in ("/v1/chat/completions", "/v1/audio/speech", "/v1/files/", "/v1/ft%3Agpt", "/v1/responses/r_1"):
         assert (await call(app, "POST", path, {"content-length": "1"}, b"x")).status == 200
     assert [request.url.raw_path for request in asked] == [
@@ -423,21 +432,6 @@ def test_the_servers_key_stays_here_in_every_form(name: str, value: str) -> None
     assert to_upstream([(name.encode(), value.encode()), *kept], ("another", KEY)) == kept
 
 
-async def test_the_servers_key_stays_here_in_a_query() -> None:
-    """The rest of the query is passed on."""
-    seen = []
-
-    def answer(request: httpx2.Request) -> httpx2.Response:
-        seen.append(request.url.query)
-        return httpx2.Response(200, stream=httpx2.ByteStream(b"{}"))
-
-    upstream = Upstream("https://api.example/v1", keys=(KEY,), transport=httpx2.MockTransport(answer))
-    for query in (f"a=1&api_key={KEY}&b", f"key={KEY}"):
-        await call(make_app(upstream=upstream), "GET", "/v1/files", query=query)
-    await upstream.aclose()
-    assert seen == [b"a=1&b", b""]
-
-
 # Every sign that a key may have in it.
 SIGNS = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in ',;"')
 
@@ -461,17 +455,11 @@ def test_no_usable_key_leaves_in_a_header(key: str, form: str) -> None:
 @pytest.mark.parametrize("name", ["api_key", "key", "token", ""])
 async def test_no_usable_key_leaves_in_a_query(key: str, name: str) -> None:
     """It is encoded as browsers and libraries encode it; the rest of the query is passed on."""
-    seen = []
-
-    def answer(request: httpx2.Request) -> httpx2.Response:
-        seen.append(request.url.query)
-        return httpx2.Response(200, stream=httpx2.ByteStream(b"{}"))
-
-    upstream = Upstream("https://api.example/v1", keys=("other", key), transport=httpx2.MockTransport(answer))
-    app = make_app(upstream=upstream)
-    await call(app, "GET", "/v1/files", query=f"b=2&{name}={quote(key, safe='')}&a=1")
-    await upstream.aclose()
-    assert seen == [b"b=2&a=1"]
+    app, asked = _before(keys=("other", key))
+    headers = {"x-localwhisper-key": "other"}
+    await call(app, "GET", "/v1/files", headers, query=f"b=2&{name}={quote(key, safe='')}&a=1")
+    await call(app, "GET", "/v1/files", headers, query=f"{name}={quote(key, safe='')}")
+    assert [request.url.query for request in asked] == [b"b=2&a=1", b""]
 
 
 @pytest.mark.parametrize("key", ["two words", "a,b", "a;b", 'a"b', "tab\tbed", "nul\0", "schlüssel", "", "a\u00a0b"])
@@ -492,25 +480,10 @@ GPT = {"id": "gpt-5", "object": "model", "created": 1, "owned_by": "openai"}
 THEIRS = {"object": "list", "data": [GPT, {"id": "whisper-1", "owned_by": "openai"}]}
 
 
-def _listing(answer: httpx2.Response | Exception, **settings: Any) -> tuple[ASGIApp, list[httpx2.Request]]:
-    """Return an app before an upstream that always answers this, and a list of what it was asked."""
-    asked = []
-
-    def handle(request: httpx2.Request) -> httpx2.Response:
-        asked.append(request)
-        if isinstance(answer, Exception):
-            raise answer
-        return httpx2.Response(answer.status_code, headers=answer.headers, stream=httpx2.ByteStream(answer.content))
-
-    rules = Rules(keys=settings.get("keys", ()))
-    upstream = Upstream("https://api.example/v1", transport=httpx2.MockTransport(handle), **settings)
-    return make_app(rules=rules, upstream=upstream), asked
-
-
 @pytest.mark.parametrize("path", ["/v1/models", "/models", "/v1//models"])
 async def test_the_list_of_models_is_this_servers_and_the_upstreams(path: str) -> None:
     """A name that both have is listed once. The upstream is asked with the caller's headers."""
-    app, asked = _listing(httpx2.Response(200, json=THEIRS))
+    app, asked = _before(httpx2.Response(200, json=THEIRS))
     headers = {"authorization": "Bearer sk-mine", "accept-encoding": "br", "content-type": "application/json"}
     listed = (await call(app, "GET", path, headers)).json()
     assert listed["object"] == "list"
@@ -541,7 +514,7 @@ async def test_the_list_of_models_is_this_servers_and_the_upstreams(path: str) -
 )
 async def test_without_the_upstreams_list_this_servers_is_shown(answer: Any) -> None:
     """Speech-to-text works without the internet."""
-    app, _ = _listing(answer)
+    app, _ = _before(answer)
     listed = await call(app, "GET", "/v1/models")
     assert [model["id"] for model in listed.json()["data"]] == list(FakeTranscriber().names)
 
@@ -549,7 +522,7 @@ async def test_without_the_upstreams_list_this_servers_is_shown(answer: Any) -> 
 @pytest.mark.parametrize("path", ["/v1/models/gpt-5", "/models/gpt-5", "/v1/models/anthropic/claude"])
 async def test_a_model_of_the_upstreams(path: str) -> None:
     """It is asked for there; a model of this server's is answered here."""
-    app, asked = _listing(httpx2.Response(200, json=GPT))
+    app, asked = _before(httpx2.Response(200, json=GPT))
     assert (await call(app, "GET", path)).json() == GPT
     assert str(asked[0].url) == f"https://api.example/v1/models/{path.partition('/models/')[2]}"
     for ours in ("base", "whisper-1", "openai/whisper-large-v3"):
@@ -568,7 +541,7 @@ async def test_a_model_of_the_upstreams(path: str) -> None:
 )
 async def test_a_model_that_the_upstream_does_not_give(answer: Any, status: int) -> None:
     """Its own answer is passed back; without one there is an error in the envelope."""
-    app, _ = _listing(answer)
+    app, _ = _before(answer)
     found = await call(app, "GET", "/v1/models/gpt-6")
     assert (found.status, "error" in found.json()) == (status, True)
 
@@ -576,7 +549,7 @@ async def test_a_model_that_the_upstream_does_not_give(answer: Any, status: int)
 @pytest.mark.parametrize("name", ["../audio/transcriptions", "a//b", "%2e%2e", "audio/../transcriptions", "x?y"])
 async def test_no_name_of_a_model_leads_to_another_path(name: str) -> None:
     """The upstream is asked for paths below /models alone."""
-    app, asked = _listing(httpx2.Response(200, json=GPT))
+    app, asked = _before(httpx2.Response(200, json=GPT))
     answer = await call(app, "GET", f"/v1/models/{name}")
     assert answer.status in (200, 404)
     assert all(
@@ -598,7 +571,7 @@ async def test_no_name_of_a_model_leads_to_another_path(name: str) -> None:
 @pytest.mark.parametrize("path", ["/v1/files", "/v1/models", "/v1/models/gpt-5"])
 async def test_the_servers_own_key_for_the_upstream(path: str, headers: dict[str, str], sent: str | None) -> None:
     """It replaces this server's key. A caller's own key for the upstream is passed on; without a key there is a 401."""
-    app, asked = _listing(httpx2.Response(200, json=THEIRS), keys=(KEY,), own_key="sk-lan")
+    app, asked = _before(httpx2.Response(200, json=THEIRS), keys=(KEY,), own_key="sk-lan")
     answer = await call(app, "GET", path, headers)
     assert [request.headers.get("authorization") for request in asked] == ([sent] if answer.status == 200 else [])
     assert all(KEY not in str(request.headers.raw) for request in asked)
@@ -621,20 +594,6 @@ def test_the_upstreams_key_is_read_from_an_option_or_a_file(tmp_path: Path) -> N
         server.Surroundings(Settings(**behind, upstream_api_key_file=file), (KEY,))
 
 
-async def _headers_seen(rules: Rules, headers: dict[str, str]) -> tuple[Answer, Any]:
-    seen = []
-
-    def answer(request: httpx2.Request) -> httpx2.Response:
-        seen.append(request.headers)
-        return httpx2.Response(200, stream=httpx2.ByteStream(b"{}"))
-
-    upstream = Upstream("https://api.example/v1", keys=rules.keys, transport=httpx2.MockTransport(answer))
-    app = make_app(rules=rules, upstream=upstream)
-    answered = await call(app, "GET", "/v1/files", headers)
-    await upstream.aclose()
-    return answered, seen[0] if seen else None
-
-
 @pytest.mark.parametrize(
     ("headers", "status", "authorization"),
     [
@@ -649,31 +608,20 @@ async def _headers_seen(rules: Rules, headers: dict[str, str]) -> tuple[Answer, 
 )
 async def test_two_keys(headers: dict[str, str], status: int, authorization: str | None) -> None:
     """This server's is checked and stays here; the other is passed on."""
-    answer, seen = await _headers_seen(Rules(keys=(KEY,)), headers)
-    assert answer.status == status
-    if seen is not None:
-        assert seen.get("authorization") == authorization
-        assert KEY not in str(seen.raw)
-    assert (seen is not None) == (status == 200)
+    app, asked = _before(keys=(KEY,))
+    assert (await call(app, "GET", "/v1/files", headers)).status == status
+    assert [request.headers.get("authorization") for request in asked] == ([authorization] if status == 200 else [])
+    assert all(KEY not in str(request.headers.raw) for request in asked)
 
 
 async def test_nothing_is_added_to_a_request() -> None:
     """The HTTP library adds no headers of its own."""
-    _, seen = await _headers_seen(Rules(), {"x-one": "1"})
-    assert sorted(seen) == ["host", "x-one"]
+    app, asked = _before()
+    await call(app, "GET", "/v1/files", {"x-one": "1"})
+    assert sorted(asked[0].headers) == ["host", "x-one"]
 
 
 # When there is no answer
-
-
-class Failing(httpx2.AsyncBaseTransport):
-    """Raises instead of answering."""
-
-    def __init__(self, failure: Exception) -> None:
-        self._failure = failure
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        raise self._failure
 
 
 @pytest.mark.parametrize(
@@ -689,8 +637,7 @@ class Failing(httpx2.AsyncBaseTransport):
 )
 async def test_an_upstream_that_fails(failure: Exception, status: int, code: str | None) -> None:
     """Each failure has its status in the envelope, and its own words stay in the log."""
-    upstream = Upstream("https://api.example/v1", transport=Failing(failure))
-    app = make_app(upstream=upstream)
+    app, _ = _before(failure)
     answer = await call(app, "POST", "/v1/embeddings", {"content-length": "1"}, b"x")
     assert (answer.status, answer.error["code"]) == (status, code)
     assert str(failure) not in answer.error["message"]
@@ -699,7 +646,7 @@ async def test_an_upstream_that_fails(failure: Exception, status: int, code: str
 @pytest.mark.parametrize("status", [600, 777, 999])
 async def test_a_status_that_http_does_not_have(status: int) -> None:
     """It is a 502 in the envelope, since uvicorn cannot send it."""
-    app, _ = _listing(httpx2.Response(status, content=b"x"))
+    app, _ = _before(httpx2.Response(status, content=b"x"))
     answer = await call(app, "POST", "/v1/embeddings", {"content-length": "1"}, b"x")
     assert (answer.status, answer.error["code"]) == (502, "upstream_failed")
     assert str(status) in answer.error["message"]
