@@ -22,7 +22,7 @@ from localwhisper_server.errors import Busy, EngineFailed
 from localwhisper_server.operations import watchdog
 from localwhisper_server.operations.watchdog import Notifier, watchdog_seconds
 from localwhisper_server.runtime import FAILURES_IN_A_ROW, SelfTest
-from localwhisper_server.transcription.queue import Limits, Queue
+from localwhisper_server.transcription.queue import FairQueue, Limits
 from localwhisper_server.transcription.scheduler import Scheduler
 from localwhisper_server.whisper import weights
 
@@ -307,7 +307,7 @@ LIMITS = Limits(items=1, frames=10_000, share=10_000)
 
 def test_the_late_are_those_who_have_not_begun_and_would_not_be_through() -> None:
     """In order of their turns; who was served stays, whatever it still has waiting."""
-    queue: Queue[_Sound] = Queue(capacity=9, limits=LIMITS)
+    queue: FairQueue[_Sound] = FairQueue(capacity=9, limits=LIMITS)
     for key, seconds in (("begun", 5.0), ("soon", 5.0), ("later", 5.0)):
         queue.admit(key)
         queue.put(key, [(_Sound(seconds), None)])  # type: ignore[list-item]
