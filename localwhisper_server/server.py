@@ -11,17 +11,15 @@ import ssl
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
-from contextlib import asynccontextmanager
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from localwhisper_server.api import routes
 from localwhisper_server.api.access_control import Rules
-from localwhisper_server.api.asgi import App
 from localwhisper_server.api.limits import Floor
 from localwhisper_server.api.network import LOOPBACK
 from localwhisper_server.api.protocol import HttpProtocol, Room
@@ -30,6 +28,9 @@ from localwhisper_server.operations.metrics import Metrics
 from localwhisper_server.operations.watchdog import Notifier
 from localwhisper_server.runtime import PATIENCE_PER_WATCHDOG, WATCHDOG_SECONDS, Runtime
 from localwhisper_server.settings import Settings
+
+if TYPE_CHECKING:
+    from localwhisper_server.api.upstream import Upstream
 
 logger = logging.getLogger(__name__)
 
@@ -128,54 +129,25 @@ def uvicorn_options(settings: Settings, room: Room | None = None) -> dict[str, A
     return options
 
 
-class Surroundings:
-    """What a server may have around it, and what has to be closed with it.
+def upstream(settings: Settings, keys: Sequence[str]) -> "Upstream | None":
+    """Return the application that passes requests on to another server; None if no upstream is set.
 
-    `upstream` is an application for what is not ours, None where nothing is passed on.
+    `keys` are this server's own, which never go to the upstream.
 
     Raises:
-        Misconfigured: the traces' packages are not installed, or the upstream's key cannot be read.
+        Misconfigured: the upstream's key cannot be read.
 
     """
+    if settings.upstream is None:
+        return None
+    # Imported here because the SDK's HTTP library is slow to import.
+    from localwhisper_server.api.upstream import Upstream  # noqa: PLC0415
 
-    def __init__(self, settings: Settings, keys: Sequence[str]) -> None:
-        self.upstream: Any = None
-        self._tracer_provider: Any = None
-        if settings.upstream is not None:
-            # Late, here and below: the SDK and its HTTP library are slow to import.
-            from localwhisper_server.api.upstream import Upstream  # noqa: PLC0415
-
-            try:
-                own_key = settings.upstream_key()
-            except (OSError, ValueError) as failure:
-                raise Misconfigured(f"--upstream-api-key-file: {failure}") from failure
-            self.upstream = Upstream(settings.upstream, keys=keys, own_key=own_key)
-        if settings.otlp_endpoint is not None:
-            from localwhisper_server.operations import tracing  # noqa: PLC0415
-
-            try:
-                self._tracer_provider = tracing.provider(settings.otlp_endpoint)
-            except tracing.NotInstalled as failure:
-                raise Misconfigured(str(failure)) from failure
-
-    def around(self, app: App) -> App:
-        """Return the application with a span for each request, where there are traces."""
-        if self._tracer_provider is None:
-            return app
-        from localwhisper_server.operations import tracing  # noqa: PLC0415
-
-        return tracing.traced(app, self._tracer_provider)
-
-    @asynccontextmanager
-    async def open(self) -> AsyncIterator[None]:
-        """Close all of it at the end of the block."""
-        try:
-            yield
-        finally:
-            if self.upstream is not None:
-                await self.upstream.aclose()
-            if self._tracer_provider is not None:
-                self._tracer_provider.shutdown()
+    try:
+        own_key = settings.upstream_key()
+    except (OSError, ValueError) as failure:
+        raise Misconfigured(f"--upstream-api-key-file: {failure}") from failure
+    return Upstream(settings.upstream, keys=keys, own_key=own_key)
 
 
 def raise_file_limit() -> int:
@@ -231,14 +203,14 @@ def run(settings: Settings, listening: socket.socket, *, environ: Mapping[str, s
     `environ` says whether systemd wants to be told.
 
     Raises:
-        Misconfigured: a certificate or a file of keys cannot be used, or a package is missing.
+        Misconfigured: a certificate or a file of keys cannot be used, or the upstream's key cannot be read.
         ModelError, RuntimeError, ValueError, OSError: the model could not be found or loaded; nothing is served.
 
     """
     notifier = watchdog.Notifier(environ.get("NOTIFY_SOCKET"))
     period = watchdog.watchdog_seconds(environ, os.getpid())
     rules = access_rules(settings, own_names())
-    surroundings = Surroundings(settings, rules.keys)
+    other_api = upstream(settings, rules.keys)
     options = uvicorn_options(settings, room(settings, raise_file_limit()))
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
@@ -268,7 +240,8 @@ def run(settings: Settings, listening: socket.socket, *, environ: Mapping[str, s
         seconds = (period or WATCHDOG_SECONDS) / watchdog.CHECKS_PER_WATCHDOG
         watching = asyncio.create_task(watchdog.watch(runtime.well, notifier, seconds=seconds))
         async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(surroundings.open())
+            if other_api is not None:
+                stack.push_async_callback(other_api.aclose)
             if settings.announce:
                 host, port = listening.getsockname()[:2]
                 tls = settings.certfile is not None
@@ -276,14 +249,8 @@ def run(settings: Settings, listening: socket.socket, *, environ: Mapping[str, s
             yield
         watching.cancel()
 
-    app = routes.create_app(
-        runtime,
-        rules=rules,
-        metrics=numbers,
-        upstream=surroundings.upstream,
-        lifespan=lifespan,
-    )
-    config = uvicorn.Config(surroundings.around(app), log_config=None, access_log=False, lifespan="on", **options)
+    app = routes.create_app(runtime, rules=rules, metrics=numbers, upstream=other_api, lifespan=lifespan)
+    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", **options)
     server = Server(config, runtime, notifier, drain=settings.drain)
     server.run(sockets=[listening])
     if runtime.failure is not None:

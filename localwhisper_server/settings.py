@@ -172,10 +172,6 @@ class Settings(BaseSettings):
     quiet: bool = Field(
         default=False, description="Only warnings and errors on the console; the file has the rest of the log."
     )
-    otlp_endpoint: Annotated[str, AfterValidator(_web_address)] | None = Field(
-        default=None,
-        description="Where to send OpenTelemetry traces, http://collector:4318/v1/traces; needs the extra [otel].",
-    )
 
     def keys(self) -> tuple[str, ...]:
         """Return every key that callers may send, those in the file too.

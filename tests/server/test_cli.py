@@ -99,7 +99,6 @@ OPTIONS: dict[str, tuple[str, Any]] = {
     "min_upload_rate": ("9", 9.0),
     "upload_grace": ("4", 4.0),
     "upstream": ("https://api.example.org/v1", "https://api.example.org/v1"),
-    "otlp_endpoint": ("http://127.0.0.1:4318", "http://127.0.0.1:4318"),
     "drain": ("5", 5.0),
 }
 
@@ -143,7 +142,6 @@ def test_an_option_is_read_from_the_command_line_and_the_environment(
             "window": "adaptive",
             "log_format": "text",
             "upstream": "http://127.0.0.1:1/v1",
-            "otlp_endpoint": "http://127.0.0.1:1",
         }
         monkeypatch.setenv(
             f"LOCALWHISPER_SERVER_{name.upper()}", given if way == "environment" else other.get(name, "7")

@@ -4,16 +4,14 @@ import io
 import json
 import logging
 import socket
-import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from localwhisper_server import observer, server
+from localwhisper_server import observer
 from localwhisper_server.api import routes
-from localwhisper_server.operations import logs, tracing
-from localwhisper_server.settings import Settings
+from localwhisper_server.operations import logs
 from localwhisper_server.transcription.queue import Limits
 from localwhisper_server.transcription.scheduler import Scheduler
 from localwhisper_server.whisper.devices import Device
@@ -181,26 +179,6 @@ def test_the_scheduler_tells_how_long_a_chunk_waited() -> None:
     assert 1.0 <= seconds <= 5.0  # ticks of the clock, which others look at as well
 
 
-# Traces
-
-
-async def test_a_span_for_each_request_but_health() -> None:
-    """With its path and status; nothing of headers or bodies."""
-    trace = pytest.importorskip("opentelemetry.sdk.trace")
-    memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
-    export = pytest.importorskip("opentelemetry.sdk.trace.export")
-    pytest.importorskip("opentelemetry.instrumentation.asgi")
-    spans, provider = memory.InMemorySpanExporter(), trace.TracerProvider()
-    provider.add_span_processor(export.SimpleSpanProcessor(spans))
-    app = tracing.traced(routes.create_app(FakeBackend(), clock=lambda: 0.0), provider)
-    assert (await call(app, "GET", "/health")).status == 200
-    assert (await call(app, "GET", "/v1/models", {"authorization": "Bearer sk-secret"})).status == 200
-    (span,) = spans.get_finished_spans()
-    assert "sk-secret" not in span.to_json()
-    assert 200 in span.attributes.values()
-    provider.shutdown()
-
-
 def test_the_framework_sends_no_traces_of_its_own(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -215,53 +193,6 @@ def test_the_framework_sends_no_traces_of_its_own(
         line.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert line.recv(100).startswith(b"HTTP/1.1 200")
     assert not [record for record in caplog.records if record.name.startswith("fastapi")]
-
-
-def test_a_provider_sends_to_the_collector() -> None:
-    """It is made without a connection, and closed without one."""
-    pytest.importorskip("opentelemetry.exporter.otlp.proto.http.trace_exporter")
-    tracing.provider("http://127.0.0.1:9/v1/traces").shutdown()
-
-
-def _missing(name: str) -> Any:
-    raise ImportError(name)
-
-
-def test_traces_without_their_packages() -> None:
-    """The message says what to install."""
-    for ask in (lambda: tracing.provider("http://x", _missing), lambda: tracing.traced(_nothing, None, _missing)):
-        with pytest.raises(tracing.NotInstalled, match=r"\[server,otel\]"):
-            ask()
-
-
-async def _nothing(_scope: Any, _receive: Any, _send: Any) -> None:
-    """Answer nothing."""
-
-
-async def test_what_is_around_is_made_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing where nothing was asked for; else an upstream and a provider, both closed at the end."""
-    plain = server.Surroundings(Settings(), ())
-    assert plain.upstream is None
-    assert plain.around(_nothing) is _nothing
-    async with plain.open():
-        pass
-    closed = []
-    provider = SimpleNamespace(shutdown=lambda: closed.append("traces"))
-    monkeypatch.setattr(tracing, "provider", lambda _: provider)
-    monkeypatch.setattr(tracing, "traced", lambda app, given: (app, given))
-    full = server.Surroundings(Settings(upstream="https://api.example/v1", otlp_endpoint="http://127.0.0.1:9"), ("k",))
-    assert full.around(_nothing) == (_nothing, provider)
-    async with full.open():
-        assert full.upstream is not None
-    assert full.upstream._client.is_closed
-    assert closed == ["traces"]
-
-
-def test_missing_packages_are_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the start, not at the first request."""
-    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
-    with pytest.raises(server.Misconfigured, match="pip install"):
-        server.Surroundings(Settings(otlp_endpoint="http://127.0.0.1:9"), ())
 
 
 def test_what_callers_can_repeat_is_logged_seldom() -> None:
