@@ -1,4 +1,4 @@
-"""The entry point of `localwhisper-server` and `python -m localwhisper_server`. It says what to install where the server's parts are missing."""
+"""The entry point of `localwhisper-server` and `python -m localwhisper_server`; it names a package that is missing."""
 
 import signal
 import sys
