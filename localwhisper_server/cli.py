@@ -12,7 +12,7 @@ import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TextIO, cast
+from typing import Any, NoReturn, Protocol
 
 import dotenv
 from pydantic import ValidationError
@@ -20,8 +20,7 @@ from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
 from localwhisper_client._version import __version__
 from localwhisper_server import server
-from localwhisper_server.operations import logs as observe
-from localwhisper_server.operations import logstream
+from localwhisper_server.operations import logs
 from localwhisper_server.operations.doctor import doctor
 from localwhisper_server.operations.doctor.machine import this_machine
 from localwhisper_server.operations.service import settings_file
@@ -29,8 +28,6 @@ from localwhisper_server.operations.service.systemd import Service, settings_pat
 from localwhisper_server.settings import Settings, written
 
 logger = logging.getLogger(__name__)
-
-LOG_SECONDS = 1.0
 
 PROGRAM = "localwhisper-server"
 COMMANDS = f"""\
@@ -107,7 +104,7 @@ def _serve(settings: Settings, serve: Serve, listen: Callable[[str, int], socket
     clean = False
     try:
         weights.check_name(settings.model)  # before anything listens
-        with _logging(settings), _bound(settings, listen) as listening:
+        with _logging(settings) as finished, _bound(settings, listen) as listening:
             clean = serve(settings, listening, environ=os.environ)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
@@ -124,6 +121,7 @@ def _serve(settings: Settings, serve: Serve, listen: Callable[[str, int], socket
         hint = f" `{PROGRAM} doctor` looks for the reason; --device cpu does not need a GPU." if on_gpu else ""
         reason = str(failure).rstrip(".") or type(failure).__name__
         _fail(f"the model could not be loaded: {reason}.{hint}", os.EX_SOFTWARE)
+    clean = clean and all(finished)
     with contextlib.suppress(OSError):
         if clean:
             sys.stderr.flush()
@@ -134,42 +132,30 @@ def _serve(settings: Settings, serve: Serve, listen: Callable[[str, int], socket
 
 
 @contextlib.contextmanager
-def _logging(settings: Settings) -> Iterator[None]:
-    """Log to standard error, and to the file, as long as the block runs; neither is ever waited for."""
-    file, trouble = _log_file(settings)
-    streams = [sys.stderr] if file is None else [sys.stderr, cast("TextIO", file)]
-    logs = [logstream.NonBlockingStream(stream) for stream in streams]
-    observe.configure_logging(
-        settings.log_level, cast("list[TextIO]", logs), log_format=settings.log_format, quiet=settings.quiet
-    )
-    if trouble:
-        logger.warning("%s", trouble)
+def _logging(settings: Settings) -> Iterator[list[bool]]:
+    """Log to standard error and to the log file while the block runs; see `logs.logging_to`."""
+    targets, problem, file = [logs.console(sys.stderr, quiet=settings.quiet)], "", _log_file(settings)
     if file is not None:
-        logger.info("the log is kept in %s", file.path)
-    try:
-        yield
-    finally:
-        for log in logs:
-            log.finish(LOG_SECONDS)
-        if file is not None:
-            file.close()
+        try:
+            if settings.log_file == "auto":
+                file.parent.mkdir(parents=True, exist_ok=True)
+            targets.append(logs.rotating_file(file, settings.log_format))
+        except OSError as failure:
+            problem = f"cannot write the log to {file}: {failure.strerror}. --log-file sets another place, or none."
+            if settings.log_file != "auto":
+                _fail(problem, _code(failure))
+    with logs.logging_to(targets, settings.log_level, settings.log_format) as finished:
+        if problem:
+            logger.warning("%s", problem)
+        elif file is not None:
+            logger.info("the log is kept in %s", file)
+        yield finished
 
 
-def _log_file(settings: Settings) -> tuple[logstream.RotatingFile | None, str]:
-    """Open the file for the log, where there is to be one; where nobody asked for it, a failure is only reported."""
-    chosen = settings.log_file
-    if chosen == "none" or (chosen == "auto" and not settings.port):
-        return None, ""
-    path = observe.default_log_file(settings.port) if chosen == "auto" else Path(chosen).expanduser()
-    try:
-        if chosen == "auto":
-            path.parent.mkdir(parents=True, exist_ok=True)
-        return logstream.RotatingFile(path, observe.opening_line(settings.log_format)), ""
-    except OSError as failure:
-        trouble = f"cannot write the log to {path}: {failure.strerror}. --log-file takes another place, or none."
-        if chosen != "auto":
-            _fail(trouble, _code(failure))
-        return None, trouble
+def _log_file(settings: Settings) -> Path | None:
+    if settings.log_file == "none" or (settings.log_file == "auto" and not settings.port):
+        return None
+    return logs.default_log_file(settings.port) if settings.log_file == "auto" else Path(settings.log_file).expanduser()
 
 
 def _bound(settings: Settings, listen: Callable[[str, int], socket.socket]) -> socket.socket:

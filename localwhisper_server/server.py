@@ -26,7 +26,7 @@ from localwhisper_server.api.protocol import HttpProtocol, Room
 from localwhisper_server.operations import mdns, vram, watchdog
 from localwhisper_server.operations.metrics import Metrics
 from localwhisper_server.operations.watchdog import Notifier
-from localwhisper_server.runtime import PATIENCE_PER_WATCHDOG, WATCHDOG_SECONDS, Runtime
+from localwhisper_server.runtime import PATIENCE_PER_WATCHDOG, WATCHDOG_SECONDS, Load, Runtime
 from localwhisper_server.settings import Settings
 
 if TYPE_CHECKING:
@@ -197,10 +197,12 @@ def url(listening: socket.socket, *, tls: bool = False) -> str:
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-def run(settings: Settings, listening: socket.socket, *, environ: Mapping[str, str]) -> bool:
+def run(
+    settings: Settings, listening: socket.socket, /, *, environ: Mapping[str, str], load: Load | None = None
+) -> bool:
     """Serve on a bound socket until a signal stops it; False if a batch was left behind in flight.
 
-    `environ` says whether systemd wants to be told.
+    `environ` says whether systemd waits for reports; `load` builds the engine instead of the real one.
 
     Raises:
         Misconfigured: a certificate or a file of keys cannot be used, or the upstream's key cannot be read.
@@ -217,6 +219,7 @@ def run(settings: Settings, listening: socket.socket, *, environ: Mapping[str, s
     numbers = Metrics(registry)
     runtime = Runtime(
         settings,
+        load=load,
         environ=environ,
         patience=(period or WATCHDOG_SECONDS) * PATIENCE_PER_WATCHDOG,
         examine=period is not None,
@@ -224,7 +227,7 @@ def run(settings: Settings, listening: socket.socket, *, environ: Mapping[str, s
     )
     numbers.look_at(runtime, vram.reader())
 
-    def load() -> None:
+    def load_model() -> None:
         try:
             runtime.start()
             notifier.ready()
@@ -235,7 +238,7 @@ def run(settings: Settings, listening: socket.socket, *, environ: Mapping[str, s
     @contextlib.asynccontextmanager
     async def lifespan(_app: object) -> AsyncIterator[None]:
         # Not awaited: the server answers while the model loads.
-        threading.Thread(target=load, name="localwhisper-load", daemon=True).start()
+        threading.Thread(target=load_model, name="localwhisper-load", daemon=True).start()
         logger.info("listening on %s and loading the model", url(listening, tls=settings.certfile is not None))
         seconds = (period or WATCHDOG_SECONDS) / watchdog.CHECKS_PER_WATCHDOG
         watching = asyncio.create_task(watchdog.watch(runtime.well, notifier, seconds=seconds))

@@ -57,7 +57,7 @@ def log() -> Iterator[io.StringIO]:
     """Give what the server logs, as it formats it."""
     root = logging.getLogger()
     handlers, level, stream = root.handlers, root.level, io.StringIO()
-    logs.configure_logging("info", [stream])
+    logs.configure("info", [logging.StreamHandler(stream)])
     yield stream
     root.handlers = handlers
     root.setLevel(level)
@@ -856,7 +856,7 @@ async def test_a_stream_that_breaks_off_is_counted_as_a_failure(
 @pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
 def test_log_levels(log: io.StringIO, level: str) -> None:
     """What is below the chosen one is not written; libraries that chat are held at warning."""
-    logs.configure_logging(level, [log])
+    logs.configure(level, [logging.StreamHandler(log)])
     for name in ("debug", "info", "warning", "error"):
         getattr(logging.getLogger("x"), name)("said at %s", name)
         getattr(logging.getLogger("httpx2"), name)("chat at %s", name)

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import signal
 import socket
 import sys
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import uvicorn
 from uvicorn.lifespan.off import LifespanOff
 
-from localwhisper_server import cli, server
-from localwhisper_server import server as server_module
+from localwhisper_server import server
 from localwhisper_server.errors import Busy, EngineFailed
 from localwhisper_server.operations import watchdog
 from localwhisper_server.operations.watchdog import Notifier, watchdog_seconds
 from localwhisper_server.runtime import FAILURES_IN_A_ROW, SelfTest
 from localwhisper_server.transcription.queue import FairQueue, Limits
 from localwhisper_server.transcription.scheduler import Scheduler
-from localwhisper_server.whisper import weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 unix = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="sd_notify is for Unix")
 
@@ -364,62 +361,3 @@ def test_a_scheduler_counts_the_batches_that_failed_in_a_row() -> None:
         counted.append(scheduler.failures)
     assert scheduler.close(5)
     assert (counted, scheduler.failures) == ([1, 2, 0, 1], 1)
-
-
-@pytest.mark.parametrize(
-    ("failure", "code", "said"),
-    [
-        (errno.EADDRINUSE, 71, "Is another server running"),
-        (errno.EACCES, 77, "below 1024"),
-        (errno.EADDRNOTAVAIL, 71, "no address of this machine"),
-        (errno.EAFNOSUPPORT, 71, "Is --host right"),
-    ],
-)
-def test_a_port_that_cannot_be_had_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], failure: int, code: int, said: str
-) -> None:
-    """And an exit code that says which trouble it is."""
-
-    def listen(_host: str, _port: int) -> None:
-        raise OSError(failure, "that is how it is")
-
-    monkeypatch.setattr(server_module, "listen", listen)
-    _fails_with(code, said, capfd)
-
-
-@pytest.mark.parametrize(
-    ("failure", "code", "said"),
-    [
-        (weights.ModelDamaged(Path("/models/base"), RuntimeError("File model.bin is incomplete")), 65, "Delete that"),
-        (weights.ModelError("No model is called so"), 69, "No model is called so"),
-        (RuntimeError("CUDA driver version is insufficient"), 70, "CUDA driver"),
-        (MemoryError(), 70, "MemoryError"),
-        (PermissionError(errno.EACCES, "Permission denied"), 77, "Permission denied"),
-        (OSError(errno.ENOSPC, "No space left on device"), 73, "No space left"),
-    ],
-)
-def test_a_model_that_cannot_be_had_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], failure: Exception, code: int, said: str
-) -> None:
-    """Damaged, unknown, refused by the device, out of bounds: each its own code."""
-
-    def run(*_: Any, **__: Any) -> bool:
-        raise failure
-
-    monkeypatch.setattr(server_module, "run", run)
-    _fails_with(code, said, capfd)
-
-
-def _fails_with(code: int, said: str, capfd: pytest.CaptureFixture[str]) -> None:
-    handler = signal.getsignal(signal.SIGTERM)
-    root = logging.getLogger()
-    handlers, level = root.handlers, root.level
-    try:
-        with pytest.raises(SystemExit) as exiting:
-            cli.main(["--port", "0"])
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-        root.handlers, root.level = handlers, level
-    assert exiting.value.code == code
-    (line,) = capfd.readouterr().err.splitlines()
-    assert said in line
