@@ -23,8 +23,8 @@ from localwhisper_server.api.access_control import Rules
 from localwhisper_server.api.limits import Floor
 from localwhisper_server.api.network import LOOPBACK
 from localwhisper_server.api.protocol import HttpProtocol, Room
-from localwhisper_server.operations import mdns, vram, watchdog
-from localwhisper_server.operations.metrics import Metrics
+from localwhisper_server.operations import mdns, watchdog
+from localwhisper_server.operations.metrics import Metrics, video_memory
 from localwhisper_server.operations.watchdog import Notifier
 from localwhisper_server.runtime import PATIENCE_PER_WATCHDOG, WATCHDOG_SECONDS, Load, Runtime
 from localwhisper_server.settings import Settings
@@ -216,16 +216,18 @@ def run(
     options = uvicorn_options(settings, room(settings, raise_file_limit()))
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    numbers = Metrics(registry)
+    metrics = Metrics(registry)
     runtime = Runtime(
         settings,
         load=load,
         environ=environ,
         patience=(period or WATCHDOG_SECONDS) * PATIENCE_PER_WATCHDOG,
         examine=period is not None,
-        observer=numbers,
+        observer=metrics,
     )
-    numbers.look_at(runtime, vram.reader())
+    metrics.read_at_scrape(
+        lambda: runtime.queue_seconds, lambda: runtime.open_requests, lambda: runtime.loaded, video_memory()
+    )
 
     def load_model() -> None:
         try:
@@ -252,7 +254,7 @@ def run(
             yield
         watching.cancel()
 
-    app = routes.create_app(runtime, rules=rules, metrics=numbers, upstream=other_api, lifespan=lifespan)
+    app = routes.create_app(runtime, rules=rules, metrics=metrics, upstream=other_api, lifespan=lifespan)
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", **options)
     server = Server(config, runtime, notifier, drain=settings.drain)
     server.run(sockets=[listening])
