@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from localwhisper_client.cli.demo import Server, serving
+from localwhisper_client.server_process import ServerProcess, serving
 from tests.server.driving import multipart
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _get(port: int, path: str) -> tuple[int, Any]:
         return answer.status, json.loads(answer.read())
 
 
-def _port(server: Server) -> int:
+def _port(server: ServerProcess) -> int:
     return int(server.url.rsplit(":", 1)[1])
 
 
@@ -185,7 +185,7 @@ def test_some_stops_do_not_wait(signals: list[signal.Signals], status: int) -> N
         _until(lambda: not any(_alive(pid) for pid in children))
 
 
-def test_ready_and_alive(frail_server: Server) -> None:
+def test_ready_and_alive(frail_server: ServerProcess) -> None:
     """/ready says yes once the model is loaded, with and without /v1; /health keeps its fields."""
     port = _port(frail_server)
     for path in ("/ready", "/v1/ready"):
@@ -194,7 +194,7 @@ def test_ready_and_alive(frail_server: Server) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
-def test_kill_9_of_decoders_and_clients(frail_server: Server, temporary: Path) -> None:
+def test_kill_9_of_decoders_and_clients(frail_server: ServerProcess, temporary: Path) -> None:
     """The server answers the next request as if nothing had been."""
     port = _port(frail_server)
     for _ in range(ROUNDS):
