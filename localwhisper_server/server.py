@@ -24,6 +24,7 @@ from localwhisper_server.api.limits import Floor
 from localwhisper_server.api.network import LOOPBACK
 from localwhisper_server.api.protocol import HttpProtocol, Room
 from localwhisper_server.operations import mdns, watchdog
+from localwhisper_server.operations.host import outbound_address, own_names, server_url
 from localwhisper_server.operations.metrics import Metrics, video_memory
 from localwhisper_server.operations.watchdog import Notifier
 from localwhisper_server.runtime import PATIENCE_PER_WATCHDOG, WATCHDOG_SECONDS, Load, Runtime
@@ -51,22 +52,6 @@ PART_PER_ADDRESS = 8
 
 class Misconfigured(Exception):
     """A setting that this machine cannot follow: a file that is not there, a certificate that is none."""
-
-
-def own_names() -> tuple[str, ...]:
-    """Return what this machine is called: its name, and in full."""
-    return tuple(dict.fromkeys(name.lower() for name in (socket.gethostname(), socket.getfqdn())))
-
-
-def own_address() -> str:
-    """Return this machine's address towards the network it is connected to; the loopback where it is to none."""
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            # Nothing is sent: a datagram socket only looks up which way it would go. The address is documentation's.
-            probe.connect(("192.0.2.1", 9))
-            return str(probe.getsockname()[0])
-    except OSError:
-        return "127.0.0.1"
 
 
 def access_rules(settings: Settings, names: Sequence[str]) -> Rules:
@@ -190,11 +175,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def url(listening: socket.socket, *, tls: bool = False) -> str:
-    """Return the base address of a bound socket; of one that is bound to all, the one that others most likely use."""
+    """Return the URL of a bound socket; if it listens on all addresses, with the one that others most likely use."""
     host, port = listening.getsockname()[:2]
-    host = own_address() if host in ("0.0.0.0", "::") else host
-    scheme = "https" if tls else "http"
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+    return server_url(outbound_address() if host in ("0.0.0.0", "::") else host, port, tls=tls)
 
 
 def run(

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 
+from localwhisper_server.operations.host import is_wsl
 from localwhisper_server.operations.service import settings_file
 
 NAME = "localwhisper"
@@ -61,12 +62,13 @@ class Service:
         home: Path,
         python: str = sys.executable,
         user: str | None = None,
+        wsl: bool | None = None,
         run: Run = run_command,
         say: Say = print,
     ) -> None:
-        self._environ = environ
         self._python = python
         self._user = user or getpass.getuser()
+        self._wsl = is_wsl() if wsl is None else wsl
         self._run = run
         self._say = say
         self.unit = _config(environ, home) / "systemd" / "user" / UNIT
@@ -92,7 +94,7 @@ class Service:
         ):
             if self._run(line) != 0:
                 self._say(f"\nThe files are written, but systemd did not take them: '{' '.join(line)}' failed.")
-                self._say("docs/troubleshooting.md, 'Failed to connect to bus', has the usual reasons.")
+                self._say("The usual reasons are in docs/troubleshooting.md")
                 return os.EX_UNAVAILABLE
         self._say(f"started {NAME}; from now on it starts by itself")
         self._say(f"settings   {self.settings}")
@@ -102,8 +104,8 @@ class Service:
         if not Path("/var/lib/systemd/linger", self._user).exists():
             self._say("\nIt stops when you log out. To keep it running from boot on:")
             self._say(f"    sudo loginctl enable-linger {self._user}")
-        if "WSL_DISTRO_NAME" in self._environ:
-            self._say("\nWindows stops WSL when its last window closes. docs/wsl2.md, step 4, keeps it running.")
+        if self._wsl:
+            self._say("\nWindows stops WSL when its last window closes; docs/wsl2.md says how to keep it running.")
         return 0
 
     def uninstall(self) -> int:
