@@ -33,7 +33,7 @@ PROGRAM = "localwhisper-server"
 COMMANDS = f"""\
 other commands:
   {PROGRAM} doctor [--json]      check this machine, and say how to fix what is wrong
-  {PROGRAM} service install      run the server as a systemd service, from the start of the machine on
+  {PROGRAM} service install      keep the server running, as a systemd service of this user
   {PROGRAM} service status | logs [--follow] | uninstall
   {PROGRAM} --version
 """
@@ -43,8 +43,8 @@ The options are those of the server to check. Without options, it is the server 
 last check sends a voice message to the server. Exit status: 0 if there is no fault, 1 otherwise."""
 INSTALL_HELP = """Install the server as a systemd service of this user, and start it.
 
-It starts with the machine and again whenever it ends. Options are written to the service's settings file, which you
-can edit. You can repeat this command: it writes what changed and restarts the service."""
+systemd starts it again whenever it ends, and when you log in. Options are written to the service's settings file,
+which you can edit. You can repeat this command: it writes what changed and restarts the service."""
 SERVICE_HELP = f"""\
 usage: {PROGRAM} service install [options of {PROGRAM}]
        {PROGRAM} service status

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import re
 import runpy
@@ -16,6 +17,7 @@ import pytest
 
 from localwhisper_client._version import __version__
 from localwhisper_server import cli, server
+from localwhisper_server.runtime import Runtime
 from localwhisper_server.settings import Settings
 from localwhisper_server.whisper import weights
 from tests.server.test_server import Engine
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def _restored() -> Iterator[None]:
-    """Put back what the command changes for its whole process: the log and a signal's handler."""
+    """Put back what the command changes in its process: the log and a signal's handler."""
     import logging
 
     root = logging.getLogger()
@@ -67,7 +69,7 @@ def _exit(arguments: list[str], **replaced: Any) -> Any:
 
 
 def test_help_mentions_every_option(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a sentence each, and that the environment takes them too."""
+    """With its description; the environment variables are mentioned, and no Python type is."""
     monkeypatch.setenv("COLUMNS", "200")
     assert _exit(["--help"]) == 0
     text = capsys.readouterr().out
@@ -76,7 +78,7 @@ def test_help_mentions_every_option(capsys: pytest.CaptureFixture[str], monkeypa
         assert option.description
         assert option.description[:30] in text
     assert "LOCALWHISPER_SERVER_" in text
-    assert text.index("doctor") < text.index("--model")
+    assert text.index("doctor") < text.index("  --model")
     for pythonic in ("None", "IPv4Network", "SecretStr", "tuple"):
         assert f"{pythonic}[" not in text
         assert f"default: {pythonic}" not in text
@@ -130,7 +132,7 @@ LISTS_AND_FILES = {
 
 
 def test_every_option_is_tried() -> None:
-    """Those that are not plain values have tests of their own."""
+    """Options that are not plain values have tests of their own."""
     assert set(OPTIONS) | LISTS_AND_FILES | {"announce", "quiet"} == set(Settings.model_fields)
 
 
@@ -139,7 +141,7 @@ def test_every_option_is_tried() -> None:
 def test_an_option_is_read_from_the_command_line_and_the_environment(
     name: str, way: str, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every one, in each way; the command line wins."""
+    """Each option in each way; the command line wins."""
     given, value = OPTIONS[name]
     option, arguments = f"--{name.replace('_', '-')}", []
     monkeypatch.setenv("LOCALWHISPER_SERVER_PORT", "0")
@@ -164,7 +166,7 @@ def test_an_option_is_read_from_the_command_line_and_the_environment(
 
 
 def test_defaults(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of the issue's table; an empty variable is none."""
+    """An empty variable counts as not set."""
     monkeypatch.setenv("LOCALWHISPER_SERVER_MODEL", "")
     served.start("--port", "0")
     settings = served[0]
@@ -174,14 +176,14 @@ def test_defaults(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_announcing_is_a_flag(served: Served) -> None:
-    """It takes no value, and can be taken back."""
+    """It takes no value; --no-announce turns it off."""
     served.start("--port", "0", "--announce")
     served.start("--port", "0", "--no-announce")
     assert [settings.announce for settings in served.settings] == [True, False]
 
 
 def test_a_key_and_a_folder(served: Served, tmp_path: Path) -> None:
-    """The key is not shown by a print of the settings."""
+    """Settings that are printed do not show the key."""
     served.start("--port", "0", "--api-key", "hush-hush", "--cache-dir", str(tmp_path))
     assert [key.get_secret_value() for key in served[0].api_key] == ["hush-hush"]
     assert served[0].cache_dir == tmp_path
@@ -213,7 +215,7 @@ def test_a_bad_value_is_one_line_and_exit_64(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """EX_USAGE; the line names the option and what would do, without a traceback."""
+    """EX_USAGE; the line names the option and the values that it takes, without a traceback."""
     monkeypatch.setenv("LOCALWHISPER_SERVER_PORT", "0")
     if way == "environment":
         monkeypatch.setenv(f"LOCALWHISPER_SERVER_{option.upper().replace('-', '_')}", value)
@@ -227,7 +229,7 @@ def test_a_bad_value_is_one_line_and_exit_64(
 def test_an_unknown_argument_is_refused(
     arguments: list[str], served: Served, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In a line, as any other wrong setting."""
+    """In one line, like any other wrong setting."""
     assert _exit(arguments, serve=served) == 64
     line = capsys.readouterr().err
     assert re.fullmatch(r"localwhisper-server: .+ `localwhisper-server --help` lists the options\.\n", line)
@@ -235,7 +237,7 @@ def test_an_unknown_argument_is_refused(
 
 
 def test_a_busy_port(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
-    """EX_OSERR, at once, with the way out."""
+    """EX_OSERR, at once, and what to do."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert _exit(["--port", str(port)], serve=served) == 71
@@ -246,7 +248,7 @@ def test_a_busy_port(served: Served, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_an_unknown_model(capsys: pytest.CaptureFixture[str]) -> None:
-    """EX_CONFIG, so that a service does not try again; with the names that are known, and before anything listens."""
+    """EX_CONFIG, so that systemd does not try again; before the server listens."""
     for name in ("whisper-nine", "./no-such-folder", "/no/such/folder"):
         assert _exit(["--port", "0", "--model", name]) == os.EX_CONFIG
         said = capsys.readouterr().err
@@ -255,7 +257,7 @@ def test_an_unknown_model(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_weights_that_cannot_be_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One line and an exit code of its own, since a reinstall helps and a restart does not."""
+    """One line and an exit status of its own: a restart does not help."""
     (tmp_path / "model.bin").write_bytes(b"not weights")
     assert _exit(["--port", "0", "--model", str(tmp_path)]) == os.EX_DATAERR
     assert "localwhisper-server: " in capsys.readouterr().err
@@ -320,12 +322,13 @@ class Session:
 
     def run(self, use: Callable[[httpx2.Client], None]) -> None:
         """Start the server, call `use`, stop with SIGTERM; returns if the command ends in success."""
+        runtime = functools.partial(Runtime, load=lambda *_: self._engine)
 
         def serve(settings: Settings, listening: socket.socket, /, *, environ: Mapping[str, str]) -> bool:
             user = threading.Thread(target=self._user, args=(listening.getsockname()[1], use))
             user.start()
             try:
-                return server.run(settings, listening, environ=environ, load=lambda *_: self._engine)  # type: ignore[arg-type, return-value]
+                return server.run(settings, listening, environ=environ, make_runtime=runtime)
             finally:
                 user.join(20)
 
@@ -353,7 +356,7 @@ def _post(client: httpx2.Client, voice: Path) -> httpx2.Response:
 def test_a_server_from_start_to_stop(
     tmp_path: Path, voices: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It answers, and a stop that was asked for is a success."""
+    """It answers requests, and SIGTERM is a success."""
 
     def use(client: httpx2.Client) -> None:
         answer = _post(client, voices["demo"])
@@ -372,7 +375,7 @@ def test_a_server_from_start_to_stop(
 def test_the_log_is_written_to_a_file_as_well(
     tmp_path: Path, voices: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A line a request: the file's name, its length and language, the time it took; never the words."""
+    """One line per request, with the length and language of the recording and the time it took; never the words."""
     file = tmp_path / "server.log"
     monkeypatch.setenv("LOCALWHISPER_SERVER_LOG_FILE", str(file))
     Session(tmp_path, Engine()).run(lambda client: _post(client, voices["demo"]))
