@@ -34,7 +34,7 @@ def log() -> Iterator[io.StringIO]:
     """Give what the server logs, as it formats it."""
     root = logging.getLogger()
     handlers, level, stream = root.handlers, root.level, io.StringIO()
-    logs.configure_logging("info", [stream])
+    logs.configure("info", [logging.StreamHandler(stream)])
     yield stream
     root.handlers = handlers
     root.setLevel(level)

@@ -591,7 +591,7 @@ def test_the_upstreams_key_is_read_from_an_option_or_a_file(tmp_path: Path) -> N
             Settings(**rest, upstream_api_key_file=file)
     file.write_text("one\ntwo\n")
     with pytest.raises(server.Misconfigured, match="more than one key"):
-        server.Surroundings(Settings(**behind, upstream_api_key_file=file), (KEY,))
+        server.upstream(Settings(**behind, upstream_api_key_file=file), (KEY,))
 
 
 @pytest.mark.parametrize(
