@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def backend() -> FakeTranscriber:
-    """Give a backend that hears two segments."""
+def transcriber() -> FakeTranscriber:
+    """Give a transcriber that gives two segments."""
     return FakeTranscriber()
 
 
 @pytest.fixture
-def app(backend: FakeTranscriber) -> ASGIApp:
+def app(transcriber: FakeTranscriber) -> ASGIApp:
     """Give the app around it."""
-    return make_app(backend)
+    return make_app(transcriber)
 
 
 @pytest.fixture
 def log() -> Iterator[io.StringIO]:
-    """Give what the server logs, as it formats it."""
+    """Give the server's log, formatted."""
     root = logging.getLogger()
     handlers, level, stream = root.handlers, root.level, io.StringIO()
     logs.configure("info", [logging.StreamHandler(stream)])

@@ -73,12 +73,12 @@ def _part(disposition: str, content_type: str = "") -> tuple[dict[str, str], byt
     ],
 )
 async def test_a_file_without_a_plain_name(
-    app: ASGIApp, backend: FakeTranscriber, log: io.StringIO, disposition: str, content_type: str, name: str
+    app: ASGIApp, transcriber: FakeTranscriber, log: io.StringIO, disposition: str, content_type: str, name: str
 ) -> None:
     """A part is an upload if its name is in `filename*` alone, or if it is called `file` and is not text."""
     headers, body = _part(disposition, content_type)
     assert (await call(app, "POST", "/v1/audio/transcriptions", headers, body)).status == 200
-    assert backend.uploads == [b"sound"]
+    assert transcriber.uploads == [b"sound"]
     assert (f'"{name}"' in log.getvalue()) == bool(name)
 
 
@@ -166,24 +166,24 @@ async def test_a_compressed_body_is_refused(app: ASGIApp) -> None:
     assert "Content-Encoding" in answer.error["message"]
 
 
-async def test_fields_sent_twice(app: ASGIApp, backend: FakeTranscriber) -> None:
+async def test_fields_sent_twice(app: ASGIApp, transcriber: FakeTranscriber) -> None:
     """Of two values the last counts, of two files the first."""
     second = b'--b\r\nContent-Disposition: form-data; name="file"; filename="b.ogg"\r\n\r\nsecond\r\n--b--\r\n'
     headers, body = multipart(("language", "de"), ("language", "fr"), file=b"first")
     answer = await call(app, "POST", "/v1/audio/transcriptions", headers, body.replace(b"--b--\r\n", second))
     assert answer.status == 200
-    assert backend.uploads == [b"first"]
-    assert backend.asked[0].decoding.language == "fr"
+    assert transcriber.uploads == [b"first"]
+    assert transcriber.asked[0].decoding.language == "fr"
 
 
-async def test_the_file_may_come_first(app: ASGIApp, backend: FakeTranscriber) -> None:
+async def test_the_file_may_come_first(app: ASGIApp, transcriber: FakeTranscriber) -> None:
     """Node sends the fields in the caller's order."""
     headers, body = multipart(file=b"sound")
     model = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper-1\r\n'
     reordered = body.replace(model, b"").replace(b"--b--", model + b"--b--")
     assert reordered.index(b"voice.ogg") < reordered.index(b"whisper-1")
     assert (await call(app, "POST", "/v1/audio/transcriptions", headers, reordered)).status == 200
-    assert backend.uploads == [b"sound"]
+    assert transcriber.uploads == [b"sound"]
 
 
 async def test_an_upload_to_a_full_disk_is_refused(
@@ -204,25 +204,27 @@ async def test_an_upload_to_a_full_disk_is_refused(
     assert "Traceback" not in log.getvalue()
 
 
-async def test_extra_files_are_closed(app: ASGIApp, backend: FakeTranscriber) -> None:
+async def test_extra_files_are_closed(app: ASGIApp, transcriber: FakeTranscriber) -> None:
     """Uploads under other names are not read."""
     headers, body = multipart()
     extra = b'--b\r\nContent-Disposition: form-data; name="image"; filename="b.png"\r\n\r\npixels\r\n--b--\r\n'
     answer = await call(app, "POST", "/v1/audio/transcriptions", headers, body.replace(b"--b--\r\n", extra))
     assert answer.status == 200
-    assert backend.uploads == [b"sound"]
+    assert transcriber.uploads == [b"sound"]
 
 
-@pytest.mark.parametrize("outcome", [WHOLE, UnreadableAudio(), RuntimeError()], ids=["heard", "refused", "failed"])
+@pytest.mark.parametrize(
+    "outcome", [WHOLE, UnreadableAudio(), RuntimeError()], ids=["transcribed", "refused", "failed"]
+)
 @pytest.mark.parametrize("stream", ["true", "false"])
 async def test_a_large_upload_leaves_no_file(
     outcome: Any, stream: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Megabytes go through a temporary file; it is closed however the request ends."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    backend = FakeTranscriber([outcome])
+    transcriber = FakeTranscriber([outcome])
     data = bytes(range(256)) * 20_000
-    await transcribe(make_app(backend), ("stream", stream), file=data)
-    assert backend.uploads == [data]
-    assert backend.sources[0].closed
+    await transcribe(make_app(transcriber), ("stream", stream), file=data)
+    assert transcriber.uploads == [data]
+    assert transcriber.sources[0].closed
     assert not list(tmp_path.iterdir())

@@ -70,9 +70,9 @@ async def test_openais_other_headers(app: ASGIApp) -> None:
     assert answer.headers["openai-processing-ms"] == "0"
 
 
-async def test_every_answer_says_how_long_the_queue_is(app: ASGIApp, backend: FakeTranscriber) -> None:
+async def test_every_answer_says_how_long_the_queue_is(app: ASGIApp, transcriber: FakeTranscriber) -> None:
     """Clients with several servers choose by it."""
-    backend.queue_seconds = 12.3456
+    transcriber.queue_seconds = 12.3456
     assert (await call(app, "GET", "/health")).headers["x-localwhisper-queue-seconds"] == "12.346"
     assert (await transcribe(app, ("model", "nope"))).headers["x-localwhisper-queue-seconds"] == "12.346"
 
@@ -137,8 +137,8 @@ async def test_a_stream_that_breaks_off_is_counted_as_a_failure(
         def answered(self, method: str, route: str | None, status: int, seconds: float) -> None:
             counted.append(status)
 
-    backend = FakeTranscriber([SPOKEN[0], failure])
-    app = make_app(backend, observer=Counting())
+    transcriber = FakeTranscriber([SPOKEN[0], failure])
+    app = make_app(transcriber, observer=Counting())
     assert (await transcribe(app, ("stream", "true"))).status == 200
     assert counted == [status]
     assert log.getvalue().splitlines()[-1].endswith(f"POST /v1/audio/transcriptions 200 0.000s, {said}")
@@ -146,9 +146,9 @@ async def test_a_stream_that_breaks_off_is_counted_as_a_failure(
     assert "broke off" not in log.getvalue().splitlines()[-1]
 
 
-async def test_probes_do_not_fill_the_log(log: io.StringIO, backend: FakeTranscriber) -> None:
+async def test_probes_do_not_fill_the_log(log: io.StringIO, transcriber: FakeTranscriber) -> None:
     """The line of a successful probe has the level debug; monitors ask every few seconds."""
-    app = make_app(backend)
+    app = make_app(transcriber)
     await call(app, "GET", "/health")
     await call(app, "POST", "/health")
     lines = log.getvalue().splitlines()

@@ -40,7 +40,7 @@ def _events(answer: Answer) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("prefix", ["/v1", ""])
 @pytest.mark.parametrize(("route", "task"), [("transcriptions", "transcribe"), ("translations", "translate")])
-async def test_speech_routes(app: ASGIApp, backend: FakeTranscriber, prefix: str, route: str, task: str) -> None:
+async def test_speech_routes(app: ASGIApp, transcriber: FakeTranscriber, prefix: str, route: str, task: str) -> None:
     """Both tasks, with and without /v1: the model gets the upload byte for byte, the caller gets the text."""
     headers, body = multipart(file=b"\0sound\r\n--")
     answer = await call(app, "POST", f"{prefix}/audio/{route}", headers, body)
@@ -48,16 +48,16 @@ async def test_speech_routes(app: ASGIApp, backend: FakeTranscriber, prefix: str
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["content-length"] == str(len(answer.body))
     assert answer.body.decode() == f'{{"text":"{TEXT}","usage":{{"type":"duration","seconds":3}}}}'
-    assert backend.uploads == [b"\0sound\r\n--"]
-    assert backend.asked[0].decoding.task == task
+    assert transcriber.uploads == [b"\0sound\r\n--"]
+    assert transcriber.asked[0].decoding.task == task
 
 
 @pytest.mark.parametrize("prefix", ["/v1", ""])
-async def test_models(app: ASGIApp, backend: FakeTranscriber, prefix: str) -> None:
+async def test_models(app: ASGIApp, transcriber: FakeTranscriber, prefix: str) -> None:
     """The list, and each of its members alone; a name may have a slash."""
     listed = (await call(app, "GET", f"{prefix}/models")).json()
     assert listed["object"] == "list"
-    assert [entry["id"] for entry in listed["data"]] == list(backend.names)
+    assert [entry["id"] for entry in listed["data"]] == list(transcriber.names)
     for entry in listed["data"]:
         one = await call(app, "GET", f"{prefix}/models/{entry['id']}")
         assert one.json() == entry
@@ -128,24 +128,24 @@ async def test_formats(app: ASGIApp, name: str, content_type: str, begins: bytes
     assert (await transcribe(make_app(FakeTranscriber([NOTHING])), ("response_format", name))).status == 200
 
 
-async def test_logprobs_and_languages(app: ASGIApp, backend: FakeTranscriber) -> None:
+async def test_logprobs_and_languages(app: ASGIApp, transcriber: FakeTranscriber) -> None:
     """The form's `include[]`, `model` and `languages[]` reach the model, and decide what json has."""
     hints = (("languages[]", "de-AT"), ("languages[]", "english"))
     answer = await transcribe(app, ("include[]", "logprobs"), ("model", "gpt-transcribe"), *hints)
     assert list(answer.json()) == ["text", "logprobs", "languages", "usage"]
     assert answer.json()["languages"] == [{"code": "de"}, {"code": "en"}]
-    assert backend.asked[0].decoding.languages == ("de", "en")
+    assert transcriber.asked[0].decoding.languages == ("de", "en")
 
 
 @pytest.mark.parametrize("name", ["json", "text"])
-async def test_a_stream_of_deltas(app: ASGIApp, backend: FakeTranscriber, name: str) -> None:
+async def test_a_stream_of_deltas(app: ASGIApp, transcriber: FakeTranscriber, name: str) -> None:
     """One delta for each segment; joined, they are the text of `done`."""
     answer = await transcribe(app, ("stream", "true"), ("response_format", name))
     *deltas, done = _events(answer)
     assert [delta["type"] for delta in deltas] == ["transcript.text.delta"] * 2
     assert "".join(delta["delta"] for delta in deltas) == done["text"] == TEXT
     assert answer.whole
-    assert backend.closed == 1
+    assert transcriber.closed == 1
 
 
 async def test_a_stream_carries_logprobs(app: ASGIApp) -> None:
@@ -158,8 +158,8 @@ async def test_a_stream_carries_logprobs(app: ASGIApp) -> None:
 async def test_empty_segments_send_no_delta() -> None:
     """The first delta with words has no leading space, whichever it is."""
     blank = replace(SPOKEN[0], text=" ")
-    backend = FakeTranscriber([blank, *SPOKEN, replace(WHOLE, segments=(blank, *SPOKEN))])
-    *deltas, done = _events(await transcribe(make_app(backend), ("stream", "true")))
+    transcriber = FakeTranscriber([blank, *SPOKEN, replace(WHOLE, segments=(blank, *SPOKEN))])
+    *deltas, done = _events(await transcribe(make_app(transcriber), ("stream", "true")))
     assert [delta["delta"] for delta in deltas] == ["Good morning,", " Zoë."]
     assert done["text"] == TEXT
 
@@ -244,16 +244,17 @@ async def test_a_good_file_with_an_unknown_ending_is_transcribed(app: ASGIApp) -
 @pytest.mark.parametrize("name", ["gpt-5", "Base", "large-v3", "x" * 500])
 @pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/models"])
 async def test_an_unknown_model_lists_those_served(
-    app: ASGIApp, backend: FakeTranscriber, name: str, path: str
+    app: ASGIApp, transcriber: FakeTranscriber, name: str, path: str
 ) -> None:
     """404 model_not_found, with the names to choose from. A long name is cut."""
     if path == "/v1/models":
         answer = await call(app, "GET", f"{path}/{name}")
     else:
         answer = await transcribe(app, ("model", name))
+    served = ", ".join(transcriber.names)
     assert answer.status == 404
     assert answer.error == {
-        "message": f"The model '{name[:128]}' does not exist on this server. It serves: {', '.join(backend.names)}.",
+        "message": f"The model '{name[:128]}' does not exist on this server. It serves: {served}.",
         "type": INVALID,
         "param": "model",
         "code": "model_not_found",
@@ -263,7 +264,7 @@ async def test_an_unknown_model_lists_those_served(
 @pytest.mark.parametrize(
     "path", ["/v1//audio/transcriptions", "//v1/audio//transcriptions", "//audio///transcriptions"]
 )
-async def test_doubled_slashes_are_one(app: ASGIApp, backend: FakeTranscriber, path: str) -> None:
+async def test_doubled_slashes_are_one(app: ASGIApp, transcriber: FakeTranscriber, path: str) -> None:
     """A base URL that ends in a slash doubles it."""
     headers, body = multipart()
     assert (await call(app, "POST", path, headers, body)).status == 200
@@ -271,12 +272,12 @@ async def test_doubled_slashes_are_one(app: ASGIApp, backend: FakeTranscriber, p
 
 
 @pytest.mark.parametrize("name", ["", " ", "whisper", "whisper-large-v3", "openai/whisper-1"])
-async def test_an_alias_or_no_name_is_the_served_model(app: ASGIApp, backend: FakeTranscriber, name: str) -> None:
+async def test_an_alias_or_no_name_is_the_served_model(app: ASGIApp, transcriber: FakeTranscriber, name: str) -> None:
     """An alias can be asked for by name, but is not listed."""
     assert (await transcribe(app, ("model", name))).json()["text"] == TEXT
     if name.strip():
         assert (await call(app, "GET", f"/v1/models/{name}")).json()["id"] == name
-        assert name not in backend.names
+        assert name not in transcriber.names
 
 
 async def test_a_form_without_a_model(app: ASGIApp) -> None:
@@ -292,12 +293,12 @@ async def test_monitors_may_ask_by_head(app: ASGIApp, path: str) -> None:
     assert (await call(app, "HEAD", path)).status == 200
 
 
-async def test_a_refused_field_never_reaches_the_model(app: ASGIApp, backend: FakeTranscriber) -> None:
+async def test_a_refused_field_never_reaches_the_model(app: ASGIApp, transcriber: FakeTranscriber) -> None:
     """400 with the code of the field's error."""
     answer = await transcribe(app, ("language", "xx"))
     assert answer.status == 400
     assert answer.error["code"] == "invalid_language_format"
-    assert not backend.asked
+    assert not transcriber.asked
 
 
 @pytest.mark.parametrize("stream", ["true", "false"])
@@ -314,10 +315,10 @@ async def test_a_full_queue_says_when_to_come_back(stream: str) -> None:
     }
 
 
-async def test_a_large_upload_to_a_full_queue_is_refused_unread(backend: FakeTranscriber) -> None:
+async def test_a_large_upload_to_a_full_queue_is_refused_unread(transcriber: FakeTranscriber) -> None:
     """A small one is read: it may repeat a recording that is being transcribed already."""
-    backend.no_room = Busy("full", retry_after=7)
-    app = make_app(backend)
+    transcriber.no_room = Busy("full", retry_after=7)
+    app = make_app(transcriber)
     headers, body = multipart()
     headers["content-length"] = str(len(body))
     assert (await call(app, "POST", "/v1/audio/transcriptions", headers, body)).status == 200
@@ -325,15 +326,15 @@ async def test_a_large_upload_to_a_full_queue_is_refused_unread(backend: FakeTra
     for announced in ({}, {"content-length": str(len(body))}):
         answer = await call(app, "POST", "/v1/audio/transcriptions", headers | announced, body)
         assert (answer.status, answer.headers["retry-after"]) == (503, "7")
-    assert len(backend.uploads) == 1
+    assert len(transcriber.uploads) == 1
 
 
-async def test_an_upload_before_the_model_is_ready_is_refused_unread(backend: FakeTranscriber) -> None:
+async def test_an_upload_before_the_model_is_ready_is_refused_unread(transcriber: FakeTranscriber) -> None:
     """503 before the body is read."""
-    backend.not_ready = Busy("loading", retry_after=0)
-    answer = await transcribe(make_app(backend))
+    transcriber.not_ready = Busy("loading", retry_after=0)
+    answer = await transcribe(make_app(transcriber))
     assert (answer.status, answer.headers["retry-after"]) == (503, "1")
-    assert not backend.uploads
+    assert not transcriber.uploads
 
 
 @pytest.mark.parametrize(
@@ -369,25 +370,25 @@ async def test_the_lifespan_of_the_app() -> None:
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
-async def _while_it_works(app: ASGIApp, backend: FakeTranscriber, *fields: tuple[str, str]) -> Answer:
+async def _while_it_works(app: ASGIApp, transcriber: FakeTranscriber, *fields: tuple[str, str]) -> Answer:
     """Hang up while the transcriber waits; the call must end by itself."""
     headers, body = multipart(*fields)
     gone = asyncio.Event()
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
         calling = tasks.create_task(call(app, "POST", "/v1/audio/transcriptions", headers, body, hang_up=gone))
-        await backend.reached.wait()
+        await transcriber.reached.wait()
         gone.set()
     return calling.result()
 
 
 @pytest.mark.parametrize("stream", ["true", "false"])
-@pytest.mark.parametrize("heard", [(), SPOKEN[:1]], ids=["before the first item", "after it"])
-async def test_hanging_up_stops_the_work(stream: str, heard: tuple[Any, ...], log: io.StringIO) -> None:
+@pytest.mark.parametrize("yielded", [(), SPOKEN[:1]], ids=["before the first item", "after it"])
+async def test_hanging_up_stops_the_work(stream: str, yielded: tuple[Any, ...], log: io.StringIO) -> None:
     """The generator is closed, which takes its chunks out of the queue, and the upload is closed."""
-    backend = FakeTranscriber([*heard, asyncio.Event(), WHOLE])
-    answer = await _while_it_works(make_app(backend), backend, ("stream", stream))
-    assert backend.closed == 1
-    assert backend.sources[0].closed
+    transcriber = FakeTranscriber([*yielded, asyncio.Event(), WHOLE])
+    answer = await _while_it_works(make_app(transcriber), transcriber, ("stream", stream))
+    assert transcriber.closed == 1
+    assert transcriber.sources[0].closed
     assert not answer.body or stream == "true"
     assert "Traceback" not in log.getvalue()
     assert ("499" in log.getvalue()) == (answer.status != 200)
@@ -395,8 +396,8 @@ async def test_hanging_up_stops_the_work(stream: str, heard: tuple[Any, ...], lo
 
 async def test_hanging_up_while_an_event_is_sent_stops_the_work() -> None:
     """A caller who stops reading and hangs up leaves nothing running."""
-    backend = FakeTranscriber([*SPOKEN, WHOLE])
-    app, gone, sending = make_app(backend), asyncio.Event(), asyncio.Event()
+    transcriber = FakeTranscriber([*SPOKEN, WHOLE])
+    app, gone, sending = make_app(transcriber), asyncio.Event(), asyncio.Event()
     headers, body = multipart(("stream", "true"))
 
     async def stalled(scope: Any, receive: Any, send: Any) -> None:
@@ -412,16 +413,16 @@ async def test_hanging_up_while_an_event_is_sent_stops_the_work() -> None:
         tasks.create_task(call(stalled, "POST", "/v1/audio/transcriptions", headers, body, hang_up=gone))
         await sending.wait()
         gone.set()
-    assert backend.closed == 1
+    assert transcriber.closed == 1
 
 
-async def test_hanging_up_in_the_middle_of_the_upload(backend: FakeTranscriber, log: io.StringIO) -> None:
+async def test_hanging_up_in_the_middle_of_the_upload(transcriber: FakeTranscriber, log: io.StringIO) -> None:
     """Nothing is transcribed, and the log has a 499, not an error of the server's."""
     headers, body = multipart(file=bytes(3_000_000))
     answer = await call(
-        make_app(backend), "POST", "/v1/audio/transcriptions", headers, [body[:2_500_000]], unfinished=True
+        make_app(transcriber), "POST", "/v1/audio/transcriptions", headers, [body[:2_500_000]], unfinished=True
     )
-    assert not backend.uploads
+    assert not transcriber.uploads
     assert not answer.body
     assert "Traceback" not in log.getvalue()
     assert "POST /v1/audio/transcriptions 499" in log.getvalue()
@@ -429,31 +430,31 @@ async def test_hanging_up_in_the_middle_of_the_upload(backend: FakeTranscriber, 
 
 async def test_a_request_that_a_stop_cancels_gets_a_503(log: io.StringIO) -> None:
     """At the end of a stop uvicorn cancels what still runs; the log has no traceback of it."""
-    backend = FakeTranscriber([asyncio.Event()])
+    transcriber = FakeTranscriber([asyncio.Event()])
     async with asyncio.timeout(10):
-        calling = asyncio.create_task(transcribe(make_app(backend)))
-        await backend.reached.wait()
+        calling = asyncio.create_task(transcribe(make_app(transcriber)))
+        await transcriber.reached.wait()
         calling.cancel()
         answer = await calling
     assert (answer.status, answer.headers["retry-after"]) == (503, "10")
     assert answer.error["code"] == "server_is_overloaded"
-    assert backend.closed == 1
+    assert transcriber.closed == 1
     assert "Traceback" not in log.getvalue()
 
 
-async def test_hanging_up_before_the_work_begins_closes_the_upload(backend: FakeTranscriber) -> None:
+async def test_hanging_up_before_the_work_begins_closes_the_upload(transcriber: FakeTranscriber) -> None:
     """The upload is closed, though the transcriber never ran."""
     opened: list[Any] = []
-    app, gone = make_app(backend), asyncio.Event()
+    app, gone = make_app(transcriber), asyncio.Event()
     gone.set()
-    real = backend.transcribe
+    real = transcriber.transcribe
 
     def keep(source: Any, options: Any) -> Any:
         opened.append(source)
         return real(source, options)
 
-    backend.transcribe = keep  # type: ignore[method-assign]
-    backend.items = [asyncio.Event()]
+    transcriber.transcribe = keep  # type: ignore[method-assign]
+    transcriber.items = [asyncio.Event()]
     headers, body = multipart()
     await call(app, "POST", "/v1/audio/transcriptions", headers, body, hang_up=gone)
     assert [source.closed for source in opened] == [True]
