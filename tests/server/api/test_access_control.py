@@ -258,13 +258,6 @@ async def test_the_log_says_what_was_refused_and_which_option_allows_it(
     assert caplog.messages[-1].endswith(line)
 
 
-@pytest.mark.parametrize("host", ["localhost:5000", "whisper.localhost", "a.b.localhost:5000"])
-async def test_names_below_localhost_are_this_machine(host: str) -> None:
-    """RFC 6761: no public DNS server can point them to another machine."""
-    assert (await call(make(), "GET", "/v1/models", {"host": host})).status == 200
-    assert (await call(make(), "GET", "/v1/models", {"host": f"{host.partition(':')[0]}.example"})).status == 403
-
-
 async def test_too_many_headers() -> None:
     """431 above 100, more than any client sends."""
     answer = await call(make(), "GET", "/v1/models", {f"x-{number}": "" for number in range(101)})
@@ -334,6 +327,8 @@ def test_the_callers_address(peer: str | None, forwarded: list[str], expected: s
         ("localhost", True),
         ("LOCALHOST:5000", True),
         ("localhost.", True),
+        ("a.b.localhost:5000", True),
+        ("whisper.localhost.example", False),
         ("pc", True),
         ("My_PC:5000", True),
         ("pc.local", True),

@@ -148,13 +148,6 @@ async def test_a_stream_of_deltas(app: ASGIApp, transcriber: FakeTranscriber, na
     assert transcriber.closed == 1
 
 
-async def test_a_stream_carries_logprobs(app: ASGIApp) -> None:
-    """Each delta has those of its segment, `done` has all."""
-    *deltas, done = _events(await transcribe(app, ("stream", "true"), ("include[]", "logprobs")))
-    assert [entry for delta in deltas for entry in delta["logprobs"]] == done["logprobs"]
-    assert len(done["logprobs"]) == 3
-
-
 async def test_empty_segments_send_no_delta() -> None:
     """The first delta with words has no leading space, whichever it is."""
     blank = replace(SPOKEN[0], text=" ")
