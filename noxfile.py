@@ -13,7 +13,7 @@ nox.options.reuse_venv = "yes"
 
 ROOT = Path(__file__).parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-EVERYTHING = "-e.[server,offline,discovery,otel]"
+EVERYTHING = "-e.[server,offline,discovery]"
 
 
 def group(name: str) -> list[str]:

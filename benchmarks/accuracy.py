@@ -30,7 +30,7 @@ from openai import OpenAI
 from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
-from localwhisper_client.cli.demo import serving
+from localwhisper_client.server_process import serving
 from localwhisper_server.whisper import decoding_rules, weights
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ import av
 import httpx2
 import numpy as np
 
-from localwhisper_client.cli.demo import serving
+from localwhisper_client.server_process import serving
 from localwhisper_server.audio import pool
 from localwhisper_server.whisper import weights
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import httpx2
 
-from localwhisper_client.cli.demo import serving
+from localwhisper_client.server_process import serving
 from localwhisper_server.whisper import weights
 
 VOICE = Path(__file__).parents[1] / "localwhisper_client" / "demo.ogg"

@@ -64,7 +64,7 @@ def serving() -> Iterator[str]:
         backend = runtime.Runtime(Settings(model=folder), load=Instant, cuda_devices=0)  # type: ignore[arg-type]
         backend.start()
         listening = server.listen("127.0.0.1", 0)
-        config = uvicorn.Config(routes.create_app(backend, max_upload=1 << 30), log_config=None, access_log=False)
+        config = uvicorn.Config(routes.create_app(backend), log_config=None, access_log=False)
         serve = uvicorn.Server(config)
         thread = threading.Thread(target=lambda: serve.run(sockets=[listening]))
         thread.start()

@@ -33,7 +33,7 @@ from urllib.parse import urlsplit
 import httpx2
 from load import memory
 
-from localwhisper_client.cli.demo import Server, serving
+from localwhisper_client.server_process import ServerProcess, serving
 from localwhisper_server.server import raise_file_limit
 from localwhisper_server.whisper import weights
 
@@ -116,7 +116,7 @@ async def attack(kind: str, address: tuple[str, int], count: int, seconds: float
 # What is looked at
 
 
-def held(server: Server, temporary: Path) -> dict[str, int]:
+def held(server: ServerProcess, temporary: Path) -> dict[str, int]:
     """Count what the server holds."""
     process = Path(f"/proc/{server.process.pid}")
     return {
@@ -170,7 +170,7 @@ def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
-async def most_open_files(server: Server, temporary: Path) -> int:
+async def most_open_files(server: ServerProcess, temporary: Path) -> int:
     """Watch until this is cancelled, and return how many files were open at most."""
     most = 0
     with contextlib.suppress(asyncio.CancelledError):
@@ -180,7 +180,7 @@ async def most_open_files(server: Server, temporary: Path) -> int:
     return most
 
 
-async def settled(server: Server, temporary: Path, before: dict[str, int]) -> dict[str, int]:
+async def settled(server: ServerProcess, temporary: Path, before: dict[str, int]) -> dict[str, int]:
     """Return what the server holds once it holds no more than before, or when time is over."""
     until = time.monotonic() + LEFT_SECONDS
     while True:
@@ -192,7 +192,7 @@ async def settled(server: Server, temporary: Path, before: dict[str, int]) -> di
         await asyncio.sleep(0.5)
 
 
-async def measure(server: Server, kind: str, options: argparse.Namespace, temporary: Path, log: Path) -> bool:
+async def measure(server: ServerProcess, kind: str, options: argparse.Namespace, temporary: Path, log: Path) -> bool:
     """Print one kind's figures; whether all bars are met."""
     beside = Beside(server.url)
     await beside.messages(0.0, least=1)

@@ -23,7 +23,7 @@ import corpus
 import numpy as np
 import openai
 
-from localwhisper_client.cli.demo import serving
+from localwhisper_client.server_process import serving
 from localwhisper_server import server as lan
 from localwhisper_server.whisper import weights
 

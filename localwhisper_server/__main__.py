@@ -1,4 +1,4 @@
-"""The entry point of `localwhisper-server` and `python -m localwhisper_server`. It says what to install where the server's parts are missing."""
+"""The entry point of `localwhisper-server` and `python -m localwhisper_server`; it names a package that is missing."""
 
 import signal
 import sys
@@ -6,10 +6,10 @@ import sys
 
 def main() -> None:
     """Run the command; exits by SystemExit."""
-    # What is imported next takes a second, in which somebody may change their mind.
+    # The import takes a second, in which Ctrl-C must not print a traceback.
     signal.signal(signal.SIGINT, lambda *_: sys.exit(128 + signal.SIGINT))
     try:
-        from localwhisper_server.cli import main as run  # noqa: PLC0415 - a client install has none of it
+        from localwhisper_server.cli import main as run  # noqa: PLC0415 - a client's environment cannot import it
     except ModuleNotFoundError as missing:
         sys.exit(
             f"localwhisper-server: the server needs {missing.name}. "

@@ -1,4 +1,4 @@
-"""`localwhisper-server`: options in, a running server out, one clear line when it cannot; and its other commands."""
+"""`localwhisper-server`: options in, a running server out, or one clear line that says why not; `doctor`; `service`."""
 
 import argparse
 import contextlib
@@ -10,9 +10,9 @@ import signal
 import socket
 import sys
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TextIO, cast
+from typing import Any, NoReturn, Protocol
 
 import dotenv
 from pydantic import ValidationError
@@ -20,229 +20,203 @@ from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
 from localwhisper_client._version import __version__
 from localwhisper_server import server
-from localwhisper_server.operations import logs as observe
-from localwhisper_server.operations import logstream
+from localwhisper_server.operations import logs
 from localwhisper_server.operations.doctor import doctor
-from localwhisper_server.operations.doctor import machine as doctor_machine
-from localwhisper_server.operations.service import control, settings_file, unit
+from localwhisper_server.operations.doctor.machine import this_machine
+from localwhisper_server.operations.service import settings_file
+from localwhisper_server.operations.service.systemd import Service, settings_path
 from localwhisper_server.settings import Settings, written
 
 logger = logging.getLogger(__name__)
 
-# sysexits.h, where it has a number for the case.
-EX_USAGE, EX_DATAERR, EX_UNAVAILABLE, EX_SOFTWARE, EX_OSERR, EX_CANTCREAT, EX_NOPERM, EX_CONFIG = (
-    64,
-    65,
-    69,
-    70,
-    71,
-    73,
-    77,
-    78,
-)
-# How long the log may take to be written out at the end.
-LOG_SECONDS = 1.0
-
 PROGRAM = "localwhisper-server"
 COMMANDS = f"""\
 other commands:
-  {PROGRAM} doctor [--json]      look this machine over: what is missing, and how to mend it
-  {PROGRAM} service install      keep the server running, from the next start of the machine on
+  {PROGRAM} doctor [--json]      check this machine, and say how to fix what is wrong
+  {PROGRAM} service install      keep the server running, as a systemd service of this user
   {PROGRAM} service status | logs [--follow] | uninstall
   {PROGRAM} --version
 """
-DOCTOR_HELP = """Look this machine over and say what is missing for the server, each with its remedy.
+DOCTOR_HELP = """Check this machine for everything that the server needs, and say how to fix what is wrong.
 
-It looks for the server that these options describe, or else for the one that `service install` set up, and ends by
-sending it a voice message. Exit status: 0 if nothing is at fault, 1 otherwise."""
-INSTALL_HELP = """Install the server as a service of this user, start it, and start it again whenever it ends.
+The options are those of the server to check. Without options, it is the server that `service install` set up. The
+last check sends a voice message to the server. Exit status: 0 if there is no fault, 1 otherwise."""
+INSTALL_HELP = """Install the server as a systemd service of this user, and start it.
 
-Options given here are written into the service's settings file, where they can be changed later. Repeating the
-command is safe: it updates what changed and restarts the service."""
+systemd starts it again whenever it ends, and when you log in. Options are written to the service's settings file,
+which you can edit. You can repeat this command: it writes what changed and restarts the service."""
 SERVICE_HELP = f"""\
 usage: {PROGRAM} service install [options of {PROGRAM}]
        {PROGRAM} service status
        {PROGRAM} service logs [--follow]
        {PROGRAM} service uninstall
+
+Run the server as a systemd service of this user, on Linux and in WSL 2.
 """
-
-
-# What the value of an option is called in --help, by its Python type.
+# The placeholder of an option's value in --help, by its Python type.
 VALUES = {int: "N", float: "N", Path: "PATH"}
 
 
+class Serve(Protocol):
+    """What runs the server on a bound socket until it is stopped; see `server.run`."""
+
+    def __call__(self, settings: Settings, listening: socket.socket, /, *, environ: Mapping[str, str]) -> bool:
+        """Return whether it ended with no work in flight."""
+
+
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are a line, with the exit status of every other wrong setting."""
+    """A parser that reports an error in one line, with the exit status of a wrong setting."""
 
     def error(self, message: str) -> NoReturn:
-        _fail(f"{message}. `{self.prog} --help` lists the options.", EX_USAGE)
+        _fail(f"{message}. `{self.prog} --help` lists the options.", os.EX_USAGE)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command; exits by SystemExit."""
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    serve: Serve = server.run,
+    listen: Callable[[str, int], socket.socket] = server.listen,
+    examine: Callable[..., int] = doctor.run,
+    platform: str = sys.platform,
+) -> None:
+    """Run the command; exits by SystemExit. A test replaces the server, its socket, the doctor and the platform."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["--version"]:
         print(f"{PROGRAM} {__version__}")
     elif arguments[:1] == ["doctor"]:
-        sys.exit(_doctor(arguments[1:]))
+        sys.exit(_doctor(arguments[1:], examine))
     elif arguments[:1] == ["service"]:
-        sys.exit(_service(arguments[1:]))
+        sys.exit(_service(arguments[1:], platform))
     else:
         parser = _parser(PROGRAM, f"{inspect.cleandoc(Settings.__doc__ or '')}\n\n{COMMANDS}")
-        parser.add_argument("--env-file", metavar="FILE", help="Take settings from a file of NAME=value lines, too.")
-        _serve(_settings(parser, arguments))
+        parser.add_argument("--env-file", metavar="FILE", help="Also read settings from a file of NAME=value lines.")
+        _serve(_settings(parser, arguments), serve, listen)
 
 
-def _serve(settings: Settings) -> None:
-    # The voice detector's runtime (onnxruntime, from 1.32 on) reports to its maker. Nothing leaves this lan.
+def _serve(settings: Settings, serve: Serve, listen: Callable[[str, int], socket.socket]) -> None:
+    # onnxruntime, which the voice detector runs on, sends telemetry from version 1.32 on. Nothing may leave the LAN.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    # Late, since it loads the engine: doctor has to work just where that fails.
+    # Imported here because it loads the engine: `doctor` must also run where that fails.
     from localwhisper_server.whisper import weights  # noqa: PLC0415
 
-    # Until the server takes its signals itself: a stop that was asked for is a success.
+    # Until uvicorn takes the signals: a stop that was asked for is a success.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     clean = False
     try:
         weights.check_name(settings.model)  # before anything listens
-        with _logging(settings), _bound(settings) as listening:
-            clean = server.run(settings, listening, environ=os.environ)
+        with _logging(settings) as finished, _bound(settings, listen) as listening:
+            clean = serve(settings, listening, environ=os.environ)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except (server.Misconfigured, weights.UnknownModel) as failure:
-        _fail(str(failure), EX_CONFIG)
+        _fail(str(failure), os.EX_CONFIG)
     except weights.ModelDamaged as failure:
-        _fail(str(failure), EX_DATAERR)
+        _fail(str(failure), os.EX_DATAERR)
     except weights.ModelError as failure:
-        _fail(str(failure), EX_UNAVAILABLE)
+        _fail(str(failure), os.EX_UNAVAILABLE)
     except OSError as failure:
         _fail(f"the model could not be loaded: {failure}", _code(failure))
     except (RuntimeError, ValueError, MemoryError) as failure:
-        hint = (
-            ""
-            if settings.device == "cpu"
-            else f" `{PROGRAM} doctor` looks for the reason; --device cpu does without a GPU."
-        )
+        on_gpu = settings.device != "cpu"
+        hint = f" `{PROGRAM} doctor` looks for the reason; --device cpu does not need a GPU." if on_gpu else ""
         reason = str(failure).rstrip(".") or type(failure).__name__
-        _fail(f"the model could not be loaded: {reason}.{hint}", EX_SOFTWARE)
-    try:
-        sys.stderr.flush()
-    except OSError:  # a full disk; the interpreter would fail at the same and make it the exit status
-        clean = False
-    if not clean:
-        # Or a batch is in flight in a thread that cannot be stopped: its memory would be pulled from under it.
-        os._exit(0)
+        _fail(f"the model could not be loaded: {reason}.{hint}", os.EX_SOFTWARE)
+    clean = clean and all(finished)
+    with contextlib.suppress(OSError):
+        if clean:
+            sys.stderr.flush()
+            return
+    # A thread is still in a batch or in a write, or the disk is full: do not wait for the thread, and do not let the
+    # interpreter's own flush of standard error fail and set the exit status.
+    os._exit(0)
 
 
 @contextlib.contextmanager
-def _logging(settings: Settings) -> Iterator[None]:
-    """Log to standard error, and to the file, as long as the block runs; neither is ever waited for."""
-    file, trouble = _log_file(settings)
-    streams = [sys.stderr] if file is None else [sys.stderr, cast("TextIO", file)]
-    logs = [logstream.NonBlockingStream(stream) for stream in streams]
-    observe.configure_logging(
-        settings.log_level, cast("list[TextIO]", logs), log_format=settings.log_format, quiet=settings.quiet
-    )
-    if trouble:
-        logger.warning("%s", trouble)
+def _logging(settings: Settings) -> Iterator[list[bool]]:
+    """Log to standard error and to the log file while the block runs; see `logs.logging_to`."""
+    targets, problem, file = [logs.console(sys.stderr, quiet=settings.quiet)], "", _log_file(settings)
     if file is not None:
-        logger.info("the log is kept in %s", file.path)
+        try:
+            if settings.log_file == "auto":
+                file.parent.mkdir(parents=True, exist_ok=True)
+            targets.append(logs.rotating_file(file, settings.log_format))
+        except OSError as failure:
+            problem = f"cannot write the log to {file}: {failure.strerror}. --log-file sets another place, or none."
+            if settings.log_file != "auto":
+                _fail(problem, _code(failure))
+    with logs.logging_to(targets, settings.log_level, settings.log_format) as finished:
+        if problem:
+            logger.warning("%s", problem)
+        elif file is not None:
+            logger.info("the log is kept in %s", file)
+        yield finished
+
+
+def _log_file(settings: Settings) -> Path | None:
+    if settings.log_file == "none" or (settings.log_file == "auto" and not settings.port):
+        return None
+    return logs.default_log_file(settings.port) if settings.log_file == "auto" else Path(settings.log_file).expanduser()
+
+
+def _bound(settings: Settings, listen: Callable[[str, int], socket.socket]) -> socket.socket:
+    """Return the listening socket, or exit with the reason why there is none."""
     try:
-        yield
-    finally:
-        for log in logs:
-            log.finish(LOG_SECONDS)
-        if file is not None:
-            file.close()
-
-
-def _log_file(settings: Settings) -> tuple[logstream.RotatingFile | None, str]:
-    """Open the file for the log, where there is to be one; where nobody asked for it, a failure is only reported."""
-    chosen = settings.log_file
-    if chosen == "none" or (chosen == "auto" and not settings.port):
-        return None, ""
-    path = observe.default_log_file(settings.port) if chosen == "auto" else Path(chosen).expanduser()
-    try:
-        if chosen == "auto":
-            path.parent.mkdir(parents=True, exist_ok=True)
-        return logstream.RotatingFile(path, observe.opening_line(settings.log_format)), ""
-    except OSError as failure:
-        trouble = f"cannot write the log to {path}: {failure.strerror}. --log-file takes another place, or none."
-        if chosen != "auto":
-            _fail(trouble, _code(failure))
-        return None, trouble
-
-
-def _bound(settings: Settings) -> socket.socket:
-    """Return the listening socket, or say why there is none."""
-
-    where = f"{settings.host}:{settings.port}"
-    try:
-        return server.listen(settings.host, settings.port)
+        return listen(settings.host, settings.port)
     except OSError as failure:
         hint = {
-            errno.EADDRINUSE: "Is another server running? --port takes another number, 0 any free one.",
-            errno.EACCES: "Ports below 1024 are for the system; --port takes another number.",
-            errno.EADDRNOTAVAIL: "It is no address of this machine; --host takes one, 0.0.0.0 means all.",
+            errno.EADDRINUSE: "Is another server running? Set another port with --port; 0 picks a free one.",
+            errno.EACCES: "Ports below 1024 need administrator rights; set another one with --port.",
+            errno.EADDRNOTAVAIL: "This machine has no such address; --host 0.0.0.0 listens on all that it has.",
         }.get(failure.errno or 0, "Is --host right?")
+        where = f"{settings.host}:{settings.port}"
         _fail(f"cannot listen on {where}: {failure.strerror}. {hint}", _code(failure))
 
 
 def _code(failure: OSError) -> int:
-    """Return the exit code for an error of the operating system."""
+    """Return the exit status for an error of the operating system."""
     if failure.errno in (errno.EACCES, errno.EPERM):
-        return EX_NOPERM
-    return EX_CANTCREAT if failure.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) else EX_OSERR
+        return os.EX_NOPERM
+    return os.EX_CANTCREAT if failure.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) else os.EX_OSERR
 
 
-def _doctor(arguments: list[str]) -> int:
+def _doctor(arguments: list[str], examine: Callable[..., int]) -> int:
     parser = _parser(f"{PROGRAM} doctor", DOCTOR_HELP)
-    parser.add_argument("--json", action="store_true", help="Say it as JSON.")
-    parser.add_argument("--env-file", metavar="FILE", help="Settings of the server to look for.")
-    # Unless told otherwise, the server in question is the one that runs as a service.
-    try:
-        service_file = unit.describe(control.this_place(os.environ)).settings
-    except unit.Unsupported:
-        service_file = None
-    settings = _settings(parser, arguments, default_file=service_file)
-    machine = doctor_machine.this_machine(os.environ)
-    options = parser.parse_args(arguments)
-    return doctor.run(machine, settings, as_json=options.json, out=sys.stdout, progress=sys.stderr)
+    parser.add_argument("--json", action="store_true", help="Print the report as JSON.")
+    parser.add_argument("--env-file", metavar="FILE", help="Settings file of the server to check.")
+    settings = _settings(parser, arguments, default_file=settings_path(os.environ, Path.home()))
+    as_json = parser.parse_args(arguments).json
+    return examine(this_machine(os.environ), settings, as_json=as_json, out=sys.stdout, progress=sys.stderr)
 
 
-def _service(arguments: list[str]) -> int:
+def _service(arguments: list[str], platform: str) -> int:
     if arguments in (["--help"], ["-h"]):
         print(SERVICE_HELP, end="")
         return 0
-    act: dict[str, Any] = {"run": control.run, "say": print}
+    if platform != "linux":
+        _fail("a service needs systemd, on Linux or in WSL 2. Here, start the server yourself.", os.EX_UNAVAILABLE)
+    service = Service(os.environ, home=Path.home())
     try:
-        place = control.this_place(os.environ)
-        service = unit.describe(place)
         match arguments:
             case ["install", *rest]:
                 settings = _settings(_parser(f"{PROGRAM} service install", INSTALL_HELP), rest)
-                status = control.install(service, place, _assignments(settings), **act)
+                return service.install(_assignments(settings))
             case ["uninstall"]:
-                status = control.uninstall(service, **act)
+                return service.uninstall()
             case ["status"]:
-                status = control.show(service, service.status, **act)
-            case ["logs"]:
-                status = control.show(service, service.logs, **act)
-            case ["logs", "--follow" | "-f"]:
-                status = control.show(service, service.follow, **act)
+                return service.status()
+            case ["logs", *rest] if rest in ([], ["--follow"], ["-f"]):
+                return service.logs(follow=bool(rest))
             case _:
                 print(SERVICE_HELP, end="", file=sys.stderr)
-                status = EX_USAGE
-    except unit.Unsupported as failure:
-        _fail(str(failure), EX_UNAVAILABLE)
+                return os.EX_USAGE
     except ValueError as failure:
-        _fail(str(failure), EX_USAGE)
+        _fail(str(failure), os.EX_USAGE)
     except OSError as failure:
-        _fail(f"{failure.filename}: {failure.strerror}", EX_OSERR)
-    return status
+        _fail(f"{failure.filename}: {failure.strerror}", os.EX_OSERR)
 
 
 def _assignments(settings: Settings) -> dict[str, str]:
-    """Return what was set, by the command line or the environment, as variables of the settings file."""
+    """Return what the command line or the environment set, as variables of the settings file."""
     return {settings_file.variable(name): written(getattr(settings, name)) for name in settings.model_fields_set}
 
 
@@ -256,12 +230,12 @@ def _parser(program: str, description: str) -> argparse.ArgumentParser:
 
 
 def _add_option(parser: argparse.ArgumentParser, *names: str, **option: Any) -> argparse.Action:
-    """Add an option as people read it: pydantic-settings would show Python's types and the source of its defaults."""
+    """Add an option with a help text for people: pydantic-settings would show Python's types."""
     field = Settings.model_fields[option["dest"]]
     default = written(field.default)
-    # Ranges are described, not listed; no is what a flag means until it is given.
-    said = default and default != "false" and not isinstance(field.default, tuple)
-    option["help"] = f"{field.description} (default: {default})" if said else field.description
+    # The default of a list is part of its description; that of a flag is always no.
+    shown = default and default != "false" and not isinstance(field.default, tuple)
+    option["help"] = f"{field.description} (default: {default})" if shown else field.description
     if option.get("metavar"):
         kinds = [kind for kind in typing.get_args(field.annotation) or (field.annotation,) if isinstance(kind, type)]
         choices = typing.get_origin(field.annotation) is typing.Literal
@@ -279,14 +253,14 @@ def _settings(parser: argparse.ArgumentParser, arguments: list[str], *, default_
     known = vars(parser.parse_args(arguments))
     file = Path(known["env_file"]) if known.get("env_file") else None
     if file is not None and not file.is_file():
-        _fail(f"--env-file: there is no file {file}", EX_USAGE)
+        _fail(f"--env-file: there is no file {file}", os.EX_USAGE)
     if "env_file" in known and (file or default_file):
-        # As systemd does with its EnvironmentFile, so that HF_HOME and the like may stand in it, too.
+        # Set all of its variables, as systemd's EnvironmentFile does: HF_HOME and the like may be in it.
         dotenv.load_dotenv(file or default_file, override=False, interpolate=False)
     try:
         return CliApp.run(Settings, cli_args=arguments, cli_settings_source=source)
     except (ValidationError, SettingsError) as failure:
-        _fail(_explain(failure), EX_USAGE)
+        _fail(_explain(failure), os.EX_USAGE)
 
 
 def _explain(failure: ValidationError | SettingsError) -> str:
@@ -299,6 +273,6 @@ def _explain(failure: ValidationError | SettingsError) -> str:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    with contextlib.suppress(OSError):  # a full disk under standard error must not hide the code
+    with contextlib.suppress(OSError):  # a full disk must not hide the exit status
         print(f"{PROGRAM}: {message}", file=sys.stderr, flush=True)
     sys.exit(code)

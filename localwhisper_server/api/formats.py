@@ -1,7 +1,7 @@
-"""A transcript as bytes on the wire: json, verbose_json, text, srt, vtt and SSE events. Pure.
+"""A transcript as the bytes of an answer: json, verbose_json, text, srt, vtt and server-sent events. Pure.
 
-Field names, their order and the endings of each body follow OpenAI's answers; where those are not known, what the
-SDKs read best. JSON is compact and has no final newline.
+Field names, their order and the end of each body are OpenAI's; where OpenAI's are unknown, what the SDKs read best.
+JSON is compact and has no final newline.
 """
 
 import json
@@ -18,8 +18,8 @@ JSON_TYPE: Final = "application/json"
 TEXT_TYPE: Final = "text/plain; charset=utf-8"
 SSE_TYPE: Final = "text/event-stream; charset=utf-8"
 
-# Words on OpenAI's wire carry no punctuation at their ends ("don't" keeps its apostrophe).
-_PUNCTUATION = string.punctuation + "¿¡«»“”‘’„‚…—–。、，！？：；「」『』（）《》〈〉・"  # noqa: RUF001 - the punctuation of the world
+# OpenAI's words have no punctuation at their ends ("don't" keeps its apostrophe).
+_PUNCTUATION = string.punctuation + "¿¡«»“”‘’„‚…—–。、，！？：；「」『』（）《》〈〉・"  # noqa: RUF001 - other scripts have their own
 
 
 def to_json(value: Any) -> bytes:
@@ -28,14 +28,20 @@ def to_json(value: Any) -> bytes:
 
 
 def usage(transcript: Transcript) -> dict[str, Any]:
-    """Return the duration kind of usage: whole seconds, a started second counting as one."""
+    """Return usage of the kind `duration`, in whole seconds, rounded up."""
     return {"type": "duration", "seconds": math.ceil(transcript.duration)}
 
 
 def render_json(
     transcript: Transcript, *, logprobs: bool = False, list_languages: bool = False, hints: Sequence[str] = ()
 ) -> bytes:
-    """Render `json`; `list_languages` adds the field that gpt-transcribe alone has, which repeats the `hints`."""
+    """Render `json`; `list_languages` adds gpt-transcribe's `languages`: the `hints`, else the detected one."""
+    return to_json(_json_body(transcript, logprobs=logprobs, list_languages=list_languages, hints=hints))
+
+
+def _json_body(
+    transcript: Transcript, *, logprobs: bool = False, list_languages: bool = False, hints: Sequence[str] = ()
+) -> dict[str, Any]:
     body: dict[str, Any] = {"text": transcript.text}
     found = _all_logprobs(transcript.segments) if logprobs else []
     if found:  # absent for silence
@@ -44,14 +50,14 @@ def render_json(
         spoken = (hints or [transcript.language]) if transcript.segments and transcript.language else ()
         body["languages"] = [{"code": code} for code in spoken]
     body["usage"] = usage(transcript)
-    return to_json(body)
+    return body
 
 
 def render_verbose_json(transcript: Transcript, *, segments: bool = True, words: bool = False) -> bytes:
     """Render `verbose_json` with segments, top-level words, or both, as the granularities asked."""
     body: dict[str, Any] = {
         "task": transcript.task,
-        # A translation's text is English, whatever was spoken.
+        # A translation's text is English, whatever language was spoken.
         "language": "english" if transcript.task == "translate" else languages.NAMES[transcript.language or "en"],
         "duration": _float32(transcript.duration),
         "text": transcript.text,
@@ -102,8 +108,7 @@ def delta_event(text: str, segment: Segment, *, logprobs: bool = False) -> bytes
 
 def done_event(transcript: Transcript, **shown: Any) -> bytes:
     """Render `transcript.text.done` with the whole text; `shown` as for `render_json`."""
-    body = json.loads(render_json(transcript, **shown))
-    return event({"type": "transcript.text.done"} | body)
+    return event({"type": "transcript.text.done"} | _json_body(transcript, **shown))
 
 
 Renderer = Callable[[Transcript], bytes]

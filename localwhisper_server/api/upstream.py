@@ -1,7 +1,7 @@
-"""What else OpenAI offers, passed on to it: chat, embeddings, speech synthesis. Never a recording to be transcribed.
+"""The upstream: passes chat, embeddings and speech synthesis on to OpenAI, and never a recording to transcribe.
 
-A bot of which only OPENAI_BASE_URL was changed asks this server for everything. What is not speech-to-text goes to the
-upstream with the caller's own key, streaming both ways, as if it had gone there itself.
+A bot whose OPENAI_BASE_URL points to this server asks it for everything. What is not speech-to-text goes to the
+upstream with the caller's own key, streamed both ways, as if the bot had asked there.
 """
 
 import json
@@ -11,58 +11,40 @@ from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
 import anyio
+from starlette.types import Message, Receive, Scope, Send
 
 from localwhisper_client._http import http
-from localwhisper_server.api.asgi import Message, Receive, Scope, Send, header_values
-from localwhisper_server.api.keys import KEY_HEADER, holds_one_of
-from localwhisper_server.errors import Busy, NotFound, ServerError, UpstreamFailed, UpstreamSilent
+from localwhisper_server.api._keys import KEY_HEADER, contains_key
+from localwhisper_server.errors import Busy, NotFound, ServerError, UpstreamFailed, UpstreamTimeout
 
 logger = logging.getLogger(__name__)
 
 PREFIX = b"/v1/"
 CONNECT_SECONDS = 5.0
-# As patient as the SDKs are: a model may think for minutes before its first word.
-SILENT_SECONDS = 600.0
-# For the list of models, which a program waits for before it shows anything; and how large one may be.
+# The SDKs' own timeout: a model may take minutes before its first word.
+READ_SECONDS = 600.0
+# For the list of models, for which a program waits before it shows anything, and its most bytes.
 LIST_SECONDS = 5.0
 MOST_LISTED = 4 * 1024 * 1024
 OK, UNAUTHORIZED, MOST_STATUS = 200, 401, 600
 
-# RFC 9110 §7.6.1: what is said to the next hop and no further.
+# RFC 9110 §7.6.1: these are for the next hop alone.
 HOP_BY_HOP = frozenset(
-    {
-        b"connection",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    }
+    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
+    b"upgrade".split()
 )
-# `expect` was answered here; cookies belong to another site, the browser's other tabs on this machine for one; the
-# rest would tell the addresses and names of the LAN.
-KEPT_FROM_UPSTREAM = HOP_BY_HOP | {
-    KEY_HEADER,
-    b"cookie",
-    b"expect",
-    b"forwarded",
-    b"host",
-    b"origin",
-    b"referer",
-    b"via",
-    b"x-forwarded-for",
-    b"x-forwarded-host",
-    b"x-forwarded-proto",
-    b"x-real-ip",
-}
-FOR_A_BODY = frozenset({b"accept-encoding", b"content-length", b"content-type", b"content-encoding", b"range"})
-# The web server here says the time and its name; who may read an answer is this server's to say.
-KEPT_FROM_CALLER = HOP_BY_HOP | {b"set-cookie", b"date", b"server", b"alt-svc", b"strict-transport-security"}
+# This server answers `expect`. Cookies may belong to other pages on this machine. The rest would reveal addresses and
+# names of the LAN.
+KEPT_FROM_UPSTREAM = HOP_BY_HOP.union(
+    b"cookie expect forwarded host origin referer via x-forwarded-for x-forwarded-host x-forwarded-proto "
+    b"x-real-ip".split(),
+    [KEY_HEADER.encode()],
+)
+FOR_A_BODY = frozenset(b"accept-encoding content-length content-type content-encoding range".split())
+# uvicorn sends its own date; the others speak for the upstream's host, not for this one.
+KEPT_FROM_CALLER = HOP_BY_HOP.union(b"set-cookie date server alt-svc strict-transport-security".split())
 CREDENTIALS = frozenset({b"authorization", b"api-key", b"x-api-key"})
-# Whatever lies under /audio is presumed to carry a voice, apart from what makes one.
+# Of all that is below /audio, the one path that takes no recording.
 SPEECH_SYNTHESIS = (b"audio", b"speech")
 SOUND = (b"audio/", b"video/", b"application/ogg", b"application/x-ogg", b"application/mp4")
 OUR_OWN = frozenset({b"transcriptions", b"translations"})
@@ -73,8 +55,8 @@ Headers = list[tuple[bytes, bytes]]
 def may_leave(raw_path: bytes, headers: Iterable[tuple[bytes, bytes]] = ()) -> bool:
     """Whether a request may be passed on: its path is below /v1, plain, and not one that takes recordings.
 
-    Paths that could be read in two ways (dots, doubled or encoded slashes) are not passed on, since the upstream may
-    read them the other way. Neither are bodies that say they are sound or film.
+    A path that can be read in two ways (dots, doubled or encoded slashes) is not passed on: the upstream may read it
+    the other way. Neither is a body whose type is sound or film.
     """
     if not raw_path.startswith(PREFIX):
         return False
@@ -86,23 +68,23 @@ def may_leave(raw_path: bytes, headers: Iterable[tuple[bytes, bytes]] = ()) -> b
         segment not in (b"", b".", b"..") and not set(segment) & set(b"/\\%;?#") and min(segment) > ord(" ")
         for segment in decoded
     )
-    kinds = [value.strip(b" \t\"'").lower() for value in header_values(headers, b"content-type")]
+    kinds = [value.strip(b" \t\"'").lower() for value in _values(headers, b"content-type")]
     form = any(kind.startswith(b"multipart/") for kind in kinds)
     return (
         plain
         and (decoded[0] != b"audio" or (tuple(decoded) == SPEECH_SYNTHESIS and not form))
-        and decoded[0] != b"realtime"  # a conversation by sound
+        and decoded[0] != b"realtime"  # takes sound
         and not OUR_OWN.intersection(decoded)
         and not any(kind.startswith(SOUND) for kind in kinds)
     )
 
 
 def to_upstream(headers: Iterable[tuple[bytes, bytes]], keys: Sequence[str], own_key: str | None = None) -> Headers:
-    """Return the headers to pass on; a key of this server's own stays here, in whatever header and form it came.
+    """Return the headers to pass on, without any that has one of this server's `keys` in whatever form.
 
-    `own_key` is sent for a caller who shows the upstream no key.
+    `own_key` is added where no credentials are left.
     """
-    kept = [(name, value) for name, value in _without(headers, KEPT_FROM_UPSTREAM) if not holds_one_of(keys, value)]
+    kept = [(name, value) for name, value in _without(headers, KEPT_FROM_UPSTREAM) if not contains_key(value, keys)]
     if own_key is not None and not CREDENTIALS.intersection(name for name, _ in kept):
         kept.append((b"authorization", b"Bearer " + own_key.encode()))
     return kept
@@ -115,16 +97,19 @@ def to_caller(headers: Headers) -> Headers:
 
 def _without(headers: Iterable[tuple[bytes, bytes]], unwanted: frozenset[bytes]) -> Headers:
     headers = [(name.lower(), value) for name, value in headers]
-    named = {token.strip().lower() for value in header_values(headers, b"connection") for token in value.split(b",")}
+    named = {token.strip().lower() for value in _values(headers, b"connection") for token in value.split(b",")}
     return [(name, value) for name, value in headers if name not in unwanted | named]
 
 
+def _values(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
+    return [value for other, value in headers if other == name]
+
+
 class Upstream:
-    """An ASGI application that passes requests on to `base_url`, which stands for /v1. Close it at the end.
+    """An ASGI application that passes requests on to `base_url`, which replaces /v1. Close it at the end.
 
-    `keys` are this server's own and stay here; `own_key` goes to the upstream in their place.
-
-    `keys` are this server's own, which are never passed on.
+    `keys` are this server's own, which are never passed on. `own_key` is sent for a caller who has no credentials of
+    the upstream's.
     """
 
     def __init__(
@@ -133,20 +118,20 @@ class Upstream:
         self._base = http.URL(base_url.rstrip("/") + "/")
         self._keys = keys
         self._own_key = own_key
-        timeout = http.Timeout(SILENT_SECONDS, connect=CONNECT_SECONDS, pool=CONNECT_SECONDS)
-        # Redirects are the caller's to follow. Proxies of the environment apply: they are this machine's way out.
+        timeout = http.Timeout(READ_SECONDS, connect=CONNECT_SECONDS, pool=CONNECT_SECONDS)
+        # The caller follows redirects. The environment's proxies apply: the upstream may be reachable by them alone.
         self._client = http.AsyncClient(timeout=timeout, follow_redirects=False, transport=transport)
 
     async def aclose(self) -> None:
-        """Close what connections are left."""
+        """Close all connections."""
         await self._client.aclose()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on and its answer back; ends early, upstream too, when the caller hangs up.
+        """Pass a request on and its answer back; when the caller hangs up, end the request to the upstream.
 
         Raises:
-            NotFound: it may not leave the LAN.
-            Busy, UpstreamFailed, UpstreamSilent: there is no answer to pass back.
+            NotFound: the request may not leave the LAN.
+            Busy, UpstreamFailed, UpstreamTimeout: there is no answer.
 
         """
         if not may_leave(scope["raw_path"], scope["headers"]):
@@ -175,18 +160,15 @@ class Upstream:
             raise self._named(failure) from failure
 
     async def models(self, headers: Iterable[tuple[bytes, bytes]]) -> list[dict[str, Any]]:
-        """Return the upstream's models for a caller with these headers; none where the list cannot be had.
-
-        The list of this server's own has to be shown in any case.
-        """
+        """Return the upstream's models for a caller with these headers; none if it does not give the list."""
         try:
             status, body = await self.get("models", headers)
             listed = json.loads(body)["data"] if status == OK else []
             return [model for model in listed if isinstance(model["id"], str)]
         except ServerError:
-            return []  # the log has it
+            return []  # logged already
         except (ValueError, TypeError, KeyError, RecursionError):
-            logger.warning("%s gave a list of models that is none", self._base.host)
+            logger.warning("%s gave a list of models that cannot be read", self._base.host)
             return []
 
     async def get(self, path: str, headers: Iterable[tuple[bytes, bytes]]) -> tuple[int, bytes]:
@@ -194,13 +176,13 @@ class Upstream:
 
         Raises:
             NotFound: the path may not be asked for.
-            Busy, UpstreamFailed, UpstreamSilent: there is no answer.
+            Busy, UpstreamFailed, UpstreamTimeout: there is no answer.
 
         """
         target = quote(path).encode()
         if not may_leave(PREFIX + target):
             raise NotFound("GET", f"/v1/{path}")
-        # Plain, so that nothing has to be unpacked; the rest of the headers may tell whose models they are.
+        # Uncompressed. The other headers may say whose models to list.
         asking = [
             *_without(to_upstream(headers, self._keys, self._own_key), FOR_A_BODY),
             (b"accept-encoding", b"identity"),
@@ -237,7 +219,7 @@ class Upstream:
 
     def _request(self, scope: Scope, body: "_Body | None") -> Any:
         path = self._base.raw_path + scope["raw_path"][len(PREFIX) :]
-        pairs = [pair for pair in scope["query_string"].split(b"&") if pair and not holds_one_of(self._keys, pair)]
+        pairs = [pair for pair in scope["query_string"].split(b"&") if pair and not contains_key(pair, self._keys)]
         query = b"?" + b"&".join(pairs) if pairs else b""
         return http.Request(
             scope["method"],
@@ -247,7 +229,7 @@ class Upstream:
         )
 
     def _named(self, failure: Exception) -> Exception:
-        """Return the error to answer with."""
+        """Return the error to answer with, and log the cause."""
         host = self._base.host
         if isinstance(failure, http.PoolTimeout):
             return Busy(f"Too many requests are being passed on to {host}. Try again later.", retry_after=1)
@@ -256,7 +238,7 @@ class Upstream:
             return UpstreamFailed(f"This server passes such requests on to {host}, which could not be reached.")
         if isinstance(failure, http.TimeoutException):
             logger.warning("%s did not answer in time", host)
-            return UpstreamSilent(f"This server passes such requests on to {host}, which did not answer in time.")
+            return UpstreamTimeout(f"This server passes such requests on to {host}, which did not answer in time.")
         if isinstance(failure, http.HTTPError):
             logger.warning("%s broke off: %s", host, failure)
             return UpstreamFailed(f"This server passes such requests on to {host}, which broke off its answer.")
@@ -266,7 +248,7 @@ class Upstream:
         response = await self._client.send(request, stream=True)
         try:
             self._require_status(response)
-            # As they come, still compressed if they are.
+            # Raw: compressed parts stay compressed.
             headers = to_caller(response.headers.raw)
             await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
             async for part in response.aiter_raw():
@@ -278,7 +260,7 @@ class Upstream:
 
 
 class _Gone(Exception):
-    """The caller hung up in the middle of the body."""
+    """The caller hung up before the body was complete."""
 
 
 class _Body:
@@ -292,7 +274,7 @@ class _Body:
         """Yield the body.
 
         Raises:
-            _Gone: there will be no more of it.
+            _Gone: the caller hung up.
 
         """
         message: Message = {"more_body": True}
@@ -306,6 +288,6 @@ class _Body:
 
 
 def _has_body(headers: Headers) -> bool:
-    return bool(header_values(headers, b"transfer-encoding")) or any(
-        value.strip() != b"0" for value in header_values(headers, b"content-length")
+    return bool(_values(headers, b"transfer-encoding")) or any(
+        value.strip() != b"0" for value in _values(headers, b"content-length")
     )

@@ -1,22 +1,33 @@
-"""What the server says about its work: request ids, the log, and whom else to tell.
+"""The server's log: its lines, in text or JSON, and handlers that no request ever waits for.
 
-Never a transcript, a key, or the bytes of a file.
+It never holds a transcript, a key, or the bytes of a file.
 """
 
+import contextlib
 import datetime as dt
 import json
 import logging
-import sys
-from collections.abc import Sequence
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import platformdirs
 
 from localwhisper_server.observer import request_id
 
-# Loggers whose messages callers can cause as often as they like, each many times a second.
+Format = Literal["text", "json"]
+
+# Callers can cause the messages of these loggers at will, many times a second.
 FLOODED = ("asyncio", "uvicorn.error", "localwhisper_server.api.protocol")
+VERBOSE = ("httpx", "httpx2", "httpcore", "filelock", "faster_whisper", "uvicorn", "python_multipart")
+# Lines that may wait to be written: room for a burst of errors with their tracebacks.
+LINES = 2000
+# A month of a LAN server's voice messages fits into one file many times over.
+FILE_BYTES = 10_000_000
+FILES = 5
 
 
 class _WithRequestId(logging.Filter):
@@ -25,10 +36,10 @@ class _WithRequestId(logging.Filter):
         return True
 
 
-class Seldom(logging.Filter):
-    """Lets each message of a logger through once in `seconds`: what callers can cause at will must not fill the log.
+class OncePerPeriod(logging.Filter):
+    """Lets each message of a logger through once in `seconds`, so that callers cannot fill the log.
 
-    A message is known by its first line, before its arguments are put in.
+    Messages are the same if their first lines are, before arguments are put in.
     """
 
     def __init__(self, seconds: float = 60.0) -> None:
@@ -37,26 +48,26 @@ class Seldom(logging.Filter):
         self._last: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Say whether to log it."""
+        """Return whether to log the record."""
         message = str(record.msg).partition("\n")[0]
         if record.created - self._last.get(message, float("-inf")) < self._seconds:
             return False
-        if len(self._last) > 100:  # noqa: PLR2004 - asyncio's messages have addresses in them
+        if len(self._last) > 100:  # noqa: PLR2004 - asyncio's messages contain addresses
             self._last.clear()
         self._last[message] = record.created
         return True
 
 
-class _OneLine(logging.Formatter):
-    """Text for people. What callers sent cannot begin a line of its own."""
+class _TextFormatter(logging.Formatter):
+    """Lines for people. A line break that a caller sent is escaped, so that it cannot begin a line of the log."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         record.message = "".join(c if c.isprintable() else repr(c)[1:-1] for c in record.message)
         return super().formatMessage(record)
 
 
-class _Json(logging.Formatter):
-    """An object a line, for programs."""
+class _JsonFormatter(logging.Formatter):
+    """One object per line, for programs."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, Any] = {
@@ -66,48 +77,150 @@ class _Json(logging.Formatter):
             "request_id": request_id.get(),
             "message": record.getMessage(),
         }
-        # What a line is about, field by field; see `fields`.
         entry |= getattr(record, "fields", {})
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, default=str)  # in ASCII: no caller's line ends, no terminal's commands
+        return json.dumps(entry, default=str)  # ASCII: no line breaks and no terminal's commands
 
 
 def fields(**values: object) -> dict[str, dict[str, object]]:
-    """Return `extra` for a log call: the same facts as in its message, apart, for the JSON log."""
+    """Return `extra` for a log call: the facts of its message, as fields of the JSON log."""
     return {"fields": values}
 
 
+def _formatter(log_format: Format) -> logging.Formatter:
+    if log_format == "json":
+        return _JsonFormatter()
+    return _TextFormatter("%(asctime)s %(levelname)-7s %(request_id)s %(message)s")
+
+
+class _Console(logging.StreamHandler[Any]):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Lose the line: there is nowhere to report it."""
+
+
+class _File(RotatingFileHandler):
+    def emit(self, record: logging.LogRecord) -> None:
+        if not Path(self.baseFilename).exists():
+            self.close()  # somebody moved or deleted the file: the line goes to a new one
+        super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Lose the line: the disk may be full, which must not stop the server."""
+
+
+def console(stream: Any, *, quiet: bool = False) -> logging.Handler:
+    """Return a handler that writes to a stream; `quiet`: warnings and errors alone."""
+    handler = _Console(stream)
+    handler.setLevel(logging.WARNING if quiet else logging.NOTSET)
+    return handler
+
+
+def rotating_file(
+    path: Path, log_format: Format = "text", *, size: int = FILE_BYTES, kept: int = FILES
+) -> RotatingFileHandler:
+    """Return a handler that appends to a file, renamed to PATH.1 when it has `size` bytes; `kept` of these are kept.
+
+    A line that marks the start of the server is written at once.
+
+    Raises:
+        OSError: the file cannot be written, or the disk is full.
+
+    """
+    start = {"name": __name__, "levelname": "INFO", "msg": "the server starts"}
+    line = "-" * 80 if log_format == "text" else _JsonFormatter().format(logging.makeLogRecord(start))
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
+    return _File(path, maxBytes=size, backupCount=kept, encoding="utf-8", delay=True)
+
+
 def default_log_file(port: int) -> Path:
-    """Return where the log of the server on this port is kept where nobody says: in the user's folder for logs."""
+    """Return the log file of the server on this port, in the user's folder for logs."""
     return platformdirs.user_log_path("localwhisper", appauthor=False) / f"server-{port}.log"
 
 
-def opening_line(log_format: Literal["text", "json"]) -> str:
-    """Return the line that a start of the server begins its log file with, in the format of the others."""
-    if log_format == "text":
-        return f"{'-' * 80}\n"
-    record = {"name": __name__, "levelname": "INFO", "msg": "the server starts"}
-    return _Json().format(logging.makeLogRecord(record)) + "\n"
+class _Queue(QueueHandler):
+    """Formats a record for the thread that writes it. If the queue is full, the line is dropped and counted."""
+
+    def __init__(self, lines: int) -> None:
+        self.lines: queue.Queue[Any] = queue.Queue(lines)
+        super().__init__(self.lines)
+        self.dropped = 0
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        try:
+            self.lines.put_nowait(record)
+        except queue.Full:
+            self.dropped += 1
 
 
-def configure_logging(
-    level: str, streams: Sequence[TextIO] = (), log_format: Literal["text", "json"] = "text", *, quiet: bool = False
-) -> None:
-    """Log to every one of `streams` (none: standard error), one line a record, each with the id of its request.
+class _Writer(QueueListener):
+    """The thread that writes what a `_Queue` holds."""
 
-    If `quiet`, the first takes warnings and errors alone.
+    def __init__(self, source: _Queue, target: logging.Handler) -> None:
+        super().__init__(source.queue, target)
+        source.setLevel(target.level)
+        self._source = source
+        self._target = target
+
+    def handle(self, record: logging.LogRecord) -> None:
+        dropped, self._source.dropped = self._source.dropped, 0
+        if dropped:
+            note = {"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING", "request_id": "-"}
+            note["msg"] = f"{dropped} lines of the log were dropped, because they could not be written in time"
+            super().handle(self._source.prepare(logging.makeLogRecord(note)))
+        super().handle(record)
+
+    def enqueue_sentinel(self) -> None:
+        self._source.lines.put(None)  # waits while the queue is full
+
+    def finish(self, seconds: float) -> bool:
+        """Write what waits and close the handler; return False if that takes longer."""
+        stopping = threading.Thread(target=self.stop, daemon=True)
+        stopping.start()
+        stopping.join(seconds)
+        if stopping.is_alive():
+            return False
+        self._target.close()
+        return True
+
+
+@contextlib.contextmanager
+def logging_to(
+    targets: Sequence[logging.Handler],
+    level: str = "info",
+    log_format: Format = "text",
+    *,
+    lines: int = LINES,
+    finish_seconds: float = 1.0,
+) -> Iterator[list[bool]]:
+    """Log to every target while the block runs, one line per record, each with the id of its request.
+
+    Each target has a thread and a queue of its own: a full disk, a terminal that is stopped, or a pipe that is not read
+    costs lines of that target, and never time. After the block, the list that is yielded holds, for each target,
+    whether all lines were written within `finish_seconds`.
     """
-    text = "%(asctime)s %(levelname)-7s %(request_id)s %(message)s"
+    queues = [_Queue(lines) for _ in targets]
+    writers = [_Writer(source, target) for source, target in zip(queues, targets, strict=True)]
+    for writer in writers:
+        writer.start()
+    configure(level, queues, log_format)
+    finished: list[bool] = []
+    try:
+        yield finished
+    finally:
+        finished += [writer.finish(finish_seconds) for writer in writers]
+
+
+def configure(level: str, handlers: Sequence[logging.Handler], log_format: Format = "text") -> None:
+    """Make `handlers` those of the root logger, with the server's format."""
     root = logging.getLogger()
-    root.handlers = [logging.StreamHandler(stream) for stream in streams or (sys.stderr,)]
+    root.handlers = list(handlers)
     for handler in root.handlers:
         handler.addFilter(_WithRequestId())
-        handler.setFormatter(_Json() if log_format == "json" else _OneLine(text))
+        handler.setFormatter(_formatter(log_format))
     root.setLevel(level.upper())
-    if quiet:
-        root.handlers[0].setLevel(logging.WARNING)
-    for flooded in FLOODED:
-        logging.getLogger(flooded).filters = [Seldom()]
-    for chatty in ("httpx", "httpx2", "httpcore", "filelock", "faster_whisper", "uvicorn", "python_multipart"):
-        logging.getLogger(chatty).setLevel(max(root.level, logging.WARNING))
+    for name in FLOODED:
+        logging.getLogger(name).filters = [OncePerPeriod()]
+    for name in VERBOSE:
+        logging.getLogger(name).setLevel(max(root.level, logging.WARNING))

@@ -1,45 +1,33 @@
-"""The server's work in numbers, for Prometheus. What each means is in its help text.
+"""The server's work in numbers, for Prometheus. The help text of each says what it means.
 
-Labels come from lists of ours, never from a request, so that no caller can make them grow.
+Labels come from fixed lists, never from a request, so that no caller can make them grow.
 """
 
+import importlib
+import logging
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+logger = logging.getLogger(__name__)
+
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 OTHER = "other"
 _SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 900)
-# Seconds of work for one second of sound: above 1, speech comes faster than it is written down.
+# Seconds of work for one second of sound: above 1, the server is slower than speech.
 _REAL_TIME = (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5)
 _FILL = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1)
 
 Memory = tuple[str, int, int]
-"""A device's number, its bytes in use and its bytes in all."""
-
-
-class State(Protocol):
-    """What is looked at when somebody asks, instead of being told."""
-
-    @property
-    def queue_seconds(self) -> float:
-        """How long a request that came now would wait."""
-
-    @property
-    def open_requests(self) -> int:
-        """How many transcriptions wait or run."""
-
-    @property
-    def loaded(self) -> bool:
-        """Whether the model is in memory."""
+"""A device's number, its bytes in use and its bytes in total."""
 
 
 class Metrics:
-    """An `observe.Observer` that counts into `registry`."""
+    """An `observer.Observer` that counts into `registry`."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
@@ -48,7 +36,7 @@ class Metrics:
         )
         self._request_seconds = Histogram(
             "localwhisper_request_seconds",
-            "Seconds from a request's head to the end of its answer.",
+            "Seconds from the head of a request to the end of its response.",
             ["route"],
             buckets=_SECONDS,
             registry=registry,
@@ -57,43 +45,55 @@ class Metrics:
             "localwhisper_audio_seconds", "Seconds of recordings transcribed, silence included.", registry=registry
         )
         self._decoded_seconds = Counter(
-            "localwhisper_decoded_seconds", "Seconds of sound that the model was given.", registry=registry
+            "localwhisper_decoded_seconds", "Seconds of audio that the model decoded.", registry=registry
         )
         self._engine_seconds = Counter(
             "localwhisper_engine_seconds",
-            "Seconds the model worked; by decoded seconds, the real-time factor over a while.",
+            "Seconds the model worked. Divided by decoded seconds, this is the real-time factor.",
             registry=registry,
         )
         self._real_time = Histogram(
             "localwhisper_real_time_factor",
-            "Seconds of work per second of sound, by batch.",
+            "Seconds of work per second of audio, by batch.",
             buckets=_REAL_TIME,
             registry=registry,
         )
         self._queue = Histogram(
             "localwhisper_queue_seconds",
-            "Seconds that a chunk waited for its batch.",
+            "Seconds a chunk waited for its batch.",
             buckets=_SECONDS,
             registry=registry,
         )
         self._fill = Histogram(
-            "localwhisper_batch_fill", "Chunks in a batch, of those it may hold.", buckets=_FILL, registry=registry
+            "localwhisper_batch_fill",
+            "Chunks in a batch, as a share of its limit.",
+            buckets=_FILL,
+            registry=registry,
         )
         self._chunks = Counter("localwhisper_chunks", "Chunks decoded.", registry=registry)
-        self._reruns = Counter(
-            "localwhisper_gate_reruns", "Chunks done again with the full window, by why.", ["reason"], registry=registry
+        self._retries = Counter(
+            "localwhisper_full_window_retries",
+            "Chunks decoded again with the full window, by reason.",
+            ["reason"],
+            registry=registry,
         )
         self._loads = Counter("localwhisper_model_loads", "Times the model was loaded.", registry=registry)
         self._memory = Counter(
-            "localwhisper_out_of_memory", "Times the device's memory ran out under a batch.", registry=registry
+            "localwhisper_out_of_memory", "Times the device ran out of memory during a batch.", registry=registry
         )
 
-    def look_at(self, state: State, memory: Callable[[], Iterable[Memory]] | None = None) -> None:
-        """Add what is read when somebody asks; `memory` gives the video memory of each device that has any."""
+    def read_at_scrape(
+        self,
+        queue_seconds: Callable[[], float],
+        open_requests: Callable[[], int],
+        loaded: Callable[[], bool],
+        memory: Callable[[], Iterable[Memory]] | None = None,
+    ) -> None:
+        """Add numbers that are read at each scrape; `memory` gives the video memory of each device."""
         for name, text, read in (
-            ("queue_estimate_seconds", "How long a request that came now would wait.", lambda: state.queue_seconds),
-            ("open_requests", "Transcriptions that wait or run.", lambda: state.open_requests),
-            ("model_in_memory", "1 while the model is loaded.", lambda: float(state.loaded)),
+            ("queue_estimate_seconds", "How long a request that came now would wait.", queue_seconds),
+            ("open_requests", "Transcriptions that wait or run.", open_requests),
+            ("model_in_memory", "1 while the model is loaded.", loaded),
         ):
             Gauge(f"localwhisper_{name}", text, registry=self._registry).set_function(read)
         if memory is not None:
@@ -124,19 +124,19 @@ class Metrics:
             self._real_time.observe(took / sound)
 
     def retried(self, reason: str) -> None:
-        """Count a chunk done again."""
-        self._reruns.labels(reason.replace(" ", "_")).inc()
+        """Count a chunk that was decoded again."""
+        self._retries.labels(reason.replace(" ", "_")).inc()
 
     def model_loaded(self) -> None:
         """Count a load."""
         self._loads.inc()
 
     def out_of_memory(self) -> None:
-        """Count it."""
+        """Count a batch that ran out of memory."""
         self._memory.inc()
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
-        """Return all of it as text and that text's content type, in the format the `Accept` header prefers."""
+        """Return all numbers as text, and its content type, in the format that the `Accept` header prefers."""
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
 
@@ -146,7 +146,7 @@ class _VideoMemory(Collector):
         self._read = read
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
-        """Name what may be collected; else the registry would read the device to find out."""
+        """Name the families; without this the registry would read the device to find out."""
         return self._families()
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
@@ -161,6 +161,32 @@ class _VideoMemory(Collector):
     @staticmethod
     def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily]:
         return (
-            GaugeMetricFamily("localwhisper_vram_used_bytes", "Video memory in use, by anybody.", labels=["device"]),
-            GaugeMetricFamily("localwhisper_vram_total_bytes", "Video memory in all.", labels=["device"]),
+            GaugeMetricFamily("localwhisper_vram_used_bytes", "Video memory used by all programs.", labels=["device"]),
+            GaugeMetricFamily("localwhisper_vram_total_bytes", "Video memory in total.", labels=["device"]),
         )
+
+
+def video_memory(load: Callable[[str], Any] = importlib.import_module) -> Callable[[], list[Memory]] | None:
+    """Return a function that reads the video memory of each NVIDIA device; None if there is no device.
+
+    It needs `nvidia-ml-py`, which the extra `[cuda]` brings, and takes microseconds. `load` imports a module.
+    """
+    try:
+        nvml = load("pynvml")
+        nvml.nvmlInit()
+    except Exception as reason:  # noqa: BLE001 - no package, no driver, no permission
+        logger.debug("no video memory to show: %s", reason)
+        return None
+
+    def read() -> list[Memory]:
+        try:
+            infos = [
+                nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByIndex(number))
+                for number in range(nvml.nvmlDeviceGetCount())
+            ]
+        except nvml.NVMLError as reason:  # the driver was updated, the card fell off the bus
+            logger.debug("the video memory could not be read: %s", reason)
+            return []
+        return [(str(number), info.used, info.total) for number, info in enumerate(infos)]
+
+    return read

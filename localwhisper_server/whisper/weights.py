@@ -18,17 +18,9 @@ import huggingface_hub
 import huggingface_hub.errors
 import platformdirs
 
-logger = logging.getLogger(__name__)
+from localwhisper_client.shared import openai_models
 
-# OpenAI's names for speech-to-text (https://platform.openai.com/docs/models): all mean the model that is served.
-OPENAI_NAMES = (
-    "whisper-1",
-    "gpt-4o-transcribe",
-    "gpt-4o-mini-transcribe",
-    "gpt-4o-mini-transcribe-2025-12-15",
-    "gpt-4o-transcribe-diarize",
-    "gpt-transcribe",
-)
+logger = logging.getLogger(__name__)
 
 # faster-whisper's short names, each with the repository of its CTranslate2 conversion.
 REPOSITORIES = {
@@ -56,7 +48,7 @@ REPOSITORIES = {
 HABITUAL_NAMES = frozenset(
     [
         *("whisper", "whisper-large-v3", "whisper-large-v3-turbo", "distil-whisper-large-v3-en", "openai/whisper"),
-        *(f"openai/{name}" for name in OPENAI_NAMES),
+        *(f"openai/{name}" for name in openai_models.NAMES),
         *(f"openai/whisper-{size}" for size in REPOSITORIES),
     ]
 )
@@ -129,7 +121,7 @@ def served_names(model: str) -> tuple[str, ...]:
     own = _own_name(model)
     same = _sizes(own)
     repositories = [] if _folder(model) else [REPOSITORIES[size] for size in same]
-    return tuple(dict.fromkeys([own, *same, *repositories, *OPENAI_NAMES]))
+    return tuple(dict.fromkeys([own, *same, *repositories, *openai_models.NAMES]))
 
 
 def aliases(model: str) -> frozenset[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import av
 import pytest
 
-from localwhisper_client.cli.demo import Server, serving
+from localwhisper_client.server_process import ServerProcess, serving
 
 FOLDER = os.environ.get("LOCALWHISPER_CLIENTS", "")
 HERE = Path(__file__).parent
@@ -84,7 +84,7 @@ CLIENTS = (
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server() -> Iterator[ServerProcess]:
     """A server that asks for a key."""
     with serving("--model", "base", "--api-key", KEY) as running:
         yield running
@@ -103,7 +103,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return ENGLISH, path
 
 
-def settings(server: Server, way: str) -> dict[str, str]:
+def settings(server: ServerProcess, way: str) -> dict[str, str]:
     """Return the environment that leads a client to the server in one of three ways."""
     if way == "url":
         return {"OPENAI_BASE_URL": server.base_url, "OPENAI_API_KEY": KEY}
@@ -166,7 +166,7 @@ def command(client: Client, way: str) -> list[str | Path]:
     ("client", "way"),
     [pytest.param(client, way, id=f"{client.name}-{way}") for client in CLIENTS for way in client.ways],
 )
-def test_client(client: Client, way: str, server: Server, recordings: tuple[Path, Path], tmp_path: Path) -> None:
+def test_client(client: Client, way: str, server: ServerProcess, recordings: tuple[Path, Path], tmp_path: Path) -> None:
     """All that a client asks for in its own way comes back with the words."""
     environment = {**os.environ, **settings(server, way), **dict(client.environment)}
     printed = run(*command(client, way), *recordings, env=environment, cwd=tmp_path, timeout=300)

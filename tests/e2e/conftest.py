@@ -5,25 +5,25 @@ from pathlib import Path
 
 import pytest
 
-from localwhisper_client.cli.demo import Server, serving
+from localwhisper_client.server_process import ServerProcess, serving
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
+def server() -> Iterator[ServerProcess]:
     """A ready server with the base model on a free loopback port."""
     with serving("--model", "base") as running:
         yield running
 
 
 @pytest.fixture
-def frail_server() -> Iterator[Server]:
+def frail_server() -> Iterator[ServerProcess]:
     """A server of this test's own, to be stopped, frozen or killed; its model is the smallest."""
     with serving("--model", "tiny.en") as running:
         yield running
 
 
 @pytest.fixture
-def stock(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+def stock(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> ServerProcess:
     """Set the environment of a bot of which only OPENAI_BASE_URL was changed."""
     monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
     monkeypatch.setenv("OPENAI_API_KEY", "whatever")

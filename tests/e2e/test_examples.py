@@ -10,7 +10,8 @@ from unittest.mock import AsyncMock, MagicMock
 
 import pytest
 
-from localwhisper_client.cli.demo import Server, stand_in_cloud
+from localwhisper_client.cli.demo import stand_in_cloud
+from localwhisper_client.server_process import ServerProcess
 
 pytestmark = pytest.mark.model
 
@@ -42,7 +43,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
-def test_openai_base_url(server: Server) -> None:
+def test_openai_base_url(server: ServerProcess) -> None:
     """The stock SDK prints each sentence with its time."""
     done = run(
         ROOT / "examples/openai_base_url.py", ENGLISH, OPENAI_BASE_URL=server.base_url, OPENAI_API_KEY="whatever"
@@ -51,7 +52,7 @@ def test_openai_base_url(server: Server) -> None:
     assert done.stdout.lstrip().startswith("0.0  Please buy milk")
 
 
-def test_fallback(server: Server) -> None:
+def test_fallback(server: ServerProcess) -> None:
     """The LAN server answers and says so."""
     done = run(ROOT / "examples/fallback.py", ENGLISH, LOCALWHISPER_BASE_URL=server.base_url, OPENAI_API_KEY="made-up")
     assert done.returncode == 0, done.stderr
@@ -74,7 +75,7 @@ def test_fallback_without_the_lan() -> None:
     assert "http://127.0.0.1:9/v1: outage" in done.stderr
 
 
-def test_async_many(server: Server) -> None:
+def test_async_many(server: ServerProcess) -> None:
     """Every file gets its line, in the order given."""
     done = run(ROOT / "examples/async_many.py", ENGLISH, GERMAN, LOCALWHISPER_BASE_URL=server.base_url)
     assert done.returncode == 0, done.stderr
@@ -95,7 +96,7 @@ def voice_update() -> MagicMock:
 
 
 @pytest.mark.anyio
-async def test_telegram_bot(server: Server, voice_update: MagicMock, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_telegram_bot(server: ServerProcess, voice_update: MagicMock, monkeypatch: pytest.MonkeyPatch) -> None:
     """A voice message is answered with its words."""
     monkeypatch.setenv("LOCALWHISPER_BASE_URL", server.base_url)
     bot = load("telegram_bot")
@@ -126,7 +127,7 @@ def test_demo() -> None:
     assert "(the stand-in cloud)" in done.stdout
 
 
-def test_readme_curl(server: Server) -> None:
+def test_readme_curl(server: ServerProcess) -> None:
     """The README's curl line works as it stands, but for the port."""
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     (command,) = (line for line in lines if line.startswith("curl ") and "audio/transcriptions" in line)

@@ -1,4 +1,4 @@
-"""A short message at a real server that is busy with long files."""
+"""A short message beside others' long files, at a real server."""
 
 import contextlib
 import statistics
@@ -8,14 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 
-from localwhisper_client.cli.demo import Server
+from localwhisper_client.server_process import ServerProcess
 from tests.e2e.conftest import ENGLISH
 from tests.server.hostile import opus_of_silence
 
 SILENT = 3
 
 
-def _ask(http: httpx2.Client, server: Server, prompt: str, file: bytes) -> float:
+def _ask(http: httpx2.Client, server: ServerProcess, prompt: str, file: bytes) -> float:
     started = time.perf_counter()
     form = {"model": "whisper-1", "prompt": prompt}
     answer = http.post(f"{server.base_url}/audio/transcriptions", data=form, files={"file": ("voice.ogg", file)})
@@ -24,8 +24,8 @@ def _ask(http: httpx2.Client, server: Server, prompt: str, file: bytes) -> float
 
 
 @contextlib.contextmanager
-def _silences(server: Server) -> Iterator[None]:
-    """Keep the server busy with files of 5.9 h of silence."""
+def _silences(server: ServerProcess) -> Iterator[None]:
+    """Keep the server busy with files of 5.9 h of silence; their callers hang up at the end."""
     silence = opus_of_silence(hours=5.9)
     clients = [httpx2.Client(timeout=120) for _ in range(SILENT)]
     with ThreadPoolExecutor(SILENT) as pool:
@@ -38,11 +38,11 @@ def _silences(server: Server) -> Iterator[None]:
                 time.sleep(0.1)
             yield
         finally:
-            server.process.kill()  # a stop would wait for their requests
+            server.process.kill()  # a stop would wait for them
 
 
-def test_a_message_does_not_wait_for_hours_of_silence(frail_server: Server) -> None:
-    """It is prepared between the short steps of three such files; see also `benchmarks/fairness.py`."""
+def test_a_message_does_not_wait_for_hours_of_silence(frail_server: ServerProcess) -> None:
+    """It is prepared between the short steps of three such files, which take minutes; so `benchmarks/fairness.py`."""
     voice = ENGLISH.read_bytes()
     with httpx2.Client(timeout=120) as http:
         alone = [_ask(http, frail_server, f"alone {number}", voice) for number in range(3)]

@@ -10,7 +10,8 @@ import pytest
 
 import localwhisper
 from localwhisper_client import Attempt, Event, LocalServerUnavailable
-from localwhisper_client.cli.demo import STAND_IN_TEXT, Server, stand_in_cloud
+from localwhisper_client.cli.demo import STAND_IN_TEXT, stand_in_cloud
+from localwhisper_client.server_process import ServerProcess
 
 pytestmark = pytest.mark.model
 
@@ -22,7 +23,7 @@ LONG = ROOT / "tests" / "voices" / "en-60s.ogg"
 class Client:
     """A client of one server with a stand-in for the cloud, and the attempts it made."""
 
-    def __init__(self, server: Server, cloud: str, policy: str = "cloud") -> None:
+    def __init__(self, server: ServerProcess, cloud: str, policy: str = "cloud") -> None:
         self.attempts: list[Attempt] = []
         self.whisper = localwhisper.LocalWhisper(
             local_base_url=server.base_url, policy=policy, base_url=cloud, api_key="made-up", on_event=self._keep
@@ -43,14 +44,14 @@ def cloud() -> Iterator[str]:
         yield url
 
 
-def test_up(server: Server, cloud: str) -> None:
+def test_up(server: ServerProcess, cloud: str) -> None:
     """A server that is up answers, and the cloud hears nothing."""
     client = Client(server, cloud)
     assert "milk" in client.transcribe()
     assert [(attempt.verdict, attempt.cloud) for attempt in client.attempts] == [("answered", False)]
 
 
-def test_stopped(frail_server: Server, cloud: str) -> None:
+def test_stopped(frail_server: ServerProcess, cloud: str) -> None:
     """A stopped server costs one refused connection, then nothing: the cloud answers."""
     client = Client(frail_server, cloud)
     frail_server.stop()
@@ -63,7 +64,7 @@ def test_stopped(frail_server: Server, cloud: str) -> None:
     ]
 
 
-def test_stopped_and_local_only(frail_server: Server, cloud: str) -> None:
+def test_stopped_and_local_only(frail_server: ServerProcess, cloud: str) -> None:
     """Under local_only a stopped server is an error that names it, and the cloud hears nothing."""
     client = Client(frail_server, cloud, policy="local_only")
     frail_server.stop()
@@ -72,7 +73,7 @@ def test_stopped_and_local_only(frail_server: Server, cloud: str) -> None:
     assert not any(attempt.cloud for attempt in client.attempts)
 
 
-def test_frozen(frail_server: Server, cloud: str) -> None:
+def test_frozen(frail_server: ServerProcess, cloud: str) -> None:
     """A frozen server accepts connections and says nothing: half of the call's time goes there, then the cloud."""
     client = Client(frail_server, cloud)
     frail_server.process.send_signal(signal.SIGSTOP)
@@ -85,7 +86,7 @@ def test_frozen(frail_server: Server, cloud: str) -> None:
     assert [attempt.cloud for attempt in client.attempts] == [False, True]
 
 
-def test_killed_in_mid_request(frail_server: Server, cloud: str) -> None:
+def test_killed_in_mid_request(frail_server: ServerProcess, cloud: str) -> None:
     """A server that dies while it works costs the call nothing but time: the whole file goes to the cloud."""
     client = Client(frail_server, cloud)
     texts: list[str] = []
@@ -98,7 +99,7 @@ def test_killed_in_mid_request(frail_server: Server, cloud: str) -> None:
     assert [attempt.cloud for attempt in client.attempts] == [False, True]
 
 
-def _until_working(server: Server) -> None:
+def _until_working(server: ServerProcess) -> None:
     until = time.monotonic() + 30
     while not server.health()["requests"]:
         assert time.monotonic() < until, "the request never arrived"

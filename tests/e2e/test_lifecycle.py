@@ -1,4 +1,4 @@
-"""A real server stopped, killed and started again: what was accepted is answered, nothing is left, it comes back."""
+"""A real server is stopped, killed and started again: accepted requests are answered, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -17,22 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from localwhisper_client.cli.demo import Server, serving
+from localwhisper_client.server_process import ServerProcess, serving
 from tests.server.driving import multipart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = [
-    pytest.mark.model,
-    pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals"),
-]
+pytestmark = pytest.mark.model
 
 ROOT = Path(__file__).parents[2]
 ENGLISH = (ROOT / "localwhisper_client" / "demo.ogg").read_bytes()
 LONG = (ROOT / "tests" / "voices" / "en-60s.ogg").read_bytes()
 SECONDS = 120.0
-# More of them in the nox session `fuzz`.
+# The nox session `fuzz` sets more.
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
 
 
@@ -61,7 +58,7 @@ def _get(port: int, path: str) -> tuple[int, Any]:
         return answer.status, json.loads(answer.read())
 
 
-def _port(server: Server) -> int:
+def _port(server: ServerProcess) -> int:
     return int(server.url.rsplit(":", 1)[1])
 
 
@@ -84,7 +81,7 @@ def _alive(pid: int) -> bool:
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give the folder that the servers of this test use for temporary files."""
+    """Give the folder for temporary files of this test's servers."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
@@ -93,13 +90,13 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @contextlib.contextmanager
 def _callers(port: int, count: int, data: bytes) -> Iterator[list[tuple[int, Any, Any] | Exception]]:
-    """Ask `count` times at once; what came back is in the list when the block ends."""
+    """Ask `count` times at once; the answers are in the list when the block ends."""
     answers: list[tuple[int, Any, Any] | Exception] = []
 
     def ask() -> None:
         try:
             answers.append(_ask(port, data))
-        except Exception as failure:  # noqa: BLE001 - that is what came back
+        except Exception as failure:  # noqa: BLE001 - this is the answer
             answers.append(failure)
 
     threads = [threading.Thread(target=ask) for _ in range(count)]
@@ -113,7 +110,7 @@ def _callers(port: int, count: int, data: bytes) -> Iterator[list[tuple[int, Any
 
 @pytest.mark.parametrize("moment", [0.0, 0.2, 0.5, 1.0])
 def test_a_stop_while_the_model_loads(moment: float) -> None:
-    """Exit status 0, at once; not a crash of whatever thread was loading."""
+    """Exit status 0, at once, without a crash of the thread that loads."""
     process = subprocess.Popen(
         [sys.executable, "-m", "localwhisper_server", "--port", "0", "--model", "base"],
         stderr=subprocess.PIPE,
@@ -122,18 +119,18 @@ def test_a_stop_while_the_model_loads(moment: float) -> None:
     with process:
         assert process.stderr is not None
         assert any("listening" in line for line in process.stderr)
-        time.sleep(moment)  # somewhere in the load: what is tested is that it does not matter where
+        time.sleep(moment)  # a moment of the load; which one must not matter
         process.terminate()
         said = process.stderr.read()
         assert process.wait(SECONDS) == 0, said
 
 
 def test_a_stop_answers_every_accepted_request(temporary: Path) -> None:
-    """Those that fit into the drain with their text, the port closed to others meanwhile; exit status 0."""
-    # A machine that is busy with other things must not fail this.
+    """Requests that fit into the drain get their text; the port is closed meanwhile; exit status 0."""
+    # A long drain: other programs may slow this machine down.
     with serving("--model", "tiny.en", "--drain", "100") as server:
         port = _port(server)
-        # Not the same bytes, or they would be computed once.
+        # Different bytes, or equal requests would be computed once.
         with _callers(port, 1, ENGLISH + b"\0") as first, _callers(port, 1, ENGLISH) as second:
             _until(lambda: server.health()["requests"] + len(first) + len(second) == 2)
             server.process.terminate()
@@ -154,7 +151,7 @@ def _accepts(port: int) -> bool:
     return True
 
 
-def test_what_does_not_fit_into_the_drain_is_sent_elsewhere(temporary: Path) -> None:
+def test_what_does_not_fit_into_the_drain_is_refused(temporary: Path) -> None:
     """503 with Retry-After, not a broken connection."""
     with serving("--model", "tiny.en", "--drain", "0.1", "--batch", "1") as server:
         with _callers(_port(server), 1, LONG * 10) as answers:
@@ -170,8 +167,8 @@ def test_what_does_not_fit_into_the_drain_is_sent_elsewhere(temporary: Path) -> 
 @pytest.mark.parametrize(
     ("signals", "status"), [([signal.SIGTERM, signal.SIGTERM], 0), ([signal.SIGINT], 130)], ids=["twice", "ctrl-c"]
 )
-def test_some_stops_do_not_wait(signals: list[signal.Signals], status: int) -> None:
-    """A second SIGTERM, and Ctrl-C: gone at once, whatever runs; the bound is for machines that are busy."""
+def test_a_second_stop_does_not_wait(signals: list[signal.Signals], status: int) -> None:
+    """A second SIGTERM, or Ctrl-C, ends the server at once; the bound of 10 s is for slow machines."""
     with serving("--model", "tiny.en") as server:
         children = _children(server.process.pid)
         with _callers(_port(server), 1, LONG * 10):
@@ -185,8 +182,8 @@ def test_some_stops_do_not_wait(signals: list[signal.Signals], status: int) -> N
         _until(lambda: not any(_alive(pid) for pid in children))
 
 
-def test_ready_and_alive(frail_server: Server) -> None:
-    """/ready says yes once the model is loaded, with and without /v1; /health keeps its fields."""
+def test_ready_and_health(frail_server: ServerProcess) -> None:
+    """/ready is true once the model is loaded, with and without /v1; /health has its fields."""
     port = _port(frail_server)
     for path in ("/ready", "/v1/ready"):
         assert _get(port, path) == (200, {"ready": True, "reason": None})
@@ -194,8 +191,8 @@ def test_ready_and_alive(frail_server: Server) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
-def test_kill_9_of_decoders_and_clients(frail_server: Server, temporary: Path) -> None:
-    """The server answers the next request as if nothing had been."""
+def test_kill_9_of_decoders_and_clients(frail_server: ServerProcess, temporary: Path) -> None:
+    """The server answers the next request."""
     port = _port(frail_server)
     for _ in range(ROUNDS):
         workers = _children(frail_server.process.pid)
@@ -205,7 +202,7 @@ def test_kill_9_of_decoders_and_clients(frail_server: Server, temporary: Path) -
                 os.kill(pid, signal.SIGKILL)
         status, _, body = _ask(port)
         assert status == 200, body
-        # A client in another process, in the middle of its upload.
+        # A client in another process, killed in the middle of its upload.
         code = (
             "import socket, sys\n"
             f"s = socket.create_connection(('127.0.0.1', {port}))\n"
@@ -226,7 +223,7 @@ def test_kill_9_of_decoders_and_clients(frail_server: Server, temporary: Path) -
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
 def test_kill_9_of_the_server_under_a_supervisor(temporary: Path) -> None:
-    """As systemd does it: started again, ready by sd_notify, petting its watchdog; nothing is left over."""
+    """As under systemd: started again, it reports by sd_notify and to its watchdog; no process and no file is left."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     address = str(temporary.parent / "notify")
@@ -239,7 +236,7 @@ def test_kill_9_of_the_server_under_a_supervisor(temporary: Path) -> None:
             with subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL) as process:
                 try:
                     while (said := notify.recv(99)) != b"READY=1":
-                        assert said == b"WATCHDOG=1"  # a server that is loading is alive, too
+                        assert said == b"WATCHDOG=1"  # reported while the model loads, too
                     assert _ask(port)[0] == 200
                     assert notify.recv(99) == b"WATCHDOG=1"
                     children = _children(process.pid)
@@ -263,7 +260,7 @@ def test_kill_9_of_the_server_under_a_supervisor(temporary: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "garbage"])
 def test_a_damaged_model_is_one_line(tmp_path: Path, damage: str) -> None:
-    """Exit status 65, the folder named, no traceback."""
+    """Exit status 65 and the folder, without a traceback."""
     (tmp_path / "config.json").write_text("{}")
     content = {"truncated": b"\x06\0\0\0\x0c\0WhisperSp", "empty": b"", "garbage": bytes(range(256)) * 40}[damage]
     (tmp_path / "model.bin").write_bytes(content)
@@ -277,7 +274,7 @@ def test_a_damaged_model_is_one_line(tmp_path: Path, damage: str) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
 def test_a_full_disk_under_the_log_stops_nothing() -> None:
-    """Requests are answered although not one line can be written."""
+    """Requests are answered although no line can be written."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "localwhisper_server", "--model", "tiny.en", "--port", str(port)]

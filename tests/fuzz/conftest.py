@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from localwhisper_client.shared.languages import NAMES
-from localwhisper_server import runtime
 from localwhisper_server.api import routes
+from localwhisper_server.runtime import Runtime
 from localwhisper_server.settings import Settings
 from localwhisper_server.types import AudioChunk, Segment
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
@@ -18,6 +18,8 @@ from localwhisper_server.whisper.chunks import Chunk, ChunkResult
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from starlette.types import ASGIApp
 
     from localwhisper_server.types import Decoding
 
@@ -40,18 +42,18 @@ class Instant:
 
 
 @pytest.fixture(scope="module")
-def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runtime.Runtime]:
-    """Give a backend on that engine."""
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+    """Give a runtime with that engine."""
     folder: Path = tmp_path_factory.mktemp("model")
     (folder / "model.bin").touch()
     settings = Settings(model=str(folder), max_seconds=30.0)
-    made = runtime.Runtime(settings, load=lambda *_: Instant(), cuda_devices=0, environ=os.environ)  # type: ignore[arg-type, return-value]
+    made = Runtime(settings, load=lambda *_: Instant(), cuda_devices=0, environ=os.environ)  # type: ignore[arg-type, return-value]
     made.start()
     yield made
     assert made.stop()
 
 
 @pytest.fixture(scope="module")
-def app(backend: runtime.Runtime) -> routes.App:
-    """Give the app on that backend."""
-    return routes.create_app(backend, max_upload=20_000_000)
+def app(runtime: Runtime) -> ASGIApp:
+    """Give the app around it."""
+    return routes.create_app(runtime)

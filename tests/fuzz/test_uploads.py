@@ -1,4 +1,4 @@
-"""Mutated recordings, a hundred in the suite and two thousand in the nox session `fuzz`: none is worth a 5xx."""
+"""Mutated recordings, a hundred in the suite and two thousand in the nox session `fuzz`; none may give a 5xx."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from tests.server.driving import transcribe
 from tests.server.sound import encode, tone
 
 if TYPE_CHECKING:
-    from localwhisper_server.api.access_control import App
+    from starlette.types import ASGIApp
+
     from localwhisper_server.runtime import Runtime
 
 COUNT = int(os.environ.get("UPLOADS", "100"))
 SEED = int(os.environ.get("SEED", "1"))
-# Longer ones are cut first: a mutation near the start says more than minutes behind it.
+# Longer ones are cut first: mutations near the start find more.
 LONGEST = 300_000
 REST_BYTES = 64 << 20
 
@@ -48,7 +49,7 @@ MADE = (
 
 
 def _originals(voices: dict[str, Path]) -> list[bytes]:
-    """Return recordings in every container there is at hand."""
+    """Return recordings in every container that can be made or is in `shared`."""
     shared = Path(__file__).parents[3] / "shared" / "speech" / "audio"
     files = [*voices.values(), *(sorted(shared.iterdir()) if shared.is_dir() else ())]
     made = [encode(tone(2.0, rate), container=container, codec=codec, rate=rate) for container, codec, rate in MADE]
@@ -56,7 +57,7 @@ def _originals(voices: dict[str, Path]) -> list[bytes]:
 
 
 def _mutated(original: bytes, others: list[bytes], chance: random.Random) -> bytes:
-    """Return it with a few things done to it, more often near its start, where headers are."""
+    """Return a recording with up to 16 mutations, most of them near its start, where headers are."""
     data = bytearray(original)
     for _ in range(chance.choice((1, 1, 2, 4, 16))):
         reach = chance.choice((64, 512, 8192, len(data)))
@@ -96,9 +97,9 @@ def _resident() -> int:
 @pytest.mark.anyio
 @pytest.mark.timeout(3600)
 async def test_mutated_uploads(
-    app: App, backend: Runtime, voices: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    app: ASGIApp, runtime: Runtime, voices: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """200 or 400, each within seconds; afterwards no file, no request, no thread and no memory is left."""
+    """200 or 400, each within seconds; afterwards no file, request, thread or memory is left."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     chance = random.Random(SEED)  # noqa: S311 - to be repeated, not to be secret
     originals = _originals(voices)
@@ -119,6 +120,6 @@ async def test_mutated_uploads(
     assert statuses.get(400)
     assert slowest < 30
     assert not list(tmp_path.iterdir())  # noqa: ASYNC240 - a listing of a folder in memory, in a test
-    assert backend.health()["requests"] == 0
+    assert runtime.health()["requests"] == 0
     assert threading.active_count() <= threads + 2
     assert grown < REST_BYTES

@@ -1,4 +1,4 @@
-"""The app without a socket: a backend that gives what a test wants, a bare ASGI caller, and the SDK's transport."""
+"""The app without a socket: a double of the transcriber, a bare ASGI caller, and a transport for the SDK."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 
 from localwhisper_client.shared.languages import NAMES
-from localwhisper_server.api import routes
+from localwhisper_client.shared.openai_models import NAMES as OPENAI_NAMES
+from localwhisper_server.api.access_control import Rules
+from localwhisper_server.api.limits import Limits
+from localwhisper_server.api.routes import create_app
 from localwhisper_server.types import Segment, TokenLogprob, Transcript, Word
-from localwhisper_server.whisper.weights import HABITUAL_NAMES, OPENAI_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Sequence
 
-    from localwhisper_server.api.asgi import App
+    from starlette.types import ASGIApp
+
     from localwhisper_server.errors import ServerError
     from localwhisper_server.types import Options
 
@@ -47,12 +50,12 @@ NOTHING = Transcript("transcribe", None, 3.0)
 
 
 @dataclass
-class FakeBackend:
-    """Yields `items` in order and raises those that are exceptions; keeps what it was asked."""
+class FakeTranscriber:
+    """Yields `items` in order, raises exceptions among them and waits for events; keeps what it was asked."""
 
     items: Sequence[Segment | Transcript | Exception | asyncio.Event] = (*SPOKEN, WHOLE)
     names: tuple[str, ...] = ("base", "org/base", *OPENAI_NAMES)
-    aliases: frozenset[str] = HABITUAL_NAMES
+    aliases: frozenset[str] = frozenset({"whisper", "whisper-large-v3", "openai/whisper-1", "openai/whisper-large-v3"})
     created: int = 1_700_000_000
     languages: frozenset[str] = frozenset(NAMES)
     not_ready: ServerError | None = None
@@ -65,7 +68,7 @@ class FakeBackend:
     closed: int = 0
 
     async def transcribe(self, source: Any, options: Options) -> AsyncGenerator[Segment | Transcript]:
-        """Play the items; an Event among them is waited for."""
+        """Play the items."""
         self.uploads.append(source.read())
         self.sources.append(source)
         self.asked.append(options)
@@ -80,26 +83,32 @@ class FakeBackend:
                     yield item
         finally:
             self.closed += 1
-            source.close()  # as the service does, whose it is from now on
+            source.close()  # as the real one does
 
     def health(self) -> dict[str, Any]:
-        """Say something."""
+        """Return a body."""
         return {"status": "ok", "ready": True}
 
+    def unready(self) -> str | None:
+        """Return the reason not to be ready."""
+        return self.not_ready and self.not_ready.message
+
     def require_ready(self) -> None:
-        """Raise what the test says."""
+        """Raise the test's error."""
         if self.not_ready:
             raise self.not_ready
 
     def require_room(self) -> None:
-        """Raise what the test says."""
+        """Raise the test's error."""
         if self.no_room:
             raise self.no_room
 
 
-def make_app(backend: FakeBackend, *, api_key: str | None = None, max_upload: int = LIMIT) -> App:
-    """Return the app around a backend, with a clock that stands still."""
-    return routes.create_app(backend, api_key=api_key, max_upload=max_upload, clock=lambda: 0.0)
+def make_app(transcriber: FakeTranscriber | None = None, *, api_key: str | None = None, **given: Any) -> ASGIApp:
+    """Return the app around a transcriber, with a clock that stands still; `given` as for `create_app`."""
+    rules = Rules(keys=() if api_key is None else (api_key,))
+    given = {"rules": rules, "limits": Limits(LIMIT), "clock": lambda: 0.0} | given
+    return create_app(transcriber or FakeTranscriber(), **given)
 
 
 def multipart(
@@ -138,16 +147,18 @@ class Answer:
 
 
 async def call(
-    app: App,
+    app: ASGIApp,
     method: str,
     path: str,
     headers: dict[str, str] | None = None,
     body: bytes | Iterable[bytes] = b"",
     *,
+    peer: str | None = "127.0.0.1",
+    query: str = "",
     hang_up: asyncio.Event | None = None,
     unfinished: bool = False,
 ) -> Answer:
-    """Call the app; the caller hangs up when the event is set, or in the middle of the body if `unfinished`."""
+    """Call the app from `peer`; hang up when the event is set, or in the middle of the body if `unfinished`."""
     chunks = [body] if isinstance(body, bytes) else list(body)
     messages = [
         {"type": "http.request", "body": chunk, "more_body": unfinished or number + 1 < len(chunks)}
@@ -180,25 +191,25 @@ async def call(
         "path": path,
         "raw_path": path.encode(),
         "root_path": "",
-        "query_string": b"",
+        "query_string": query.encode(),
         "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in (headers or {}).items()],
-        "client": ("127.0.0.1", 1),
+        "client": peer and (peer, 1),
         "server": ("127.0.0.1", 5000),
     }
     await app(scope, receive, send)
     return answer
 
 
-async def transcribe(app: App, *fields: tuple[str, str], **how: Any) -> Answer:
+async def transcribe(app: ASGIApp, *fields: tuple[str, str], **how: Any) -> Answer:
     """Post a form to /v1/audio/transcriptions."""
     headers, body = multipart(*fields, **how)
     return await call(app, "POST", "/v1/audio/transcriptions", headers, body)
 
 
 class InProcess(httpx2.BaseTransport):
-    """The sync SDK's way to the app."""
+    """A transport that takes the synchronous SDK to the app."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._transport = httpx2.ASGITransport(app)
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:

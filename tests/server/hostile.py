@@ -1,4 +1,4 @@
-"""Uploads that mean harm. Nothing here is kept as a file: each is made in the test that needs it."""
+"""Uploads that attack the decoder. Each is made in the test that needs it; none is a file of the repository."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _page(kind: int, granule: int, number: int, packets: list[bytes]) -> bytes:
 
 
 def opus_of_silence(*, hours: float) -> bytes:
-    """Return Ogg Opus of so many hours that weighs next to nothing."""
+    """Return Ogg Opus of so many hours of silence, in a few bytes."""
     packets = round(hours * 3600 * 48_000 / OPUS_PACKET_SAMPLES)
     pages = [
         _page(2, 0, 0, [b"OpusHead" + struct.pack("<BBHIhB", 1, 1, 0, 48_000, 0, 0)]),
@@ -65,7 +65,7 @@ def opus_of_silence(*, hours: float) -> bytes:
 
 
 def without_end(ogg: bytes) -> bytes:
-    """Cut the last pages off and put noise there, so that no header tells the length."""
+    """Replace the last pages with zeros, so that no header has the length."""
     return ogg[: -len(ogg) // 50] + bytes(70_000)
 
 
@@ -77,7 +77,7 @@ def _zip() -> bytes:
 
 
 def _png() -> bytes:
-    """Return a picture of 30,000 by 30,000 points in a megabyte: a gigabyte and more when unpacked."""
+    """Return a picture of 30,000 by 30,000 points in a megabyte, which takes more than a gigabyte when unpacked."""
 
     def part(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -92,7 +92,7 @@ def _png() -> bytes:
 
 
 def _mov_that_points(canary: Path) -> bytes:
-    """Return a QuickTime file whose sound is said to lie in another file."""
+    """Return a QuickTime file that refers to another file for its sound."""
     data = encode(tone(1.0, 48_000), container="mov", codec="pcm_s16le", rate=48_000)
     path = str(canary).encode()
     alias = struct.pack(">I4sI", 12 + len(path), b"url ", 0) + path
@@ -112,7 +112,7 @@ def _playlist(text: str) -> Callable[[Path, int], bytes]:
     return lambda canary, port: text.format(canary=canary, port=port).encode()
 
 
-# Given the path of a file that must not be read and a port that must not be called.
+# By name: a function from the path of a file that must not be read, and a port that must not be called, to an upload.
 REFUSED: dict[str, Callable[[Path, int], bytes]] = {
     "m3u8 to a file": _playlist("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile://{canary}\n#EXT-X-ENDLIST\n"),
     "m3u8 to the network": _playlist(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -14,22 +13,28 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+class _Server(uvicorn.Server):
+    """Says when it has started."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.running = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.running.set()
+
+
 @contextlib.contextmanager
 def serving(app: Any, **options: Any) -> Iterator[tuple[str, int]]:
-    """Serve until the block ends; gives host and port."""
+    """Serve until the block ends; gives host and port. `options` are uvicorn's."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(
-            uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1, **options)
-        )
+        server = _Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1, **options))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
-            ends = time.monotonic() + 10
-            while not server.started:
-                assert thread.is_alive()
-                assert time.monotonic() < ends
-                time.sleep(0.005)
+            assert server.running.wait(10)
             yield listening.getsockname()
         finally:
             server.should_exit = True

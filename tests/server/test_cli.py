@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import re
 import runpy
 import signal
 import socket
+import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -14,19 +17,18 @@ import pytest
 
 from localwhisper_client._version import __version__
 from localwhisper_server import cli, server
-from localwhisper_server.operations import logstream
+from localwhisper_server.runtime import Runtime
 from localwhisper_server.settings import Settings
-from localwhisper_server.whisper.weights import ModelError
-from tests.server.engine_double import EngineDouble
+from localwhisper_server.whisper import weights
+from tests.server.test_server import Engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
 
 @pytest.fixture(autouse=True)
 def _restored() -> Iterator[None]:
-    """Put back what the command changes for its whole process: the log and a signal's handler."""
+    """Put back what the command changes in its process: the log and a signal's handler."""
     import logging
 
     root = logging.getLogger()
@@ -36,27 +38,38 @@ def _restored() -> Iterator[None]:
     signal.signal(signal.SIGTERM, handler)
 
 
-@pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
-    """Give the settings that a server would have run with; none runs."""
-    kept: list[Settings] = []
+class Served:
+    """Stands in for `server.run`: keeps the settings it was called with."""
 
-    def run(settings: Settings, _listening: socket.socket, *, environ: Mapping[str, str]) -> bool:
-        kept.append(settings)
+    def __init__(self) -> None:
+        self.settings: list[Settings] = []
+
+    def __call__(self, settings: Settings, _listening: socket.socket, /, *, environ: Mapping[str, str]) -> bool:
+        self.settings.append(settings)
         return True
 
-    monkeypatch.setattr(server, "run", run)
-    return kept
+    def __getitem__(self, number: int) -> Settings:
+        return self.settings[number]
+
+    def start(self, *arguments: str) -> None:
+        """Run the command."""
+        cli.main(arguments, serve=self)
 
 
-def _exit(arguments: list[str]) -> Any:
+@pytest.fixture
+def served() -> Served:
+    """Give a server that only keeps its settings."""
+    return Served()
+
+
+def _exit(arguments: list[str], **replaced: Any) -> Any:
     with pytest.raises(SystemExit) as stopped:
-        cli.main(arguments)
+        cli.main(arguments, **replaced)
     return stopped.value.code
 
 
 def test_help_mentions_every_option(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a sentence each, and that the environment takes them too."""
+    """With its description; the environment variables are mentioned, and no Python type is."""
     monkeypatch.setenv("COLUMNS", "200")
     assert _exit(["--help"]) == 0
     text = capsys.readouterr().out
@@ -65,7 +78,7 @@ def test_help_mentions_every_option(capsys: pytest.CaptureFixture[str], monkeypa
         assert option.description
         assert option.description[:30] in text
     assert "LOCALWHISPER_SERVER_" in text
-    assert text.index("doctor") < text.index("--model")
+    assert text.index("doctor") < text.index("  --model")
     for pythonic in ("None", "IPv4Network", "SecretStr", "tuple"):
         assert f"{pythonic}[" not in text
         assert f"default: {pythonic}" not in text
@@ -99,7 +112,6 @@ OPTIONS: dict[str, tuple[str, Any]] = {
     "min_upload_rate": ("9", 9.0),
     "upload_grace": ("4", 4.0),
     "upstream": ("https://api.example.org/v1", "https://api.example.org/v1"),
-    "otlp_endpoint": ("http://127.0.0.1:4318", "http://127.0.0.1:4318"),
     "drain": ("5", 5.0),
 }
 
@@ -120,16 +132,16 @@ LISTS_AND_FILES = {
 
 
 def test_every_option_is_tried() -> None:
-    """Those that are not plain values have tests of their own."""
+    """Options that are not plain values have tests of their own."""
     assert set(OPTIONS) | LISTS_AND_FILES | {"announce", "quiet"} == set(Settings.model_fields)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("way", ["option", "option=", "environment", "both"])
 def test_an_option_is_read_from_the_command_line_and_the_environment(
-    name: str, way: str, served: list[Settings], monkeypatch: pytest.MonkeyPatch
+    name: str, way: str, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every one, in each way; the command line wins."""
+    """Each option in each way; the command line wins."""
     given, value = OPTIONS[name]
     option, arguments = f"--{name.replace('_', '-')}", []
     monkeypatch.setenv("LOCALWHISPER_SERVER_PORT", "0")
@@ -143,37 +155,36 @@ def test_an_option_is_read_from_the_command_line_and_the_environment(
             "window": "adaptive",
             "log_format": "text",
             "upstream": "http://127.0.0.1:1/v1",
-            "otlp_endpoint": "http://127.0.0.1:1",
         }
         monkeypatch.setenv(
             f"LOCALWHISPER_SERVER_{name.upper()}", given if way == "environment" else other.get(name, "7")
         )
     if way != "environment":
         arguments = [f"{option}={given}"] if way == "option=" else [option, given]
-    cli.main(arguments)
+    served.start(*arguments)
     assert getattr(served[0], name) == value
 
 
-def test_defaults(served: list[Settings], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of the issue's table; an empty variable is none."""
+def test_defaults(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty variable counts as not set."""
     monkeypatch.setenv("LOCALWHISPER_SERVER_MODEL", "")
-    cli.main(["--port", "0"])
+    served.start("--port", "0")
     settings = served[0]
     assert Settings.model_fields["port"].default == 5000
     assert (settings.model, settings.device, settings.compute_type, settings.threads) == ("auto", "auto", "auto", 0)
     assert (settings.host, settings.queue, settings.api_key) == ("127.0.0.1", 64, ())
 
 
-def test_announcing_is_a_flag(served: list[Settings]) -> None:
-    """It takes no value, and can be taken back."""
-    cli.main(["--port", "0", "--announce"])
-    cli.main(["--port", "0", "--no-announce"])
-    assert [settings.announce for settings in served] == [True, False]
+def test_announcing_is_a_flag(served: Served) -> None:
+    """It takes no value; --no-announce turns it off."""
+    served.start("--port", "0", "--announce")
+    served.start("--port", "0", "--no-announce")
+    assert [settings.announce for settings in served.settings] == [True, False]
 
 
-def test_a_key_and_a_folder(served: list[Settings], tmp_path: Path) -> None:
-    """The key is not shown by a print of the settings."""
-    cli.main(["--port", "0", "--api-key", "hush-hush", "--cache-dir", str(tmp_path)])
+def test_a_key_and_a_folder(served: Served, tmp_path: Path) -> None:
+    """Settings that are printed do not show the key."""
+    served.start("--port", "0", "--api-key", "hush-hush", "--cache-dir", str(tmp_path))
     assert [key.get_secret_value() for key in served[0].api_key] == ["hush-hush"]
     assert served[0].cache_dir == tmp_path
     assert "hush-hush" not in repr(served[0])
@@ -200,118 +211,138 @@ def test_a_bad_value_is_one_line_and_exit_64(
     option: str,
     value: str,
     way: str,
-    served: list[Settings],
+    served: Served,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """EX_USAGE; the line names the option and what would do, without a traceback."""
+    """EX_USAGE; the line names the option and the values that it takes, without a traceback."""
     monkeypatch.setenv("LOCALWHISPER_SERVER_PORT", "0")
     if way == "environment":
         monkeypatch.setenv(f"LOCALWHISPER_SERVER_{option.upper().replace('-', '_')}", value)
-    assert _exit([f"--{option}={value}"] if way == "option" else []) == 64
+    assert _exit([f"--{option}={value}"] if way == "option" else [], serve=served) == 64
     line = capsys.readouterr().err
     assert re.fullmatch(rf"localwhisper-server: --{option}: Input should be .+\n", line)
-    assert not served
+    assert not served.settings
 
 
 @pytest.mark.parametrize("arguments", [["--nonsense", "1"], ["extra"], ["--port"]])
 def test_an_unknown_argument_is_refused(
-    arguments: list[str], served: list[Settings], capsys: pytest.CaptureFixture[str]
+    arguments: list[str], served: Served, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In a line, as any other wrong setting."""
-    assert _exit(arguments) == 64
+    """In one line, like any other wrong setting."""
+    assert _exit(arguments, serve=served) == 64
     line = capsys.readouterr().err
     assert re.fullmatch(r"localwhisper-server: .+ `localwhisper-server --help` lists the options\.\n", line)
-    assert not served
+    assert not served.settings
 
 
-def test_a_busy_port(served: list[Settings], capsys: pytest.CaptureFixture[str]) -> None:
-    """EX_OSERR, at once, with the way out."""
+def test_a_busy_port(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    """EX_OSERR, at once, and what to do."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert _exit(["--port", str(port)]) == 71
+        assert _exit(["--port", str(port)], serve=served) == 71
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use." in line
-    assert not served
+    assert not served.settings
 
 
 def test_an_unknown_model(capsys: pytest.CaptureFixture[str]) -> None:
-    """EX_CONFIG, so that a service does not try again; with the names that are known, and before anything listens."""
+    """EX_CONFIG, so that systemd does not try again; before the server listens."""
     for name in ("whisper-nine", "./no-such-folder", "/no/such/folder"):
-        assert _exit(["--port", "0", "--model", name]) == cli.EX_CONFIG
+        assert _exit(["--port", "0", "--model", name]) == os.EX_CONFIG
         said = capsys.readouterr().err
         assert said.startswith(f"localwhisper-server: No model is called '{name}'")
         assert "listening" not in said
 
 
 def test_weights_that_cannot_be_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One line and an exit code of its own, since a reinstall helps and a restart does not."""
+    """One line and an exit status of its own: a restart does not help."""
     (tmp_path / "model.bin").write_bytes(b"not weights")
-    assert _exit(["--port", "0", "--model", str(tmp_path)]) == cli.EX_DATAERR
+    assert _exit(["--port", "0", "--model", str(tmp_path)]) == os.EX_DATAERR
     assert "localwhisper-server: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("failure", "code"),
+    ("failure", "code", "said"),
     [
-        (ModelError("no such"), 69),
-        (RuntimeError("Library libcudnn_ops.so.9 is not found or cannot be loaded"), 70),
-        (OSError(28, "No space left on device"), 73),
-        (KeyboardInterrupt(), 130),
+        (errno.EADDRINUSE, 71, "Is another server running"),
+        (errno.EACCES, 77, "below 1024"),
+        (errno.EADDRNOTAVAIL, 71, "no such address"),
+        (errno.EAFNOSUPPORT, 71, "Is --host right"),
     ],
-    ids=["no model", "no cuDNN", "disk full", "ctrl-c"],
 )
-def test_exit_codes(
-    failure: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_socket_that_cannot_be_bound_is_one_line(
+    capfd: pytest.CaptureFixture[str], failure: int, code: int, said: str
 ) -> None:
-    """One clear line, or none for Ctrl-C; never a traceback."""
+    """With the way out, and an exit status for the kind of trouble."""
 
-    def fail(*_: object, **__: object) -> None:
+    def listen(_host: str, _port: int) -> socket.socket:
+        raise OSError(failure, "the reason")
+
+    assert _exit(["--port", "0"], listen=listen) == code
+    (line,) = capfd.readouterr().err.splitlines()
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "said"),
+    [
+        (weights.ModelDamaged(Path("/models/base"), RuntimeError("File model.bin is incomplete")), 65, "Delete that"),
+        (weights.ModelError("No model has this name"), 69, "No model has this name"),
+        (RuntimeError("Library libcudnn_ops.so.9 is not found"), 70, "`localwhisper-server doctor` looks for"),
+        (MemoryError(), 70, "MemoryError"),
+        (PermissionError(errno.EACCES, "Permission denied"), 77, "Permission denied"),
+        (OSError(errno.ENOSPC, "No space left on device"), 73, "No space left"),
+        (KeyboardInterrupt(), 130, None),
+    ],
+    ids=["damaged", "no model", "no cuDNN", "no memory", "no permission", "disk full", "ctrl-c"],
+)
+def test_a_server_that_cannot_start_is_one_line(
+    failure: BaseException, code: int, said: str | None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And an exit status for each kind of trouble; no line for Ctrl-C, and never a traceback."""
+
+    def fail(*_: object, **__: object) -> bool:
         raise failure
 
-    monkeypatch.setattr(server, "run", fail)
-    assert _exit(["--port", "0"]) == code
-    text = capsys.readouterr().err
-    assert "Traceback" not in text
-    assert (str(failure) in text) if str(failure) else not text.count("localwhisper-server:")
+    assert _exit(["--port", "0"], serve=fail) == code
+    lines = capfd.readouterr().err.splitlines()
+    assert (len(lines) == 1 and said in lines[0]) if said else not lines
 
 
 class Session:
-    """The command run in this process on a real socket, with somebody beside it who calls and then stops it."""
+    """The command, run in this process on a real socket, and a thread that calls the server and then stops it."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, engine: EngineDouble) -> None:
+    def __init__(self, folder: Path, engine: Engine) -> None:
         (folder / "model.bin").touch()
         self._folder = folder
+        self._engine = engine
         self._failures: list[BaseException] = []
-        self._listen, self._run = server.listen, server.run
-        self._use: Callable[[httpx2.Client], None] = lambda _client: None
-        self._address = ""
-        monkeypatch.setattr(server, "Engine", lambda *_, **__: engine)
-        monkeypatch.setattr(server, "run", self._run_beside)
 
     def run(self, use: Callable[[httpx2.Client], None]) -> None:
-        """Start the server, have it used, stop it with SIGTERM; returns where the command ends in success."""
-        self._use = use
-        cli.main(["--host", "127.0.0.1", "--port", "0", "--model", str(self._folder)])
+        """Start the server, call `use`, stop with SIGTERM; returns if the command ends in success."""
+        runtime = functools.partial(Runtime, load=lambda *_: self._engine)
+
+        def serve(settings: Settings, listening: socket.socket, /, *, environ: Mapping[str, str]) -> bool:
+            user = threading.Thread(target=self._user, args=(listening.getsockname()[1], use))
+            user.start()
+            try:
+                return server.run(settings, listening, environ=environ, make_runtime=runtime)
+            finally:
+                user.join(20)
+
+        cli.main(["--host", "127.0.0.1", "--port", "0", "--model", str(self._folder)], serve=serve)
         assert not self._failures
 
-    def _run_beside(self, settings: Settings, listening: socket.socket, *, environ: Mapping[str, str]) -> bool:
-        self._address = server.url(listening)
-        user = threading.Thread(target=self._user)
-        user.start()
-        try:
-            return self._run(settings, listening, environ=environ)
-        finally:
-            user.join(20)
-
-    def _user(self) -> None:
+    def _user(self, port: int, use: Callable[[httpx2.Client], None]) -> None:
         try:
             transport = httpx2.HTTPTransport(retries=50)
-            with httpx2.Client(base_url=self._address, transport=transport, timeout=10, trust_env=False) as client:
+            url = f"http://127.0.0.1:{port}"
+            with httpx2.Client(base_url=url, transport=transport, timeout=10, trust_env=False) as client:
                 while not client.get("/health").json()["ready"]:
                     pass
-                self._use(client)
+                use(client)
         except BaseException as failure:  # noqa: BLE001 - raised again by `run`
             self._failures.append(failure)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -323,9 +354,9 @@ def _post(client: httpx2.Client, voice: Path) -> httpx2.Response:
 
 
 def test_a_server_from_start_to_stop(
-    tmp_path: Path, voices: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, voices: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It answers, and a stop that was asked for is a success."""
+    """It answers requests, and SIGTERM is a success."""
 
     def use(client: httpx2.Client) -> None:
         answer = _post(client, voices["demo"])
@@ -333,7 +364,7 @@ def test_a_server_from_start_to_stop(
         ids.append(answer.headers["x-request-id"])
 
     ids: list[str] = []
-    Session(monkeypatch, tmp_path, EngineDouble()).run(use)
+    Session(tmp_path, Engine()).run(use)
     log = capsys.readouterr().err
     assert "listening on http://127.0.0.1:" in log
     assert f"ready: {tmp_path}" in log
@@ -344,10 +375,10 @@ def test_a_server_from_start_to_stop(
 def test_the_log_is_written_to_a_file_as_well(
     tmp_path: Path, voices: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A line a request: the file's name, its length and language, the time it took; never the words."""
+    """One line per request, with the length and language of the recording and the time it took; never the words."""
     file = tmp_path / "server.log"
     monkeypatch.setenv("LOCALWHISPER_SERVER_LOG_FILE", str(file))
-    Session(monkeypatch, tmp_path, EngineDouble()).run(lambda client: _post(client, voices["demo"]))
+    Session(tmp_path, Engine()).run(lambda client: _post(client, voices["demo"]))
     (line,) = [line for line in file.read_text().splitlines() if "POST" in line]
     console = capsys.readouterr().err
     assert line in console
@@ -357,42 +388,54 @@ def test_the_log_is_written_to_a_file_as_well(
     )
 
 
-@pytest.mark.parametrize(("failure", "code"), [(errno.EACCES, cli.EX_NOPERM), (errno.ENOSPC, cli.EX_CANTCREAT)])
-@pytest.mark.usefixtures("served")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 def test_a_log_file_that_cannot_be_written(
-    failure: int, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One line and an exit status where somebody asked for it; a warning where it is the default."""
-
-    def refuse(*_: object) -> None:
-        raise OSError(failure, os.strerror(failure))
-
-    monkeypatch.setattr("pathlib.Path.mkdir", lambda *_, **__: None)
-
-    monkeypatch.setattr(logstream, "RotatingFile", refuse)
-    assert _exit(["--port", "0", "--log-file", "/var/x.log"]) == code
+    """One line and an exit status for a file that was asked for; a warning for the default."""
+    assert _exit(["--port", "0", "--log-file", "/dev/full"], serve=served) == os.EX_CANTCREAT
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("localwhisper-server: cannot write the log to /var/x.log: ")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    cli.main(["--port", str(port), "--log-file", "auto"])
+    assert line.startswith("localwhisper-server: cannot write the log to /dev/full: No space left")
+    assert _exit(["--port", "0", "--log-file", str(tmp_path / "none" / "x.log")], serve=served) == os.EX_OSERR
+    assert not served.settings
+    capsys.readouterr()
+    (tmp_path / "in the way").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "in the way"))
+    port = _free_port()
+    served.start("--port", str(port), "--log-file", "auto")
     (line,) = capsys.readouterr().err.splitlines()
     assert "WARNING" in line
-    assert f"server-{port}.log: {os.strerror(failure)}" in line
+    assert f"server-{port}.log: {os.strerror(errno.ENOTDIR)}" in line
 
 
-@pytest.mark.usefixtures("served")
-def test_the_log_file_is_named_after_the_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two servers have two; one on any free port, which is for an hour, has none."""
-    folder = tmp_path / "not there yet"
-    monkeypatch.setattr("platformdirs.user_log_path", lambda *_, **__: folder)
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have another folder for logs")
+def test_the_log_file_is_named_after_the_port(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two servers have two files; with --port 0 there is none."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    port = _free_port()
+    served.start("--port", str(port), "--log-file", "auto")
+    served.start("--port", "0", "--log-file", "auto")
+    assert [file.name for file in tmp_path.rglob("*.log")] == [f"server-{port}.log"]
+
+
+def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    cli.main(["--port", str(port), "--log-file", "auto"])
-    cli.main(["--port", "0", "--log-file", "auto"])
-    assert [file.name for file in folder.iterdir()] == [f"server-{port}.log"]
-    # A folder that is named and is not there is a slip.
-    assert _exit(["--port", "0", "--log-file", str(tmp_path / "nope" / "x.log")]) == cli.EX_OSERR
+        return int(probe.getsockname()[1])
+
+
+def test_settings_come_from_the_env_file_but_the_environment_wins(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with systemd; variables of other programs in the file are set, too."""
+    file = tmp_path / "server.env"
+    file.write_text("LOCALWHISPER_SERVER_MODEL=small\nLOCALWHISPER_SERVER_DRAIN=9\nHF_HOME=/data\n")
+    monkeypatch.setenv("LOCALWHISPER_SERVER_DRAIN", "5")
+    for name in ("LOCALWHISPER_SERVER_MODEL", "HF_HOME"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    served.start("--env-file", str(file), "--port", "0")
+    assert (served[0].model, served[0].drain) == ("small", 5.0)
+    assert os.environ["HF_HOME"] == "/data"
 
 
 def test_the_module_is_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -402,10 +445,3 @@ def test_the_module_is_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert __version__ in capsys.readouterr().out
     runpy.run_module("localwhisper_server.__main__", run_name="imported")
     assert not capsys.readouterr().out
-
-
-def test_settings_that_cannot_be_read_at_all() -> None:
-    """Pydantic's own word for it is passed on."""
-    from pydantic_settings import SettingsError
-
-    assert cli._explain(SettingsError("no such thing")) == "no such thing"

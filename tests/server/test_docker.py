@@ -1,4 +1,4 @@
-"""The container files, held against the project: no engine is needed to see that they name what exists."""
+"""The container files: what they name exists in the project. No container engine is needed for that."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from localwhisper_server.operations.service import unit
+from localwhisper_server.operations.service import systemd
 from localwhisper_server.settings import ENV_PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ def instructions(name: str) -> list[tuple[str, str]]:
 
 
 def last_stage(name: str) -> dict[str, str]:
-    """Read what the image itself is made of; of several instructions of a kind, the last."""
+    """Read the instructions of the image itself; of several of a kind, the last."""
     lines = instructions(name)
     start = max(number for number, (instruction, _) in enumerate(lines) if instruction == "FROM")
     return dict(lines[start:])
@@ -41,8 +41,8 @@ def environment(name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
-def test_what_is_copied_exists_and_is_what_a_build_needs(name):
-    """Every package, the readme and the licence that pyproject.toml names, and nothing that is not there."""
+def test_a_build_copies_what_it_needs(name):
+    """Every package, the readme and the licence that pyproject.toml names, and nothing else."""
     copied = {
         source
         for instruction, rest in instructions(name)
@@ -65,7 +65,7 @@ def test_what_is_copied_exists_and_is_what_a_build_needs(name):
     ("name", "extras"), [("Dockerfile", {"server", "offline"}), ("Dockerfile.cuda", {"server", "cuda"})]
 )
 def test_the_extras_exist(name, extras):
-    """The image for a GPU has CUDA's libraries, the other one has not."""
+    """The image for a GPU has CUDA's libraries; the other one does not."""
     (installed,) = re.findall(r"'\.\[([\w,]+)\]'", (ROOT / name).read_text())
     assert set(installed.split(",")) == extras
     assert extras <= PROJECT["project"]["optional-dependencies"].keys()
@@ -73,7 +73,7 @@ def test_the_extras_exist(name, extras):
 
 @pytest.mark.parametrize("name", DOCKERFILES)
 def test_python_is_one_that_the_project_is_for(name):
-    """All stages share one Python, since the environment is copied, and the classifiers name it."""
+    """All stages have one Python, because the environment is copied; the classifiers name it."""
     images = {rest.split()[0] for instruction, rest in instructions(name) if instruction == "FROM"}
     (version,) = {image.removeprefix("python:").removesuffix("-slim") for image in images}
     assert f"Programming Language :: Python :: {version}" in PROJECT["project"]["classifiers"]
@@ -81,7 +81,7 @@ def test_python_is_one_that_the_project_is_for(name):
 
 @pytest.mark.parametrize("name", DOCKERFILES)
 def test_it_does_not_run_as_root(name):
-    """A number, since Kubernetes' runAsNonRoot cannot judge a name; and the one that owns the volume."""
+    """The user is a number, because Kubernetes' runAsNonRoot needs one, and owns the volume."""
     user = last_stage(name)["USER"]
     assert int(user) > 0
     assert f"--uid {user} " in last_stage(name)["RUN"]
@@ -90,7 +90,7 @@ def test_it_does_not_run_as_root(name):
 
 @pytest.mark.parametrize("name", DOCKERFILES)
 def test_settings_exist_and_weights_go_to_the_volume(name):
-    """Each variable is a setting; both caches are in the volume; the server listens beyond its own loopback."""
+    """Each variable is a setting; both caches are in the volume; the server listens on all addresses."""
     variables, volume = environment(name), last_stage(name)["VOLUME"]
     settings = {
         key.removeprefix(ENV_PREFIX).lower(): value for key, value in variables.items() if key.startswith(ENV_PREFIX)
@@ -104,7 +104,7 @@ def test_settings_exist_and_weights_go_to_the_volume(name):
 
 @pytest.mark.parametrize("name", DOCKERFILES)
 def test_the_entry_point_exists(name):
-    """The command is one that the package installs, and a signal to it ends it as one to the server does."""
+    """The package installs this command, and the container stops it with SIGTERM."""
     (command,) = json.loads(last_stage(name)["ENTRYPOINT"])
     assert command in PROJECT["project"]["scripts"]
     assert last_stage(name)["STOPSIGNAL"] == "SIGTERM"
@@ -126,8 +126,8 @@ class Health(BaseHTTPRequestHandler):
 
 @pytest.mark.parametrize("name", DOCKERFILES)
 @pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False), (None, False)])
-def test_the_health_check_tells_well_from_ill(name, status, healthy):
-    """Its command, run: 0 for a server that answers, 1 for one that refuses or is not there; no proxy between."""
+def test_the_health_check(name, status, healthy):
+    """The command returns 0 if the server answers, and 1 if it refuses or is not there; it uses no proxy."""
     program, *arguments = json.loads(last_stage(name)["HEALTHCHECK"].partition("CMD ")[2])
     assert program == "python"
     assert f":{PORT}/health" in arguments[1]
@@ -151,7 +151,7 @@ def test_the_health_check_tells_well_from_ill(name, status, healthy):
 
 @pytest.mark.parametrize(("service", "dockerfile"), [("cpu", "Dockerfile"), ("cuda", "Dockerfile.cuda")])
 def test_compose_runs_the_images(service, dockerfile):
-    """Each profile starts one of the two, on the port and volume that it has, as bare as it can be."""
+    """Each profile starts one image, with its port and volume, and with as few privileges as possible."""
     described = COMPOSE["services"][service]
     build = described["build"]
     assert described["profiles"] == [service]
@@ -163,7 +163,7 @@ def test_compose_runs_the_images(service, dockerfile):
     assert described["read_only"] is True
     assert described["tmpfs"] == ["/tmp"]  # noqa: S108 - the container's own, where uploads are spooled
     assert described["cap_drop"] == ["ALL"]
-    assert described["stop_grace_period"] == f"{unit.STOP_SECONDS}s"
+    assert described["stop_grace_period"] == f"{systemd.STOP_SECONDS}s"
     assert {key.removeprefix(ENV_PREFIX).lower() for key in described["environment"]} <= Settings.model_fields.keys()
 
 

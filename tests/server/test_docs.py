@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from localwhisper_server import cli
-from localwhisper_server.api import origin
+from localwhisper_server.api.access_control import names_this_server
 from localwhisper_server.operations.doctor.machine import Output
 from localwhisper_server.operations.doctor.network import RULE, WSL_VM_CREATOR, _mirrored
 from localwhisper_server.operations.service import settings_file
@@ -122,10 +122,10 @@ def test_names_of_routers_and_vpns_are_let_in_as_the_page_says():
     assert len(rows) == 3
     for name, allowed in rows:
         host = name or allowed
-        assert not origin.is_ours(host, ())
-        assert origin.is_ours(host, allowed.split(","))
+        assert not names_this_server(host, ())
+        assert names_this_server(host, allowed.split(","))
     assert "wsl.home" in page
-    assert origin.is_ours("wsl.home", ())
+    assert names_this_server("wsl.home", ())
 
 
 def test_what_to_paste_into_powershell_is_what_doctor_prints():

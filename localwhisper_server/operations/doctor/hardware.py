@@ -1,4 +1,4 @@
-"""What `doctor` says of Python, the GPU and its libraries, and the model. Pure: facts in, findings out.
+"""The checks of Python, the GPU and its libraries, and the model. Pure: facts in, findings out.
 
 Sources: NVIDIA's table of minimum drivers (CUDA 12 needs 525, https://docs.nvidia.com/deploy/cuda-compatibility), its
 guide to Blackwell (compute capability 12 needs CUDA 12.8 and driver 570), and CTranslate2's binaries.
@@ -10,6 +10,7 @@ from typing import Any
 
 from localwhisper_server.operations.doctor.machine import Machine, Output
 from localwhisper_server.operations.doctor.report import Finding, fault, ok, warning
+from localwhisper_server.operations.host import is_wsl
 from localwhisper_server.settings import Settings
 from localwhisper_server.whisper.devices import PRECISIONS
 
@@ -25,14 +26,14 @@ BLACKWELL_DRIVER = 570
 BLACKWELL_CUBLAS = (12, 8)
 GIB = 1 << 30
 MIB = 1 << 20
-# Whisper's activations and the beams of a batch, beside the weights.
+# For activations and the beams of a batch, in addition to the weights.
 WORKING_BYTES = GIB
 INSTALL_CUDA = "pip install 'localwhisper-lan[cuda]'"
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """What nvidia-smi says of the first card; memory in bytes."""
+    """The first card, as nvidia-smi describes it; memory in bytes."""
 
     name: str
     driver: str
@@ -43,7 +44,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """Everything the checks look at. `answer` is what doctor_probe printed, None if it ended without a word."""
+    """The facts that the checks judge. `answer` is what `machine.inspect_engine` returned, None if its process died."""
 
     machine: Machine
     settings: Settings
@@ -55,22 +56,17 @@ class Survey:
 
     @property
     def wsl(self) -> bool:
-        """Whether this is Linux under Windows."""
-        return is_wsl(self.machine)
+        """Whether this is WSL."""
+        return is_wsl(self.machine.read)
 
     @property
     def cuda_devices(self) -> int:
-        """How many devices CTranslate2 sees."""
+        """How many CUDA devices CTranslate2 finds."""
         return int((self.answer or {}).get("cuda_devices", 0))
 
 
-def is_wsl(machine: Machine) -> bool:
-    """Return whether a machine is Linux under Windows."""
-    return machine.platform == "linux" and "microsoft" in (machine.read("/proc/version") or "").lower()
-
-
-def survey(machine: Machine, settings: Settings) -> Survey:
-    """Ask the slow questions once."""
+def make_survey(machine: Machine, settings: Settings) -> Survey:
+    """Collect the facts that take time, once."""
     smi = machine.which("nvidia-smi") or next((path for place in SMI_PLACES for path in machine.find(place)), None)
     output = machine.run([smi, f"--query-gpu={SMI_FIELDS}", "--format=csv,noheader,nounits"]) if smi else None
     answer, ended = machine.probe(
@@ -95,9 +91,23 @@ def _first_gpu(output: Output | None) -> Gpu | None:
         return None
 
 
-def check_python(seen: Survey) -> Iterable[Finding]:
-    """Judge Python's version and build, and the C library that the wheels are built for."""
-    machine = seen.machine
+def check(survey: Survey) -> Iterable[Finding]:
+    """Make all checks of this module, each before those that depend on it."""
+    for each in (
+        check_python,
+        check_engine,
+        check_gpu,
+        check_device,
+        check_libraries,
+        check_precision,
+        check_model,
+    ):
+        yield from each(survey)
+
+
+def check_python(survey: Survey) -> Iterable[Finding]:
+    """Check the version of Python, and the C library that CTranslate2's wheels need."""
+    machine = survey.machine
     version = ".".join(map(str, machine.python))
     library, number = machine.libc
     described = f"{version}, {machine.bits} bit, {machine.architecture}" + (f", {library} {number}" if library else "")
@@ -119,15 +129,15 @@ def check_python(seen: Survey) -> Iterable[Finding]:
         yield ok("Python", described)
 
 
-def check_engine(seen: Survey) -> Iterable[Finding]:
-    """Say whether the server's parts are installed and can be loaded at all."""
-    versions = {name: seen.machine.version(name) for name in ("localwhisper-lan", "ctranslate2", "faster-whisper")}
+def check_engine(survey: Survey) -> Iterable[Finding]:
+    """Check that the server's packages are installed and can be imported."""
+    versions = {name: survey.machine.version(name) for name in ("localwhisper-lan", "ctranslate2", "faster-whisper")}
     missing = [name for name, version in versions.items() if version is None]
     described = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     if missing:
         yield fault("Engine", f"not installed: {', '.join(missing)}", "pip install 'localwhisper-lan[server]'")
-    elif seen.answer is None:
-        end = seen.probe_output
+    elif survey.answer is None:
+        end = survey.probe_output
         how = (
             "hung while it asked the driver for devices"
             if end.status is None
@@ -136,147 +146,143 @@ def check_engine(seen: Survey) -> Iterable[Finding]:
         yield fault(
             "Engine",
             f"CTranslate2 {how}",
-            "Restart the machine (in WSL: 'wsl --shutdown' in Windows); if it stays, update the graphics driver.",
-            "Until then the CPU does it: localwhisper-server --device cpu",
+            "Restart the machine (for WSL: 'wsl --shutdown' in Windows). If that does not help, update the driver.",
+            "Without the GPU: localwhisper-server --device cpu",
         )
-    elif "error" in seen.answer:
+    elif "error" in survey.answer:
         yield fault(
             "Engine",
-            f"cannot be loaded: {seen.answer['error']}",
+            f"cannot be loaded: {survey.answer['error']}",
             "pip install --upgrade --force-reinstall 'localwhisper-lan[server]'",
         )
     else:
         yield ok("Engine", described)
 
 
-def check_gpu(seen: Survey) -> Iterable[Finding]:
-    """Judge the card and its driver, as nvidia-smi sees them."""
-    if seen.settings.device == "cpu":
+def check_gpu(survey: Survey) -> Iterable[Finding]:
+    """Check the card and its driver with nvidia-smi."""
+    if survey.settings.device == "cpu":
         yield ok("GPU", "not used, with --device cpu")
         return
-    if seen.gpu is None:
-        yield _no_gpu(seen)
+    if survey.gpu is None:
+        yield _no_gpu(survey)
         return
-    gpu = seen.gpu
-    found = "" if seen.machine.which("nvidia-smi") else f" (by {seen.smi}, which is not in PATH; that does no harm)"
+    gpu = survey.gpu
+    found = "" if survey.machine.which("nvidia-smi") else f" (by {survey.smi}, which is not in PATH and need not be)"
     described = f"{gpu.name}, {gpu.total / GIB:.0f} GB, driver {gpu.driver}{found}"
     driver = _numbers(gpu.driver)[0]
     needed = BLACKWELL_DRIVER if gpu.capability >= BLACKWELL else MIN_DRIVER
     if driver < needed:
-        yield fault("GPU", f"{described}: needs driver {needed} or later", *_update_driver(seen))
+        yield fault("GPU", f"{described}: needs driver {needed} or later", *_update_driver(survey))
     else:
         yield ok("GPU", described)
 
 
-def _no_gpu(seen: Survey) -> Finding:
-    machine, output = seen.machine, seen.smi_output
-    wanted = fault if seen.settings.device == "cuda" else warning
+def _no_gpu(survey: Survey) -> Finding:
+    machine, output = survey.machine, survey.smi_output
+    wanted = fault if survey.settings.device == "cuda" else warning
     if output is not None:
         said = "did not answer" if output.status is None else f"says: {_last_line(output.text)}"
-        return fault("GPU", f"{seen.smi} {said}", *_update_driver(seen))
-    if seen.wsl:
+        return fault("GPU", f"{survey.smi} {said}", *_update_driver(survey))
+    if survey.wsl:
         return wanted(
             "GPU",
-            "WSL shows no NVIDIA GPU (nvidia-smi is neither in PATH nor under /usr/lib/wsl)",
-            "If the PC has one: install NVIDIA's driver in Windows, never in WSL, then in PowerShell:",
-            "    wsl --update",
-            "    wsl --shutdown",
+            "WSL has no NVIDIA GPU (nvidia-smi is neither in PATH nor under /usr/lib/wsl)",
+            "If the PC has one, install its driver in Windows: see docs/wsl2.md",
         )
     if any((machine.read(path) or "").strip() == NVIDIA_VENDOR for path in machine.find(NVIDIA_PCI)):
         return wanted(
             "GPU",
-            "an NVIDIA device is built in, but has no driver",
-            "On Ubuntu: sudo ubuntu-drivers install, then restart the machine.",
+            "there is an NVIDIA device without a driver",
+            "Install the driver: see docs/linux.md",
         )
-    if seen.settings.device == "cuda":
+    if survey.settings.device == "cuda":
         return fault("GPU", "none, and --device cuda asks for one", "localwhisper-server --device auto")
     return ok("GPU", "none; the model runs on the CPU")
 
 
-def _update_driver(seen: Survey) -> tuple[str, ...]:
-    if seen.wsl or seen.machine.platform == "win32":
-        return (
-            "Install the latest driver in Windows: https://www.nvidia.com/drivers",
-            "then in PowerShell: wsl --update, and wsl --shutdown",
-        )
-    return (
-        "Restart the machine if the driver was just updated; else install a newer one:",
-        "    sudo ubuntu-drivers install",
-    )
+def _update_driver(survey: Survey) -> tuple[str, ...]:
+    if survey.wsl:
+        return ("Update the driver in Windows, then in PowerShell 'wsl --update' and 'wsl --shutdown'.",)
+    return ("If the driver was just updated, restart the machine; else install a newer one: see docs/linux.md",)
 
 
-def check_device(seen: Survey) -> Iterable[Finding]:
-    """Say where the model would run, and whether that is where it should."""
-    if seen.answer is None or "error" in seen.answer:
+def check_device(survey: Survey) -> Iterable[Finding]:
+    """Check that the model runs on the GPU if there is one."""
+    if survey.answer is None or "error" in survey.answer:
         return
-    if seen.cuda_devices or seen.settings.device == "cpu":
-        yield ok("Device", f"{seen.answer['device']}; CTranslate2 sees {seen.cuda_devices} CUDA device(s)")
+    if survey.cuda_devices or survey.settings.device == "cpu":
+        yield ok("Device", f"{survey.answer['device']}; CTranslate2 sees {survey.cuda_devices} CUDA device(s)")
         return
-    if seen.gpu is not None:
-        yield fault("Device", "nvidia-smi sees a GPU, but CTranslate2 does not", *_why_unseen(seen))
-    elif seen.settings.device == "cuda":
-        yield fault("Device", "--device cuda is set, but CTranslate2 sees no CUDA device", "Mend the GPU first, above.")
+    if survey.gpu is not None:
+        yield fault("Device", "nvidia-smi sees a GPU, but CTranslate2 does not", *_why_unseen(survey))
+    elif survey.settings.device == "cuda":
+        yield fault("Device", "--device cuda is set, but CTranslate2 sees no CUDA device", "Fix the GPU first.")
     else:
         yield ok("Device", "cpu")
 
 
-def _why_unseen(seen: Survey) -> tuple[str, ...]:
-    machine = seen.machine
+def _why_unseen(survey: Survey) -> tuple[str, ...]:
+    machine = survey.machine
     visible = machine.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return (f"CUDA_VISIBLE_DEVICES is set to '{visible}': unset it, or set it to 0.",)
     if machine.architecture in {"aarch64", "arm64"}:
-        return ("CTranslate2's packages for ARM are built without CUDA; build it from source, or use the CPU.",)
-    if seen.wsl and not machine.find("/usr/lib/wsl/lib/libcuda.so*"):
+        return ("CTranslate2's packages for ARM have no CUDA: build it from source, or use the CPU.",)
+    if survey.wsl and not machine.find("/usr/lib/wsl/lib/libcuda.so*"):
         return ("/usr/lib/wsl/lib/libcuda.so.1 is missing. In PowerShell: wsl --update, and wsl --shutdown",)
-    if seen.wsl:
+    if survey.wsl:
         return (
-            "A Linux driver inside WSL hides the one that Windows brings. Remove it:",
+            "A Linux driver in WSL hides the driver of Windows. Remove it:",
             "    sudo apt purge 'nvidia-driver-*' 'libnvidia-compute-*'",
         )
-    return ("In a container, it needs '--gpus all' and the NVIDIA container toolkit; else restart the machine.",)
+    return ("A container needs '--gpus all' and the NVIDIA Container Toolkit; otherwise restart the machine.",)
 
 
-def check_libraries(seen: Survey) -> Iterable[Finding]:
-    """Say which of CUDA's libraries are needed, and where they were found. The CUDA toolkit itself is not needed."""
-    if seen.answer is None or "error" in seen.answer:
+def check_libraries(survey: Survey) -> Iterable[Finding]:
+    """Check for CUDA's libraries. The CUDA toolkit is not needed."""
+    if survey.answer is None or "error" in survey.answer:
         return
-    if seen.settings.device == "cpu" or not (seen.cuda_devices or seen.gpu):
-        yield ok("CUDA", "its libraries are not needed on the CPU")
+    if survey.settings.device == "cpu" or not (survey.cuda_devices or survey.gpu):
+        yield ok("CUDA", "not needed on the CPU")
         return
-    libraries = seen.answer["libraries"]
-    for title, part, wanted in (("cuBLAS", "cublas", True), ("cuDNN", "cudnn", seen.answer["needs_cudnn"])):
+    libraries = survey.answer["libraries"]
+    for title, part, wanted in (("cuBLAS", "cublas", True), ("cuDNN", "cudnn", survey.answer["needs_cudnn"])):
         if not wanted:
-            yield ok(title, f"not needed by CTranslate2 {seen.machine.version('ctranslate2')}")
+            yield ok(title, f"not needed by CTranslate2 {survey.machine.version('ctranslate2')}")
             continue
         mine = [library for library in libraries if part in library["name"]]
         lost = [library for library in mine if library["path"] is None]
         if lost or not mine:
-            problem = lost[0]["problem"] if lost else f"CTranslate2 has no CUDA on {seen.machine.platform}"
+            problem = lost[0]["problem"] if lost else f"CTranslate2 has no CUDA on {survey.machine.platform}"
             yield fault(title, problem, INSTALL_CUDA)
-        elif part == "cublas" and _cublas_too_old(seen):
-            version = seen.machine.version("nvidia-cublas-cu12")
+        elif part == "cublas" and _cublas_too_old(survey):
+            version = survey.machine.version("nvidia-cublas-cu12")
             yield fault(
                 title,
                 f"{version} is too old for this card, which needs {_dotted(BLACKWELL_CUBLAS)}",
                 f"pip install --upgrade 'nvidia-cublas-cu12>={_dotted(BLACKWELL_CUBLAS)},<13'",
             )
         else:
-            yield ok(title, f"{seen.machine.version(f'nvidia-{part}-cu12') or ''} from {mine[-1]['path']}".strip())
+            yield ok(title, f"{survey.machine.version(f'nvidia-{part}-cu12') or ''} from {mine[-1]['path']}".strip())
 
 
-def _cublas_too_old(seen: Survey) -> bool:
-    version = seen.machine.version("nvidia-cublas-cu12")
-    return bool(version and seen.gpu and seen.gpu.capability >= BLACKWELL and _numbers(version) < BLACKWELL_CUBLAS)
+def _cublas_too_old(survey: Survey) -> bool:
+    version = survey.machine.version("nvidia-cublas-cu12")
+    return bool(version and _is_blackwell(survey) and _numbers(version) < BLACKWELL_CUBLAS)
 
 
-def check_precision(seen: Survey) -> Iterable[Finding]:
-    """Say whether the device can compute in the chosen precision."""
-    if seen.answer is None or "error" in seen.answer:
+def _is_blackwell(survey: Survey) -> bool:
+    return survey.gpu is not None and survey.gpu.capability >= BLACKWELL
+
+
+def check_precision(survey: Survey) -> Iterable[Finding]:
+    """Check that the device can compute in the chosen precision."""
+    if survey.answer is None or "error" in survey.answer:
         return
-    if seen.answer["device"] == "cuda" and not seen.cuda_devices:
-        return  # said by check_device; the precisions known are another device's
-    chosen, possible = seen.answer["compute_type"], seen.answer["compute_types"]
+    if survey.answer["device"] == "cuda" and not survey.cuda_devices:
+        return  # check_device reports it; `compute_types` are the CPU's
+    chosen, possible = survey.answer["compute_type"], survey.answer["compute_types"]
     if chosen not in possible:
         better = next((precision for precision in PRECISIONS if precision in possible), "auto")
         yield fault(
@@ -284,41 +290,39 @@ def check_precision(seen: Survey) -> Iterable[Finding]:
             f"{chosen} does not run on this device; it can do {', '.join(possible)}",
             f"localwhisper-server --compute-type {better}",
         )
-    elif (
-        seen.gpu and seen.answer["device"] == "cuda" and seen.gpu.capability >= BLACKWELL and chosen.startswith("int8")
-    ):
+    elif survey.answer["device"] == "cuda" and chosen.startswith("int8") and _is_blackwell(survey):
         yield warning(
             "Precision",
             f"{chosen}: some versions of CTranslate2 fail with it on an RTX 50 (CUBLAS_STATUS_NOT_SUPPORTED)",
-            "If so: localwhisper-server --compute-type float16",
+            "If so, use --compute-type float16: see docs/troubleshooting.md",
         )
     else:
         yield ok("Precision", f"{chosen} (this device can do {', '.join(possible)})")
 
 
-def check_model(seen: Survey) -> Iterable[Finding]:
-    """Say whether the model's weights are here, and whether they fit the card."""
-    if seen.answer is None or "error" in seen.answer:
+def check_model(survey: Survey) -> Iterable[Finding]:
+    """Check that the model is on this machine and fits into the memory of the card."""
+    if survey.answer is None or "error" in survey.answer:
         return
-    answer = seen.answer
+    answer = survey.answer
     if answer["folder"]:
         yield ok("Model", f"{answer['model']}, {answer['model_bytes'] / GIB:.1f} GB, in {answer['folder']}")
-        yield from _memory(seen)
-    elif answer["downloadable"] and seen.machine.environ.get("HF_HUB_OFFLINE", "0") in {"", "0"}:
-        free = seen.machine.free_bytes(seen.machine.environ.get("HF_HOME") or "~")
+        yield from _memory(survey)
+    elif answer["downloadable"] and survey.machine.environ.get("HF_HUB_OFFLINE", "0") in {"", "0"}:
+        free = survey.machine.free_bytes(survey.machine.environ.get("HF_HOME") or "~")
         room = f"; {free / GIB:.0f} GB are free here" if free is not None else ""
         yield warning(
             "Model",
-            f"{answer['model']} is not here yet; the first start downloads it (up to 3 GB{room})",
-            "Without a way to the internet: pip install 'localwhisper-lan[offline]' and --model base",
+            f"{answer['model']} is not downloaded yet; the first start does it (up to 3 GB{room})",
+            "Without internet: see docs/troubleshooting.md",
         )
     else:
         first, *rest = str(answer["model_problem"]).splitlines() or ["not found"]
-        yield fault("Model", first, *(rest or ["Another one: localwhisper-server --model base"]))
+        yield fault("Model", first, *(rest or ["Try another model: localwhisper-server --model base"]))
 
 
-def _memory(seen: Survey) -> Iterable[Finding]:
-    answer, gpu = seen.answer or {}, seen.gpu
+def _memory(survey: Survey) -> Iterable[Finding]:
+    answer, gpu = survey.answer or {}, survey.gpu
     if gpu is None or answer["device"] != "cuda":
         return
     # Conversions hold float16; int8 halves it, float32 doubles it.
@@ -331,8 +335,8 @@ def _memory(seen: Survey) -> Iterable[Finding]:
     if gpu.free < needed:
         yield warning(
             "GPU memory",
-            f"{described}. Does a game run, or this server already?",
-            "A smaller footprint: --model large-v3-turbo, or --compute-type int8_float16",
+            f"{described}. Does a game or this server run already?",
+            "For a model that needs less, see docs/troubleshooting.md",
         )
     else:
         yield ok("GPU memory", described)

@@ -1,13 +1,15 @@
-"""What `doctor` knows of a machine, and the real one: the only part of it that looks at files, commands and sockets.
+"""What `doctor` knows about a machine, and how it finds it out: by files, commands and sockets.
 
-The checks are functions of a `Machine`; a test gives them one with an RTX 5090, a broken driver or no WSL at all.
+The checks are functions of a `Machine`, so that a test can give them one with an RTX 5090 or a broken driver.
+
+This module is also a program: `python -m localwhisper_server.operations.doctor.machine JSON` prints, as one line of
+JSON, what CTranslate2 finds. A broken driver or library ends or hangs that process, and `doctor` survives.
 """
 
 import contextlib
 import glob
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 import socket
@@ -18,22 +20,21 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import ifaddr
+from localwhisper_server.operations.host import MAX_TEXT, interface_addresses, read_text
 
 COMMAND_SECONDS = 20.0
-# Importing CTranslate2 and asking the driver; a driver that hangs is found out by this.
+# Enough to import CTranslate2 and to ask the driver; after that, the driver hangs.
 PROBE_SECONDS = 120.0
 HEALTH_SECONDS = 3.0
-MAX_TEXT = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """How a command ended; `status` is negative for a signal, None when it took too long."""
+    """The output of a command, and its exit status: negative for a signal, None if it took too long."""
 
     status: int | None
     text: str
@@ -41,11 +42,11 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Facts, and functions that look for more. Paths are strings, since they may be another system's.
+    """Facts, and functions that find out more. Paths are strings, because a test's are another system's.
 
-    `version` gives a package's version or None. `run` gives None where there is no such command. `probe` starts
-    `localwhisper_server.operations.doctor.probe` and gives what it printed, or None and the way it ended. `bind` gives why an
-    address cannot be listened on, or "". `health` gives what answers there: a body, {} for something else, or None.
+    `version` returns a package's version or None. `run` returns None if the command does not exist. `probe` runs this
+    module as a program: what it printed, or None, and how it ended. `bind` returns why an address cannot be listened
+    on, or "". `health` returns the body of a server's /health, {} if another program answers, or None.
     """
 
     platform: str
@@ -66,11 +67,11 @@ class Machine:
     bind: Callable[[str, int], str]
     health: Callable[[str], dict[str, Any] | None]
     free_bytes: Callable[[str], int | None]
-    bits: int = field(default=64)
+    bits: int = 64
 
 
 def this_machine(environ: Mapping[str, str]) -> Machine:
-    """Return the machine that this runs on."""
+    """Return the machine that this program runs on."""
     return Machine(
         platform=sys.platform,
         architecture=platform.machine(),
@@ -78,25 +79,20 @@ def this_machine(environ: Mapping[str, str]) -> Machine:
         libc=platform.libc_ver(),
         environ=environ,
         hostname=socket.gethostname(),
-        addresses=_addresses(),
+        addresses=interface_addresses(),
         now=time.time(),
         installed_at=Path(__file__).stat().st_mtime,
         version=_version,
-        read=_read,
-        find=_find,
+        read=read_text,
+        find=lambda pattern: sorted(glob.glob(pattern)),  # noqa: PTH207 - Path.glob takes no absolute pattern
         which=shutil.which,
-        run=_run,
+        run=run_command,
         probe=lambda asked: _probe(asked, environ),
         bind=_bind,
         health=_health,
         free_bytes=_free_bytes,
         bits=64 if sys.maxsize > 2**32 else 32,
     )
-
-
-def _addresses() -> list[str]:
-    ips = [ip.ip for adapter in ifaddr.get_adapters() for ip in adapter.ips]
-    return [ip if isinstance(ip, str) else ip[0] for ip in ips]
 
 
 def _version(package: str) -> str | None:
@@ -106,23 +102,10 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _find(pattern: str) -> list[str]:
-    return sorted(glob.glob(pattern))  # noqa: PTH207 - whole paths, which Path.glob does not take
-
-
-def _read(path: str) -> str | None:
-    try:
-        with Path(path).open(encoding="utf-8", errors="replace") as stream:
-            return stream.read(MAX_TEXT)
-    except OSError:
-        return None
-
-
-def _run(line: Sequence[str]) -> Output | None:
-    return _finish(line, COMMAND_SECONDS, None)
-
-
-def _finish(line: Sequence[str], seconds: float, environ: Mapping[str, str] | None) -> Output | None:
+def run_command(
+    line: Sequence[str], *, seconds: float = COMMAND_SECONDS, environ: Mapping[str, str] | None = None
+) -> Output | None:
+    """Run a command and return its output, standard error included; None if it does not exist."""
     try:
         finished = subprocess.run(  # noqa: S603 - lines that the checks wrote
             list(line),
@@ -139,30 +122,34 @@ def _finish(line: Sequence[str], seconds: float, environ: Mapping[str, str] | No
         return Output(126, str(failure))
     except subprocess.TimeoutExpired:
         return Output(None, "")
-    # WSL's Windows commands answer in UTF-16.
+    # Windows' commands in WSL print UTF-16.
     encoding = "utf-16-le" if b"\0" in finished.stdout[:64] else "utf-8"
     return Output(finished.returncode, finished.stdout.decode(encoding, errors="replace"))
 
 
 def _probe(asked: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[dict[str, Any] | None, Output]:
-    # Nothing is downloaded to see what is there.
+    line = [sys.executable, "-P", "-m", __name__, json.dumps(asked)]
+    # Offline, so that nothing is downloaded.
     child = {**environ, "HF_HUB_OFFLINE": "1"}
-    line = [sys.executable, "-P", "-m", "localwhisper_server.operations.doctor.probe", json.dumps(asked)]
-    output = _finish(line, PROBE_SECONDS, child) or Output(127, "")
-    for text in reversed(output.text.splitlines()):
+    output = run_command(line, seconds=PROBE_SECONDS, environ=child) or Output(127, "")
+    return last_json(output.text), output
+
+
+def last_json(text: str) -> dict[str, Any] | None:
+    """Return the last line that is a JSON object; libraries may print other lines."""
+    for line in reversed(text.splitlines()):
         with contextlib.suppress(ValueError):
-            answer = json.loads(text)
+            answer = json.loads(line)
             if isinstance(answer, dict):
-                return answer, output
-    return None, output
+                return answer
+    return None
 
 
 def _bind(host: str, port: int) -> str:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as listening:
-            if os.name == "posix":  # as the server does; on Windows it would take over somebody else's port
-                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
             listening.bind(address)
             listening.listen(1)
     except OSError as failure:
@@ -171,14 +158,14 @@ def _bind(host: str, port: int) -> str:
 
 
 def _health(url: str) -> dict[str, Any] | None:
-    # A proxy has no business between a machine and itself, and the certificate is for its name, not for the loopback.
+    # Without a proxy, and without checking the certificate's name: the server is on this machine.
     unchecked = ssl.create_default_context()
     unchecked.check_hostname, unchecked.verify_mode = False, ssl.CERT_NONE
     opener = urllib.request.build_opener(
         urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=unchecked)
     )
     try:
-        with opener.open(url, timeout=HEALTH_SECONDS) as answer:
+        with opener.open(f"{url}/health", timeout=HEALTH_SECONDS) as answer:
             body = json.loads(answer.read(MAX_TEXT))
     except urllib.error.HTTPError:
         return {}
@@ -195,3 +182,40 @@ def _free_bytes(folder: str) -> int | None:
         return shutil.disk_usage(path).free
     except OSError:
         return None
+
+
+def inspect_engine(model: str, device: str, compute_type: str, cache_dir: str | None) -> dict[str, Any]:
+    """Return the device and precision that the server would choose, CUDA's libraries, and the model's folder."""
+    # Imported here because a failure is one of the results.
+    from localwhisper_server.whisper import cuda_libraries, devices, engine, weights  # noqa: PLC0415
+
+    count = engine.cuda_devices()
+    chosen = devices.choose_device(device, compute_type, cuda_devices=count, cuda_types=engine.cuda_compute_types())
+    name = weights.default_model(chosen.name) if model == "auto" else model
+    folder, problem, downloadable = None, "", False
+    try:
+        folder = weights.find(name, cache_dir=Path(cache_dir) if cache_dir else None)
+    except (weights.ModelError, OSError) as failure:
+        problem = str(failure)
+        # Such an error has a cause only if the hub, offline here, could not give the model.
+        downloadable = isinstance(failure, weights.ModelError) and failure.__cause__ is not None
+    return {
+        "cuda_devices": count,
+        "device": chosen.name,
+        "compute_type": chosen.compute_type,
+        "compute_types": sorted(engine.compute_types(chosen.name if count else "cpu")),
+        "needs_cudnn": cuda_libraries.asks_for_cudnn(),
+        "libraries": [asdict(library) for library in cuda_libraries.load()],
+        "model": name,
+        "folder": str(folder) if folder else None,
+        "model_bytes": (folder / "model.bin").stat().st_size if folder else 0,
+        "model_problem": problem,
+        "downloadable": downloadable,
+    }
+
+
+if __name__ == "__main__":
+    try:
+        print(json.dumps(inspect_engine(**json.loads(sys.argv[1]))))  # noqa: T201 - the program's output
+    except (ImportError, OSError, RuntimeError) as failure:
+        print(json.dumps({"error": f"{type(failure).__name__}: {failure}"}))  # noqa: T201 - the program's output

@@ -1,54 +1,53 @@
-"""What `doctor` found, for a person or for a program."""
+"""What `doctor` found, as text for people or as JSON."""
 
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-Status = Literal["ok", "warning", "fault"]
+from rich.console import Console
+from rich.text import Text
 
-_COLOURS = {"ok": "32", "warning": "33", "fault": "31;1"}
+_STYLES = {"ok": "green", "warning": "yellow", "fault": "bold red"}
 _NAME_WIDTH = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report: what was looked at, how it is, and, unless all is well, what to do, line by line."""
+    """The result of one check: what was checked, its state, and, unless it is ok, lines that say how to fix it."""
 
     name: str
-    status: Status
+    status: Literal["ok", "warning", "fault"]
     message: str
     fix: Sequence[str] = ()
 
 
 def ok(name: str, message: str, *fix: str) -> Finding:
-    """Say that something is as it should be."""
+    """Return a finding that is as it should be."""
     return Finding(name, "ok", message, fix)
 
 
 def warning(name: str, message: str, *fix: str) -> Finding:
-    """Say that something works, but perhaps not as wished."""
+    """Return a finding that does not keep the server from working."""
     return Finding(name, "warning", message, fix)
 
 
 def fault(name: str, message: str, *fix: str) -> Finding:
-    """Say that something keeps the server from working."""
+    """Return a finding that keeps the server from working."""
     return Finding(name, "fault", message, fix)
 
 
 def healthy(findings: Iterable[Finding]) -> bool:
-    """Return whether nothing is at fault."""
+    """Return whether there is no fault."""
     return all(finding.status != "fault" for finding in findings)
 
 
-def as_text(finding: Finding, *, colour: bool) -> str:
-    """Return a finding as aligned lines, its remedy indented so that it can be copied."""
-    status = f"{finding.status:<8}"
-    if colour:
-        status = f"\x1b[{_COLOURS[finding.status]}m{status}\x1b[0m"
-    lines = [f"{status} {finding.name:<{_NAME_WIDTH}} {finding.message}"]
-    lines += [f"{'':<{_NAME_WIDTH + 10}}{line}".rstrip() for line in finding.fix]
-    return "\n".join(lines)
+def show(finding: Finding, console: Console) -> None:
+    """Print a finding. Its lines are not wrapped, so that commands can be copied."""
+    line = Text.assemble((f"{finding.status:<8}", _STYLES[finding.status]), f" {finding.name:<{_NAME_WIDTH}} ")
+    console.print(line.append(finding.message), soft_wrap=True)
+    for fix in finding.fix:
+        console.print(Text(" " * (_NAME_WIDTH + 10) + fix), soft_wrap=True)
 
 
 def verdict(findings: Sequence[Finding]) -> str:
@@ -56,10 +55,10 @@ def verdict(findings: Sequence[Finding]) -> str:
     faults = sum(finding.status == "fault" for finding in findings)
     warnings = sum(finding.status == "warning" for finding in findings)
     if faults:
-        return f"{_count(faults, 'fault')}, {_count(warnings, 'warning')}. Mend the first fault first, then look again."
+        return f"{_count(faults, 'fault')}, {_count(warnings, 'warning')}. Fix the first fault, then run this again."
     if warnings:
-        return f"It works. {_count(warnings, 'warning')} above."
-    return "All is well."
+        return f"The server works. {_count(warnings, 'warning')} above."
+    return "Everything is in order."
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,6 +1,6 @@
-"""The service's settings file: NAME=value lines that systemd and the server itself both read.
+"""The service's settings file: NAME=value lines that both systemd and the server read.
 
-Kept by the person who runs the service: what they wrote, comments too, stays; only names that are set anew change.
+Users edit the file. All that they wrote stays, comments included; only the settings that change are written.
 """
 
 import re
@@ -11,18 +11,19 @@ from localwhisper_server.settings import ENV_PREFIX, Settings, written
 
 _ASSIGNMENT = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)\s*=")
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@%+,=-]*")
-# Between single quotes, systemd and python-dotenv agree on everything but these.
+# systemd and python-dotenv read these differently, even between single quotes.
 _UNSAFE = re.compile(r"[\x00-\x1f'\\]")
 
 _HEAD = """\
-# Settings of localwhisper-server as a service. Take away the # in front of what you want to change, then run
+# Settings of localwhisper-server as a service. To change one, remove the # in front of it. Then run this command,
+# which restarts the service:
 #     localwhisper-server service install
-# again, which restarts it. Other variables may stand here, too: HF_HOME, HF_ENDPOINT, CUDA_VISIBLE_DEVICES.
+# Other variables can be set here as well: HF_HOME, HF_ENDPOINT, CUDA_VISIBLE_DEVICES.
 """
 
 
 def template() -> str:
-    """Return a settings file that sets nothing and explains everything."""
+    """Return a settings file that explains each setting and sets none."""
     blocks = [_HEAD]
     for name, field in Settings.model_fields.items():
         comment = "\n".join(f"# {line}" for line in textwrap.wrap(field.description or "", 110))
@@ -36,13 +37,13 @@ def variable(field: str) -> str:
 
 
 def merged(text: str, changes: Mapping[str, str]) -> str:
-    """Return `text` with the variables in `changes` set, each in its old place or, if new, after its commented line.
+    """Return `text` with the variables in `changes` set: in their lines, or after their comments, or at the end.
 
     Raises:
-        ValueError: a value cannot be written so that every reader reads it alike.
+        ValueError: systemd and python-dotenv would read a value differently.
 
     """
-    # Only where systemd and dotenv end a line: other separators (U+2028) may stand in a comment.
+    # Not str.splitlines, which also splits at separators such as U+2028 that may be in a comment.
     lines = re.split(r"\r\n|\n|\r", text)
     if not lines[-1]:
         lines.pop()
@@ -51,7 +52,7 @@ def merged(text: str, changes: Mapping[str, str]) -> str:
         places = [number for number, line in enumerate(lines) if _assigned(line) == name]
         hints = [number for number, line in enumerate(lines) if _assigned(line.lstrip("# ")) == name]
         if places:
-            # The last one wins where systemd and dotenv read it, so it is the one to change.
+            # systemd and dotenv use the last one.
             lines[places[-1]] = assignment
         elif hints:
             lines.insert(hints[-1] + 1, assignment)

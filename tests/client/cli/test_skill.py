@@ -288,7 +288,7 @@ def test_with_the_real_server(tmp_path: Path) -> None:
     """The words of a real recording, from the server that this project ships."""
     pytest.importorskip("faster_whisper")
     from localwhisper_client.cli.demo import VOICE
-    from localwhisper_client.cli.demo import serving as real
+    from localwhisper_client.server_process import serving as real
 
     recording = tmp_path / "voice.ogg"
     shutil.copy(VOICE, recording)

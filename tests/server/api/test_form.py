@@ -10,39 +10,21 @@ from hypothesis import strategies as st
 from localwhisper_client.shared.languages import NAMES
 from localwhisper_server.api import form
 from localwhisper_server.errors import InvalidRequest
-from localwhisper_server.types import Voice
+from localwhisper_server.types import Decoding, Options, Voice
 
 KNOWN = frozenset(NAMES)
 
 
 def _parse(model: str = "whisper-1", task: Any = "transcribe", known: Any = KNOWN, **fields: Any) -> form.SpeechRequest:
     """Parse keyword arguments as a form; `x__` stands for the name `x[]`."""
+    fields["model"] = model
     named = {name.replace("__", "[]"): [value] if isinstance(value, str) else value for name, value in fields.items()}
-    return form.parse(named, task, known_languages=known, model=model)
+    return form.parse(named, task, known_languages=known)
 
 
 def test_defaults() -> None:
-    """A form with nothing but its file: json, segments, no words, the ladder of temperatures, no hints."""
-    asked = _parse()
-    assert (asked.response_format, asked.stream, asked.segments, asked.words, asked.logprobs) == (
-        "json",
-        False,
-        True,
-        False,
-        False,
-    )
-    assert asked.options.voice == Voice()
-    decoding = asked.options.decoding
-    assert (decoding.task, decoding.language, decoding.prompt, decoding.hotwords, decoding.temperature) == (
-        "transcribe",
-        None,
-        "",
-        "",
-        None,
-    )
-    assert not decoding.words
-    assert not decoding.logprobs
-    assert not asked.lists_languages
+    """A form with nothing but its model: json, segments, no words, temperature fallback, no hints."""
+    assert _parse() == form.SpeechRequest(Options(Decoding(), Voice()), "json", stream=False, segments=True)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +35,7 @@ def test_defaults() -> None:
     ],
 )
 def test_hints_are_bounded(field: str, longest: Any, longer: Any) -> None:
-    """The error names the field and the limit, before anything is done with the text."""
+    """The error names the field and the limit."""
     _parse(**{field: longest})
     with pytest.raises(InvalidRequest, match=str(form.LONGEST_TEXT)) as refused:
         _parse(**{field: longer})
@@ -111,12 +93,11 @@ ACCEPTED: list[tuple[dict[str, Any], str, Any]] = [
 
 @pytest.mark.parametrize(("fields", "name", "value"), ACCEPTED, ids=lambda value: str(value)[:60])
 def test_accepted_fields(fields: dict[str, Any], name: str, value: Any) -> None:
-    """Every field in every spelling OpenAI's clients send; unknown ones are ignored, as the live API does."""
+    """Every field in every spelling that OpenAI's clients send; unknown fields are ignored, as by the live API."""
     asked = _parse(**fields)
     decoding = asked.options.decoding
     holder = next(part for part in (asked, asked.options, decoding) if hasattr(part, name))
     assert getattr(holder, name) == value
-    assert (asked.words, asked.logprobs) == (decoding.words, decoding.logprobs)
 
 
 GRANULARITIES = "Supported values are: 'segment', 'word'."
@@ -258,7 +239,7 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
 
 @pytest.mark.parametrize(("fields", "param", "code", "message"), REFUSED, ids=lambda value: str(value)[:60])
 def test_refused_fields(fields: dict[str, Any], param: str, code: str, message: str) -> None:
-    """Each breach is OpenAI's 400, which names the field, says how, and says what would do."""
+    """400 in OpenAI's words, which name the field, what is wrong and what would be right."""
     with pytest.raises(InvalidRequest) as failure:
         _parse(**fields)
     assert failure.value.status == 400
@@ -283,18 +264,18 @@ VAD = {"type": "server_vad", "threshold": 0.7, "prefix_padding_ms": 100, "silenc
     ids=["auto", "empty", "one JSON string", "a part per key", "JSON defaults", "parts' defaults"],
 )
 def test_chunking_strategy_in_every_wire_form(fields: dict[str, Any], voice: Voice) -> None:
-    """As Python and Node send it, and as go-openai does; the object's defaults are the spec's."""
+    """As Python, Node and go-openai send it; the object's defaults are those of OpenAI's description."""
     assert _parse(**fields).options.voice == voice
 
 
 def test_gpt_transcribe_alone_lists_languages() -> None:
-    """It is the one model whose json has the field."""
+    """OpenAI's json has the field for this model alone."""
     assert _parse(model="gpt-transcribe").lists_languages
     assert not _parse(model="gpt-4o-transcribe").lists_languages
 
 
 def test_a_language_the_model_does_not_know() -> None:
-    """An English-only model says that it is one, rather than writing German as English."""
+    """An English-only model refuses German instead of writing it as English."""
     with pytest.raises(InvalidRequest, match="'de-AT' is not supported by the model served here") as failure:
         _parse(known=frozenset({"en"}), language="de-AT")
     assert (failure.value.param, failure.value.code) == ("language", "unsupported_value")
@@ -302,7 +283,7 @@ def test_a_language_the_model_does_not_know() -> None:
 
 
 def test_an_english_only_model_cannot_translate() -> None:
-    """Nor does a multilingual one mind."""
+    """The task is refused for it, and accepted for a multilingual one."""
     with pytest.raises(InvalidRequest, match="cannot translate") as failure:
         _parse(known=frozenset({"en"}), task="translate")
     assert failure.value.param == "model"
@@ -311,7 +292,7 @@ def test_an_english_only_model_cannot_translate() -> None:
 
 @pytest.mark.parametrize("fields", [{}, {"model": []}, {"model": [""]}, {"model": ["  "]}])
 def test_a_missing_model(fields: dict[str, list[str]]) -> None:
-    """Empty: the routes take the served one for it."""
+    """The name is empty; the routes then take the served model."""
     assert form.requested_model(fields) == ""
 
 
@@ -320,24 +301,24 @@ def test_a_missing_model(fields: dict[str, list[str]]) -> None:
 )
 @pytest.mark.parametrize("values", [["segment"], ["word"], ["word", "segment"], ["anything"]])
 def test_granularities_of_a_gpt_model_without_timestamps(model: str, values: list[str]) -> None:
-    """Are ignored, as by OpenAI: Vercel's AI SDK 5 and 6 send them whenever any option is set."""
+    """They are ignored, as by OpenAI: Vercel's AI SDK 5 and 6 send them whenever any option is set."""
     asked = _parse(model, timestamp_granularities__=values, response_format="json")
-    assert (asked.response_format, asked.words) == ("json", False)
+    assert (asked.response_format, asked.options.decoding.words) == ("json", False)
 
 
 @pytest.mark.parametrize("value", ["segment", "word", "word,segment", "anything"])
 @pytest.mark.parametrize("format_", ["", "json", "text", "srt"])
 def test_bare_granularities_without_timestamps(value: str, format_: str) -> None:
-    """Are a field that OpenAI does not know, under every model's name: AI SDK 4 sends it."""
+    """OpenAI does not know the name without brackets, for any model; AI SDK 4 sends it."""
     asked = _parse(timestamp_granularities=value, response_format=format_)
-    assert (asked.response_format, asked.words) == (format_ or "json", False)
+    assert (asked.response_format, asked.options.decoding.words) == (format_ or "json", False)
 
 
 @pytest.mark.parametrize("name", ["timestamp_granularities", "timestamp_granularities__"])
 def test_a_list_of_granularities_in_one_field(name: str) -> None:
-    """Is read where there are timestamps to give."""
+    """Commas separate them, in a field with or without brackets."""
     asked = _parse(response_format="verbose_json", **{name: "word, segment"})
-    assert (asked.segments, asked.words) == (True, True)
+    assert (asked.segments, asked.options.decoding.words) == (True, True)
 
 
 @pytest.mark.parametrize(
@@ -351,13 +332,13 @@ def test_a_list_of_granularities_in_one_field(name: str) -> None:
     ],
 )
 def test_hints_of_several_languages(hints: list[str], single: str | None, among: tuple[str, ...]) -> None:
-    """Are what is detected among; one language by several names is one, and `auto` rules out none."""
+    """Detection chooses among them. One language by several names is one; `auto` allows any."""
     decoding = _parse(languages__=hints).options.decoding
     assert (decoding.language, decoding.languages) == (single, among)
 
 
 def test_the_last_model_counts() -> None:
-    """As with every field sent twice."""
+    """So it is with every field that is sent twice."""
     assert form.requested_model({"model": ["a", " whisper-1 "]}) == "whisper-1"
 
 
@@ -365,8 +346,8 @@ def test_the_last_model_counts() -> None:
     ("filename", "shown"),
     [("notes.bin", "bin"), ("a.b.TXT", "txt"), ("x.<script>", "?script?"), ("x." + "y" * 99, "y" * 16)],
 )
-def test_an_unreadable_upload_with_a_telling_name(filename: str, shown: str) -> None:
-    """OpenAI's error for an extension it does not take."""
+def test_an_unreadable_upload_with_an_unsupported_ending(filename: str, shown: str) -> None:
+    """OpenAI's error for it; signs in it are replaced."""
     failure = form.unreadable(filename)
     assert failure is not None
     assert failure.body()["error"] == {
@@ -378,21 +359,20 @@ def test_an_unreadable_upload_with_a_telling_name(filename: str, shown: str) -> 
 
 
 @pytest.mark.parametrize("filename", [None, "", "upload", "voice.ogg", "VOICE.OGA", "dot."])
-def test_an_unreadable_upload_with_a_good_name(filename: str | None) -> None:
-    """The name says nothing, so the audio's own error stands."""
+def test_an_unreadable_upload_with_a_supported_ending_or_none(filename: str | None) -> None:
+    """The name is not at fault, so the error of the audio stands."""
     assert form.unreadable(filename) is None
 
 
-# Letters of one to four bytes, what ends lines, and what numbers and JSON are made of.
+# Letters of one to four bytes, line ends, and the signs of numbers and JSON.
 LETTERS = "aZ\u00e4\u20ac\U0001f3a4\u2028\0\n\r\t <>,.:-+019eEnul{}[]\"'\\"
-NAMES_ON_THE_WIRE = st.sampled_from(
+WIRE_NAMES = st.sampled_from(
     [
-        *("response_format", "stream", "temperature", "language", "languages[]", "languages", "keywords[]", "prompt"),
-        *("include[]", "timestamp_granularities[]", "timestamp_granularities", "chunking_strategy"),
-        *("chunking_strategy[type]", "chunking_strategy[threshold]", "chunking_strategy[]", "known_speaker_names[]"),
+        *(f"{field.name}{brackets}" for field in form.FIELDS for brackets in ("", "[]")),
+        *("chunking_strategy[type]", "chunking_strategy[threshold]"),
     ]
 )
-TELLING = st.sampled_from(
+VALID = st.sampled_from(
     ["true", "0", "1e999", "-0", "en", "auto", "verbose_json", "json", "word", "logprobs", "server_vad", "é", "\0"]
 )
 OBJECTS = st.dictionaries(
@@ -401,11 +381,11 @@ OBJECTS = st.dictionaries(
 ).map(json.dumps)
 
 
-@given(st.dictionaries(NAMES_ON_THE_WIRE, st.lists(st.one_of(TELLING, OBJECTS, st.text(LETTERS)), max_size=3)))
+@given(st.dictionaries(WIRE_NAMES, st.lists(st.one_of(VALID, OBJECTS, st.text(LETTERS)), max_size=3)))
 def test_no_value_raises_anything_else(fields: dict[str, list[str]]) -> None:
-    """Whatever is sent, the form is understood or refused by name."""
+    """Every form is understood, or refused with the name of a field."""
     try:
-        asked = form.parse(fields, "transcribe", known_languages=KNOWN, model="whisper-1")
+        asked = form.parse(fields, "transcribe", known_languages=KNOWN)
     except InvalidRequest as failure:
         assert failure.body()["error"]["param"]  # noqa: PT017 - either outcome is right, and each is checked
     else:

@@ -44,25 +44,25 @@ def _events(body: bytes) -> list[dict[str, object]]:
 
 
 def test_json_is_compact_with_usage_and_no_final_newline() -> None:
-    """As whisper-1's, whose byte length was checked: only the text and the duration kind of usage."""
+    """As of whisper-1, by the length of its live answers: the text and the usage alone."""
     assert formats.render_json(HELLO) == b'{"text":"Don\'t stop, it\'s fun.","usage":{"type":"duration","seconds":9}}'
 
 
 def test_json_keeps_letters_outside_ascii() -> None:
-    """UTF-8 as it is, not escapes."""
+    """They are UTF-8, not escapes."""
     assert formats.render_json(CHINESE) == '{"text":"你好、世界。","usage":{"type":"duration","seconds":4}}'.encode()
 
 
 @pytest.mark.parametrize(("duration", "seconds"), [(0.1, 1), (8.47, 9), (9.0, 9), (27.4, 28), (27.0001, 28)])
 def test_usage_counts_started_seconds_in_whole_numbers(duration: float, seconds: int) -> None:
-    """The spec's 8.47 → 9; never a fraction."""
+    """OpenAI's example has 8.47 → 9."""
     usage = formats.usage(Transcript("transcribe", "en", duration))
     assert usage == {"type": "duration", "seconds": seconds}
     assert isinstance(usage["seconds"], int)
 
 
 def test_json_of_the_model_that_lists_languages() -> None:
-    """gpt-transcribe's field sits between text and usage; silence speaks none."""
+    """gpt-transcribe's field is between text and usage; it is empty for silence."""
     assert formats.render_json(HELLO, list_languages=True) == (
         b'{"text":"Don\'t stop, it\'s fun.","languages":[{"code":"en"}],"usage":{"type":"duration","seconds":9}}'
     )
@@ -74,7 +74,7 @@ def test_json_of_the_model_that_lists_languages() -> None:
 
 
 def test_logprobs_are_tokens_with_their_bytes() -> None:
-    """The shape of the spec's example; a token that splits a character shows a replacement, its bytes are exact."""
+    """As in OpenAI's example. Half a character is a replacement in the text, and exact in the bytes."""
     split = Transcript("transcribe", "en", 1.0, (Segment(0, 1, " é", logprobs=(TokenLogprob(b" \xc3", -2.3e-5),)),))
     assert json.loads(formats.render_json(split, logprobs=True))["logprobs"] == [
         {"token": " �", "logprob": -2.3e-5, "bytes": [32, 0xC3]}
@@ -87,46 +87,46 @@ def test_logprobs_are_tokens_with_their_bytes() -> None:
 
 @pytest.mark.parametrize(("transcript", "asked"), [(SILENCE, True), (HELLO, False)])
 def test_logprobs_are_absent_not_empty(transcript: Transcript, asked: bool) -> None:  # noqa: FBT001 - a table's column
-    """For silence, and for who did not ask."""
+    """For silence, and where they were not asked for."""
     assert b"logprobs" not in formats.render_json(transcript, logprobs=asked)
     assert b"logprobs" not in formats.done_event(transcript, logprobs=asked)
 
 
 def test_text_is_the_words_and_a_newline() -> None:
-    """Not JSON, not quoted."""
+    """Without quotes."""
     assert formats.render_text(HELLO) == b"Don't stop, it's fun.\n"
     assert formats.render_text(SILENCE) == b"\n"
 
 
 def test_srt_byte_for_byte() -> None:
-    """Cues from 1, commas, a blank line between, no leading space, three newlines at the end."""
+    """Cues are numbered from 1, a blank line is between them, three newlines are at the end."""
     assert formats.render_srt(HELLO) == (
         b"1\n00:00:00,000 --> 00:00:03,320\nDon't stop,\n\n2\n00:00:03,320 --> 00:00:06,000\nit's fun.\n\n\n"
     )
 
 
 def test_vtt_byte_for_byte() -> None:
-    """Hours always, points, two newlines at the end."""
+    """Times always have hours, two newlines are at the end."""
     assert formats.render_vtt(HELLO) == (
         b"WEBVTT\n\n00:00:00.000 --> 00:00:03.320\nDon't stop,\n\n00:00:03.320 --> 00:00:06.000\nit's fun.\n\n"
     )
 
 
-def test_captions_of_silence_hold_no_cue() -> None:
-    """A player reads an empty file of its kind."""
+def test_captions_of_silence_have_no_cue() -> None:
+    """A player can read them."""
     assert formats.render_vtt(SILENCE) == b"WEBVTT\n\n"
     assert formats.render_srt(SILENCE).strip() == b""
 
 
 def test_a_segment_without_words_is_no_cue() -> None:
-    """And the numbers of the others have no gap."""
+    """The numbers of the other cues have no gap."""
     transcript = Transcript("transcribe", "en", 3.0, (Segment(0, 1, " "), Segment(1, 2, " a"), Segment(2, 3, " b")))
     assert formats.render_srt(transcript).split(b"\n")[0::4][:2] == [b"1", b"2"]
     assert formats.render_vtt(transcript).count(b"-->") == 2
 
 
 def test_a_cue_cannot_be_ended_by_its_text() -> None:
-    """An arrow or a blank line would be read as structure."""
+    """A player would take an arrow or a blank line for the end of the cue."""
     transcript = Transcript("transcribe", "en", 1.0, (Segment(0, 1, " a --> b\n\n2\n"),))
     assert formats.render_vtt(transcript) == b"WEBVTT\n\n00:00:00.000 --> 00:00:01.000\na -> b 2\n\n"
 
@@ -152,7 +152,7 @@ def test_times_are_whole_milliseconds_that_carry(seconds: float, shown: bytes) -
 
 @given(st.floats(0, 1e6))
 def test_times_round_to_the_nearest_millisecond(seconds: float) -> None:
-    """For every time, the clock read back is within half a millisecond, and no field overflows."""
+    """Every time is read back within half a millisecond, and no part of it overflows."""
     transcript = Transcript("transcribe", "en", seconds, (Segment(seconds, seconds, " x"),))
     hours, minutes, rest = formats.render_srt(transcript).split(b"\n")[1].split(b" --> ")[0].split(b":")
     whole, _, milliseconds = rest.partition(b",")
@@ -163,7 +163,7 @@ def test_times_round_to_the_nearest_millisecond(seconds: float) -> None:
 
 
 def test_verbose_json_byte_for_byte() -> None:
-    """The spec's order of fields, all ten of a segment, single-precision numbers widened, no `words`."""
+    """Fields in OpenAI's order, all ten of a segment, numbers in single precision, no `words`."""
     assert formats.render_verbose_json(Transcript("transcribe", "en", 8.47, HELLO.segments[:1])) == (
         b'{"task":"transcribe","language":"english","duration":8.470000267028809,"text":"Don\'t stop,",'
         b'"segments":[{"id":0,"seek":0,"start":0.0,"end":3.319999933242798,"text":" Don\'t stop,",'
@@ -174,12 +174,12 @@ def test_verbose_json_byte_for_byte() -> None:
 
 
 def test_segments_are_numbered_from_0() -> None:
-    """Over the whole recording."""
+    """The numbers go on over the whole recording."""
     assert [segment["id"] for segment in json.loads(formats.render_verbose_json(HELLO))["segments"]] == [0, 1]
 
 
 def test_words_alone_bring_no_segments() -> None:
-    """As in the spec's example; words carry no spaces and no punctuation but apostrophes inside."""
+    """As in OpenAI's example. Words have no spaces, and no punctuation but apostrophes inside."""
     body = json.loads(formats.render_verbose_json(HELLO, segments=False, words=True))
     assert list(body) == ["task", "language", "duration", "text", "words", "usage"]
     assert body["words"] == [
@@ -191,7 +191,7 @@ def test_words_alone_bring_no_segments() -> None:
 
 
 def test_words_and_segments_together() -> None:
-    """Words first; a segment itself holds none."""
+    """Words come first; segments have none themselves."""
     body = json.loads(formats.render_verbose_json(HELLO, segments=True, words=True))
     assert list(body) == ["task", "language", "duration", "text", "words", "segments", "usage"]
     assert len(body["words"]) == 4
@@ -203,20 +203,20 @@ def test_words_and_segments_together() -> None:
     [("transcribe", "de", "german"), ("translate", "de", "english"), ("transcribe", "yue", "cantonese")],
 )
 def test_the_language_is_a_full_lowercase_name(task: str, code: str, name: str) -> None:
-    """Of what was spoken; of a translation always English."""
+    """The language that was spoken; for a translation always English."""
     body = json.loads(formats.render_verbose_json(Transcript(task, code, 1.0)))  # type: ignore[arg-type]
     assert (body["task"], body["language"]) == (task, name)
 
 
 def test_silence_in_verbose_json() -> None:
-    """Empty text, empty lists, a language that the SDK's type can take."""
+    """Text and lists are empty; the language is a string, as the SDK's type requires."""
     body = json.loads(formats.render_verbose_json(SILENCE, segments=True, words=True))
     assert (body["text"], body["segments"], body["words"], body["language"]) == ("", [], [], "english")
     assert body["usage"] == {"type": "duration", "seconds": 10}
 
 
 def test_events_are_data_lines_alone() -> None:
-    """No `event:` line; one blank line after each."""
+    """There is no `event:` line, and a blank line after each."""
     assert formats.delta_event("Hi", HELLO.segments[1]) == b'data: {"type":"transcript.text.delta","delta":"Hi"}\n\n'
     assert (
         formats.done_event(CHINESE, list_languages=True)
@@ -229,19 +229,19 @@ def test_events_are_data_lines_alone() -> None:
 
 @given(st.text('a\u00e4\u20ac\U0001f3a4\0\n\r\u2028\u0085 :{}"\\'))
 def test_no_text_breaks_a_frame(text: str) -> None:
-    """Whatever is said, line ends stay inside the JSON."""
+    """Line ends in a text stay inside the JSON."""
     (payload,) = _events(formats.delta_event(text, HELLO.segments[0]))
     assert payload == {"type": "transcript.text.delta", "delta": text}
 
 
 def test_deltas_carry_logprobs_where_asked() -> None:
-    """Those of their own segment; `done` has them all."""
+    """A delta has those of its segment, `done` has all."""
     (delta,) = _events(formats.delta_event("x", HELLO.segments[0], logprobs=True))
     (done,) = _events(formats.done_event(HELLO, logprobs=True))
     assert delta["logprobs"] == done["logprobs"]
 
 
 def test_cjk_text_is_joined_without_spaces() -> None:
-    """The model's own leading spaces are all there are."""
+    """The text has the model's own leading spaces, and no others."""
     assert CHINESE.text == "你好、世界。"
     assert HELLO.text == "Don't stop, it's fun."

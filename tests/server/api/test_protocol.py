@@ -17,13 +17,12 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from localwhisper_server import server
-from localwhisper_server.api import routes
 from localwhisper_server.api.access_control import Rules
-from localwhisper_server.api.limits import Floor
-from localwhisper_server.api.network import parse_network
-from localwhisper_server.api.protocol import EVENTS_PER_TURN, MOST_HEAD_BYTES, HttpProtocol, Room
-from localwhisper_server.settings import Settings, written
-from tests.server.driving import FakeBackend
+from localwhisper_server.api.limits import ConnectionLimits, Limits
+from localwhisper_server.api.protocol import EVENTS_AT_A_TIME, MOST_HEAD_BYTES, HttpProtocol
+from localwhisper_server.api.routes import create_app
+from localwhisper_server.settings import Settings
+from tests.server.driving import FakeTranscriber
 from tests.server.listening import serving
 
 if TYPE_CHECKING:
@@ -31,26 +30,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from localwhisper_server.api.asgi import App, Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
-SLOW = Rules(floor=Floor(rate=1000, grace=0.2), max_upload=1_000_000)
+SLOW = Limits(max_upload=1_000_000, min_rate=1000, grace=0.2)
 
 
-class Hasty(HttpProtocol):
-    """Waits as long as a test may take."""
+class Quick(HttpProtocol):
+    """Waits for a shorter time, for the tests."""
 
     head_seconds = write_seconds = 0.3
 
 
-def _app(rules: Rules) -> App:
-    return routes.create_app(FakeBackend(), rules=rules)
-
-
 @pytest.fixture
 def address() -> Iterator[tuple[str, int]]:
-    """A server without patience."""
-    with serving(_app(SLOW), http=Hasty, h11_max_incomplete_event_size=MOST_HEAD_BYTES) as at:
+    """Serve with short limits; give host and port."""
+    with serving(
+        create_app(FakeTranscriber(), limits=SLOW), http=Quick, h11_max_incomplete_event_size=MOST_HEAD_BYTES
+    ) as at:
         yield at
 
 
@@ -70,7 +67,7 @@ def _rest(connection: socket.socket) -> bytes:
 
 
 def _refused(answer: bytes, status: int) -> Any:
-    """Return the error of the one answer that came, which has an id as every answer has."""
+    """Return the error of the answer, which must have an id as every answer has."""
     assert answer.startswith(b"HTTP/1.1 %d " % status)
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"\r\nx-request-id: req_" in head
@@ -81,7 +78,7 @@ def _refused(answer: bytes, status: int) -> Any:
 
 
 def _trickle(connection: socket.socket, part: bytes, *, most: int = 400) -> bytes:
-    """Send a part now and then until the server has had enough; return what it says."""
+    """Send a part every 50 ms until the server answers; return the answer, "reset" if there is none."""
     connection.settimeout(0.05)
     for _ in range(most):
         try:
@@ -93,11 +90,11 @@ def _trickle(connection: socket.socket, part: bytes, *, most: int = 400) -> byte
             return b"reset"
         connection.settimeout(10)
         return answer + _rest(connection)
-    raise AssertionError("it was let go on")
+    raise AssertionError("the server never ended it")
 
 
 def test_a_head_that_never_ends(address: tuple[str, int]) -> None:
-    """A header now and then does not hold a connection."""
+    """A header now and then does not keep a connection open."""
     with _connected(address) as connection:
         connection.sendall(HEAD)
         error = _refused(_trickle(connection, b"X-A: b\r\n"), 408)
@@ -105,14 +102,14 @@ def test_a_head_that_never_ends(address: tuple[str, int]) -> None:
         assert "did not come within 0.3 s" in error["message"]
 
 
-def test_a_connection_that_says_nothing(address: tuple[str, int]) -> None:
-    """It is closed, without a word that nobody asked for."""
+def test_a_connection_without_a_request(address: tuple[str, int]) -> None:
+    """It is closed without an answer."""
     with _connected(address) as connection:
         assert _rest(connection) == b""
 
 
-def test_the_second_head_is_not_waited_for_longer(address: tuple[str, int]) -> None:
-    """One good request buys no patience."""
+def test_the_second_head_has_the_same_limit(address: tuple[str, int]) -> None:
+    """An earlier request does not lengthen it."""
     with _connected(address) as connection:
         connection.sendall(HEAD + b"\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
@@ -120,49 +117,58 @@ def test_the_second_head_is_not_waited_for_longer(address: tuple[str, int]) -> N
         assert b"HTTP/1.1 408 " in _trickle(connection, b"X-A: b\r\n")
 
 
-def test_an_idle_connection_outlives_the_sdks_patience() -> None:
-    """Else it would be closed just as they send on it, and the request be lost without an answer."""
+def test_an_idle_connection_is_kept_longer_than_the_sdks_keep_it() -> None:
+    """Otherwise it could close just as an SDK sends on it, and the request would be lost."""
     expiry = httpx2.Limits().keepalive_expiry or 0.0
     assert expiry > 0
     assert min(server.uvicorn_options(Settings())["timeout_keep_alive"], HttpProtocol.head_seconds) >= 2 * expiry
 
 
 def test_requests_one_after_another(address: tuple[str, int]) -> None:
-    """Those who do not dawdle keep their connection, pipelined or not."""
+    """They share a connection, pipelined or not."""
     with _connected(address) as connection:
         connection.sendall((HEAD + b"\r\n") * 3 + HEAD + b"Connection: close\r\n\r\n")
         assert _rest(connection).count(b"HTTP/1.1 200 ") == 4
 
 
 def test_a_head_too_large(address: tuple[str, int]) -> None:
-    """It is refused before it is whole."""
+    """It is refused before it is complete."""
     with _connected(address) as connection:
         connection.sendall(HEAD + b"X: " + b"x" * MOST_HEAD_BYTES)
         assert _refused(_rest(connection), 431)["code"] == "headers_too_large"
 
 
 @pytest.mark.parametrize("sent", [b"\x16\x03\x01\x02\x00 hello\r\n\r\n", HEAD + b"no colon\r\n\r\n", b"GET\r\n\r\n"])
-def test_what_is_no_http(address: tuple[str, int], sent: bytes) -> None:
-    """TLS on a plain port, or somebody typing: an error in the envelope, like any other."""
+def test_bytes_that_are_not_http(address: tuple[str, int], sent: bytes) -> None:
+    """TLS on a plain port, for instance: an error in the envelope, like any other."""
     with _connected(address) as connection:
         connection.sendall(sent)
         assert _refused(_rest(connection), 400)["message"] == "This is not valid HTTP/1.1."
 
 
-@pytest.mark.parametrize("with_the_head", [True, False])
 @pytest.mark.parametrize("path", [b"/health", b"/v1/audio/transcriptions"])
 def test_nonsense_in_the_middle_of_a_body(
-    address: tuple[str, int], path: bytes, caplog: pytest.LogCaptureFixture, *, with_the_head: bool
+    address: tuple[str, int], path: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The application has not answered yet, so there is still an answer; it is the only one, and no error of ours."""
-    upload = UPLOAD.replace(b"/v1/audio/transcriptions", path)
+    """If the application has not answered yet, the answer is one 400, and no error is logged."""
     with _connected(address) as connection:
-        if with_the_head:
-            connection.sendall(upload + b"not a length\r\n")
-        else:
-            connection.sendall(UPLOAD)
-            time.sleep(0.05)
-            connection.sendall(b"not a length\r\n")
+        connection.sendall(UPLOAD.replace(b"/v1/audio/transcriptions", path) + b"not a length\r\n")
+        _refused(_rest(connection), 400)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_nonsense_after_the_application_has_the_request(caplog: pytest.LogCaptureFixture) -> None:
+    """The application waits for the body; the answer is one 400, and no error is logged."""
+
+    class Noticing(FakeTranscriber):
+        def require_ready(self) -> None:
+            reached.set()
+
+    reached = threading.Event()
+    with serving(create_app(Noticing()), http=Quick) as at, _connected(at) as connection:
+        connection.sendall(UPLOAD)
+        assert reached.wait(10)
+        connection.sendall(b"not a length\r\n")
         _refused(_rest(connection), 400)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
@@ -170,7 +176,7 @@ def test_nonsense_in_the_middle_of_a_body(
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
-        # Two lengths: what one side takes for a body, another takes for the next request.
+        # A server that goes by one length takes for a request what one that goes by the other takes for a body.
         (HEAD + b"Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + HEAD + b"\r\n", 400),
         (HEAD.replace(b"HTTP/1.1", b"HTTP/3.7") + b"\r\n", 400),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
@@ -178,8 +184,8 @@ def test_nonsense_in_the_middle_of_a_body(
     ],
     ids=["two lengths", "another version", "HTTP/2", "a whole head too large"],
 )
-def test_what_could_be_read_in_two_ways_is_not_read(address: tuple[str, int], sent: bytes, status: int) -> None:
-    """One refusal, and the connection ends."""
+def test_an_ambiguous_request_is_refused(address: tuple[str, int], sent: bytes, status: int) -> None:
+    """There is one answer, and the connection ends."""
     with _connected(address) as connection:
         connection.sendall(sent)
         answer = _rest(connection)
@@ -187,10 +193,8 @@ def test_what_could_be_read_in_two_ways_is_not_read(address: tuple[str, int], se
     assert answer.count(b"HTTP/1.1 ") == 1
 
 
-def test_who_asks_for_another_protocol_gets_this_one(
-    address: tuple[str, int], caplog: pytest.LogCaptureFixture
-) -> None:
-    """Without advice on what to install in the log."""
+def test_an_upgrade_is_answered_in_http_1(address: tuple[str, int], caplog: pytest.LogCaptureFixture) -> None:
+    """The log has no advice to install a WebSocket library."""
     with _connected(address) as connection:
         connection.sendall(HEAD + b"Connection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n")
         assert _rest(connection).startswith(b"HTTP/1.1 200 ")
@@ -205,8 +209,8 @@ PART = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.ogg"\r\
 UPLOAD += b"%x\r\n%s\r\n" % (len(PART), PART)
 
 
-def test_an_upload_by_drops(address: tuple[str, int]) -> None:
-    """408 in OpenAI's words, and the connection is not left to go on."""
+def test_an_upload_of_a_few_bytes_at_a_time(address: tuple[str, int]) -> None:
+    """408 in the envelope, and the connection ends."""
     with _connected(address) as connection:
         connection.sendall(UPLOAD)
         answer = _trickle(connection, b"1\r\nx\r\n")
@@ -215,14 +219,14 @@ def test_an_upload_by_drops(address: tuple[str, int]) -> None:
 
 
 def test_an_upload_that_stops(address: tuple[str, int]) -> None:
-    """Silence is slow, too."""
+    """408, though no further byte comes."""
     with _connected(address) as connection:
         connection.sendall(UPLOAD + b"1\r\nx\r\n")
         assert _rest(connection).startswith(b"HTTP/1.1 408 ")
 
 
-def test_an_endless_body_is_answered_and_ended(address: tuple[str, int]) -> None:
-    """413 as soon as it is too much; after that, what still comes is thrown away for a moment only."""
+def test_an_endless_body(address: tuple[str, int]) -> None:
+    """413 at the limit; what still comes is discarded for a moment, then the connection ends."""
     with _connected(address) as connection:
         connection.sendall(UPLOAD)
         began = time.monotonic()
@@ -233,8 +237,8 @@ def test_an_endless_body_is_answered_and_ended(address: tuple[str, int]) -> None
         assert _rest(connection).startswith(b"HTTP/1.1 413 ")
 
 
-def test_a_refused_upload_is_thrown_away(address: tuple[str, int]) -> None:
-    """A client that sends all of it before it reads still gets the answer; what follows is not a request."""
+def test_a_refused_upload_is_discarded(address: tuple[str, int]) -> None:
+    """A client that sends all of it before it reads gets the answer; what follows is not taken for a request."""
     with _connected(address) as connection:
         head = f"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {2_000_000}\r\n\r\n"
         connection.sendall(head.encode() + bytes(2_000_000) + HEAD + b"Connection: close\r\n\r\n")
@@ -245,8 +249,11 @@ def test_a_refused_upload_is_thrown_away(address: tuple[str, int]) -> None:
 
 
 def test_a_refused_body_is_not_parsed() -> None:
-    """Without the key, nonsense in the rest of a body is neither seen nor answered."""
-    with serving(_app(Rules(keys=("lw-key",))), http=Hasty) as at, _connected(at) as connection:
+    """After a 401, an error in the rest of the body has no second answer."""
+    with (
+        serving(create_app(FakeTranscriber(), rules=Rules(keys=("lw-key",))), http=Quick) as at,
+        _connected(at) as connection,
+    ):
         connection.sendall(UPLOAD)
         answer = connection.recv(65536)
         connection.sendall(b"not a length\r\n" + HEAD + b"\r\n")
@@ -258,12 +265,12 @@ def test_a_refused_body_is_not_parsed() -> None:
 
 @pytest.mark.parametrize("path", [b"/v1/audio/transcriptions", b"/nowhere"])
 def test_chunks_of_one_byte(address: tuple[str, int], path: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    """400 after some hundred of them, whatever they are sent to; each costs as much as a large one."""
+    """400 after some hundred of them, on any route; each costs as much as a large one."""
     upload = UPLOAD.replace(b"/v1/audio/transcriptions", path)
     with _connected(address) as connection:
         connection.sendall(upload + b"1\r\nx\r\n" * 300)
         answer = _rest(connection)
-    if path == b"/nowhere":  # answered before they were all read
+    if path == b"/nowhere":  # may be answered before they are all read
         assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 404 "))
     else:
         assert "larger ones" in _refused(answer, 400)["message"]
@@ -282,18 +289,18 @@ async def _echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @pytest.mark.parametrize(("count", "size"), [(3000, 16), (100, 1000), (40, 20_000)])
-def test_one_connection_has_only_its_turn(count: int, size: int) -> None:
-    """However many chunks one read brings, so many are handled before others are; all of them arrive."""
+def test_one_connection_does_not_hold_up_the_others(count: int, size: int) -> None:
+    """Of the chunks that one read brings, a few are handled at a time; all of them arrive."""
     with serving(_echo, lifespan="off", http=HttpProtocol) as at, _connected(at) as connection:
         connection.sendall(HEAD.replace(b"GET", b"POST") + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n")
         connection.sendall((b"%x\r\n" % size + bytes(size) + b"\r\n") * count + b"0\r\n\r\n")
         sizes = json.loads(_rest(connection).partition(b"\r\n\r\n")[2].split(b"\r\n")[1])
     assert sum(sizes) == count * size
-    assert max(sizes) <= EVENTS_PER_TURN * size
+    assert max(sizes) <= EVENTS_AT_A_TIME * size
 
 
-def _large(sent: threading.Event) -> App:
-    """Return an app that answers with more than the kernel keeps, and notes when that was taken or given up."""
+def _large(sent: threading.Event) -> ASGIApp:
+    """Return an app whose answer is larger than the kernel's buffers; sets `sent` at its end."""
 
     async def large(_scope: Scope, _receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -305,9 +312,9 @@ def _large(sent: threading.Event) -> App:
 
 
 def test_a_caller_who_never_reads() -> None:
-    """The connection is cut, and what waited to send is set free."""
+    """The connection is cut, and the application may end."""
     sent = threading.Event()
-    with serving(_large(sent), lifespan="off", http=Hasty) as at, _connected(at) as connection:
+    with serving(_large(sent), lifespan="off", http=Quick) as at, _connected(at) as connection:
         connection.sendall(HEAD + b"\r\n")
         assert sent.wait(10)
         answer = _rest(connection)
@@ -315,8 +322,8 @@ def test_a_caller_who_never_reads() -> None:
     assert not answer.endswith(b"end\r\n0\r\n\r\n")
 
 
-class Clockwork:
-    """A loop and a transport in one, for a protocol: keeps what is to be called later, and how much was not taken."""
+class FakeLoop:
+    """An event loop and a transport for a protocol: keeps the calls for later, and the bytes left to send."""
 
     def __init__(self) -> None:
         self.later: list[tuple[float, Any]] = []
@@ -342,57 +349,34 @@ class Clockwork:
 
 @pytest.mark.parametrize(("left", "aborted"), [([900_000, 800_000, 1], False), ([900_000, 899_999], True)])
 def test_a_caller_who_reads_slowly(left: list[int], *, aborted: bool) -> None:
-    """Whoever takes a part of the answer now and then is waited for, at a kibibyte a second."""
-    clockwork: Any = Clockwork()
+    """The connection is kept at 1 KiB a second and more."""
+    loop: Any = FakeLoop()
     config = uvicorn.Config(_echo, log_config=None)
-    protocol = HttpProtocol(config=config, server_state=ServerState(), app_state={}, _loop=clockwork)
-    protocol.connection_made(clockwork)
-    clockwork.left = 1_000_000
+    protocol = HttpProtocol(config=config, server_state=ServerState(), app_state={}, _loop=loop)
+    protocol.connection_made(loop)
+    loop.left = 1_000_000
     protocol.pause_writing()
-    for clockwork.left in left:
-        seconds, look = clockwork.later[-1]
+    for loop.left in left:
+        seconds, check = loop.later[-1]
         assert seconds == HttpProtocol.write_seconds
-        look()
-    assert clockwork.aborted is aborted
+        check()
+    assert loop.aborted is aborted
 
 
 # How many connections
 
 
-NETWORK = [f"192.168.1.{number}" for number in range(10)]
-
-
-@pytest.mark.parametrize(
-    ("peer", "peers", "refusal"),
-    [
-        ("192.168.1.5", [], None),
-        ("192.168.1.5", NETWORK, None),
-        ("192.168.1.5", [*NETWORK, "192.168.1.5"], "2 connections of 192.168.1.5 are open"),
-        ("192.168.1.5", ["192.168.1.5", "::ffff:192.168.1.5"], "2 connections of 192.168.1.5 are open"),
-        ("fd00::1", ["fd00::2", "fd00::3"], "2 connections of fd00::/64 are open"),
-        ("192.168.1.1", ["192.168.1.1"] * 19, None),
-        ("127.0.0.1", ["127.0.0.1"] * 19, None),
-        ("127.0.0.1", ["127.0.0.1"] * 20, "20 connections are open"),
-        ("not an address", ["not an address"] * 19, None),
-    ],
-)
-def test_room(peer: str, peers: list[str], refusal: str | None) -> None:
-    """So many of one address, but for this machine's and a proxy's; so many of all."""
-    room = Room(total=20, per_address=2, unlimited=(parse_network("127.0.0.0/8"), parse_network("192.168.1.1")))
-    assert room.refusal(peer, peers) == refusal
-
-
-@pytest.mark.parametrize(("files", "total", "share"), [(65_536, 2048, 256), (1024, 256, 32), (256, 8, 1)])
-def test_room_follows_from_the_open_files(files: int, total: int, share: int) -> None:
-    """Files are left for decoders, uploads and the upstream; a trusted proxy has no share of its own."""
-    room = server.room(Settings(trusted_proxy="10.0.0.1"), files)  # type: ignore[arg-type] # as it is written
-    assert (room.total, room.per_address) == (total, share)
-    assert room.refusal("10.0.0.1", ["10.0.0.1"] * (total - 1)) is None
+@pytest.mark.parametrize(("files", "total", "per_address"), [(65_536, 2048, 256), (1024, 256, 32), (256, 8, 1)])
+def test_connection_limits_follow_from_the_open_files(files: int, total: int, per_address: int) -> None:
+    """Some files are left for decoders, uploads and the upstream; a trusted proxy has no limit of its own."""
+    limits = server.connection_limits(Settings(trusted_proxy="10.0.0.1"), files)  # type: ignore[arg-type] # as users write it
+    assert (limits.total, limits.per_address) == (total, per_address)
+    assert limits.refusal("10.0.0.1", ["10.0.0.1"] * (total - 1)) is None
 
 
 def test_a_connection_too_many(caplog: pytest.LogCaptureFixture) -> None:
-    """It is closed at once; those that are open go on, and one that closes makes room."""
-    with serving(_app(Rules()), http=partial(HttpProtocol, room=Room(total=1))) as at:
+    """It is closed at once; the open ones go on, and one that closes makes room."""
+    with serving(create_app(FakeTranscriber()), http=partial(HttpProtocol, limits=ConnectionLimits(total=1))) as at:
         with _connected(at) as first:
             for _ in range(3):
                 first.sendall(HEAD + b"\r\n")
@@ -418,7 +402,7 @@ def test_a_connection_too_many(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[trustme.CA, Path, Path]:
-    """An authority, and the files of a certificate of its for this machine."""
+    """Give an authority, and the files of its certificate for this machine."""
     folder, authority = tmp_path_factory.mktemp("tls"), trustme.CA()
     issued = authority.issue_cert("127.0.0.1", "localhost")
     chain, key = folder / "chain.pem", folder / "key.pem"
@@ -428,12 +412,15 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[trustme.CA, P
 
 
 def test_https(certificate: tuple[trustme.CA, Path, Path]) -> None:
-    """Through uvicorn, with the options that the server gives it."""
+    """Uvicorn serves it with the options of the server."""
     authority, chain, key = certificate
     context = ssl.create_default_context()
     authority.configure_trust(context)
     options = server.uvicorn_options(Settings(certfile=chain, keyfile=key))
-    with serving(_app(Rules()), **options) as (_, port), httpx2.Client(verify=context, trust_env=False) as client:
+    with (
+        serving(create_app(FakeTranscriber()), **options) as (_, port),
+        httpx2.Client(verify=context, trust_env=False) as client,
+    ):
         answer = client.get(f"https://localhost:{port}/health")
     assert answer.status_code == 200
     assert "server" not in answer.headers
@@ -443,100 +430,10 @@ def test_https(certificate: tuple[trustme.CA, Path, Path]) -> None:
 def test_a_certificate_that_cannot_be_used(
     certificate: tuple[trustme.CA, Path, Path], tmp_path: Path, broken: str
 ) -> None:
-    """One clear line before anything slow."""
+    """The error names the option."""
     _, chain, _ = certificate
     nonsense = tmp_path / "nonsense.pem"
     nonsense.write_text("nonsense")
     file = {"missing": tmp_path / "none.pem", "no certificate": nonsense, "no key": chain}[broken]
     with pytest.raises(server.Misconfigured, match="--certfile"):
         server.uvicorn_options(Settings(certfile=file))
-
-
-# Settings
-
-
-def test_settings_become_rules(tmp_path: Path) -> None:
-    """Lists come separated by commas; keys from both places; the machine's own names are added."""
-    file = tmp_path / "keys"
-    file.write_text("three\n")
-    given: dict[str, Any] = {
-        "api_key": "one, two",
-        "api_key_file": file,
-        "allow_from": "192.168.1.0/24,fd00::/8",
-        "trusted_proxy": "127.0.0.1",
-        "allow_host": "PC.example.org",
-        "cors_origin": "https://App.example.org/",
-        "min_upload_rate": 10,
-        "upload_grace": 3,
-        "max_per_address": 5,
-    }
-    rules = server.access_rules(Settings(**given), server.own_names())
-    assert rules.keys == ("one", "two", "three")
-    assert [str(network) for network in rules.allow_from] == ["192.168.1.0/24", "fd00::/8"]
-    assert [str(network) for network in rules.trusted_proxies] == ["127.0.0.1/32"]
-    assert rules.hosts == ("pc.example.org", *server.own_names())
-    assert rules.origins == ("https://app.example.org",)
-    assert (rules.floor, rules.per_address) == (Floor(10, 3), 5)
-    assert socket.gethostname().lower() in rules.hosts
-
-
-def test_the_environment_and_the_command_line_say_it_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commas in both; an option can also be given twice."""
-    from pydantic_settings import CliApp
-
-    line = CliApp.run(Settings, cli_args=["--api-key", "a", "--api-key=b,c", "--allow-from", "10.0.0.0/8"])
-    monkeypatch.setenv("LOCALWHISPER_SERVER_API_KEY", "a,b,c")
-    monkeypatch.setenv("LOCALWHISPER_SERVER_ALLOW_FROM", "10.0.0.0/8")
-    assert Settings().keys() == line.keys() == ("a", "b", "c")
-    assert Settings().allow_from == line.allow_from
-
-
-def test_the_default_is_this_machine_and_the_lan() -> None:
-    """No key, no other names, no pages, no upstream; and nobody from outside."""
-    settings = Settings()
-    rules = server.access_rules(settings, ())
-    assert (settings.host, settings.upstream) == ("127.0.0.1", None)
-    assert rules.allow_from == Rules().allow_from
-    assert [*rules.keys, *rules.hosts, *rules.origins, *rules.trusted_proxies] == []
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        {},
-        {"api_key": "one,two", "allow_from": "10.0.0.0/8,fd00::/8"},
-        {"cors_origin": "*", "certfile": "chain.pem", "max_wait": 2.5},
-    ],
-)
-def test_settings_can_be_written_down_and_read_again(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the service's settings file does."""
-    settings = Settings(**given)
-    for name in Settings.model_fields:
-        monkeypatch.setenv(f"LOCALWHISPER_SERVER_{name.upper()}", written(getattr(settings, name)))
-    assert Settings() == settings
-    assert written(True) == "true"  # noqa: FBT003 - how a flag is written
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"allow_from": 5},
-        {"allow_from": "the LAN server"},
-        {"trusted_proxy": "10.0.0.1/8"},
-        {"upstream": "api.openai.com"},
-        {"upstream": "ftp://api.openai.com"},
-        {"upstream": "https://"},
-        {"upstream": "https://api.openai.com/v1?x=1"},
-        {"keyfile": "key.pem"},
-    ],
-)
-def test_settings_that_make_no_sense(given: dict[str, Any]) -> None:
-    """They are refused at the start."""
-    with pytest.raises(ValueError, match="1 validation error"):
-        Settings(**given)
-
-
-def test_a_file_of_keys_that_is_not_there(tmp_path: Path) -> None:
-    """A server that was to be locked does not start."""
-    with pytest.raises(server.Misconfigured, match="--api-key-file"):
-        server.access_rules(Settings(api_key_file=tmp_path / "none"), ())

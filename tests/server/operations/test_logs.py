@@ -1,22 +1,21 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
+import re
 import socket
-import sys
-from types import SimpleNamespace
+import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from localwhisper_server import observer, server
+from localwhisper_server import observer
 from localwhisper_server.api import routes
-from localwhisper_server.operations import logs, tracing
-from localwhisper_server.settings import Settings
-from localwhisper_server.whisper.devices import Device
-from localwhisper_server.whisper.model_manager import ModelManager
-from tests.server.driving import FakeBackend, call
+from localwhisper_server.operations import logs
+from tests.server.driving import FakeTranscriber, call
 from tests.server.listening import serving
 
 if TYPE_CHECKING:
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def root() -> Iterator[None]:
+@pytest.fixture(autouse=True)
+def _root() -> Iterator[None]:
     """Put the root logger back as it was."""
     logger = logging.getLogger()
     handlers, level = logger.handlers, logger.level
@@ -36,14 +35,13 @@ def root() -> Iterator[None]:
 
 def _logged(log_format: Any, *arguments: Any, **how: Any) -> str:
     stream = io.StringIO()
-    logs.configure_logging("info", [stream], log_format)
+    logs.configure("info", [logging.StreamHandler(stream)], log_format)
     logging.getLogger("lan").warning(*arguments, **how)
     return stream.getvalue()
 
 
-@pytest.mark.usefixtures("root")
 def test_json_is_an_object_a_line() -> None:
-    """With time zone, request id, and the facts of the message apart."""
+    """With time zone, request id, and the facts of the message as fields."""
     token = observer.request_id.set("req_1")
     try:
         line = _logged("json", "two\nlines of %s", "Grüße", extra=logs.fields(status=200, seconds=0.5))
@@ -62,18 +60,6 @@ def test_json_is_an_object_a_line() -> None:
     }
 
 
-@pytest.mark.usefixtures("root")
-def test_a_quiet_console_has_trouble_alone() -> None:
-    """The file has everything."""
-    console, file = io.StringIO(), io.StringIO()
-    logs.configure_logging("info", [console, file], quiet=True)
-    for level in (logging.INFO, logging.WARNING):
-        logging.getLogger("lan").log(level, "at %d", level)
-    assert ["at 20" in stream.getvalue() for stream in (console, file)] == [False, True]
-    assert ["at 30" in stream.getvalue() for stream in (console, file)] == [True, True]
-
-
-@pytest.mark.usefixtures("root")
 def test_json_holds_a_traceback() -> None:
     """In the same line."""
     try:
@@ -83,148 +69,30 @@ def test_json_holds_a_traceback() -> None:
     assert "ValueError: invalid literal" in json.loads(line)["exception"]
 
 
-@pytest.mark.usefixtures("root")
 def test_a_caller_cannot_write_lines_of_the_log() -> None:
-    """A line break in a path stays in its line."""
+    """A line break in a path is escaped."""
     line = _logged("text", "GET %s", "/a\n2026-01-01 INFO forged\x1b[2J")
     assert line.count("\n") == 1
     assert "/a\\n2026" in line
     assert "\x1b" not in line
 
 
-@pytest.mark.usefixtures("root")
 async def test_a_request_in_the_json_log() -> None:
-    """Method, path, status and seconds; the caller's id."""
+    """Method, path, status and seconds as fields; the caller's id."""
     stream = io.StringIO()
-    logs.configure_logging("info", [stream], "json")
-    await call(routes.create_app(FakeBackend(), clock=lambda: 0.0), "GET", "/v1/models", {"x-request-id": "mine"})
+    logs.configure("info", [logging.StreamHandler(stream)], "json")
+    await call(routes.create_app(FakeTranscriber(), clock=lambda: 0.0), "GET", "/v1/models", {"x-request-id": "mine"})
     entry = json.loads(stream.getvalue())
     assert (entry["method"], entry["path"], entry["status"], entry["seconds"]) == ("GET", "/v1/models", 200, 0.0)
     assert entry["request_id"] == "mine"
 
 
-class Notes(observer.NullObserver):
-    """An observer who writes down."""
-
-    def __init__(self) -> None:
-        self.notes: list[tuple[Any, ...]] = []
-
-    def model_loaded(self) -> None:
-        self.notes.append(("loaded",))
-
-    def out_of_memory(self) -> None:
-        self.notes.append(("memory",))
-
-
-def test_the_keeper_tells_of_loads_and_of_memory() -> None:
-    """Each time."""
-    notes = Notes()
-
-    class Engine:
-        def run(self, chunks: Any) -> Any:
-            if len(chunks) > 1:
-                raise RuntimeError("CUDA failed with error out of memory")
-            return list(chunks)
-
-    model_manager: Any = ModelManager(
-        lambda _: Engine(), Device("cpu", "int8", "test"), clock=lambda: 0.0, observer=notes
-    )  # type: ignore[arg-type,return-value]
-    assert model_manager.run([1, 2]) == [1, 2]
-    model_manager.unload()
-    model_manager.run([3])
-    assert notes.notes == [("loaded",), ("memory",), ("loaded",)]
-
-
-# Traces
-
-
-async def test_a_span_for_each_request_but_health() -> None:
-    """With its path and status; nothing of headers or bodies."""
-    trace = pytest.importorskip("opentelemetry.sdk.trace")
-    memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
-    export = pytest.importorskip("opentelemetry.sdk.trace.export")
-    pytest.importorskip("opentelemetry.instrumentation.asgi")
-    spans, provider = memory.InMemorySpanExporter(), trace.TracerProvider()
-    provider.add_span_processor(export.SimpleSpanProcessor(spans))
-    app = tracing.traced(routes.create_app(FakeBackend(), clock=lambda: 0.0), provider)
-    assert (await call(app, "GET", "/health")).status == 200
-    assert (await call(app, "GET", "/v1/models", {"authorization": "Bearer sk-secret"})).status == 200
-    (span,) = spans.get_finished_spans()
-    assert "sk-secret" not in span.to_json()
-    assert 200 in span.attributes.values()
-    provider.shutdown()
-
-
-def test_the_framework_sends_no_traces_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Whatever other programs' variables say; with these, it would complain of the protocol if it listened to them."""
-    monkeypatch.setenv("FASTAPI_OTEL_AUTO_CONFIGURE", "true")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
-    with (
-        serving(routes.create_app(FakeBackend()), lifespan="on") as (host, port),
-        socket.create_connection((host, port), 5) as line,
-    ):
-        line.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert line.recv(100).startswith(b"HTTP/1.1 200")
-    assert not [record for record in caplog.records if record.name.startswith("fastapi")]
-
-
-def test_a_provider_sends_to_the_collector() -> None:
-    """It is made without a connection, and closed without one."""
-    pytest.importorskip("opentelemetry.exporter.otlp.proto.http.trace_exporter")
-    tracing.provider("http://127.0.0.1:9/v1/traces").shutdown()
-
-
-def _missing(name: str) -> Any:
-    raise ImportError(name)
-
-
-def test_traces_without_their_packages() -> None:
-    """The message says what to install."""
-    for ask in (lambda: tracing.provider("http://x", _missing), lambda: tracing.traced(_nothing, None, _missing)):
-        with pytest.raises(tracing.NotInstalled, match=r"\[server,otel\]"):
-            ask()
-
-
-async def _nothing(_scope: Any, _receive: Any, _send: Any) -> None:
-    """Answer nothing."""
-
-
-async def test_what_is_around_is_made_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing where nothing was asked for; else an upstream and a provider, both closed at the end."""
-    plain = server.Surroundings(Settings(), ())
-    assert plain.upstream is None
-    assert plain.around(_nothing) is _nothing
-    async with plain.open():
-        pass
-    closed = []
-    provider = SimpleNamespace(shutdown=lambda: closed.append("traces"))
-    monkeypatch.setattr(tracing, "provider", lambda _: provider)
-    monkeypatch.setattr(tracing, "traced", lambda app, given: (app, given))
-    full = server.Surroundings(Settings(upstream="https://api.example/v1", otlp_endpoint="http://127.0.0.1:9"), ("k",))
-    assert full.around(_nothing) == (_nothing, provider)
-    async with full.open():
-        assert full.upstream is not None
-    assert full.upstream._client.is_closed
-    assert closed == ["traces"]
-
-
-def test_missing_packages_are_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the start, not at the first request."""
-    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
-    with pytest.raises(server.Misconfigured, match="pip install"):
-        server.Surroundings(Settings(otlp_endpoint="http://127.0.0.1:9"), ())
-
-
-def test_what_callers_can_repeat_is_logged_seldom() -> None:
-    """The same message once a minute, whatever its later lines and arguments are; others in between; then again."""
-    seldom = logs.Seldom(seconds=60.0)
+def test_a_message_that_callers_can_repeat_is_logged_once_a_minute() -> None:
+    """The same first line, whatever follows it; other messages in between; then again."""
+    once = logs.OncePerPeriod(seconds=60.0)
 
     def passes(message: str, at: float) -> bool:
-        record = logging.makeLogRecord({"msg": message, "created": at})
-        return bool(seldom.filter(record))
+        return bool(once.filter(logging.makeLogRecord({"msg": message, "created": at})))
 
     assert passes("out of files\nsocket 1", 0.0)
     assert not passes("out of files\nsocket 2", 59.0)
@@ -233,11 +101,167 @@ def test_what_callers_can_repeat_is_logged_seldom() -> None:
     assert all(passes(f"message {number}", 61.0) for number in range(1000))
 
 
-def test_loggers_that_callers_can_flood(root: None) -> None:
+def test_loggers_that_callers_can_flood() -> None:
     """A thousand warnings of one kind are one line."""
     stream = io.StringIO()
-    logs.configure_logging("info", [stream])
-    for name in ("asyncio", "uvicorn.error", "localwhisper_server.api.protocol"):
+    logs.configure("info", [logging.StreamHandler(stream)])
+    for name in logs.FLOODED:
         for number in range(1000):
             logging.getLogger(name).warning("it happened: %d", number)
     assert stream.getvalue().count("it happened: 0") == len(stream.getvalue().splitlines()) == 3
+
+
+def test_the_framework_sends_no_traces_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever the variables of OpenTelemetry say: FastAPI would log that it does not know this protocol."""
+    monkeypatch.setenv("FASTAPI_OTEL_AUTO_CONFIGURE", "true")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    with (
+        serving(routes.create_app(FakeTranscriber()), lifespan="on") as (host, port),
+        socket.create_connection((host, port), 5) as line,
+    ):
+        line.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert line.recv(100).startswith(b"HTTP/1.1 200")
+    assert not [record for record in caplog.records if record.name.startswith("fastapi")]
+
+
+# Targets of the log that no request waits for
+
+
+class _Stuck(io.StringIO):
+    """A stream whose reader does not read until it is released."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.released = threading.Event()
+
+    def write(self, text: str, /) -> int:
+        assert self.released.wait(10)
+        return super().write(text)
+
+
+def test_a_target_that_is_stuck_costs_lines_and_never_time() -> None:
+    """Lines that do not fit into its queue are dropped and counted; other targets get all of theirs."""
+    stuck, other = _Stuck(), io.StringIO()
+    targets = [logs.console(stuck), logs.console(other)]
+    with logs.logging_to(targets, lines=3, finish_seconds=0.05) as finished:
+        logging.getLogger("lan").info("first")
+        for number in range(100):
+            logging.getLogger("lan").info("line %d", number)
+            while f"line {number}\n" not in other.getvalue():
+                pass
+    assert finished == [False, True]
+    stuck.released.set()
+    targets[0].acquire()  # not before the line that is being written
+    targets[0].release()
+    assert "first" in stuck.getvalue()
+    with logs.logging_to([logs.console(again := _Stuck())], lines=3, finish_seconds=10) as finished:
+        for number in range(100):
+            logging.getLogger("lan").info("line %d", number)
+        again.released.set()
+    assert finished == [True]
+    assert "WARNING - 9" in again.getvalue()
+    assert "lines of the log were dropped" in again.getvalue()
+
+
+def test_a_dropped_line_is_counted_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """The note about it is an object as well: a program reads every line."""
+    stuck = _Stuck()
+    with logs.logging_to([logs.console(stuck)], log_format="json", lines=1, finish_seconds=10):
+        for number in range(10):
+            logging.getLogger("lan").info("line %d", number)
+        stuck.released.set()
+    entries = [json.loads(line) for line in stuck.getvalue().splitlines()]
+    assert any("dropped" in entry["message"] for entry in entries)
+
+
+def test_a_full_disk_under_the_log_raises_nothing() -> None:
+    """The line is lost without a word on standard error, and the next one is tried again."""
+    tried = []
+
+    class Full(io.StringIO):
+        def write(self, text: str, /) -> int:
+            tried.append(text)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with logs.logging_to([logs.console(Full())]) as finished:
+        logging.getLogger("lan").info("lost")
+        logging.getLogger("lan").info("lost as well")
+    assert finished == [True]
+    assert len(tried) == 2
+
+
+def test_a_quiet_console_has_warnings_and_errors_alone() -> None:
+    """Other targets have everything."""
+    console, other = io.StringIO(), io.StringIO()
+    with logs.logging_to([logs.console(console, quiet=True), logs.console(other)]):
+        for level in (logging.INFO, logging.WARNING):
+            logging.getLogger("lan").log(level, "at %d", level)
+    assert ["at 20" in stream.getvalue() for stream in (console, other)] == [False, True]
+    assert ["at 30" in stream.getvalue() for stream in (console, other)] == [True, True]
+
+
+def _write(path: Path, *lines: str, **how: Any) -> None:
+    with logs.logging_to([logs.rotating_file(path, **how)]):
+        for line in lines:
+            logging.getLogger("lan").info(line)
+
+
+def test_a_full_file_is_renamed(tmp_path: Path) -> None:
+    """The last earlier ones are kept, and no line is cut in two."""
+    path = tmp_path / "server.log"
+    _write(path, *(f"line number {number:02}" for number in range(40)), size=200, kept=2)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["server.log", "server.log.1", "server.log.2"]
+    paths = [path.with_name(f"server.log.{each}") for each in (2, 1)] + [path]
+    found = [line[-2:] for each in paths for line in each.read_text().splitlines()]
+    assert found == [f"{number:02}" for number in range(40 - len(found), 40)]
+    assert all(each.stat().st_size <= 200 for each in tmp_path.iterdir())
+
+
+def test_a_restart_appends(tmp_path: Path) -> None:
+    """Behind a line that marks the start, in the format of the log: a program reads every line of it."""
+    path = tmp_path / "server.log"
+    for line in ("before", "after"):
+        _write(path, line)
+    assert [line.split()[-1].strip("-") for line in path.read_text().splitlines()] == ["", "before", "", "after"]
+    logs.rotating_file(tmp_path / "json.log", "json").close()
+    (line,) = (tmp_path / "json.log").read_text().splitlines()
+    assert json.loads(line).keys() == {"time", "level", "logger", "request_id", "message"}
+
+
+def test_a_file_that_was_moved_away_is_created_again(tmp_path: Path) -> None:
+    """For instance by a program that rotates all logs of the machine; the next line is in a new file."""
+    path = tmp_path / "server.log"
+    file = logs.rotating_file(path)
+    with logs.logging_to([file]):
+        path.rename(tmp_path / "moved.log")
+        logging.getLogger("lan").info("after")
+    assert path.read_text().endswith("after\n")
+
+
+def test_ten_megabytes_and_five_earlier_files() -> None:
+    """The figures in --help."""
+    assert (logs.FILE_BYTES, logs.FILES) == (10_000_000, 5)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_file_without_room_is_known_at_once() -> None:
+    """/dev/full opens like any file; its first byte does not fit."""
+    with pytest.raises(OSError, match="No space left"):
+        logs.rotating_file(Path("/dev/full"))
+
+
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
+def test_log_levels(level: str) -> None:
+    """What is below the level is not written; verbose libraries write nothing below warning."""
+    stream = io.StringIO()
+    logs.configure(level, [logging.StreamHandler(stream)])
+    names = ["debug", "info", "warning", "error"]
+    for name in names:
+        getattr(logging.getLogger("x"), name)("ours at %s", name)
+        getattr(logging.getLogger("httpx2"), name)("theirs at %s", name)
+    expected = names[names.index(level) :]
+    assert re.findall(r"ours at (\w+)", stream.getvalue()) == expected
+    assert re.findall(r"theirs at (\w+)", stream.getvalue()) == [name for name in expected if name[0] in "we"]

@@ -15,9 +15,8 @@ from localwhisper_server.api import routes
 from localwhisper_server.api.access_control import Rules
 from localwhisper_server.api.upstream import Upstream
 from localwhisper_server.errors import UnreadableAudio
-from localwhisper_server.operations import vram
-from localwhisper_server.operations.metrics import Metrics
-from tests.server.driving import TEXT, FakeBackend, call, transcribe
+from localwhisper_server.operations.metrics import Metrics, video_memory
+from tests.server.driving import TEXT, FakeTranscriber, call, transcribe
 
 pytestmark = pytest.mark.anyio
 
@@ -41,12 +40,14 @@ def read(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 
 async def test_requests_are_counted_by_route_and_status(metrics: Metrics) -> None:
-    """By the template that matched; what no route knows is one line, however it is called."""
-    good, bad = FakeBackend(), FakeBackend([UnreadableAudio()])
+    """By the template that matched; all paths that match no route are one line."""
+    good, bad = FakeTranscriber(), FakeTranscriber([UnreadableAudio()])
     rules = Rules(keys=(KEY,))
     headers = {"authorization": f"Bearer {KEY}"}
     for backend in (good, bad):
-        app = routes.create_app(backend, rules=rules, metrics=metrics, clock=lambda: 0.0)
+        app = routes.create_app(
+            backend, rules=rules, observer=metrics, exposition=metrics.exposition, clock=lambda: 0.0
+        )
         for path in ("/v1/models/base", "/v1/models/org/base", "/v1/models/x", "/nowhere", "/no/where"):
             await call(app, "GET", path, headers)
         await call(app, "GET", "/v1/models/base")
@@ -62,22 +63,26 @@ async def test_requests_are_counted_by_route_and_status(metrics: Metrics) -> Non
     assert read(metrics, "request_seconds_count", route="other") == 8
 
 
-async def test_what_is_passed_on_is_one_route(metrics: Metrics) -> None:
-    """However many paths an upstream has."""
+async def test_the_upstream_is_one_route(metrics: Metrics) -> None:
+    """However many paths the upstream has."""
     import httpx2
 
     transport = httpx2.MockTransport(lambda _: httpx2.Response(200, stream=httpx2.ByteStream(b"{}")))
     upstream = Upstream("https://api.example/v1", transport=transport)
-    app = routes.create_app(FakeBackend(), metrics=metrics, upstream=upstream, clock=lambda: 0.0)
+    app = routes.create_app(
+        FakeTranscriber(), observer=metrics, exposition=metrics.exposition, upstream=upstream, clock=lambda: 0.0
+    )
     for number in range(5):
         await call(app, "GET", f"/v1/files/{number}")
     assert read(metrics, "requests_total", route="upstream", status="200") == 5
 
 
 async def test_metrics_are_shown_with_a_key_alone() -> None:
-    """Like all but health; a scraper can send one."""
+    """Like every path but /health."""
     metrics = Metrics(CollectorRegistry())
-    app = routes.create_app(FakeBackend(), rules=Rules(keys=(KEY,)), metrics=metrics, clock=lambda: 0.0)
+    app = routes.create_app(
+        FakeTranscriber(), rules=Rules(keys=(KEY,)), observer=metrics, exposition=metrics.exposition, clock=lambda: 0.0
+    )
     assert (await call(app, "GET", "/metrics")).status == 401
     answer = await call(app, "GET", "/metrics", {"authorization": f"Bearer {KEY}"})
     assert answer.status == 200
@@ -90,13 +95,15 @@ async def test_metrics_are_shown_with_a_key_alone() -> None:
 
 
 async def test_without_metrics_there_is_no_page() -> None:
-    """Nothing is shown that was not asked for."""
-    assert (await call(routes.create_app(FakeBackend(), clock=lambda: 0.0), "GET", "/metrics")).status == 404
+    """/metrics is then no route."""
+    assert (await call(routes.create_app(FakeTranscriber(), clock=lambda: 0.0), "GET", "/metrics")).status == 404
 
 
 async def test_nothing_private_is_in_them(metrics: Metrics) -> None:
-    """No word that was said, no name of a file, no key, no path, no address of a caller."""
-    app = routes.create_app(FakeBackend(), rules=Rules(keys=(KEY,)), metrics=metrics, clock=lambda: 0.0)
+    """No word of a transcript, no file name, no key, no path, no address of a caller."""
+    app = routes.create_app(
+        FakeTranscriber(), rules=Rules(keys=(KEY,)), observer=metrics, exposition=metrics.exposition, clock=lambda: 0.0
+    )
 
     async def with_key(scope: Any, receive: Any, send: Any) -> None:
         headers = [*scope["headers"], (b"authorization", f"Bearer {KEY}".encode()), (b"x-request-id", b"mine")]
@@ -112,7 +119,7 @@ async def test_nothing_private_is_in_them(metrics: Metrics) -> None:
 
 
 def test_the_models_work(metrics: Metrics) -> None:
-    """A batch of three in eight, six seconds of sound in half a second, one of them in doubt."""
+    """A batch of three chunks of eight, six seconds of audio in half a second, one chunk decoded again."""
     metrics.decoded(3, 8, 6.0, 0.5)
     metrics.retried("past the end")
     metrics.transcribed(7.5)
@@ -131,20 +138,25 @@ def test_the_models_work(metrics: Metrics) -> None:
         "out_of_memory_total": 1.0,
     }.items():
         assert read(metrics, name) == pytest.approx(value), name
-    assert read(metrics, "gate_reruns_total", reason="past_the_end") == 1
+    assert read(metrics, "full_window_retries_total", reason="past_the_end") == 1
 
 
 def test_a_batch_without_sound(metrics: Metrics) -> None:
-    """It has no real-time factor."""
+    """It counts into no real-time factor."""
     metrics.decoded(1, 0, 0.0, 0.1)
     assert read(metrics, "real_time_factor_count") == 0
     assert read(metrics, "batch_fill_sum") == 1
 
 
-def test_what_is_looked_at(metrics: Metrics) -> None:
-    """Read at each scrape, not when the server started; the device's memory in bytes."""
+def test_what_is_read_at_a_scrape(metrics: Metrics) -> None:
+    """The numbers of that moment; video memory in bytes."""
     state = SimpleNamespace(queue_seconds=1.5, open_requests=3, loaded=True)
-    metrics.look_at(state, lambda: [("0", 5, 12), ("1", 0, 24)])
+    metrics.read_at_scrape(
+        lambda: state.queue_seconds,
+        lambda: state.open_requests,
+        lambda: state.loaded,
+        lambda: [("0", 5, 12), ("1", 0, 24)],
+    )
     assert read(metrics, "queue_estimate_seconds") == 1.5
     assert read(metrics, "open_requests") == 3
     assert read(metrics, "model_in_memory") == 1
@@ -155,14 +167,14 @@ def test_what_is_looked_at(metrics: Metrics) -> None:
 
 
 def test_without_a_card_there_is_no_video_memory(metrics: Metrics) -> None:
-    """Rather than a zero."""
-    metrics.look_at(SimpleNamespace(queue_seconds=0, open_requests=0, loaded=False))
+    """The numbers are missing; they are not zero."""
+    metrics.read_at_scrape(lambda: 0.0, lambda: 0, lambda: False)
     assert b"vram" not in metrics.exposition("")[0]
 
 
 @given(st.lists(st.tuples(st.text(), st.none(), st.sampled_from([0, 200, 404, 499]))))
 def test_callers_cannot_make_them_grow(asked: list[tuple[str, None, int]]) -> None:
-    """Whatever methods and paths they think of."""
+    """Whatever methods and paths they send."""
     metrics = Metrics(CollectorRegistry())
     for method, route, status in asked:
         metrics.answered(method, route, status, 0.1)
@@ -170,8 +182,8 @@ def test_callers_cannot_make_them_grow(asked: list[tuple[str, None, int]]) -> No
     assert series["localwhisper_requests_total"] <= 8 * 4
 
 
-def test_two_in_one_process() -> None:
-    """Nothing is global."""
+def test_two_servers_in_one_process() -> None:
+    """Each counts for itself."""
     one, other = Metrics(CollectorRegistry()), Metrics(CollectorRegistry())
     one.model_loaded()
     assert (read(one, "model_loads_total"), read(other, "model_loads_total")) == (1, 0)
@@ -206,9 +218,9 @@ class FakeNvml:
 
 
 def test_video_memory_is_read_from_each_card() -> None:
-    """In bytes; a driver that goes away later is nothing to fall over."""
+    """In bytes; a driver that fails later gives an empty list."""
     nvml = FakeNvml()
-    memory = vram.reader(lambda _: nvml)
+    memory = video_memory(lambda _: nvml)
     assert memory is not None
     assert memory() == [("0", 0, 100), ("1", 10, 100)]
     nvml.broken = True
@@ -216,12 +228,12 @@ def test_video_memory_is_read_from_each_card() -> None:
 
 
 def test_no_card_or_no_library() -> None:
-    """There is nothing to read, and no more is said."""
+    """There is nothing to read, and nothing is raised."""
     broken = FakeNvml()
     broken.broken = True
-    assert vram.reader(lambda _: broken) is None
+    assert video_memory(lambda _: broken) is None
 
     def missing(name: str) -> Any:
         raise ImportError(name)
 
-    assert vram.reader(missing) is None
+    assert video_memory(missing) is None

@@ -1,34 +1,24 @@
-"""The service: three managers' files as text, the steps around them, the settings file, and the command line."""
-# ruff: noqa: S314, E501 - reads the XML that it wrote; rows of a table
+"""The systemd service: the unit's text, the steps around it, the settings file, and the command line."""
 
 import io
 import os
-import plistlib
 import re
 import shutil
 import subprocess
 import sys
-import xml.etree.ElementTree as ET
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import PurePosixPath
 
 import dotenv
 import pytest
 
 from localwhisper_server import cli
-from localwhisper_server.operations.service import control, settings_file
-from localwhisper_server.operations.service import unit as service_unit
-from localwhisper_server.operations.service.unit import Place
+from localwhisper_server.operations.service import settings_file, systemd
+from localwhisper_server.operations.service.systemd import Service
 from localwhisper_server.settings import Settings
 
 
-@pytest.fixture
-def place(tmp_path):
-    """Give a Linux user with a home of their own and no linger."""
-    return Place("linux", tmp_path, {}, "/opt/venv/bin/python", "nobody-here", 1000)
-
-
 class Commands:
-    """Stands for the machine's commands: remembers them; those that begin with a word in `fail` fail."""
+    """Stands in for the machine's commands: keeps each line; a line that contains a word of `fail` fails."""
 
     def __init__(self, *fail: str, status: int = 1) -> None:
         self.fail = fail
@@ -42,14 +32,28 @@ class Commands:
         return self.status if any(word in self.lines[-1] for word in self.fail) else 0
 
     @property
-    def act(self):
-        """Give what the steps take."""
-        return {"run": self.run, "say": self.said.append}
-
-    @property
     def text(self):
-        """Give all that was said."""
+        """Give all that was printed."""
         return "\n".join(self.said)
+
+
+@pytest.fixture
+def service(tmp_path):
+    """Give a function that makes the service of a user whose home is the test's folder."""
+
+    def make(commands=None, *, environ=(), python="/opt/venv/bin/python", wsl=False):
+        commands = commands or Commands()
+        return Service(
+            dict(environ),
+            home=tmp_path,
+            python=python,
+            user="a-user",
+            wsl=wsl,
+            run=commands.run,
+            say=commands.said.append,
+        )
+
+    return make
 
 
 def directives(unit: str) -> dict[str, str]:
@@ -58,24 +62,24 @@ def directives(unit: str) -> dict[str, str]:
 
 
 def test_the_unit_restarts_and_watches():
-    """Back five seconds after any end, watched while it runs, given its drain, never given up."""
-    unit = directives(service_unit.systemd_unit("/opt/python", PurePosixPath("/home/me/server.env")))
+    """Five seconds after any end the service starts again; it has a watchdog and time for its drain."""
+    unit = directives(systemd.unit_text("/opt/python", PurePosixPath("/home/me/server.env")))
     assert unit["Type"] == "notify"
     assert unit["NotifyAccess"] == "main"
     assert unit["ExecStart"] == "/opt/python -E -P -m localwhisper_server"
     assert unit["EnvironmentFile"] == "-/home/me/server.env"
     assert (unit["Restart"], unit["RestartSec"], unit["StartLimitIntervalSec"]) == ("always", "5", "0")
-    assert unit["RestartPreventExitStatus"] == f"{cli.EX_USAGE} {cli.EX_CONFIG}"
-    assert int(unit["WatchdogSec"]) == service_unit.WATCHDOG_SECONDS
-    assert int(unit["TimeoutStopSec"]) > 30
-    # The decoder must live as long as the request that it decodes for.
+    assert unit["RestartPreventExitStatus"] == "64 78"
+    assert int(unit["WatchdogSec"]) == systemd.WATCHDOG_SECONDS
+    assert int(unit["TimeoutStopSec"]) > Settings.model_fields["drain"].default
+    # The decoding process must live as long as the request that it decodes for.
     assert unit["KillMode"] == "mixed"
     assert unit["WantedBy"] == "default.target"
 
 
 def test_the_unit_is_hardened_but_keeps_the_gpu():
-    """Nothing that hides /dev/nvidia*, forbids compiled kernels or needs privileges that a user lacks."""
-    unit = directives(service_unit.systemd_unit("/opt/python", PurePosixPath("/e")))
+    """Nothing hides /dev/nvidia*, forbids compiled kernels, or needs privileges that a user lacks."""
+    unit = directives(systemd.unit_text("/opt/python", PurePosixPath("/e")))
     assert unit["NoNewPrivileges"] == "yes"
     assert {"AF_INET", "AF_INET6", "AF_UNIX", "AF_NETLINK"} == set(unit["RestrictAddressFamilies"].split())
     breaks_cuda = {"PrivateDevices", "MemoryDenyWriteExecute", "DevicePolicy", "SystemCallFilter", "ProcSubset"}
@@ -86,12 +90,12 @@ def test_the_unit_is_hardened_but_keeps_the_gpu():
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 @pytest.mark.parametrize("settings", ["/home/me/.config/localwhisper/server.env", "/home/me and you/100%/server.env"])
 def test_systemd_itself_finds_nothing_wrong(tmp_path, settings):
-    """`systemd-analyze --user verify` is silent, in a plain home and in an odd one."""
+    """`systemd-analyze --user verify` prints nothing, for a plain home and for a path with blanks and signs."""
     python = tmp_path / "my 100% venv" / "python"
     python.parent.mkdir()
     python.symlink_to(sys.executable)
     file = tmp_path / "localwhisper.service"
-    file.write_text(service_unit.systemd_unit(str(python), PurePosixPath(settings)))
+    file.write_text(systemd.unit_text(str(python), PurePosixPath(settings)))
     environ = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
     finished = subprocess.run(
         ["systemd-analyze", "--user", "verify", str(file)], check=False, capture_output=True, text=True, env=environ
@@ -99,255 +103,179 @@ def test_systemd_itself_finds_nothing_wrong(tmp_path, settings):
     assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
 
 
-def test_the_launch_agent():
-    """Kept alive, throttled to five seconds, with its settings file, its log, and a file for its last words."""
-    settings, log, errors = (PurePosixPath(f"/Users/me/{name}") for name in ("server.env", "l.log", "e.log"))
-    agent = plistlib.loads(service_unit.launchd_plist("/opt/python", settings, log, errors))
-    assert agent["Label"] == service_unit.LABEL
-    assert agent["ProgramArguments"] == [
-        "/opt/python",
-        "-E",
-        "-P",
-        "-m",
-        "localwhisper_server",
-        "--env-file",
-        "/Users/me/server.env",
-        "--quiet",
-        "--log-file",
-        "/Users/me/l.log",
-    ]
-    assert agent["RunAtLoad"] is agent["KeepAlive"] is True
-    assert agent["ThrottleInterval"] == 5
-    assert agent["StandardErrorPath"] == "/Users/me/e.log"
+@pytest.mark.parametrize(("environ", "folder"), [({}, ".config"), ({"XDG_CONFIG_HOME": "/elsewhere"}, "/elsewhere")])
+def test_files_are_where_systemd_looks(service, tmp_path, environ, folder):
+    """In the user's folder of settings, or in the one that XDG_CONFIG_HOME names."""
+    made = service(environ=environ)
+    assert made.unit == tmp_path / folder / "systemd/user/localwhisper.service"
+    assert made.settings == tmp_path / folder / "localwhisper/server.env"
 
 
-def test_the_scheduled_task():
-    """From boot on, without a password, restarted when it fails, and never stopped for lasting long."""
-    folder = PureWindowsPath(r"C:\Users\a b\AppData\Local\localwhisper")
-    text = service_unit.task_xml(r"C:\venv\python.exe", folder / "server.env", folder / "server.log", r"PC\me")
-    task = ET.fromstring(text)
-    found = {element.tag.partition("}")[2]: element.text for element in task.iter()}
-    assert text.startswith(b"\xff\xfe")  # Task Scheduler takes UTF-16
-    assert task.tag == f"{{{service_unit.TASK_NAMESPACE}}}Task"
-    assert "BootTrigger" in found
-    assert (found["UserId"], found["LogonType"]) == (r"PC\me", "S4U")
-    assert (found["Interval"], found["ExecutionTimeLimit"]) == ("PT1M", "PT0S")
-    assert found["DisallowStartIfOnBatteries"] == "false"
-    assert found["Command"] == "cmd.exe"
-    assert found["Arguments"] == (
-        r'/d /s /c ""C:\venv\python.exe" -E -P -m localwhisper_server --env-file "'
-        rf'{folder}\server.env" --quiet --log-file "{folder}\server.log" >> "{folder}\errors.log" 2>&1"'
-    )
-
-
-PLACES = [
-    ("linux", {}, ".config/systemd/user/localwhisper.service", ".config/localwhisper/server.env"),
-    ("linux", {"XDG_CONFIG_HOME": "/elsewhere"}, "/elsewhere/systemd/user/localwhisper.service", None),
-    ("darwin", {}, f"Library/LaunchAgents/{service_unit.LABEL}.plist", "Library/Application Support/localwhisper/server.env"),
-    ("win32", {"USERDOMAIN": "PC"}, "AppData/Local/localwhisper/task.xml", "AppData/Local/localwhisper/server.env"),
-    ("win32", {"LOCALAPPDATA": "/local"}, "/local/localwhisper/task.xml", "/local/localwhisper/server.env"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("platform", "environ", "file", "settings"), PLACES)
-def test_files_go_where_the_manager_looks(tmp_path, platform, environ, file, settings):
-    """Each platform's own places, and the user's choice of them."""
-    service = service_unit.describe(Place(platform, tmp_path, environ, "/opt/python", "me", 501))
-    assert service.file == tmp_path / file
-    assert settings is None or service.settings == tmp_path / settings
-
-
-def test_a_platform_without_a_manager_is_told():
-    """One clear line, no guess."""
-    with pytest.raises(service_unit.Unsupported, match="freebsd14"):
-        service_unit.describe(Place("freebsd14", Path("/"), {}, "/opt/python", "me", 1))
-
-
-def test_installing_writes_starts_and_can_be_repeated(place):
-    """The first time writes, the second changes nothing on disk; both leave it running."""
-    service, first, second = service_unit.describe(place), Commands(), Commands()
-    assert control.install(service, place, {"LOCALWHISPER_SERVER_PORT": "5055"}, **first.act) == 0
+def test_installing_writes_starts_and_can_be_repeated(service):
+    """The first time writes, the second changes nothing on disk; both start the service."""
+    first, second = Commands(), Commands()
+    made = service(first)
+    assert made.install({"LOCALWHISPER_SERVER_PORT": "5055"}) == 0
     assert first.lines == [
         "systemctl --user daemon-reload",
         "systemctl --user enable localwhisper.service",
         "systemctl --user restart --no-block localwhisper.service",
     ]
-    content = service.file.read_bytes(), service.settings.read_bytes()
-    assert control.install(service, place, {}, **second.act) == 0
-    assert (service.file.read_bytes(), service.settings.read_bytes()) == content
+    content = made.unit.read_bytes(), made.settings.read_bytes()
+    assert service(second).install({}) == 0
+    assert (made.unit.read_bytes(), made.settings.read_bytes()) == content
     assert second.lines == first.lines
-    assert f"wrote {service.file}" in first.said
-    assert f"unchanged {service.file}" in second.said
-    assert "sudo loginctl enable-linger nobody-here" in first.text
+    assert f"wrote {made.unit}" in first.said
+    assert f"unchanged {made.unit}" in second.said
+    assert "sudo loginctl enable-linger a-user" in first.text
+    assert "wsl" not in first.text
 
 
-def test_a_changed_python_is_written(place):
-    """After a move to another environment, the same command mends the unit."""
+def test_a_changed_python_is_written(service):
+    """After a move to another environment, the same command updates the unit."""
     commands = Commands()
-    service = service_unit.describe(place)
-    control.install(service, place, {}, **commands.act)
-    moved = Place("linux", place.home, {}, "/new/python", place.user, 1000)
-    control.install(service_unit.describe(moved), moved, {}, **commands.act)
-    assert f"updated {service.file}" in commands.said
-    assert "ExecStart=/new/python" in service.file.read_text()
-
-
-def test_settings_are_for_their_owner_alone(place):
-    """The key of the server is in there."""
-    service = service_unit.describe(place)
-    control.install(service, place, {"LOCALWHISPER_SERVER_API_KEY": "secret"}, **Commands().act)
-    assert service.settings.stat().st_mode & 0o777 == 0o600
+    service().install({})
+    moved = service(commands, python="/new/python")
+    moved.install({})
+    assert f"updated {moved.unit}" in commands.said
+    assert "ExecStart=/new/python" in moved.unit.read_text()
 
 
 @pytest.mark.parametrize("key", ["secret", None], ids=["a new key", "the key that is in it"])
-def test_a_settings_file_that_others_could_read_is_closed(place, key):
-    """At the next `service install`, whether or not that changes it."""
-    service = service_unit.describe(place)
-    service.settings.parent.mkdir(parents=True)
-    service.settings.write_text("LOCALWHISPER_SERVER_API_KEY=old\n")
-    service.settings.chmod(0o644)
-    control.install(service, place, {"LOCALWHISPER_SERVER_API_KEY": key} if key else {}, **Commands().act)
-    assert service.settings.read_text() == f"LOCALWHISPER_SERVER_API_KEY={key or 'old'}\n"
-    assert service.settings.stat().st_mode & 0o777 == 0o600
+@pytest.mark.parametrize("before", [None, 0o644], ids=["a new file", "a file that others can read"])
+def test_settings_are_for_their_owner_alone(service, key, before):
+    """The server's key is in them; a file that others can read is closed, even if its text does not change."""
+    made = service()
+    if before:
+        made.settings.parent.mkdir(parents=True)
+        made.settings.write_text("LOCALWHISPER_SERVER_API_KEY=old\n")
+        made.settings.chmod(before)
+    made.install({"LOCALWHISPER_SERVER_API_KEY": key} if key else {})
+    assert made.settings.stat().st_mode & 0o777 == 0o600
+    if before:
+        assert made.settings.read_text() == f"LOCALWHISPER_SERVER_API_KEY={key or 'old'}\n"
 
 
-def test_a_write_that_is_cut_off_loses_no_settings(place):
+def test_a_write_that_is_cut_off_loses_no_settings(service, tmp_path):
     """The old file stays whole until the new one is on the disk; nothing else is left beside it."""
-    service = service_unit.describe(place)
-    control.install(service, place, {"LOCALWHISPER_SERVER_API_KEY": "secret"}, **Commands().act)
-    before = service.settings.read_bytes()
-    # A write past the limit fails in its middle, as on a full disk. -B: nor may Python cut off the caches of modules.
+    made = service()
+    made.install({"LOCALWHISPER_SERVER_API_KEY": "secret"})
+    before = made.settings.read_bytes()
+    # A write past the limit fails in its middle, as on a full disk. -B: Python must not write caches of modules either.
     code = f"""import resource, signal
 from localwhisper_server import cli
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before)}, {len(before)}))
 cli.main(["service", "install", "--model", "small"])"""
-    environ = {"HOME": str(place.home), "PATH": str(place.home)}
+    environ = {"HOME": str(tmp_path), "PATH": str(tmp_path)}
     line = [sys.executable, "-B", "-c", code]
     ended = subprocess.run(line, env=environ, check=False, capture_output=True, text=True)
-    assert ended.returncode == cli.EX_OSERR, ended.stderr
-    assert service.settings.read_bytes() == before
-    assert [path.name for path in service.settings.parent.iterdir()] == ["server.env"]
+    assert ended.returncode == os.EX_OSERR, ended.stderr
+    assert made.settings.read_bytes() == before
+    assert [path.name for path in made.settings.parent.iterdir()] == ["server.env"]
 
 
-def test_settings_behind_a_link_stay_there(place):
-    """Somebody keeps them in a folder under version control."""
-    service = service_unit.describe(place)
-    kept = place.home / "dotfiles" / "server.env"
+def test_settings_behind_a_link_stay_there(service, tmp_path):
+    """A user may keep them in a folder under version control."""
+    made = service()
+    kept = tmp_path / "dotfiles" / "server.env"
     kept.parent.mkdir()
-    service.settings.parent.mkdir(parents=True)
+    made.settings.parent.mkdir(parents=True)
     kept.write_text("")
-    service.settings.symlink_to(kept)
-    control.install(service, place, {"LOCALWHISPER_SERVER_PORT": "1"}, **Commands().act)
-    assert service.settings.is_symlink()
+    made.settings.symlink_to(kept)
+    made.install({"LOCALWHISPER_SERVER_PORT": "1"})
+    assert made.settings.is_symlink()
     assert kept.read_text() == "LOCALWHISPER_SERVER_PORT=1\n"
-
-
-HOSTILE = ("secrets.py", "json.py", "av.py", "numpy.py", "localwhisper_server.py")
 
 
 @pytest.mark.parametrize("by", ["the folder it starts in", "PYTHONPATH"])
 def test_the_service_imports_nothing_of_the_home_folder(tmp_path, by):
-    """A user's own secrets.py, json.py or av.py there is not run by the service."""
-    for name in HOSTILE:
+    """The service does not run a secrets.py, json.py or av.py that lies there."""
+    for name in ("secrets.py", "json.py", "av.py", "numpy.py", "localwhisper_server.py"):
         (tmp_path / name).write_text("raise SystemExit('imported from the home folder')")
     environ = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
     if by == "PYTHONPATH":
         environ["PYTHONPATH"] = str(tmp_path)
-    line = [sys.executable, *service_unit.RUN_SERVER, "--version"]
+    line = [sys.executable, *systemd.RUN_SERVER, "--version"]
     done = subprocess.run(line, cwd=tmp_path, env=environ, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout.split()[0]) == (0, "localwhisper-server"), done.stderr
 
 
-HINTS = [
-    ("linux", {}, "systemctl", "not with su or sudo"),
-    ("linux", {"WSL_DISTRO_NAME": "Ubuntu"}, "systemctl", "/etc/wsl.conf"),
-    ("darwin", {}, "bootstrap", "on the Mac's own screen"),
-    ("win32", {}, "/Create", "Run as administrator"),
-]
+def test_a_systemd_that_refuses_is_explained(service):
+    """The files stay, the exit status tells, and a page of the documentation is named."""
+    commands = Commands("restart")
+    made = service(commands)
+    assert made.install({}) == os.EX_UNAVAILABLE
+    assert made.unit.exists()
+    assert "docs/troubleshooting.md" in commands.text
 
 
-@pytest.mark.parametrize(("platform", "environ", "fails", "hint"), HINTS)
-def test_a_manager_that_refuses_is_explained(tmp_path, platform, environ, fails, hint):
-    """The files stay, the exit status tells, and the way out is named."""
-    where = Place(platform, tmp_path, environ, "/opt/python", "me", 501)
-    service, commands = service_unit.describe(where), Commands(fails)
-    assert control.install(service, where, {}, **commands.act) == cli.EX_UNAVAILABLE
-    assert service.file.exists()
-    assert hint in commands.text
-
-
-def test_wsl_is_kept_up(tmp_path):
-    """Services do not keep WSL alive, so Windows is asked to."""
-    where = Place("linux", tmp_path, {"WSL_DISTRO_NAME": "Debian"}, "/opt/python", "me", 1000)
+def test_in_wsl_a_page_says_how_to_keep_it_running(service):
+    """Windows stops WSL although a service runs in it."""
     commands = Commands()
-    control.install(service_unit.describe(where), where, {}, **commands.act)
-    assert (
-        'schtasks /Create /F /TN localwhisper-wsl /SC ONLOGON /TR "wsl.exe -d Debian --exec sleep infinity"'
-        in commands.text
-    )
+    service(commands, wsl=True).install({})
+    assert "docs/wsl2.md" in commands.text
 
 
-def test_stopping_what_does_not_run_is_no_failure(tmp_path):
-    """The first install has nothing to stop."""
-    where = Place("darwin", tmp_path, {}, "/opt/python", "me", 501)
-    assert control.install(service_unit.describe(where), where, {}, **Commands("bootout").act) == 0
-
-
-def test_uninstalling_keeps_the_settings_and_can_be_repeated(place):
-    """Gone is the service, not what the person wrote; the second time there is nothing to do."""
-    service, commands = service_unit.describe(place), Commands("disable")
-    control.install(service, place, {}, **Commands().act)
-    assert control.uninstall(service, **commands.act) == 0
-    assert not service.file.exists()
-    assert service.settings.exists()
+def test_uninstalling_keeps_the_settings_and_can_be_repeated(service):
+    """The unit is removed, the settings stay; the second time there is nothing to do."""
+    commands, again = Commands("disable"), Commands()
+    made = service(commands)
+    made.install({})
+    assert made.uninstall() == 0
+    assert not made.unit.exists()
+    assert made.settings.exists()
     assert commands.lines[-1] == "systemctl --user daemon-reload"
-    again = Commands()
-    assert control.uninstall(service, **again.act) == 0
+    assert f"kept your settings: {made.settings}" in commands.said
+    assert service(again).uninstall() == 0
     assert again.lines == []
     assert "nothing to remove" in again.text
 
 
-def test_uninstalling_without_settings_names_none(tmp_path):
-    """A Mac's agent, whose settings somebody took away."""
-    where = Place("darwin", tmp_path, {}, "/opt/python", "me", 501)
-    service, commands = service_unit.describe(where), Commands()
-    control.install(service, where, {}, **Commands().act)
-    service.settings.unlink()
-    assert control.uninstall(service, **commands.act) == 0
-    assert "kept" not in commands.text
-    assert commands.lines == [f"launchctl bootout gui/501/{service_unit.LABEL}"]
-
-
-def test_showing_what_is_not_installed(place):
-    """One line, not systemd's."""
+def test_uninstalling_without_settings_names_none(service):
+    """A user may have deleted them."""
     commands = Commands()
-    service = service_unit.describe(place)
-    assert control.show(service, service.status, **commands.act) == cli.EX_UNAVAILABLE
+    made = service(commands)
+    made.install({})
+    made.settings.unlink()
+    assert made.uninstall() == 0
+    assert "kept" not in commands.text
+
+
+def test_showing_the_service(service):
+    """Status and log are systemd's; one line says that no service is installed, or that a command is missing."""
+    commands = Commands()
+    made = service(commands)
+    assert made.status() == os.EX_UNAVAILABLE
     assert commands.lines == []
-    control.install(service, place, {}, **Commands().act)
-    assert control.show(service, service.logs, **commands.act) == 0
-    assert commands.lines == ["journalctl --user --unit localwhisper.service --lines 100 --no-pager"]
+    made.install({})
+    commands.lines.clear()
+    assert (made.status(), made.logs(), made.logs(follow=True)) == (0, 0, 0)
+    assert commands.lines == [
+        "systemctl --user status --no-pager localwhisper.service",
+        "journalctl --user --unit localwhisper.service --lines 100 --no-pager",
+        "journalctl --user --unit localwhisper.service --lines 100 --follow",
+    ]
     missing = Commands("journalctl", status=127)
-    assert control.show(service, service.follow, **missing.act) == 127
+    assert service(missing).logs() == 127
     assert "no command 'journalctl'" in missing.text
 
 
 def test_commands_are_run(tmp_path):
-    """The real runner: an exit status, and 127 where there is no such command."""
-    assert control.run([sys.executable, "-c", "raise SystemExit(3)"]) == 3
-    assert control.run([str(tmp_path / "none")]) == 127
+    """The real runner returns the exit status, and 127 if the command does not exist."""
+    assert systemd.run_command([sys.executable, "-c", "raise SystemExit(3)"]) == 3
+    assert systemd.run_command([str(tmp_path / "none")]) == 127
 
 
 def test_the_template_explains_every_setting_and_sets_none():
-    """A newcomer finds each option in the file, with its default, and nothing is in force."""
+    """The file names each option with its default, as a comment."""
     template = settings_file.template()
     for name in Settings.model_fields:
         assert f"\n#{settings_file.variable(name)}=" in template
     assert dotenv.dotenv_values(stream=io.StringIO(template)) == {}
 
 
-def test_what_the_person_wrote_stays():
+def test_what_the_user_wrote_stays():
     """Only the named settings change: in their place, after their commented line, or at the end."""
     text = "# mine\nLOCALWHISPER_SERVER_PORT=1\n#LOCALWHISPER_SERVER_MODEL=auto\nHF_HOME=/data\n"
     changes = {"LOCALWHISPER_SERVER_PORT": "2", "LOCALWHISPER_SERVER_MODEL": "small", "X": "a b"}
@@ -359,7 +287,7 @@ def test_what_the_person_wrote_stays():
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
 def test_a_comment_stays_a_comment(separator):
-    """What Python takes for the end of a line, and systemd and dotenv do not, begins no setting."""
+    """A separator that ends a line for Python, but not for systemd and dotenv, begins no setting."""
     text = f"# see{separator}LOCALWHISPER_SERVER_PORT=1\r\nHF_HOME=/data\r\n"
     merged = settings_file.merged(text, {"X": "1"})
     assert dotenv.dotenv_values(stream=io.StringIO(merged)) == {"HF_HOME": "/data", "X": "1"}
@@ -375,33 +303,32 @@ def test_values_survive_the_file(value):
 
 
 @pytest.mark.parametrize("value", ["a\nb", "a'b", "a\\b"])
-def test_values_that_readers_read_differently_are_refused(value):
-    """Rather than a key that is right by hand and wrong as a service."""
+def test_values_that_systemd_and_dotenv_read_differently_are_refused(value):
+    """Else a key would be right on the command line and wrong as a service."""
     with pytest.raises(ValueError, match="LOCALWHISPER_SERVER_API_KEY"):
         settings_file.merged("", {"LOCALWHISPER_SERVER_API_KEY": value})
 
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """Let the command line work in a home of its own, with no service manager."""
+    """Let the command line work in a home of its own, with no commands in its PATH."""
     for name in [name for name in os.environ if name.startswith(("LOCALWHISPER_", "XDG_", "WSL_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(sys, "platform", "linux")
     return tmp_path
 
 
-def run(*arguments: str) -> int:
-    """Run the command line and return its exit status."""
+def run(*arguments: str, **replaced) -> int:
+    """Run the command line as on Linux and return its exit status."""
     with pytest.raises(SystemExit) as stop:
-        cli.main(arguments)
+        cli.main(arguments, **{"platform": "linux", **replaced})
     return 0 if stop.value.code is None else int(stop.value.code)
 
 
 def test_options_become_settings_of_the_service(home, capfd):
-    """`service install --model small` is remembered; what was not named stays as it is."""
-    assert run("service", "install", "--model", "small", "--api-key", "secret") == cli.EX_UNAVAILABLE
+    """`service install --model small` is kept; what was not named stays as it is."""
+    assert run("service", "install", "--model", "small", "--api-key", "secret") == os.EX_UNAVAILABLE
     values = dotenv.dotenv_values(home / ".config/localwhisper/server.env")
     assert values == {"LOCALWHISPER_SERVER_MODEL": "small", "LOCALWHISPER_SERVER_API_KEY": "secret"}
     assert "secret" not in capfd.readouterr().out
@@ -415,18 +342,18 @@ def test_options_become_settings_of_the_service(home, capfd):
     ("arguments", "status", "words"),
     [
         (["service", "--help"], 0, "service install"),
-        (["service"], cli.EX_USAGE, "service install"),
-        (["service", "logs", "--wrong"], cli.EX_USAGE, "service logs"),
-        (["service", "status"], cli.EX_UNAVAILABLE, "no service is installed"),
-        (["service", "logs"], cli.EX_UNAVAILABLE, "no service is installed"),
-        (["service", "logs", "-f"], cli.EX_UNAVAILABLE, "no service is installed"),
+        (["service"], os.EX_USAGE, "service install"),
+        (["service", "logs", "--wrong"], os.EX_USAGE, "service logs"),
+        (["service", "status"], os.EX_UNAVAILABLE, "no service is installed"),
+        (["service", "logs"], os.EX_UNAVAILABLE, "no service is installed"),
+        (["service", "logs", "-f"], os.EX_UNAVAILABLE, "no service is installed"),
         (["service", "uninstall"], 0, "nothing to remove"),
-        (["service", "install", "--port", "x"], cli.EX_USAGE, "--port"),
-        (["service", "install", "--api-key", "a'b"], cli.EX_USAGE, "LOCALWHISPER_SERVER_API_KEY"),
-        (["service", "install", "--help"], 0, "written into the service's settings file"),
+        (["service", "install", "--port", "x"], os.EX_USAGE, "--port"),
+        (["service", "install", "--api-key", "a'b"], os.EX_USAGE, "LOCALWHISPER_SERVER_API_KEY"),
+        (["service", "install", "--help"], 0, "written to the service's settings file"),
         (["doctor", "--help"], 0, "--json"),
         (["--help"], 0, "doctor [--json]"),
-        (["--env-file", "none"], cli.EX_USAGE, "there is no file none"),
+        (["--env-file", "none"], os.EX_USAGE, "there is no file none"),
     ],
 )
 def test_the_command_line_answers(home, capfd, arguments, status, words):
@@ -436,50 +363,29 @@ def test_the_command_line_answers(home, capfd, arguments, status, words):
     assert words in answer.out + answer.err
 
 
-def test_a_platform_without_services_is_one_line(home, capfd, monkeypatch):
-    """No traceback on a system nobody thought of."""
-    monkeypatch.setattr(sys, "platform", "freebsd14")
-    assert run("service", "status") == cli.EX_UNAVAILABLE
-    assert "freebsd14" in capfd.readouterr().err
+def test_a_platform_without_systemd_is_one_line(home, capfd):
+    """A service needs Linux or WSL 2."""
+    assert run("service", "status", platform="darwin") == os.EX_UNAVAILABLE
+    assert "needs systemd" in capfd.readouterr().err
 
 
 def test_a_home_that_cannot_be_written_is_one_line(home, capfd):
     """The file and the reason, and sysexits' number for it."""
     (home / ".config").write_text("in the way")
-    assert run("service", "install") == cli.EX_OSERR
+    assert run("service", "install") == os.EX_OSERR
     assert ".config" in capfd.readouterr().err
 
 
-def test_settings_come_from_the_env_file_but_the_environment_wins(home, monkeypatch):
-    """As under systemd; other programs' variables in it count, too."""
-    file = home / "server.env"
-    file.write_text("LOCALWHISPER_SERVER_MODEL=small\nLOCALWHISPER_SERVER_PORT=5055\nHF_HOME=/data\n")
-    monkeypatch.setenv("LOCALWHISPER_SERVER_PORT", "5066")
-    for name in ("LOCALWHISPER_SERVER_MODEL", "HF_HOME"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    served: list[Settings] = []
-    monkeypatch.setattr(cli, "_serve", served.append)
-    cli.main(["--env-file", str(file), "--queue", "3"])
-    assert (served[0].model, served[0].port, served[0].queue) == ("small", 5066, 3)
-    assert os.environ["HF_HOME"] == "/data"
-
-
-def test_doctor_looks_for_the_service(home, monkeypatch):
+def test_doctor_checks_the_service(home, monkeypatch):
     """Without options, the server in question is the one that was installed."""
     run("service", "install", "--port", "5077")
     monkeypatch.setenv("LOCALWHISPER_SERVER_PORT", "")
     monkeypatch.delenv("LOCALWHISPER_SERVER_PORT")
-    looked: list[tuple[int, bool]] = []
+    checked: list[tuple[int, bool]] = []
 
     def examine(_machine, settings, *, as_json, **_streams):
-        looked.append((settings.port, as_json))
+        checked.append((settings.port, as_json))
         return 1
 
-    monkeypatch.setattr(cli.doctor, "run", examine)
-    assert run("doctor", "--json") == 1
-    assert looked == [(5077, True)]
-    monkeypatch.delenv("LOCALWHISPER_SERVER_PORT")
-    monkeypatch.setattr(sys, "platform", "freebsd14")
-    assert run("doctor") == 1
-    assert looked[1] == (5000, False)
+    assert run("doctor", "--json", examine=examine) == 1
+    assert checked == [(5077, True)]

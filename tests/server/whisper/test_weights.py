@@ -11,6 +11,7 @@ import huggingface_hub.constants
 import huggingface_hub.errors
 import pytest
 
+from localwhisper_client.shared import openai_models
 from localwhisper_server.whisper import weights
 from localwhisper_server.whisper.weights import ModelError
 
@@ -78,7 +79,7 @@ def test_a_model_is_served_under_all_its_names(model: str, first: str, also: str
     names = weights.served_names(model)
     assert names[0] == first
     assert also in names
-    assert set(weights.OPENAI_NAMES) <= set(names)
+    assert set(openai_models.NAMES) <= set(names)
     assert len(set(names)) == len(names)
 
 
@@ -126,7 +127,7 @@ def test_a_folder_is_served_under_its_own_name(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(folder)
     for written in (str(folder), f"{folder}/", "~/my-whisper", ".", "../my-whisper"):
-        assert weights.served_names(written) == ("my-whisper", *weights.OPENAI_NAMES)
+        assert weights.served_names(written) == ("my-whisper", *openai_models.NAMES)
 
 
 def test_the_default_suits_the_device() -> None:

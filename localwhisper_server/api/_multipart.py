@@ -1,4 +1,4 @@
-"""A request's body to its fields and uploads, as the web framework parses them; what it must not be asked to parse."""
+"""The body of a multipart form to its fields and uploads, with the checks that keep costly bodies from the parser."""
 
 import contextlib
 import logging
@@ -22,13 +22,13 @@ CHARSETS = frozenset(
 )
 # `filename*=UTF-8''caf%C3%A9.ogg`, and the first part of a long one, `filename*0*=UTF-8''caf`.
 _EXTENDED_NAME = re.compile(rb"""(?i:;\s*filename\*(?:0\*?)?\s*=\s*"?(?:[\w-]*'[\w-]*')?)([^;"]*)""")
-NO_ROOM_RETRY_SECONDS = 30.0  # until others' uploads have left the disk
+NO_ROOM_RETRY_SECONDS = 30.0  # by then, other uploads may have left the disk
 
 
 def is_large(request: Request) -> bool:
-    """Whether the body is, or may be, one that does not fit in memory.
+    """Whether the body is, or may be, too large to be kept in memory.
 
-    A small one is read in any case: it may be the same as one that is being transcribed, and need no room.
+    A small one is read even when the queue is full: it may repeat a recording that is being transcribed already.
     """
     length = request.headers.get("content-length", "")
     return not (length.isascii() and length.isdigit()) or int(length[:20]) > MultiPartParser.spool_max_size
@@ -36,11 +36,11 @@ def is_large(request: Request) -> bool:
 
 @contextlib.asynccontextmanager
 async def parsed(request: Request) -> AsyncIterator[FormData]:
-    """Parse the body; the uploads in it are closed if the block fails.
+    """Parse the body; if the block fails, close the uploads.
 
     Raises:
-        InvalidRequest: it is no multipart form, too large a one, compressed, or in an odd charset.
-        Busy: there is no room for the upload.
+        InvalidRequest: the body is no multipart form, has too many parts, is compressed, or in an unusual charset.
+        Busy: the disk has no room for the upload.
 
     """
     _require_plain(request)
@@ -50,8 +50,8 @@ async def parsed(request: Request) -> AsyncIterator[FormData]:
         raise InvalidRequest(f"We could not parse the body of your request: {failure.message}") from failure
     except UnicodeError as failure:
         raise InvalidRequest("We could not parse the body of your request: it is not in its charset.") from failure
-    except OSError as failure:  # uploads wait in unnamed files
-        logger.error("no room for an upload in the temporary folder: %s", failure.strerror)  # noqa: TRY400 - said whole
+    except OSError as failure:  # large uploads are kept in unnamed files
+        logger.error("no room for an upload in the temporary folder: %s", failure.strerror)  # noqa: TRY400 - one line
         raise Busy(
             "The server has no room for this upload at the moment. Try again later.", retry_after=NO_ROOM_RETRY_SECONDS
         ) from failure
@@ -67,47 +67,38 @@ def fields(data: FormData) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name, value in data.multi_items():
         if isinstance(value, str):
-            # Halves of characters, which no encoder takes again.
+            # Replaces lone surrogates, which cannot be encoded again.
             found.setdefault(name, []).append(value.encode(errors="replace").decode())
     return found
 
 
 class _Parser(MultiPartParser):
-    """Takes two kinds of part as uploads that have no plain `filename`.
+    """Takes two kinds of part without a plain `filename` as uploads.
 
-    Those with a name in another alphabet alone (`filename*`, RFC 5987), and a `file` whose type is not text.
+    They are those with a name in `filename*` alone (RFC 5987), and a `file` whose type is not text.
     """
 
     def on_headers_finished(self) -> None:
-        """Give the part a file name where it is an upload."""
+        """Give the part a file name if it is an upload."""
         part = self._current_part
         disposition = part.content_disposition or b""
         _, options = parse_options_header(disposition)
         if b"filename" not in options:
-            extended = _EXTENDED_NAME.search(disposition)
-            if extended is not None:
-                part.content_disposition = disposition + b'; filename="%b"' % _safe(unquote_to_bytes(extended[1]))
-            elif options.get(b"name") == b"file" and not _is_text(part.item_headers):
+            # RFC 7578: a part that does not name its type is text.
+            kind = dict(part.item_headers).get(b"content-type", b"").strip().lower() or b"text/plain"
+            if extended := _EXTENDED_NAME.search(disposition):
+                name = bytes(byte for byte in unquote_to_bytes(extended[1]) if byte >= ord(" ") and byte not in b'"\\')
+                part.content_disposition = disposition + b'; filename="%b"' % name
+            elif options.get(b"name") == b"file" and not kind.startswith(b"text/"):
                 part.content_disposition = disposition + b'; filename=""'
         super().on_headers_finished()
 
 
-def _is_text(headers: list[tuple[bytes, bytes]]) -> bool:
-    """Whether a part is text by what it says of itself; RFC 7578 has it so where it says nothing."""
-    kind = dict(headers).get(b"content-type", b"").strip().lower()
-    return not kind or kind.startswith(b"text/")
-
-
-def _safe(name: bytes) -> bytes:
-    return bytes(byte for byte in name if byte >= ord(" ") and byte not in b'"\\')
-
-
 def _require_plain(request: Request) -> None:
-    """Refuse a body that is no multipart form, is compressed, or in a charset with a decoder to fear.
+    """Refuse a body that is no multipart form, is compressed, or names a charset outside CHARSETS.
 
-    The framework would parse other forms too, and takes a second of the event loop for a megabyte of `&`. It decodes
-    each field there with whatever codec of Python's is named; some of them, punycode for one, take minutes for a
-    megabyte.
+    The framework would parse URL-encoded forms as well, and block the event loop for a second for a megabyte of `&`.
+    It would decode fields with any codec of Python's; punycode takes minutes for a megabyte.
     """
     kind, parameters = parse_options_header(request.headers.get("content-type", ""))
     if kind != b"multipart/form-data":
