@@ -7,7 +7,6 @@ from typing import Any
 
 from localwhisper_server import observer
 from localwhisper_server.api.asgi import App, Message, Receive, Scope, Send
-from localwhisper_server.operations import logs
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +82,9 @@ class RequestLog:
                 status,
                 took,
                 _said(notes),
-                extra=logs.fields(method=method, path=shown, status=status, seconds=round(took, 3), **notes),
+                extra={
+                    "fields": {"method": method, "path": shown, "status": status, "seconds": round(took, 3), **notes}
+                },
             )
             route = getattr(scope.get("route"), "path", None)
             self._observer.answered(method, route, notes.get("failed", status), took)
