@@ -27,7 +27,7 @@ from localwhisper_server.operations import mdns, watchdog
 from localwhisper_server.operations.host import outbound_address, own_names, server_url
 from localwhisper_server.operations.metrics import Metrics, video_memory
 from localwhisper_server.operations.watchdog import Notifier
-from localwhisper_server.runtime import PATIENCE_PER_WATCHDOG, WATCHDOG_SECONDS, Runtime
+from localwhisper_server.runtime import PATIENCE_PER_WATCHDOG, Runtime
 from localwhisper_server.settings import Settings
 
 if TYPE_CHECKING:
@@ -188,8 +188,10 @@ def run(
 
     """
     notifier = watchdog.Notifier(environ.get("NOTIFY_SOCKET"))
-    period = watchdog.watchdog_seconds(environ, os.getpid())
+    watched = watchdog.watchdog_seconds(environ, os.getpid())
+    period = watched or watchdog.WATCHDOG_SECONDS
     rules = access_rules(settings, own_names())
+    tls = settings.certfile is not None
     other_api = upstream(settings, rules.keys)
     options = uvicorn_options(settings, room(settings, raise_file_limit()))
     registry = CollectorRegistry()
@@ -198,8 +200,8 @@ def run(
     runtime = make_runtime(
         settings,
         environ=environ,
-        patience=(period or WATCHDOG_SECONDS) * PATIENCE_PER_WATCHDOG,
-        examine=period is not None,
+        patience=period * PATIENCE_PER_WATCHDOG,
+        examine=watched is not None,
         observer=metrics,
     )
     metrics.read_at_scrape(
@@ -218,15 +220,14 @@ def run(
     async def lifespan(_app: object) -> AsyncIterator[None]:
         # In a thread: the server answers while the model loads.
         threading.Thread(target=load_model, name="localwhisper-load", daemon=True).start()
-        logger.info("listening on %s and loading the model", url(listening, tls=settings.certfile is not None))
-        seconds = (period or WATCHDOG_SECONDS) / watchdog.CHECKS_PER_WATCHDOG
+        logger.info("listening on %s and loading the model", url(listening, tls=tls))
+        seconds = period / watchdog.CHECKS_PER_WATCHDOG
         watching = asyncio.create_task(watchdog.watch(runtime.well, notifier, seconds=seconds))
         async with contextlib.AsyncExitStack() as stack:
             if other_api is not None:
                 stack.push_async_callback(other_api.aclose)
             if settings.announce:
                 host, port = listening.getsockname()[:2]
-                tls = settings.certfile is not None
                 await stack.enter_async_context(mdns.announced(host, port, runtime.model, tls=tls))
             yield
         watching.cancel()

@@ -11,6 +11,9 @@ from collections.abc import Awaitable, Callable, Mapping
 
 logger = logging.getLogger(__name__)
 
+# The watchdog's period in the service's unit, and that of the checks where there is no watchdog. Longer than any batch,
+# since the server notifies the watchdog only after a self-test that goes through the model.
+WATCHDOG_SECONDS = 300
 # Reports to the watchdog in each of its periods.
 CHECKS_PER_WATCHDOG = 4
 
