@@ -193,6 +193,7 @@ def run(
     watched = watchdog.watchdog_seconds(environ, os.getpid())
     period = watched or watchdog.WATCHDOG_SECONDS
     rules = access_rules(settings, own_names())
+    tls = settings.certfile is not None
     other_api = upstream(settings, rules.keys)
     options = uvicorn_options(settings, connection_limits(settings, raise_file_limit()))
     registry = CollectorRegistry()
@@ -221,7 +222,7 @@ def run(
     async def lifespan(_app: object) -> AsyncIterator[None]:
         # In a thread: the server answers while the model loads.
         threading.Thread(target=load_model, name="localwhisper-load", daemon=True).start()
-        logger.info("listening on %s and loading the model", url(listening, tls=settings.certfile is not None))
+        logger.info("listening on %s and loading the model", url(listening, tls=tls))
         seconds = period / watchdog.CHECKS_PER_WATCHDOG
         watching = asyncio.create_task(watchdog.watch(runtime.healthy, notifier, seconds=seconds))
         async with contextlib.AsyncExitStack() as stack:
@@ -229,7 +230,6 @@ def run(
                 stack.push_async_callback(other_api.aclose)
             if settings.announce:
                 host, port = listening.getsockname()[:2]
-                tls = settings.certfile is not None
                 await stack.enter_async_context(mdns.announced(host, port, runtime.model, tls=tls))
             yield
         watching.cancel()

@@ -67,7 +67,7 @@ class _TextFormatter(logging.Formatter):
 
 
 class _JsonFormatter(logging.Formatter):
-    """One object per line, for programs."""
+    """One object per line, for programs. `extra={"fields": {…}}` of a log call adds to the object."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, Any] = {
@@ -81,11 +81,6 @@ class _JsonFormatter(logging.Formatter):
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry, default=str)  # ASCII: no line breaks and no terminal's commands
-
-
-def fields(**values: object) -> dict[str, dict[str, object]]:
-    """Return `extra` for a log call: the facts of its message, as fields of the JSON log."""
-    return {"fields": values}
 
 
 def _formatter(log_format: Format) -> logging.Formatter:
@@ -102,7 +97,7 @@ class _Console(logging.StreamHandler[Any]):
 class _File(RotatingFileHandler):
     def emit(self, record: logging.LogRecord) -> None:
         if not Path(self.baseFilename).exists():
-            self.close()  # somebody moved or deleted the file: the line goes to a new one
+            self.close()  # the file was moved or deleted: the line goes to a new one
         super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name

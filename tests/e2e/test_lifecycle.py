@@ -286,12 +286,3 @@ def test_a_full_disk_under_the_log_stops_nothing() -> None:
             assert process.wait(30) == 0
         finally:
             process.kill()
-
-
-def test_a_port_in_use_is_one_line() -> None:
-    """Exit status 71."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        command = [sys.executable, "-m", "localwhisper_server", "--port", str(taken.getsockname()[1])]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 71
-    assert len(done.stderr.splitlines()) == 1

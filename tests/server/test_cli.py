@@ -256,13 +256,6 @@ def test_an_unknown_model(capsys: pytest.CaptureFixture[str]) -> None:
         assert "listening" not in said
 
 
-def test_weights_that_cannot_be_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One line and an exit status of its own: a restart does not help."""
-    (tmp_path / "model.bin").write_bytes(b"not weights")
-    assert _exit(["--port", "0", "--model", str(tmp_path)]) == os.EX_DATAERR
-    assert "localwhisper-server: " in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("failure", "code", "said"),
     [

@@ -13,12 +13,11 @@ from pathlib import Path, PurePath
 
 from localwhisper_server.operations.host import is_wsl
 from localwhisper_server.operations.service import settings_file
+from localwhisper_server.operations.watchdog import WATCHDOG_SECONDS
 
 NAME = "localwhisper"
 UNIT = f"{NAME}.service"
 RESTART_SECONDS = 5
-# Longer than any batch: the server reports to the watchdog only after a self-test that goes through the model.
-WATCHDOG_SECONDS = 300
 # A first start may download 3 GB of weights before the server is ready.
 START_SECONDS = 3600
 # Longer than the server's own --drain of 30 s.

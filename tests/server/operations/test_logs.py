@@ -44,7 +44,7 @@ def test_json_is_an_object_a_line() -> None:
     """With time zone, request id, and the facts of the message as fields."""
     token = observer.request_id.set("req_1")
     try:
-        line = _logged("json", "two\nlines of %s", "Grüße", extra=logs.fields(status=200, seconds=0.5))
+        line = _logged("json", "two\nlines of %s", "Grüße", extra={"fields": {"status": 200, "seconds": 0.5}})
     finally:
         observer.request_id.reset(token)
     assert line.count("\n") == 1
