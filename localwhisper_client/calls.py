@@ -13,8 +13,8 @@ import openai
 
 from localwhisper_client import _background, endpoints
 from localwhisper_client._http import http
-from localwhisper_client.cloud.accounting import Books
-from localwhisper_client.cloud.attempt import Attempt, lan_row, usage_of
+from localwhisper_client.cloud.attempt import CloudAttempt, lan_row, usage_of
+from localwhisper_client.cloud.ledger import Ledger
 from localwhisper_client.cloud.models import MODELS
 from localwhisper_client.errors import ConfigurationError, explained
 from localwhisper_client.events import Announcer
@@ -63,7 +63,7 @@ class Route(Generic[ClientT]):
     lan: LocalServers[ClientT]
     policy: Policy
     announce: Announcer
-    books: Books
+    ledger: Ledger
     hedge_after: float | None = None
     trust: Trust = field(default_factory=Trust)
     wants_cloud: bool = False
@@ -87,7 +87,7 @@ class Route(Generic[ClientT]):
             LocalServers(settings, kind, **lan),  # type: ignore[arg-type] # a resolver and a waker, by name
             strictest([settings.policy, wished]),
             Announcer(wishes.on_event),
-            Books(settings.ledger, settings.budget),
+            Ledger(settings.ledger, settings.budget),
             _hedge(wishes.hedge_after),
             wants_cloud=wished is Policy.CLOUD,
         )
@@ -257,7 +257,7 @@ class Routed(Generic[ClientT]):
                 f"to the LAN server, such as {DEFAULT_LOCAL_BASE_URL}; or to {url}, if that is meant to transcribe."
             )
 
-    def attempt(self, step: Try) -> Attempt:
+    def attempt(self, step: Try) -> CloudAttempt:
         """Return an attempt in the cloud: the caller's own request, within the time that is left.
 
         The SDK does not repeat it by itself: each attempt must have its place in the budget first.
@@ -272,8 +272,15 @@ class Routed(Generic[ClientT]):
         route = self.route
         # A hedge goes out while nothing is wrong yet.
         reason = self.call.reason or f"no answer after {route.hedge_after} s"
-        return Attempt(
-            options, step.backend.name, route.books, route.announce, route.wall(), reason, adapts=not self.azure
+        return CloudAttempt(
+            options,
+            step.backend.name,
+            route.ledger,
+            route.announce,
+            failed,
+            route.wall(),
+            reason,
+            adapts=not self.azure,
         )
 
     def answer(self, raw: Any) -> Outcome:
@@ -298,13 +305,13 @@ class Routed(Generic[ClientT]):
     @property
     def books_kept(self) -> bool:
         """Whether `book` has something to write."""
-        return self.route.books.kept
+        return self.route.ledger.enabled
 
     def book(self, ending: Ending) -> None:
         """Write a call that the LAN server answered into the ledger. Blocks."""
         if ending.cloud or ending.outcome.verdict is not Verdict.ANSWERED:
             return
-        self.route.books.record(lan_row(ending, endpoints.fields(self.options), self.files, self.route.wall()))
+        self.route.ledger.record(lan_row(ending, endpoints.fields(self.options), self.files, self.route.wall()))
 
     def result(self, ending: Ending) -> Any:
         """Return the answer, or raise what explains why there is none; either becomes the task's last call."""

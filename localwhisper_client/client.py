@@ -183,7 +183,7 @@ class LocalWhisper(_Narrowed, openai.OpenAI):
         super().close()
         for server in self._route.lan.servers:
             server.client.close()
-        self._route.books.close()
+        self._route.ledger.close()
 
 
 class AsyncLocalWhisper(_Narrowed, openai.AsyncOpenAI):
@@ -266,7 +266,7 @@ class AsyncLocalWhisper(_Narrowed, openai.AsyncOpenAI):
         await super().close()
         for server in self._route.lan.servers:
             await server.client.close()
-        self._route.books.close()
+        self._route.ledger.close()
 
 
 @cache

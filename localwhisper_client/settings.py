@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, overload
 from urllib.parse import urlsplit, urlunsplit
 
 from localwhisper_client.cloud.budget import Budget
-from localwhisper_client.cloud.ledger import named
 from localwhisper_client.errors import ConfigurationError
 from localwhisper_client.lan.hooks import AUTO
 from localwhisper_client.routing.policy import Policy
@@ -16,11 +17,11 @@ from localwhisper_client.shared.lan_ranges import named_like_one
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 DEFAULT_LOCAL_BASE_URL = "http://localhost:5000/v1"
 DEFAULT_CLOUD_URL = "https://api.openai.com/v1"
 DEFAULT_CONNECT_TIMEOUT = 1.0
+LEDGER_NAME = "ledger.sqlite3"
 
 # RFC 3490 §3.1: what counts as a dot between labels.
 _FULL_STOPS = dict.fromkeys(map(ord, "\u3002\uff0e\uff61"), ".")
@@ -156,6 +157,30 @@ def health_url(base_url: str, path: str = "/health") -> str:
     return urlunsplit(parts._replace(path=parts.path.rstrip("/").removesuffix("/v1") + path))
 
 
+def state_folder(environ: Mapping[str, str], platform: str = sys.platform) -> Path:
+    """Return the user's folder for what a program remembers, by the system's convention. It may not exist yet."""
+    home = Path(environ.get("HOME") or environ.get("USERPROFILE") or Path.home())
+    if platform == "win32":
+        folder = Path(environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    elif platform == "darwin":
+        folder = home / "Library" / "Application Support"
+    else:
+        state = Path(environ.get("XDG_STATE_HOME", ""))
+        # The XDG specification: a relative path is ignored.
+        folder = state if state.is_absolute() else home / ".local" / "state"
+    return folder / "localwhisper"
+
+
+def ledger_path(value: str, environ: Mapping[str, str]) -> Path | None:
+    """Return the file that `LOCALWHISPER_LEDGER` names: the default for `1` or `yes`, none for `0`, `off` or `no`."""
+    word = value.strip().lower()
+    if word in ("0", "off", "false", "no"):
+        return None
+    if word in ("", "1", "on", "true", "yes"):
+        return state_folder(environ) / LEDGER_NAME
+    return Path(value.strip()).expanduser()
+
+
 def _budget(name: str, value: str | None) -> Budget | None:
     try:
         return None if value is None else Budget.parse(value)
@@ -165,7 +190,7 @@ def _budget(name: str, value: str | None) -> Budget | None:
 
 def _ledger(name: str, environ: Mapping[str, str], budget: Budget | None) -> Path | None:
     value = _set(environ, name)
-    path = None if value is None and budget is None else named(value or "", environ)
+    path = None if value is None and budget is None else ledger_path(value or "", environ)
     if path is None and budget is not None:
         raise ConfigurationError(f"{name} is {value!r}, but a budget needs a ledger. Unset one of the two.")
     return path

@@ -39,8 +39,8 @@ ARROWS = {
         "realtime": {"calls", "endpoints", "lan", "errors", "routing", "settings"},
         "endpoints": set(),
         "lan": {"settings", "errors", "events", "routing", "shared", "_http", "_background", "_forks"},
-        "cloud": {"settings", "errors", "events", "routing", "shared", "_http", "_forks"},
-        "settings": {"errors", "routing", "shared"},
+        "cloud": {"errors", "events", "routing", "shared", "_http", "_forks"},
+        "settings": {"errors", "cloud", "routing", "shared"},
         "errors": {"routing"},
         "last_call": set(),
         "upload": set(),
@@ -61,7 +61,7 @@ ONLY = {
     "fastapi": {"api"}, "starlette": {"api"}, "uvicorn": {"api", "server"},
 }  # fmt: skip
 PURE = {
-    "localwhisper_client": ("routing", "shared", "events", "cloud/adaptation", "cloud/models", "cloud/prices"),
+    "localwhisper_client": ("routing", "shared", "events", "cloud/adaptation", "cloud/models", "cloud/budget"),
     "localwhisper_server": (
         "types", "errors", "api/formats", "api/form", "whisper/acceptance", "whisper/window", "whisper/tokens",
         "whisper/hypothesis", "transcription/queue", "transcription/step_queue", "transcription/segmentation",

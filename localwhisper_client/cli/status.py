@@ -6,6 +6,7 @@ import json
 import os
 import sqlite3
 import time
+from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -15,12 +16,12 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from localwhisper_client.cli import demo as demonstration
-from localwhisper_client.cloud import ledger
+from localwhisper_client.cloud.ledger import Day, Ledger
 from localwhisper_client.errors import ConfigurationError
 from localwhisper_client.lan import discovery, health
 from localwhisper_client.lan import wake as waking
 from localwhisper_client.routing.policy import Policy
-from localwhisper_client.settings import Settings
+from localwhisper_client.settings import LEDGER_NAME, Settings, ledger_path, state_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,13 +92,13 @@ def stats(
     Clients write this down where LOCALWHISPER_LEDGER is 1 or a path. It holds no words and no file names.
     """
     # Where nothing is written any more, what was written before can still be seen.
-    path = ledger.named(os.environ.get("LOCALWHISPER_LEDGER", ""), os.environ) or ledger.default_path(os.environ)
+    path = ledger_path(os.environ.get("LOCALWHISPER_LEDGER", ""), os.environ) or state_folder(os.environ) / LEDGER_NAME
     if not path.exists():
         _stop("stats", f"nothing is written down yet at {path}. Set LOCALWHISPER_LEDGER=1 where your bot runs.", 1)
     since = datetime.now(UTC) - timedelta(days=days)
     try:
-        with ledger.Ledger.open(path) as book:
-            rows = book.rows_by_day(since.timestamp())
+        with closing(Ledger(path)) as ledger:
+            rows = ledger.days(since.timestamp())
     except (OSError, sqlite3.Error) as failure:
         _stop("stats", f"{path} cannot be read: {failure}", 1)
     if as_json:
@@ -106,7 +107,7 @@ def stats(
     _chart(Console(highlight=False), rows, days)
 
 
-def _chart(console: Console, rows: Sequence[ledger.Day], days: int) -> None:
+def _chart(console: Console, rows: Sequence[Day], days: int) -> None:
     lan, cloud = sum(row.lan_seconds for row in rows), sum(row.cloud_seconds for row in rows)
     longest = max((row.lan_seconds + row.cloud_seconds for row in rows), default=0) or 1
     for row in rows:

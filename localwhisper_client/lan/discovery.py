@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from localwhisper_client import _forks
-from localwhisper_client.cloud import ledger
 from localwhisper_client.errors import ConfigurationError
 from localwhisper_client.events import log
 from localwhisper_client.lan.probe import is_well
-from localwhisper_client.settings import health_url
+from localwhisper_client.settings import health_url, state_folder
 from localwhisper_client.shared import lan_ranges
 
 if TYPE_CHECKING:
@@ -149,7 +148,7 @@ def search() -> tuple[str, ...]:
 
 def default_path(environ: Mapping[str, str]) -> Path:
     """Return the file in which the last answer is kept: beside the ledger, in the user's folder for state."""
-    return ledger.default_path(environ).with_name("discovered.json")
+    return state_folder(environ) / "discovered.json"
 
 
 class Discovery:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 
 from localwhisper_client.cli import files, skill_files
 from localwhisper_client.cli.app import app
-from localwhisper_client.cloud import ledger
+from localwhisper_client.cloud.ledger import Ledger, Row
 from localwhisper_client.lan import discovery, wake
 from localwhisper_client.lan.discovery import Found
 from tests.client.fault_server import TEXT, error, in_turn, refusing, says
@@ -397,20 +398,20 @@ def test_a_server_that_is_stuck_is_not_ready(home: FaultServer) -> None:
 
 def test_stats(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Minutes by day, money spent and saved, and what is not known said so."""
-    monkeypatch.setenv("LOCALWHISPER_LEDGER", "book.sqlite3")
+    monkeypatch.setenv("LOCALWHISPER_LEDGER", "calls.sqlite3")
     assert command("stats").exit_code == 1
     now = time.time()
-    with ledger.Ledger.open("book.sqlite3") as book:
-        book.record(row(now, cloud=False, audio=600.0, cost=0.0, saved=0.06))
-        book.record(row(now, cloud=True, audio=60.0, cost=0.006, saved=0.0))
-        book.record(row(now, cloud=False, audio=None, cost=0.0, saved=None))
-        book.record(row(now - 90 * 86400, cloud=True, audio=6000.0, cost=9.0, saved=0.0))
+    with closing(Ledger(Path("calls.sqlite3"))) as ledger:
+        ledger.record(row(now, cloud=False, audio=600.0, cost=0.0, saved=0.06))
+        ledger.record(row(now, cloud=True, audio=60.0, cost=0.006, saved=0.0))
+        ledger.record(row(now, cloud=False, audio=None, cost=0.0, saved=None))
+        ledger.record(row(now - 90 * 86400, cloud=True, audio=6000.0, cost=9.0, saved=0.0))
     said = command("stats").stdout
     for words in ("11.0 min", "3 calls", "Spent $0.01, saved $0.06", "1 calls is unknown", "█", "▒"):
         assert words in said
     (day,) = json.loads(command("stats", "--json").stdout)
     assert (day["lan_seconds"], day["cloud_seconds"]) == (600, 60)
-    Path("book.sqlite3").write_text("something else" * 100)
+    Path("calls.sqlite3").write_text("something else" * 100)
     assert command("stats").exit_code == 1
 
 
@@ -422,8 +423,8 @@ def test_stats_of_a_ledger_that_is_off(word: str, here: Path, monkeypatch: pytes
     done = command("stats")
     assert done.exit_code == 1
     assert "ledger.sqlite3" in done.stderr
-    with ledger.Ledger.open(here / "localwhisper" / "ledger.sqlite3") as book:
-        book.record(row(time.time(), cloud=False, audio=60.0, cost=0.0, saved=0.006))
+    with closing(Ledger(here / "localwhisper" / "ledger.sqlite3")) as ledger:
+        ledger.record(row(time.time(), cloud=False, audio=60.0, cost=0.0, saved=0.006))
     assert "1 calls" in command("stats").stdout
 
 
@@ -445,9 +446,9 @@ def test_without_a_network(arguments: list[str], code: int, monkeypatch: pytest.
     assert "No interfaces" in done.stderr
 
 
-def row(at: float, *, cloud: bool, audio: float | None, cost: float | None, saved: float | None) -> ledger.Row:
+def row(at: float, *, cloud: bool, audio: float | None, cost: float | None, saved: float | None) -> Row:
     """Return one call as the ledger keeps it."""
-    return ledger.Row(
+    return Row(
         at=at, backend="x", cloud=cloud, reason="", audio_seconds=audio, seconds=1.0, cost_usd=cost, saved_usd=saved
     )
 
