@@ -49,7 +49,6 @@ def install(
     local_api_key: str | None = None,
     policy: Policy | str | None = None,
     connect_timeout: float | None = None,
-    hedge_after: float | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> None:
     """Send the speech-to-text of every `openai` client of this process home, until `uninstall`.
@@ -63,7 +62,6 @@ def install(
         "local_api_key": local_api_key,
         "policy": policy,
         "connect_timeout": connect_timeout,
-        "hedge_after": hedge_after,
         "on_event": on_event,
     }
     if sys.modules.get("openai", openai) is not openai:
