@@ -52,7 +52,6 @@ class CallOptions:
     local_api_key: str | None = None
     policy: Policy | str | None = None
     connect_timeout: float | None = None
-    hedge_after: float | None = None
     on_event: Callable[[Event], None] | None = None
 
 
@@ -64,7 +63,6 @@ class Route(Generic[ClientT]):
     policy: Policy
     announce: Announcer
     ledger: Ledger
-    hedge_after: float | None = None
     trust: Trust = field(default_factory=Trust)
     wants_cloud: bool = False
     """Whether the program wished for the cloud, which a stricter wish may have overruled."""
@@ -88,7 +86,6 @@ class Route(Generic[ClientT]):
             strictest([settings.policy, wished]),
             Announcer(wishes.on_event),
             Ledger(settings.ledger, settings.budget),
-            _hedge(wishes.hedge_after),
             wants_cloud=wished is Policy.CLOUD,
         )
 
@@ -117,14 +114,8 @@ class Route(Generic[ClientT]):
             lan=self.lan.moved(settings) if moved else self.lan,
             policy=strictest([self.policy, wished]),
             announce=self.announce if wishes.on_event is None else Announcer(wishes.on_event),
-            hedge_after=self.hedge_after if wishes.hedge_after is None else _hedge(wishes.hedge_after),
             wants_cloud=self.wants_cloud if wished is None else wished is Policy.CLOUD,
         )
-
-    @property
-    def hedges(self) -> bool:
-        """Whether two backends may be sent the same file at once."""
-        return self.hedge_after is not None and self.policy.leaves_lan
 
     def cloud_arguments(self, sdk: dict[str, Any], environ: Mapping[str, str], no_key: object) -> dict[str, Any]:
         """Return the SDK's own constructor arguments, with what must not be left to it.
@@ -198,7 +189,6 @@ class Routed(Generic[ClientT]):
             time.monotonic,
             random.random,
             route.announce,
-            route.hedge_after,
             route.lan.finds,
             route.lan.wakes,
             self.cloud_retries,
@@ -270,8 +260,6 @@ class Routed(Generic[ClientT]):
         if step.seconds is not None:
             options.timeout = _capped(self.timeout, step.seconds)
         route = self.route
-        # A hedge goes out while nothing is wrong yet.
-        reason = self.call.reason or f"no answer after {route.hedge_after} s"
         return CloudAttempt(
             options,
             step.backend.name,
@@ -279,7 +267,7 @@ class Routed(Generic[ClientT]):
             route.announce,
             failed,
             route.wall(),
-            reason,
+            self.call.reason,
             adapts=not self.azure,
         )
 
@@ -331,12 +319,6 @@ class Routed(Generic[ClientT]):
             return outcome.value
         unsent = http.Request("POST", self.cloud_url)
         raise explained(ending, unsent, wants_cloud=self.route.wants_cloud)
-
-
-def _hedge(seconds: float | None) -> float | None:
-    if seconds is not None and not seconds >= 0:
-        raise ConfigurationError(f"hedge_after must be 0 seconds or more, not {seconds}.")
-    return seconds
 
 
 def _any_given(arguments: dict[str, Any], *names: str) -> bool:

@@ -16,14 +16,14 @@ import anyio
 import anyio.to_thread
 import openai
 
-from localwhisper_client import _background, race, realtime
+from localwhisper_client import _background, realtime
 from localwhisper_client.calls import CallOptions, Route
 from localwhisper_client.endpoints import endpoint, starts_realtime
 from localwhisper_client.errors import MissingCloudKey
 from localwhisper_client.lan import response
 from localwhisper_client.lan.transport import within, within_async
 from localwhisper_client.last_call import traced
-from localwhisper_client.routing.steps import Race, Try, Wait
+from localwhisper_client.routing.steps import Try, Wait
 from localwhisper_client.upload import Upload, needs_copy
 
 if TYPE_CHECKING:
@@ -70,13 +70,12 @@ class _Narrowed:
         local_api_key: str | None = None,
         policy: Policy | str | None = None,
         connect_timeout: float | None = None,
-        hedge_after: float | None = None,
         on_event: Callable[[Event], None] | None = None,
         _extra_kwargs: Mapping[str, Any] | None = None,
         **sdk: Any,
     ) -> Self:
         """Return a client with some options changed; it shares lan and breakers, and its policy is never looser."""
-        wishes = CallOptions(local_base_url, local_api_key, policy, connect_timeout, hedge_after, on_event)
+        wishes = CallOptions(local_base_url, local_api_key, policy, connect_timeout, on_event)
         route = self._route.narrowed(wishes)
         copy: Self = super().copy(  # type: ignore[misc] # the SDK's, which comes next
             _extra_kwargs={**(_extra_kwargs or {}), "_route": route}, **sdk
@@ -103,8 +102,6 @@ class LocalWhisper(_Narrowed, openai.OpenAI):
         local_api_key: the key that server wants. Default: `LOCALWHISPER_API_KEY`.
         policy: `local_only` (the default), `wait` or `cloud`; the stricter of this and `LOCALWHISPER_POLICY` wins.
         connect_timeout: seconds the server has to accept a connection; default 1.
-        hedge_after: seconds after which a call that the LAN server has not answered is sent to the cloud as well, where the
-            policy lets it; the first answer counts, and the other is paid for all the same. Default: never.
         on_event: called with each `localwhisper_client.Event`, in the thread or task where it happens.
         sdk: the arguments of `openai.OpenAI`.
 
@@ -120,12 +117,11 @@ class LocalWhisper(_Narrowed, openai.OpenAI):
         local_api_key: str | None = None,
         policy: Policy | str | None = None,
         connect_timeout: float | None = None,
-        hedge_after: float | None = None,
         on_event: Callable[[Event], None] | None = None,
         _route: Route[openai.OpenAI] | None = None,
         **sdk: Any,
     ) -> None:
-        wishes = CallOptions(local_base_url, local_api_key, policy, connect_timeout, hedge_after, on_event)
+        wishes = CallOptions(local_base_url, local_api_key, policy, connect_timeout, on_event)
         self._route: Route[openai.OpenAI] = _route or Route.load(openai.OpenAI, os.environ, wishes)
         super().__init__(**(sdk if self.own_cloud else self._route.cloud_arguments(sdk, os.environ, _no_key)))
 
@@ -135,7 +131,7 @@ class LocalWhisper(_Narrowed, openai.OpenAI):
             if starts_realtime(options):
                 self._allow_realtime()
             return super().request(cast_to, options, stream=stream, stream_cls=stream_cls)
-        with Upload(options.files, shared=self._route.hedges) as upload, traced(options.url):
+        with Upload(options.files) as upload, traced(options.url):
             routed = self._route.call(self, options, upload.files, stream=stream)
             ask = partial(self._ask, routed, cast_to, stream=stream, stream_cls=stream_cls)
             with closing(routed.start().plan()) as plan:
@@ -150,8 +146,6 @@ class LocalWhisper(_Narrowed, openai.OpenAI):
                         case Wait():
                             time.sleep(step.seconds)
                             reply = None
-                        case Race():
-                            reply = race.run(partial(ask, step.first), partial(ask, step.second), step.after)
                         case Try():
                             reply = ask(step)
                         case _:
@@ -196,12 +190,11 @@ class AsyncLocalWhisper(_Narrowed, openai.AsyncOpenAI):
         local_api_key: str | None = None,
         policy: Policy | str | None = None,
         connect_timeout: float | None = None,
-        hedge_after: float | None = None,
         on_event: Callable[[Event], None] | None = None,
         _route: Route[openai.AsyncOpenAI] | None = None,
         **sdk: Any,
     ) -> None:
-        wishes = CallOptions(local_base_url, local_api_key, policy, connect_timeout, hedge_after, on_event)
+        wishes = CallOptions(local_base_url, local_api_key, policy, connect_timeout, on_event)
         self._route: Route[openai.AsyncOpenAI] = _route or Route.load(openai.AsyncOpenAI, os.environ, wishes)
         super().__init__(**(sdk if self.own_cloud else self._route.cloud_arguments(sdk, os.environ, _no_async_key)))
 
@@ -212,8 +205,8 @@ class AsyncLocalWhisper(_Narrowed, openai.AsyncOpenAI):
                 self._allow_realtime()
             return await super().request(cast_to, options, stream=stream, stream_cls=stream_cls)
         # Only a file that must be copied can block.
-        make = partial(Upload, options.files, shared=self._route.hedges)
-        copied = self._route.hedges or needs_copy(options.files)
+        make = partial(Upload, options.files)
+        copied = needs_copy(options.files)
         with await anyio.to_thread.run_sync(make) if copied else make() as upload, traced(options.url):
             routed = self._route.call(self, options, upload.files, stream=stream)
             ask = partial(self._ask, routed, cast_to, stream=stream, stream_cls=stream_cls)
@@ -230,8 +223,6 @@ class AsyncLocalWhisper(_Narrowed, openai.AsyncOpenAI):
                         case Wait():
                             await anyio.sleep(step.seconds)
                             reply = None
-                        case Race():
-                            reply = await race.arun(partial(ask, step.first), partial(ask, step.second), step.after)
                         case Try():
                             reply = await ask(step)
                         case _:

@@ -26,7 +26,7 @@ class Attempt(Event):
     """A backend was tried and this came of it."""
 
     verdict: str
-    """`answered`, `outage`, `failure`, `busy`, `misconfigured`, `bad_request`, `refused` or `dropped`."""
+    """`answered`, `outage`, `failure`, `busy`, `misconfigured`, `bad_request` or `refused`."""
     reason: str
     """What was seen, in words; empty for an answer."""
     seconds: float

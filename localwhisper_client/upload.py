@@ -30,16 +30,13 @@ class Upload:
     """A request's files, such that every attempt sends all of them from their beginning.
 
     `files` is what the SDK's request options hold: a list of pairs or a mapping, of field name and bytes, open file, or
-    tuple of file name, content, and so on. `shared`: two attempts may read at once, so each file becomes bytes. Reading
-    a stream may block; `Upload` is made where that does no harm.
+    tuple of file name, content, and so on. Reading a stream may block; `Upload` is made where that does no harm.
     """
 
-    def __init__(self, files: Any, *, shared: bool = False) -> None:
+    def __init__(self, files: Any) -> None:
         self._copies = ExitStack()
         self.files = files
-        if shared:
-            self.files = [(name, _in_memory(value)) for name, value in _items(files)]
-        elif needs_copy(files):
+        if needs_copy(files):
             try:
                 self.files = [(name, self._replayable(value)) for name, value in _items(files)]
             except BaseException:
@@ -69,19 +66,6 @@ class Upload:
         if isinstance(value, tuple):
             return (value[0], copy, *value[2:])
         return (_name(content), copy)
-
-
-def _in_memory(value: Any) -> Any:
-    content = _content(value)
-    if isinstance(content, (bytes, bytearray, memoryview, str)):
-        return value
-    if isinstance(content, os.PathLike):
-        data = Path(content).read_bytes()
-    else:
-        if not _read_once(content):
-            content.seek(0)
-        data = b"".join(_chunks(content))
-    return (value[0], data, *value[2:]) if isinstance(value, tuple) else (_name(content), data)
 
 
 def _name(content: Any) -> str:

@@ -7,7 +7,6 @@
 | `Try(backend, seconds)` | sends the call to that backend | its `Outcome` |
 | `Wait(seconds)` | sleeps | `None` |
 | `Probe(backend, seconds)` | asks whether the backend is ready; 0 seconds: without waiting | whether it is |
-| `Race(first, second, after)` | as `first`; from `after` seconds on as `second` too; drops the loser | `Raced` |
 | `Find(lost, seconds)` | has the LAN server found, anew if a found server is lost | its backends, as a tuple |
 | `Wake(seconds)` | wakes the machine on the LAN | whether that was done |
 `seconds` bounds how long the driver may take over a step. What is not done by then goes on in the background, and the
@@ -32,8 +31,6 @@ from localwhisper_client.routing.steps import (
     Outcome,
     Plan,
     Probe,
-    Race,
-    Raced,
     Reply,
     Step,
     Tried,
@@ -73,8 +70,6 @@ class Call:
     jitter: Callable[[], float]
     """Random numbers in [0, 1)."""
     announce: Announce
-    hedge_after: float | None = None
-    """Seconds after which the cloud is asked too, where the policy lets it; `None` for never."""
     finds: bool = False
     """Whether `lan` is what a `Find` says."""
     wakes: bool = False
@@ -87,8 +82,6 @@ class Call:
     def __post_init__(self) -> None:
         self.started = self.clock()
         self.deadline = math.inf if self.seconds is None else self.started + self.seconds
-        hedges = self.hedge_after is not None and self.policy.leaves_lan
-        self.hedge_at = self.started + (self.hedge_after or 0.0) if hedges else math.inf
         self.last_backend: Backend | None = None
         self.reason = ""
         self.attempts = 0
@@ -131,8 +124,8 @@ class Call:
             yield Wait(pause)
 
     def _over(self) -> bool:
-        """Whether nobody is left to be asked: somebody gave the last word, or the cloud was asked beside the LAN server."""
-        return self.last.verdict in FINAL or self.last_backend is self.cloud
+        """Whether the last outcome ends the call."""
+        return self.last.verdict in FINAL
 
     def _ask_lan(self) -> Generator[Step, Reply]:
         if not self.finds:
@@ -199,56 +192,22 @@ class Call:
             if not queue and ready:
                 soonest = min(ready, key=ready.__getitem__)
                 pause = max(0.0, ready.pop(soonest) - self.clock())
-                # Where the cloud is to be asked in the meantime anyway, it may as well be asked now.
-                if pause >= min(self._left(), self.hedge_at - self.clock()):
+                if pause >= self._left():
                     return
                 shortest = min(shortest * 2, LONGEST_BACKOFF)
                 yield Wait(pause)
                 queue.append(soonest)
 
     def _try(self, backend: Backend, seconds: float) -> Generator[Step, Reply]:
-        step = self._step(backend, seconds)
         started = self.clock()
         backend.pace.began()
         try:
-            if backend.cloud or self.hedge_at == math.inf:
-                outcome = yield step
-                raced = None
-            else:
-                raced = yield Race(step, self._step(self.cloud, self._left()), max(0.0, self.hedge_at - started))
-                outcome = raced.first if isinstance(raced, Raced) else None
+            outcome = yield Try(backend, self._seconds(seconds))
         finally:
             backend.pace.ended()
-        if isinstance(raced, Raced) and raced.hedged:
-            self._hedged(backend, raced, started)
-        elif isinstance(outcome, Outcome):
-            self._learn(backend, outcome, self.clock() - started)
-        else:
-            raise TypeError(f"a Try is answered with an Outcome and a Race with a Raced, not with {raced or outcome!r}")
-
-    def _hedged(self, backend: Backend, raced: Raced, started: float) -> None:
-        """Take in a race in which both were sent; the winner, or else the cloud, has the last word."""
-        seconds = self.clock() - started
-        late = f"no answer after {self.hedge_after:g} s"
-        self.announce(Fallback(self.cloud.name, late))
-        lines = [
-            (backend, raced.first, seconds),
-            (self.cloud, raced.second, self.clock() - max(self.hedge_at, started)),
-        ]
-        if raced.first is not None and raced.first.verdict in FINAL:
-            lines.reverse()
-        for each, outcome, took in lines:
-            if outcome is None:
-                self._note(each, Outcome(Verdict.FAILURE, late if each is backend else "no longer needed"))
-                self.announce(
-                    Attempt(each.name, "dropped", "another was faster", took, each.cloud, None if each.cloud else 0.0)
-                )
-                self.attempts += 1
-                # What was sent to the cloud is paid for, whether or not anybody waits for it.
-                self.cost = None if each.cloud else self.cost
-            else:
-                self._learn(each, outcome, took)
-        self.hedge_at = math.inf
+        if not isinstance(outcome, Outcome):
+            raise TypeError(f"a Try is answered with an Outcome, not with {outcome!r}")
+        self._learn(backend, outcome, self.clock() - started)
 
     def _learn(self, backend: Backend, outcome: Outcome, seconds: float) -> None:
         now = self.clock()
@@ -265,9 +224,6 @@ class Call:
             backend.pace.answered(seconds, outcome.audio_seconds, now)
         if outcome.queue_seconds is not None:
             backend.pace.queued(outcome.queue_seconds, now)
-
-    def _step(self, backend: Backend, seconds: float) -> Try:
-        return Try(backend, self._seconds(seconds))
 
     @staticmethod
     def _seconds(seconds: float) -> float | None:

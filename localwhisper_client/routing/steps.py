@@ -128,26 +128,6 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
-class Race:
-    """Send the call to one backend, and if that has not answered after a while, to another as well."""
-
-    first: Try
-    second: Try
-    after: float
-    """Seconds until the second is sent."""
-
-
-@dataclass(frozen=True, slots=True)
-class Raced:
-    """What came of a race; an outcome is `None` for whoever was dropped or never sent."""
-
-    first: Outcome | None
-    second: Outcome | None
-    hedged: bool
-    """Whether the second was sent."""
-
-
-@dataclass(frozen=True, slots=True)
 class Find:
     """Find the servers on the LAN."""
 
@@ -166,8 +146,8 @@ class Wake:
 
 
 Announce: TypeAlias = Callable[[Event], None]
-Step: TypeAlias = Try | Wait | Probe | Race | Find | Wake
-Reply: TypeAlias = Outcome | Raced | tuple[Backend, ...] | bool | None
+Step: TypeAlias = Try | Wait | Probe | Find | Wake
+Reply: TypeAlias = Outcome | tuple[Backend, ...] | bool | None
 Plan: TypeAlias = Generator[Step, Reply, Ending]
 
 FINAL = frozenset({Verdict.ANSWERED, Verdict.MISCONFIGURED, Verdict.BAD_REQUEST})

@@ -1,20 +1,16 @@
-"""Several servers, found and woken ones, and hedging; both flavours, on real sockets."""
+"""Several servers, found and woken ones; both flavours, on real sockets."""
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import openai
 import pytest
 
-from localwhisper_client import Attempt, Fallback, LocalServerUnavailable, LocalWhisper, race
+from localwhisper_client import LocalServerUnavailable, LocalWhisper
 from localwhisper_client.lan import hooks
 from localwhisper_client.routing.latency import LatencyEstimate
-from localwhisper_client.routing.steps import Outcome, Verdict
 from tests.client.driving import SHAPES
 from tests.client.fault_server import TEXT, answers, error, refusing, reset, says, serving
 
@@ -209,139 +205,3 @@ def _outage() -> Any:
     from localwhisper_client.routing.breaker import Signal
 
     return Signal.OUTAGE
-
-
-def _late(seconds: float) -> Callable[[socket.socket, Request], None]:
-    def behave(conn: socket.socket, request: Request) -> None:
-        threading.Event().wait(seconds)
-        answers(conn, request)
-
-    return behave
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_a_late_lan_is_hedged(shape: str, drive: Driver, cloud: FaultServer) -> None:
-    """Both are asked, the cloud is faster; what the LAN server is doing is not held against it."""
-    with serving(_late(1.0)) as server:
-        client = drive.client(local_base_url=server.url, policy="cloud", hedge_after=0.05)
-        started = time.monotonic()
-        assert drive.call(client, shape, file=("a.ogg", b"the audio")) == TEXT
-        assert time.monotonic() - started < 0.9
-        assert b"the audio" in cloud.calls[0].body
-        assert client._route.lan.backends[0].breaker.allows_calls()
-    assert [(e.verdict, e.cloud) for e in drive.events if isinstance(e, Attempt)] == [
-        ("dropped", False),
-        ("answered", True),
-    ]
-    assert any(isinstance(event, Fallback) for event in drive.events)
-    assert drive.last is not None
-    assert (drive.last.cloud, drive.last.reason, drive.last.attempts) == (True, "no answer after 0.05 s", 2)
-
-
-def test_a_lan_that_wins_after_all(drive: Driver, cloud: FaultServer) -> None:
-    """Its answer counts; what the cloud costs is not known, and not nothing."""
-    cloud.behaviour = _late(1.0)
-    with serving(_late(0.3)) as server:
-        client = drive.client(local_base_url=server.url, policy="cloud").with_options(hedge_after=0.05)
-        assert drive.call(client) == TEXT
-    assert [(e.verdict, e.cloud) for e in drive.events if isinstance(e, Attempt)] == [
-        ("dropped", True),
-        ("answered", False),
-    ]
-    assert drive.last is not None
-    assert (drive.last.cloud, drive.last.cost, drive.last.attempts) == (False, None, 2)
-
-
-@pytest.mark.parametrize(
-    ("at_home", "far", "result", "asked"),
-    [
-        (answers, answers, TEXT, 0),
-        (error(500), answers, TEXT, 1),
-        (error(400), answers, openai.BadRequestError, 0),
-        ("late", error(500), TEXT, 1),
-    ],
-)
-def test_the_ends_of_a_hedged_call(
-    at_home: Any, far: Any, result: Any, asked: int, drive: Driver, cloud: FaultServer
-) -> None:
-    """In time: no hedge. Failed in time: the usual fallback. Late: the cloud's fault does not spoil it."""
-    cloud.behaviour = far
-    hedge = 0.05 if asked and far is not answers else 5.0
-    with serving(_late(0.2) if at_home == "late" else at_home) as server:
-        client = drive.client(local_base_url=server.url, policy="cloud", hedge_after=hedge, max_retries=0)
-        if isinstance(result, str):
-            assert drive.call(client) == result
-        else:
-            with pytest.raises(result):
-                drive.call(client)
-    assert len(cloud.calls) == asked
-
-
-def test_when_both_fail_the_cloud_is_not_asked_again(drive: Driver, cloud: FaultServer) -> None:
-    """Once is enough."""
-    cloud.behaviour = error(429)
-
-    def fails_late(conn: socket.socket, request: Request) -> None:
-        threading.Event().wait(0.2)
-        error(500)(conn, request)
-
-    with serving(fails_late) as server:
-        client = drive.client(local_base_url=server.url, policy="cloud", hedge_after=0.05, max_retries=0)
-        with pytest.raises(openai.RateLimitError):
-            drive.call(client)
-    assert len(cloud.calls) == 1
-
-
-def test_a_busy_lan_is_not_waited_for_beyond_the_hedge(drive: Driver, cloud: FaultServer) -> None:
-    """The cloud would be asked in the meantime anyway."""
-    with serving(error(503, b"retry-after: 3")) as server:
-        client = drive.client(local_base_url=server.url, policy="cloud", hedge_after=1.0)
-        assert drive.call(client) == TEXT
-    assert len(cloud.calls) == 1
-
-
-def test_the_callers_own_trouble_in_a_race_is_the_callers(drive: Driver, lan: FaultServer) -> None:
-    """Raised as it is, from whichever thread or task."""
-    client = drive.client(local_base_url=lan.url, policy="cloud", api_key="k", hedge_after=1.0)
-
-    def fails(*args: Any, **kwargs: Any) -> Any:
-        raise ValueError("of its own")
-
-    client._route.lan.servers[0].client.request = fails
-    with pytest.raises(ValueError, match="of its own"):
-        drive.call(client)
-
-
-@pytest.mark.parametrize("turns", range(6))
-def test_a_hedged_call_that_is_cancelled_is_cancelled(turns: int) -> None:
-    """Also in the very moment in which an attempt is answered: the cancellation is the caller's, and arrives there."""
-
-    async def main() -> None:
-        answered = asyncio.Event()
-
-        async def late() -> Outcome:
-            await asyncio.sleep(30)
-            raise AssertionError
-
-        async def well() -> Outcome:
-            await answered.wait()
-            return Outcome(Verdict.ANSWERED)
-
-        call = asyncio.create_task(race.arun(late, well, 0.0))
-        await asyncio.sleep(0.01)
-        answered.set()
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        if call.cancel():
-            with pytest.raises(asyncio.CancelledError):
-                await call
-
-    asyncio.run(main())
-
-
-def test_hedging_needs_the_cloud(drive: Driver) -> None:
-    """Under a strict policy nothing changes."""
-    with serving(_late(0.2)) as server:
-        assert drive.call(drive.client(local_base_url=server.url, hedge_after=0.01)) == TEXT
-    with pytest.raises(openai.OpenAIError, match="hedge_after"):
-        drive.client(hedge_after=-1)
