@@ -17,7 +17,7 @@ if "SDK" in os.environ:
 
 
 class Listener(VoiceWorkflowBase):
-    """A workflow that keeps what it is told and says nothing."""
+    """A workflow that keeps its input and has no output."""
 
     def __init__(self):
         self.heard = ""
