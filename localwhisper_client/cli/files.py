@@ -7,10 +7,10 @@ import errno
 import glob
 import json
 import os
+import secrets
 import signal
 import stat
 import sys
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -212,14 +212,12 @@ def write(path: Path, content: bytes, *, replace: bool, mode: int = 0o666) -> No
     # A new folder is on the disk only when its parent folder is synced, too.
     folders = {path.parent, *(folder.parent for folder in path.parents if not folder.exists())}
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".localwhisper-")
-    part = Path(name)
+    part = path.with_name(f".localwhisper-{secrets.token_hex(8)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        part.chmod(mode & ~_umask())
         if replace:
             part.replace(path)
         else:
@@ -241,12 +239,6 @@ def _move_if_free(part: Path, path: Path) -> None:
         if path.exists():
             raise FileExistsError(f"{path} is there already") from None
         part.rename(path)
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: Path) -> None:

@@ -140,7 +140,11 @@ class Ledger:
             with self._writing() as db:
                 if budget is not None:
                     note = "" if row.audio_seconds is not None else _UNMEASURED
-                    budget.check(_spent(db, budget.since(row.at)), most_usd or 0.0, note)
+                    (spent,) = db.execute(
+                        "SELECT TOTAL(COALESCE(cost_usd, reserved_usd)) FROM calls WHERE at >= ?",
+                        (budget.since(row.at),),
+                    ).fetchone()
+                    budget.check(spent, most_usd or 0.0, note)
                 return _insert(db, row, most_usd or 0.0)
         except _ERRORS as error:
             if budget is not None:
@@ -159,11 +163,6 @@ class Ledger:
                 )
         except _ERRORS as error:
             self._warn(error)
-
-    def spent(self, since: float) -> float:
-        """Return the dollars spent and reserved from `since` on, in seconds since the epoch."""
-        with self._open() as db:
-            return _spent(db, since)
 
     def rows(self, since: float = 0.0) -> tuple[Row, ...]:
         """Return the calls from `since` on, in seconds since the epoch, oldest first."""
@@ -238,10 +237,3 @@ def _insert(db: sqlite3.Connection, row: Row, reserved_usd: float | None) -> int
         (*astuple(row), reserved_usd),
     )
     return int(cursor.lastrowid or 0)
-
-
-def _spent(db: sqlite3.Connection, since: float) -> float:
-    (spent,) = db.execute(
-        "SELECT TOTAL(COALESCE(cost_usd, reserved_usd)) FROM calls WHERE at >= ?", (since,)
-    ).fetchone()
-    return float(spent)

@@ -180,34 +180,10 @@ def soundtrack(content: Any, target: IO[bytes]) -> IO[bytes] | None:
 
 
 def _opened(content: Any) -> Any:
-    """Return a file over the content; closing it leaves the caller's own file open."""
+    """Return a file over the content, at its beginning; neither PyAV nor tinytag closes it."""
     if isinstance(content, str):
         content = content.encode()
     if isinstance(content, (bytes, bytearray, memoryview)):
         return io.BytesIO(content)
     content.seek(0)
-    return _Borrowed(content)
-
-
-class _Borrowed(io.RawIOBase):
-    """The caller's file, read but not closed."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._file.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return int(self._file.seek(offset, whence))
-
-    def tell(self) -> int:
-        return int(self._file.tell())
+    return content

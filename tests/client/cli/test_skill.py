@@ -170,17 +170,6 @@ def test_no_proxy_and_no_curlrc(voice: Path, lan: FaultServer, cloud: FaultServe
     assert not cloud.calls
 
 
-def test_the_input_is_deleted_only_on_request_and_after_success(voice: Path, lan: FaultServer) -> None:
-    """`--delete-input`."""
-    lan.behaviour = error(500)
-    assert run(voice, "--delete-input", url=lan.url).returncode == 1
-    assert voice.exists()
-    lan.behaviour = WORDS
-    assert run(voice, "--delete-input", url=lan.url).returncode == 0
-    assert not voice.exists()
-    assert voice.with_suffix(".txt").exists()
-
-
 @pytest.mark.parametrize(
     ("behaviour", "said"),
     [
