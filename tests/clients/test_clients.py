@@ -170,6 +170,6 @@ def test_client(client: Client, way: str, server: Server, recordings: tuple[Path
     """Each of the client's calls returns the words."""
     environment = {**os.environ, **settings(server, way), **dict(client.environment)}
     printed = run(*command(client, way), *recordings, env=environment, cwd=tmp_path, timeout=300)
-    heard = json.loads(printed.splitlines()[-1])
-    assert heard
-    assert not {name: text for name, text in heard.items() if WORDS not in text}
+    transcripts = json.loads(printed.splitlines()[-1])
+    assert transcripts
+    assert not {name: text for name, text in transcripts.items() if WORDS not in text}

@@ -115,7 +115,7 @@ def test_audio_stays(name: str, policy: str, tmp_path: Path) -> None:
             LOCALWHISPER_POLICY=policy,
             LITELLM_LOCAL_MODEL_COST_MAP="True",
         )
-        heard = [call.path for call in lan.calls]
+        paths = [call.path for call in lan.calls]
     assert done.stdout.splitlines()[-len(expected) :] == expected, done.stdout + done.stderr
-    assert heard == ["/v1/audio/transcriptions"] * expected.count(TEXT)
+    assert paths == ["/v1/audio/transcriptions"] * expected.count(TEXT)
     assert LEAVES not in done.stderr, done.stderr

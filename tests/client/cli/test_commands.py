@@ -34,7 +34,7 @@ HEALTH = {"status": "ok", "ready": True, "model": "base", "device": "cpu", "requ
 
 
 @pytest.fixture
-def home(lan: FaultServer, monkeypatch: pytest.MonkeyPatch) -> FaultServer:
+def local_server(lan: FaultServer, monkeypatch: pytest.MonkeyPatch) -> FaultServer:
     """A LAN server that the environment names, and that answers with words."""
     monkeypatch.setenv("LOCALWHISPER_BASE_URL", lan.url)
     lan.behaviour = WORDS
@@ -65,7 +65,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_recording_becomes_a_file_beside_it(here: Path, home: FaultServer) -> None:
+def test_a_recording_becomes_a_file_beside_it(here: Path, local_server: FaultServer) -> None:
     """One line is printed, one file is written, and the recording stays."""
     record("voice.ogg")
     done = command("transcribe", "voice.ogg")
@@ -79,11 +79,11 @@ def test_a_recording_becomes_a_file_beside_it(here: Path, home: FaultServer) -> 
     ("format_", "suffix"),
     [("text", "txt"), ("srt", "srt"), ("vtt", "vtt"), ("json", "json"), ("verbose_json", "json")],
 )
-def test_formats_and_fields(format_: str, suffix: str, here: Path, home: FaultServer) -> None:
+def test_formats_and_fields(format_: str, suffix: str, here: Path, local_server: FaultServer) -> None:
     """The server's bytes are written as they are, and every option is sent."""
     kind = b"application/json" if "json" in format_ else b"text/plain"
     body = {"vtt": b"WEBVTT\n\n", "srt": b"\n"}.get(format_, b'{"text": "x"}')
-    home.behaviour = says(200, kind, body)
+    local_server.behaviour = says(200, kind, body)
     record("a.ogg")
     assert (
         command("transcribe", "a.ogg", "-f", format_, "--language", "de", "--prompt", "Peter", "--model", "m").exit_code
@@ -91,10 +91,10 @@ def test_formats_and_fields(format_: str, suffix: str, here: Path, home: FaultSe
     )
     assert Path(f"a.{suffix}").read_bytes() == body
     for value in (format_, "de", "Peter", "m"):
-        assert f"\r\n\r\n{value}\r\n".encode() in home.calls[0].body
+        assert f"\r\n\r\n{value}\r\n".encode() in local_server.calls[0].body
 
 
-def test_folders_patterns_and_out(here: Path, home: FaultServer) -> None:
+def test_folders_patterns_and_out(here: Path, local_server: FaultServer) -> None:
     """Sub-folders are kept, other files are left out, and a pattern works without a shell."""
     record("in/a.ogg", "in/deep/a.MP3", "in/notes.txt", "b1.wav", "b2.wav")
     assert command("transcribe", "in", "b*.wav", "--out", "out", "--jobs", "3").exit_code == 0
@@ -111,17 +111,17 @@ def test_folders_patterns_and_out(here: Path, home: FaultServer) -> None:
         (["a.txt"], "over the recording"),
     ],
 )
-def test_wrong_arguments(arguments: list[str], said: str, here: Path, home: FaultServer) -> None:
+def test_wrong_arguments(arguments: list[str], said: str, here: Path, local_server: FaultServer) -> None:
     """Exit code 2, and nothing is sent."""
     record("a.ogg", "deep/a.ogg", "a.txt")
     Path("empty").mkdir()
     done = command("transcribe", *arguments)
     assert done.exit_code == 2
     assert said in done.stderr
-    assert not home.calls
+    assert not local_server.calls
 
 
-def test_two_recordings_of_one_name_get_a_transcript_each(here: Path, home: FaultServer) -> None:
+def test_two_recordings_of_one_name_get_a_transcript_each(here: Path, local_server: FaultServer) -> None:
     """Their transcripts keep the recording's ending, in any order; other transcripts do not."""
     record("in/a.ogg", "in/a.mp3", "in/a.ogg.wav", "in/b.ogg")
     assert command("transcribe", "in").exit_code == 0
@@ -131,16 +131,16 @@ def test_two_recordings_of_one_name_get_a_transcript_each(here: Path, home: Faul
         "a.ogg.wav.txt",
         "b.txt",
     ]
-    assert len(home.calls) == 4
+    assert len(local_server.calls) == 4
     assert "4 skipped" in command("transcribe", "in").stderr
 
 
-def test_what_is_left_out_of_a_folder_is_named(here: Path, home: FaultServer) -> None:
+def test_what_is_left_out_of_a_folder_is_named(here: Path, local_server: FaultServer) -> None:
     """Files that do not end like recordings are listed; transcripts and hidden files are not."""
     record("in/a.ogg", "in/b.vob", "in/c.opus", "in/talk.dat", "in/deep/no ending", "in/.cover.jpg", "in/old.srt")
     done = command("transcribe", "in")
     assert done.exit_code == 0
-    assert len(home.calls) == 3
+    assert len(local_server.calls) == 3
     (line,) = [line for line in done.stderr.splitlines() if "left out" in line and "do not end" in line]
     assert "in/deep/no ending" in line
     assert "in/talk.dat" in line
@@ -150,7 +150,7 @@ def test_what_is_left_out_of_a_folder_is_named(here: Path, home: FaultServer) ->
     assert [line["file"] for line in lines if line["fate"] == "left out"] == ["in/deep/no ending", "in/talk.dat"]
 
 
-def test_a_folder_that_cannot_be_read_fails_alone(here: Path, home: FaultServer) -> None:
+def test_a_folder_that_cannot_be_read_fails_alone(here: Path, local_server: FaultServer) -> None:
     """It is reported, the exit code is 1, and the other recordings are done."""
     record("in/a.ogg", "in/locked/b.ogg")
     Path("in/loop.ogg").symlink_to("loop.ogg")
@@ -160,7 +160,7 @@ def test_a_folder_that_cannot_be_read_fails_alone(here: Path, home: FaultServer)
     assert {"a.txt", "locked/b.txt"} < {*names(here / "in")}
 
 
-def test_any_name_that_a_file_can_have(here: Path, home: FaultServer) -> None:
+def test_any_name_that_a_file_can_have(here: Path, local_server: FaultServer) -> None:
     """Bytes that are no UTF-8, letters that the terminal lacks, markup: all are transcribed."""
     odd = [b"\xff\xfe.ogg", "\U0001f3e0.ogg".encode(), b"[red] [b.ogg", b"line\nbreak.ogg", b"a.ogg"]
     for name in odd:
@@ -176,19 +176,19 @@ def test_any_name_that_a_file_can_have(here: Path, home: FaultServer) -> None:
     assert files_ == set(odd)
 
 
-def test_a_failure_stops_no_other_file(here: Path, home: FaultServer) -> None:
+def test_a_failure_stops_no_other_file(here: Path, local_server: FaultServer) -> None:
     """A name that is too long for the file system and a link to nowhere fail; the third recording is done."""
     long = "x" * 253 + ".a"
     record("a.ogg", long)
     Path("c.ogg").symlink_to("nowhere")
-    home.behaviour = says(200, b"application/json", b'{"text":"x"}')
+    local_server.behaviour = says(200, b"application/json", b'{"text":"x"}')
     done = command("transcribe", long, "c.ogg*", "a.ogg", "--format", "json", "--jobs", "1")
     assert (done.exit_code, Path("a.json").exists()) == (1, True)
     assert "too long" in done.stderr
     assert "1 done, 2 failed" in done.stderr
 
 
-def test_a_closed_pipe_ends_the_run_with_a_line(here: Path, home: FaultServer) -> None:
+def test_a_closed_pipe_ends_the_run_with_a_line(here: Path, local_server: FaultServer) -> None:
     """As with a pipe into `head`: an error message and no traceback."""
     record(*(f"{number}.ogg" for number in range(6)))
     reader, writer = os.pipe()
@@ -201,44 +201,44 @@ def test_a_closed_pipe_ends_the_run_with_a_line(here: Path, home: FaultServer) -
     assert "Broken pipe" in done.stderr
 
 
-def test_nothing_is_overwritten_unless_forced(here: Path, home: FaultServer) -> None:
+def test_nothing_is_overwritten_unless_forced(here: Path, local_server: FaultServer) -> None:
     """If a transcript exists, its recording is neither sent nor deleted."""
     record("a.ogg")
     Path("a.txt").write_text("mine")
     done = command("transcribe", "a.ogg", "--delete-after")
-    assert (done.exit_code, Path("a.txt").read_text(), len(home.calls)) == (0, "mine", 0)
+    assert (done.exit_code, Path("a.txt").read_text(), len(local_server.calls)) == (0, "mine", 0)
     assert "skipped" in done.stdout
     assert command("transcribe", "a.ogg", "--force").exit_code == 0
     assert (Path("a.txt").read_text(), names(here)) == (TEXT, ["a.ogg", "a.txt"])
 
 
-def test_a_transcript_that_another_program_wrote_meanwhile_stays(here: Path, home: FaultServer) -> None:
+def test_a_transcript_that_another_program_wrote_meanwhile_stays(here: Path, local_server: FaultServer) -> None:
     """It came while the server worked; the recording counts as skipped."""
 
     def slow(conn: Any, request: Any) -> None:
         Path("a.txt").write_text("theirs")
         WORDS(conn, request)
 
-    home.behaviour = slow
+    local_server.behaviour = slow
     record("a.ogg")
     assert "skipped" in command("transcribe", "a.ogg", "--delete-after").stdout
     assert Path("a.txt").read_text() == "theirs"
     assert names(here) == ["a.ogg", "a.txt"]
 
 
-def test_delete_after(here: Path, home: FaultServer) -> None:
+def test_delete_after(here: Path, local_server: FaultServer) -> None:
     """Only recordings whose transcript is written are deleted."""
     record("good.ogg", "bad.ogg")
-    home.behaviour = in_turn(error(400), then=WORDS)
+    local_server.behaviour = in_turn(error(400), then=WORDS)
     done = command("transcribe", "bad.ogg", "good.ogg", "--delete-after", "--jobs", "1")
     assert done.exit_code == 1
     assert names(here) == ["bad.ogg", "good.txt"]
 
 
-def test_exit_codes_and_json(here: Path, home: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exit_codes_and_json(here: Path, local_server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """1: some failed; 2: a wrong setting; 3: no server; with --json an object for each recording."""
     record("a.ogg", "b.ogg")
-    home.behaviour = in_turn(error(400), then=WORDS)
+    local_server.behaviour = in_turn(error(400), then=WORDS)
     done = command("transcribe", "a.ogg", "b.ogg", "--json", "--jobs", "1")
     first, second = map(json.loads, done.stdout.splitlines())
     assert done.exit_code == 1
@@ -253,7 +253,7 @@ def test_exit_codes_and_json(here: Path, home: FaultServer, monkeypatch: pytest.
     assert command("transcribe", "a.ogg").exit_code == 2
 
 
-def test_ctrl_c_stops_at_once_and_leaves_no_half_file(here: Path, home: FaultServer) -> None:
+def test_ctrl_c_stops_at_once_and_leaves_no_half_file(here: Path, local_server: FaultServer) -> None:
     """Exit code 130, though the server has not answered; finished transcripts stay."""
     waiting, gone = threading.Event(), threading.Event()
 
@@ -261,7 +261,7 @@ def test_ctrl_c_stops_at_once_and_leaves_no_half_file(here: Path, home: FaultSer
         waiting.set()
         gone.wait(30)
 
-    home.behaviour = in_turn(WORDS, then=silent)
+    local_server.behaviour = in_turn(WORDS, then=silent)
     record("a.ogg", "b.ogg")
     process = subprocess.Popen(
         [sys.executable, "-m", "localwhisper_client", "transcribe", "a.ogg", "b.ogg", "--jobs", "1", "--delete-after"],
@@ -284,7 +284,7 @@ def test_ctrl_c_stops_at_once_and_leaves_no_half_file(here: Path, home: FaultSer
     assert names(here) == ["a.txt", "b.ogg"]
 
 
-def test_a_terminal_sees_a_bar(here: Path, home: FaultServer) -> None:
+def test_a_terminal_sees_a_bar(here: Path, local_server: FaultServer) -> None:
     """And the same lines as a pipe."""
     record("a.ogg", "b.ogg")
     leader, follower = pty.openpty()
@@ -331,9 +331,9 @@ def answering(health: Any, models: Any = None) -> Any:
     return behave
 
 
-def status_of(home: FaultServer, health: Any, models: Any = None) -> tuple[int, dict[str, Any]]:
+def status_of(local_server: FaultServer, health: Any, models: Any = None) -> tuple[int, dict[str, Any]]:
     """Return the exit code, and the server's state as JSON."""
-    home.answers_probe = answering(health, models)
+    local_server.answers_probe = answering(health, models)
     done = command("status", "--json")
     (server,) = json.loads(done.stdout)["servers"]
     return done.exit_code, server
@@ -355,25 +355,26 @@ def as_json(value: Any, status: int = 200) -> Any:
         (says(200, b"text/html", b"<h1>"), says(200, b"text/html", b"<h1>"), "strange", 1),
     ],
 )
-def test_status(health: Any, models: Any, state: str, code: int, home: FaultServer) -> None:
+def test_status(health: Any, models: Any, state: str, code: int, local_server: FaultServer) -> None:
     """The state of each kind of answer, and an exit code for a script."""
-    assert (status_of(home, health, models)[0], status_of(home, health, models)[1]["state"]) == (code, state)
+    exit_code, server = status_of(local_server, health, models)
+    assert (exit_code, server["state"]) == (code, state)
     assert state in command("status").stdout
 
 
-def test_status_of_servers_that_are_up_and_down(home: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_of_servers_that_are_up_and_down(local_server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is ready is enough. The key is sent to /models alone; the table shows the queue and the policy."""
-    home.answers_probe = answering(as_json(HEALTH))
+    local_server.answers_probe = answering(as_json(HEALTH))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("LOCALWHISPER_API_KEY", "ours")
     with refusing() as port:
-        monkeypatch.setenv("LOCALWHISPER_BASE_URL", f"{home.url},http://me:secret@127.0.0.1:{port}/v1")
+        monkeypatch.setenv("LOCALWHISPER_BASE_URL", f"{local_server.url},http://me:secret@127.0.0.1:{port}/v1")
         done = command("status")
     assert done.exit_code == 0
     for word in ("base", "2 calls, 1.5 s", "down", "nothing leaves the LAN", "closed", "opens", "do not call a server"):
         assert word in done.stdout
     assert "secret" not in done.stdout
-    assert [probe.headers.get("authorization") for probe in home.probes] == [None, "Bearer ours", None]
+    assert [probe.headers.get("authorization") for probe in local_server.probes] == [None, "Bearer ours", None]
     monkeypatch.setenv("LOCALWHISPER_BASE_URL", "nonsense")
     assert command("status").exit_code == 2
 
@@ -384,14 +385,14 @@ def test_status_without_a_server(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--announce" in capsys.readouterr().out
 
 
-def test_a_server_that_is_stuck_is_not_ready(home: FaultServer) -> None:
+def test_a_server_that_is_stuck_is_not_ready(local_server: FaultServer) -> None:
     """`/health` says "ok" of it; `/ready` knows, and says why."""
 
     def behave(conn: Any, request: Any) -> None:
         stuck = says(503, b"application/json", b'{"ready": false, "reason": "The last inference failed."}')
         (stuck if request.path == "/ready" else answering(as_json(HEALTH)))(conn, request)
 
-    home.answers_probe = behave
+    local_server.answers_probe = behave
     done = command("status")
     assert done.exit_code == 1
     assert "not ready" in done.stdout
@@ -473,7 +474,7 @@ def test_discover(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--announce" in out
 
 
-def test_wake(home: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wake(local_server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The address is an argument or from the environment; --wait waits until a server is ready, or the time is up."""
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
@@ -482,10 +483,10 @@ def test_wake(home: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
     sent = command("wake", "AA:BB:CC:DD:EE:FF@127.0.0.1")
     assert (sent.exit_code, sent.stdout) == (0, "Sent a packet to AA:BB:CC:DD:EE:FF@127.0.0.1.\n")
     monkeypatch.setenv("LOCALWHISPER_WAKE", "AA:BB:CC:DD:EE:F0@127.0.0.1")
-    home.answers_probe = in_turn(error(503), error(503), then=answering(as_json(HEALTH)))
+    local_server.answers_probe = in_turn(error(503), error(503), then=answering(as_json(HEALTH)))
     assert "ready" in command("wake", "--wait", "30").stdout
     assert pauses == [1.0]
-    home.answers_probe = error(503)
+    local_server.answers_probe = error(503)
     assert command("wake", "--wait", "0.01").exit_code == 1
     assert "could not be sent" in command("wake", "AA:BB:CC:DD:EE:FF@nowhere.invalid").stderr
 

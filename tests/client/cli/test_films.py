@@ -29,8 +29,8 @@ def film(*, seconds: int = 3, starts: float = 0.0, tracks: tuple[str, ...] = ("e
     random = np.random.default_rng(1)
     with av.open(target, "w", format="matroska") as sink:
         shown = sink.add_stream("mpeg4", rate=10, width=320, height=240, pix_fmt="yuv420p") if picture else None
-        heard = [sink.add_stream("pcm_s16le", rate=RATE, layout="mono") for _ in tracks]
-        for stream, language in zip(heard, tracks, strict=True):
+        sounds = [sink.add_stream("pcm_s16le", rate=RATE, layout="mono") for _ in tracks]
+        for stream, language in zip(sounds, tracks, strict=True):
             stream.metadata["language"] = language
         if shown is not None:
             shown.bit_rate = 4_000_000
@@ -40,7 +40,7 @@ def film(*, seconds: int = 3, starts: float = 0.0, tracks: tuple[str, ...] = ("e
                 sink.mux(shown.encode(frame))
             sink.mux(shown.encode(None))
         for number in range(seconds):
-            for stream in heard:
+            for stream in sounds:
                 sound = av.AudioFrame.from_ndarray(np.zeros((1, RATE), np.int16), format="s16", layout="mono")
                 sound.sample_rate, sound.pts = RATE, round((starts + number) * RATE)
                 sink.mux(stream.encode(sound))

@@ -37,7 +37,7 @@ def uninstalled() -> Iterator[None]:
 
 
 @pytest.fixture
-def home(lan: FaultServer, monkeypatch: pytest.MonkeyPatch) -> FaultServer:
+def local_server(lan: FaultServer, monkeypatch: pytest.MonkeyPatch) -> FaultServer:
     """A LAN server that the environment names."""
     monkeypatch.setenv("LOCALWHISPER_BASE_URL", lan.url)
     return lan
@@ -58,16 +58,16 @@ def transcribed(client: Any) -> str:
 
 @pytest.mark.parametrize("kind", [OpenAI, AsyncOpenAI])
 @pytest.mark.parametrize("before", [True, False])
-def test_clients_made_before_and_after_are_routed(kind: Any, before: bool, home: FaultServer) -> None:  # noqa: FBT001
+def test_clients_made_before_and_after_are_routed(kind: Any, before: bool, local_server: FaultServer) -> None:  # noqa: FBT001
     """Their key is not sent to the LAN server."""
     client = kind(api_key="sk-secret") if before else None
     localwhisper.install()
     assert transcribed(client or kind(api_key="sk-secret")) == TEXT
-    assert "authorization" not in home.calls[0].headers
+    assert "authorization" not in local_server.calls[0].headers
 
 
 @pytest.mark.parametrize("kind", [OpenAI, AsyncOpenAI])
-def test_no_key_is_needed_on_the_lan(kind: Any, home: FaultServer) -> None:
+def test_no_key_is_needed_on_the_lan(kind: Any, local_server: FaultServer) -> None:
     """A call that does need one says so."""
     localwhisper.install()
     assert transcribed(kind()) == TEXT
@@ -75,7 +75,7 @@ def test_no_key_is_needed_on_the_lan(kind: Any, home: FaultServer) -> None:
         OpenAI().models.list()
 
 
-def test_a_key_is_needed_under_cloud(home: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_is_needed_under_cloud(local_server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without one the SDK raises its own error."""
     monkeypatch.setenv("LOCALWHISPER_POLICY", "cloud")
     localwhisper.install(policy="cloud")
@@ -83,7 +83,7 @@ def test_a_key_is_needed_under_cloud(home: FaultServer, monkeypatch: pytest.Monk
         OpenAI()
 
 
-def test_other_calls_are_not_changed(home: FaultServer) -> None:
+def test_other_calls_are_not_changed(local_server: FaultServer) -> None:
     """They go to the client's own address, with its own key."""
     localwhisper.install()
     with serving(LIST) as elsewhere, OpenAI(api_key="sk-mine", base_url=elsewhere.url) as client:
@@ -91,11 +91,13 @@ def test_other_calls_are_not_changed(home: FaultServer) -> None:
         assert transcribed(client) == TEXT
         assert elsewhere.probes[0].headers["authorization"] == "Bearer sk-mine"
         assert not elsewhere.calls
-    assert len(home.calls) == 1
+    assert len(local_server.calls) == 1
 
 
 @pytest.mark.parametrize("kind", [OpenAI, AsyncOpenAI])
-def test_the_cloud_is_the_programs_own_client(kind: Any, home: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cloud_is_the_programs_own_client(
+    kind: Any, local_server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It keeps its address, key and headers, and a subclass's `request` runs once."""
     monkeypatch.setenv("LOCALWHISPER_POLICY", "cloud")
     counted = []
@@ -106,7 +108,7 @@ def test_the_cloud_is_the_programs_own_client(kind: Any, home: FaultServer, monk
             return super().request(*args, **options)
 
     localwhisper.install(policy="cloud")
-    home.behaviour = says(500, b"application/json", b"{}")
+    local_server.behaviour = says(500, b"application/json", b"{}")
     with serving() as elsewhere:
         client = Mine(api_key="sk-mine", base_url=elsewhere.url, default_headers={"X-Mine": "1"})
         assert transcribed(client) == TEXT
@@ -124,7 +126,7 @@ def test_without_the_lan_nothing_leaves_it(cloud: FaultServer) -> None:
     assert not cloud.calls
 
 
-def test_raw_responses_streams_and_azure(home: FaultServer) -> None:
+def test_raw_responses_streams_and_azure(local_server: FaultServer) -> None:
     """Every shape of a call is routed, and so are the SDK's own subclasses."""
     localwhisper.install()
     with OpenAI() as client:
@@ -134,10 +136,10 @@ def test_raw_responses_streams_and_azure(home: FaultServer) -> None:
             assert [event.type for event in stream][-1] == "transcript.text.done"
     azure = openai.AzureOpenAI(api_key="k", azure_endpoint="https://mine.openai.azure.com", api_version="1")
     assert transcribed(azure) == TEXT
-    assert len(home.calls) == 3
+    assert len(local_server.calls) == 3
 
 
-def test_the_module_itself(home: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_module_itself(local_server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """`openai.audio.transcriptions.create`."""
     # The SDK keeps the settings and connections of its module client in the module.
     for name in ("_client", "webhook_secret", "admin_api_key", *localwhisper._SETTINGS):
@@ -147,28 +149,28 @@ def test_the_module_itself(home: FaultServer, monkeypatch: pytest.MonkeyPatch) -
     assert openai.audio.transcriptions.create(model="whisper-1", file=FILE).text == TEXT
     assert openai._client is not None
     openai._client.close()
-    assert len(home.calls) == 1
+    assert len(local_server.calls) == 1
 
 
-def test_our_own_clients_are_left_alone(home: FaultServer) -> None:
+def test_our_own_clients_are_left_alone(local_server: FaultServer) -> None:
     """After installing twice, too: a call is one attempt."""
     seen: list[Any] = []
     localwhisper.install()
     localwhisper.install()
     assert transcribed(LocalWhisper(on_event=seen.append)) == TEXT
-    assert len(home.calls) == 1
+    assert len(local_server.calls) == 1
     assert sum(isinstance(event, Attempt) for event in seen) == 1
 
 
-def test_all_clients_share_one_breaker(home: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_clients_share_one_breaker(local_server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that makes a client for each message waits once for a dead server. A later `.env` is still read."""
     monkeypatch.setenv("LOCALWHISPER_BASE_URL", "nonsense")
     localwhisper.install()
-    monkeypatch.setenv("LOCALWHISPER_BASE_URL", home.url)
+    monkeypatch.setenv("LOCALWHISPER_BASE_URL", local_server.url)
     monkeypatch.setenv("LOCALWHISPER_POLICY", "cloud")
     localwhisper.uninstall()
     localwhisper.install(policy="cloud", on_event=(seen := []).append)
-    home.stop()
+    local_server.stop()
     with serving() as elsewhere:
         for _ in range(3):
             assert transcribed(OpenAI(api_key="k", base_url=elsewhere.url)) == TEXT
@@ -212,16 +214,16 @@ def started(*command: Any, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
 
 
-def test_run_reaches_a_program_its_children_and_nested_runs(home: FaultServer, tmp_path: Path) -> None:
+def test_run_reaches_a_program_its_children_and_nested_runs(local_server: FaultServer, tmp_path: Path) -> None:
     """`localwhisper run -- localwhisper run -- python bot.py`; the exit code is the innermost program's."""
     bot = tmp_path / "bot.py"
     bot.write_text(BOT)
     done = started(*RUN, *RUN, sys.executable, bot, "child")
     assert (done.returncode, done.stdout) == (7, f"{TEXT}\n{TEXT}\n"), done.stderr
-    assert len(home.calls) == 2
+    assert len(local_server.calls) == 2
 
 
-def test_run_keeps_an_existing_sitecustomize(home: FaultServer, tmp_path: Path) -> None:
+def test_run_keeps_an_existing_sitecustomize(local_server: FaultServer, tmp_path: Path) -> None:
     """The program's own start-up file runs too. The SDK is not loaded for a program that does not use it."""
     (tmp_path / "sitecustomize.py").write_text("import builtins; builtins.mine = __file__\n")
     code = "import sys, sitecustomize; print(mine == sitecustomize.__file__, 'openai' in sys.modules)"
@@ -229,7 +231,7 @@ def test_run_keeps_an_existing_sitecustomize(home: FaultServer, tmp_path: Path) 
     assert done.stdout == "True False\n", done.stderr
 
 
-def test_run_passes_signals_on(home: FaultServer) -> None:
+def test_run_passes_signals_on(local_server: FaultServer) -> None:
     """The program replaces the process that was started."""
     code = "import os, signal; print(os.getpid(), flush=True); signal.pause()"
     with subprocess.Popen([*RUN, sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
@@ -252,14 +254,14 @@ def test_run_fails_as_a_shell_does(command: list[str], code: int, said: str) -> 
     assert "Traceback" not in done.stderr
 
 
-def test_run_reaches_a_python_without_this_package(home: FaultServer, tmp_path: Path) -> None:
+def test_run_reaches_a_python_without_this_package(local_server: FaultServer, tmp_path: Path) -> None:
     """If the patch cannot be made there, `import openai` fails, so that no audio is sent to the cloud."""
     site = tmp_path / "site"
     site.mkdir()
     for entry in Path(openai.__file__).parents[1].iterdir():
         if "localwhisper" not in entry.name and entry.suffix != ".pth":
             (site / entry.name).symlink_to(entry)
-    environ = {**installation.environment({}), "LOCALWHISPER_BASE_URL": home.url, "PATH": os.environ["PATH"]}
+    environ = {**installation.environment({}), "LOCALWHISPER_BASE_URL": local_server.url, "PATH": os.environ["PATH"]}
     environ["PYTHONPATH"] += os.pathsep + str(site)
     base = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
     if not base.exists():

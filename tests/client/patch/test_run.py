@@ -22,7 +22,7 @@ BOT = f"from openai import OpenAI; print({SPEAK}, flush=True)"
 
 
 @pytest.fixture
-def home(lan: FaultServer, monkeypatch: pytest.MonkeyPatch) -> FaultServer:
+def local_server(lan: FaultServer, monkeypatch: pytest.MonkeyPatch) -> FaultServer:
     """A LAN server that the environment names."""
     monkeypatch.setenv("LOCALWHISPER_BASE_URL", lan.url)
     return lan
@@ -36,7 +36,7 @@ def home(lan: FaultServer, monkeypatch: pytest.MonkeyPatch) -> FaultServer:
         ("sys.exit(subprocess.call([sys.executable, '-c', BOT], env=os.environ))", False),
     ],
 )
-def test_another_sitecustomize_in_front(start: str, chains: bool, home: FaultServer, tmp_path: Path) -> None:  # noqa: FBT001
+def test_another_sitecustomize_in_front(start: str, chains: bool, local_server: FaultServer, tmp_path: Path) -> None:  # noqa: FBT001
     """As of `opentelemetry-instrument`, or of `ddtrace-run`, which loads ours itself: both work, and audio stays."""
     front = tmp_path / "front"
     front.mkdir()
@@ -53,7 +53,7 @@ def test_another_sitecustomize_in_front(start: str, chains: bool, home: FaultSer
     )
     done = run(code, tmp_path)
     assert done.stdout == f"in front\n{TEXT}\n", done.stderr
-    assert len(home.calls) == 1
+    assert len(local_server.calls) == 1
 
 
 STARTS = [
@@ -65,7 +65,7 @@ STARTS = [
 ]
 
 
-def test_a_python_without_the_hook_is_not_started(home: FaultServer, tmp_path: Path) -> None:
+def test_a_python_without_the_hook_is_not_started(local_server: FaultServer, tmp_path: Path) -> None:
     """It would send audio to the cloud. The message says what to do. Other programs are started."""
     script = tmp_path / "script"
     script.write_text(f"#!{sys.executable}\n{BOT}\n")
@@ -76,10 +76,10 @@ def test_a_python_without_the_hook_is_not_started(home: FaultServer, tmp_path: P
         code += f"try: {start}\nexcept RuntimeError as error: print(error)\n"
     done = run(code, tmp_path)
     assert done.stdout.count("Pass PYTHONPATH on") == len(STARTS) == len(done.stdout.splitlines()), done.stderr
-    assert not home.calls
+    assert not local_server.calls
 
 
-def test_a_python_that_may_send_audio_to_the_cloud_is_reported_once(home: FaultServer, tmp_path: Path) -> None:
+def test_a_python_that_may_send_audio_to_the_cloud_is_reported_once(local_server: FaultServer, tmp_path: Path) -> None:
     """Under `cloud` a Python without the hook is started. An isolated one is started under any policy: tools do so."""
     quiet = (
         "import os, subprocess, sys\nfor _ in range(2): subprocess.call([sys.executable, *FLAGS, '-c', ''], env=ENV)"
@@ -114,13 +114,13 @@ assert "localwhisper" not in anew.OpenAI.request.__code__.co_filename + openai.O
 """
 
 
-def test_an_sdk_that_is_loaded_anew_is_patched_anew(home: FaultServer, tmp_path: Path) -> None:
+def test_an_sdk_that_is_loaded_anew_is_patched_anew(local_server: FaultServer, tmp_path: Path) -> None:
     """By the next `install()`, or by itself under `localwhisper run`."""
     done = run(ANEW, tmp_path, served=False)
     assert done.stdout == f"{TEXT}\n" * 3, done.stderr
     done = run(ANEW.replace("localwhisper.install()", "").replace("localwhisper.uninstall()", "sys.exit()"), tmp_path)
     assert done.stdout == f"{TEXT}\n" * 3, done.stderr
-    assert len(home.calls) == 6
+    assert len(local_server.calls) == 6
 
 
 # Stand-ins for the libraries that open WebSockets; tests/clients uses the real ones.
@@ -172,7 +172,7 @@ OPENED = [
 
 
 @pytest.mark.parametrize("order", [("openai", "websockets.asyncio.client"), ("websockets.sync.client", "openai")])
-def test_realtime_sockets_of_other_libraries(order: tuple[str, str], home: FaultServer, tmp_path: Path) -> None:
+def test_realtime_sockets_of_other_libraries(order: tuple[str, str], local_server: FaultServer, tmp_path: Path) -> None:
     """Those that voice frameworks open are refused before a look-up, in either order of the imports."""
     for name, text in SOCKETS.items():
         path = tmp_path / name
@@ -187,7 +187,7 @@ def test_realtime_sockets_of_other_libraries(order: tuple[str, str], home: Fault
     assert done.returncode == 0, done.stderr
 
 
-def test_the_hook_is_recognised_through_a_link(home: FaultServer, tmp_path: Path) -> None:
+def test_the_hook_is_recognised_through_a_link(local_server: FaultServer, tmp_path: Path) -> None:
     """A package may be installed as a symbolic link, and PYTHONPATH then has the link's path."""
     (tmp_path / "link").symlink_to(installation.HOOK)
     code = (
