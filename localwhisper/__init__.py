@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from openai.resources.audio import Audio
 
     from localwhisper_client.client import AsyncLocalWhisper, LocalWhisper
-    from localwhisper_client.last_call import LastCall, last_call
+    from localwhisper_client.events import LastCall, last_call
     from localwhisper_client.patch.installation import install, uninstall
     from localwhisper_client.routing.policy import Policy
 
@@ -49,8 +49,8 @@ _OURS = {
     **dict.fromkeys(("AsyncLocalWhisper", "AsyncOpenAI", "AsyncClient"), ("client", "AsyncLocalWhisper")),
     "install": ("patch.installation", "install"),
     "uninstall": ("patch.installation", "uninstall"),
-    "LastCall": ("last_call", "LastCall"),
-    "last_call": ("last_call", "last_call"),
+    "LastCall": ("events", "LastCall"),
+    "last_call": ("events", "last_call"),
 }
 
 # What programs set on the `openai` module to configure its own client, and what ours therefore takes from there.

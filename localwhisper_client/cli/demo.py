@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from localwhisper_client.client import LocalWhisper
 from localwhisper_client.events import Attempt, Event
-from localwhisper_client.routing.steps import Verdict
+from localwhisper_client.routing.plan import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -36,7 +36,7 @@ def status(as_json: Json = False) -> None:  # noqa: FBT002 - a flag
     """
     try:
         settings = Settings.load(os.environ)
-        seen = [health.look(url, settings.local_api_key, settings.connect_timeout) for url in _urls(settings)]
+        seen = [health.status(url, settings.local_api_key, settings.connect_timeout) for url in _urls(settings)]
     except ConfigurationError as wrong:
         _stop("status", str(wrong), 2)
     policy = settings.policy or Policy.LOCAL_ONLY
@@ -44,7 +44,7 @@ def status(as_json: Json = False) -> None:  # noqa: FBT002 - a flag
         typer.echo(json.dumps({"policy": policy, "servers": [asdict(server) for server in seen]}))
     else:
         _show(Console(highlight=False), seen, policy)
-    raise typer.Exit(0 if any(server.state is health.State.READY for server in seen) else 1)
+    raise typer.Exit(0 if any(server.state is health.ServerState.READY for server in seen) else 1)
 
 
 def _urls(settings: Settings) -> Sequence[str]:
@@ -57,7 +57,7 @@ def _urls(settings: Settings) -> Sequence[str]:
     return found
 
 
-def _show(console: Console, seen: Sequence[health.Seen], policy: Policy) -> None:
+def _show(console: Console, seen: Sequence[health.ServerStatus], policy: Policy) -> None:
     if seen:
         # An address is never cut: it is what one copies.
         address = Column("server", no_wrap=True, min_width=max(len(server.url) for server in seen))
@@ -66,10 +66,10 @@ def _show(console: Console, seen: Sequence[health.Seen], policy: Policy) -> None
         for server in seen:
             latency = "" if server.latency is None else f"{server.latency * 1000:.0f} ms"
             queue = "" if server.requests is None else f"{server.requests} calls, {server.queue_seconds or 0:.1f} s"
-            breaker = "closed" if server.state in health.ANSWERS else "opens"
+            breaker = "closed" if server.state in health.CLOSES_BREAKER else "opens"
             table.add_row(server.url, server.state, breaker, latency, server.model, server.device, queue)
         console.print(table)
-        if any(server.state not in health.ANSWERS for server in seen):
+        if any(server.state not in health.CLOSES_BREAKER for server in seen):
             console.print("Where the breaker opens, calls pass a server by until it is well again.")
         for server in seen:
             if server.advice:
@@ -178,7 +178,7 @@ def wake(
         return
     until = time.monotonic() + wait
     while not any(
-        health.look(url, settings.local_api_key, settings.connect_timeout).state is health.State.READY
+        health.status(url, settings.local_api_key, settings.connect_timeout).state is health.ServerState.READY
         for url in _urls(settings)
     ):
         if time.monotonic() >= until:

@@ -10,7 +10,7 @@ import sqlite3
 import threading
 from typing import TYPE_CHECKING
 
-from localwhisper_client import _forks
+from localwhisper_client import _background
 from localwhisper_client.cloud.ledger import Ledger
 from localwhisper_client.events import log
 
@@ -35,7 +35,7 @@ class Books:
         self._path = path
         self._budget = budget
         self._ledger: Ledger | None = None
-        _forks.renewed(self._renew)
+        _background.renewed(self._renew)
 
     def _renew(self) -> None:
         self._lock = threading.Lock()

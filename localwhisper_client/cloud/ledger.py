@@ -17,7 +17,7 @@ from datetime import date, datetime, tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from localwhisper_client import _forks
+from localwhisper_client import _background
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -116,7 +116,7 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        _forks.renewed(self._renew)
+        _background.renewed(self._renew)
 
     def _renew(self) -> None:
         # In a forked child the parent's connection is forgotten, not closed: its locks are the parent's.

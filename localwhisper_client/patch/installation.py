@@ -15,7 +15,7 @@ import sys
 import threading
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import openai
 
@@ -24,8 +24,7 @@ from localwhisper_client.patch.watch import Watch
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from localwhisper_client.events import Event
-    from localwhisper_client.routing.policy import Policy
+    from localwhisper_client.route import RoutingOptions
 
 HOOK = Path(__file__).with_name("run_hook")
 """The folder that `localwhisper run` puts on PYTHONPATH."""
@@ -43,27 +42,13 @@ _SOCKETS = {
 }
 
 
-def install(
-    *,
-    local_base_url: str | None = None,
-    local_api_key: str | None = None,
-    policy: Policy | str | None = None,
-    connect_timeout: float | None = None,
-    on_event: Callable[[Event], None] | None = None,
-) -> None:
+def install(**options: Unpack[RoutingOptions]) -> None:
     """Send the speech-to-text of every `openai` client of this process home, until `uninstall`.
 
     The arguments are `LocalWhisper`'s; the environment is read at the first call, so a program may still load a
     `.env` file. Installing twice changes nothing, unless the program has loaded the SDK anew: then the new one is
     changed as well.
     """
-    options = {
-        "local_base_url": local_base_url,
-        "local_api_key": local_api_key,
-        "policy": policy,
-        "connect_timeout": connect_timeout,
-        "on_event": on_event,
-    }
     if sys.modules.get("openai", openai) is not openai:
         # Our classes are made from the SDK that was there before; the new one gets new ones.
         for name in [name for name in sys.modules if name.partition(".")[0] == "localwhisper_client"]:
@@ -97,7 +82,7 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
 class _OneRoute:
     """The route of all sync clients, made at the first call; `name` is that of our client of the flavour."""
 
-    def __init__(self, name: str, options: dict[str, Any]) -> None:
+    def __init__(self, name: str, options: RoutingOptions) -> None:
         self._name = name
         self._options = options
         self._route: Any = None
@@ -127,7 +112,7 @@ class _OneRoute:
 class _RouteOfLoop(_OneRoute):
     """The route of all async clients of an event loop: connections cannot move from one loop to another."""
 
-    def __init__(self, name: str, options: dict[str, Any]) -> None:
+    def __init__(self, name: str, options: RoutingOptions) -> None:
         from anyio.lowlevel import RunVar  # noqa: PLC0415 - for whoever installs the patch, not for every import
 
         super().__init__(name, options)
@@ -167,7 +152,7 @@ class _Patched:
                 return request(client, cast_to, options, **streaming)
             if _ours("endpoints").endpoint(client, options) is None:
                 if _ours("endpoints").starts_realtime(options):
-                    _ours("realtime").allow_of(client, one())
+                    one().allow_realtime(str(client.websocket_base_url or client.base_url))
                 return request(client, cast_to, options, **streaming)
             standing_in = object.__new__(stand_in(client.__class__))
             standing_in.__dict__.update(client.__dict__, _route=route())
@@ -231,7 +216,7 @@ class _Sockets:
             named = [options[key] for key in ("url", "uri") if key in options]
             url = url_of(*args, *named)
             if _ours("endpoints").is_realtime(url):
-                _ours("realtime").allow(self._route(), url)
+                self._route().allow_realtime(url)
             return original(*args, **options)
 
         self._found.append((holder, name, original))
