@@ -45,8 +45,8 @@ __all__ = [
 _OURS = {
     **dict.fromkeys(("LocalWhisper", "OpenAI", "Client"), ("localwhisper_client", "LocalWhisper")),
     **dict.fromkeys(("AsyncLocalWhisper", "AsyncOpenAI", "AsyncClient"), ("localwhisper_client", "AsyncLocalWhisper")),
-    "LastCall": ("localwhisper_client.last_call", "LastCall"),
-    "last_call": ("localwhisper_client.last_call", "last_call"),
+    "LastCall": ("localwhisper_client", "LastCall"),
+    "last_call": ("localwhisper_client", "last_call"),
     "install": ("localwhisper_client.patch.installation", "install"),
     "uninstall": ("localwhisper_client.patch.installation", "uninstall"),
 }

@@ -31,7 +31,7 @@ ARROWS = {
         "__init__": {"client", "errors", "events", "last_call", "routing", "_version"},
         "__main__": {"cli"},
         "cli": {"client", "patch", "settings", "errors", "events", "lan", "cloud", "routing", "shared", "_version"},
-        "patch": {"client", "calls", "endpoints", "realtime", "errors", "events", "lan", "routing"},
+        "patch": {"client", "route", "endpoints", "lan"},
         "client": {"calls", "endpoints", "realtime", "upload", "lan", "errors", "events", "last_call", "routing", "_background"},
         "calls": {
             "endpoints", "lan", "cloud", "settings", "errors", "events", "last_call", "routing", "_http", "_background",
@@ -39,7 +39,7 @@ ARROWS = {
         "realtime": {"calls", "endpoints", "lan", "errors", "routing", "settings"},
         "endpoints": set(),
         "lan": {"settings", "errors", "events", "routing", "shared", "_http", "_background", "_forks"},
-        "cloud": {"errors", "events", "routing", "shared", "_http", "_forks"},
+        "cloud": {"errors", "events", "routing", "shared", "_http", "_background"},
         "settings": {"errors", "cloud", "routing", "shared"},
         "errors": {"routing"},
         "last_call": set(),

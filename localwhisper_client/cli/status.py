@@ -21,7 +21,7 @@ from localwhisper_client.errors import ConfigurationError
 from localwhisper_client.lan import discovery, health
 from localwhisper_client.lan import wake as waking
 from localwhisper_client.routing.policy import Policy
-from localwhisper_client.settings import LEDGER_NAME, Settings, ledger_path, state_folder
+from localwhisper_client.settings import Settings, ledger_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +52,7 @@ def status(as_json: Json = False) -> None:  # noqa: FBT002 - a flag
     raise typer.Exit(0 if _is_ready(servers) else 1)
 
 
-def _servers(settings: Settings) -> list[health.Seen]:
+def _servers(settings: Settings) -> list[health.ServerStatus]:
     """Return the state of each server that the settings name, those found on the network among them."""
     urls: list[str] = []
     for url in settings.local_base_urls:
@@ -60,14 +60,14 @@ def _servers(settings: Settings) -> list[health.Seen]:
             urls += discovery.search() if url == "auto" else [url]
         except OSError as failure:
             typer.echo(f"Cannot search for servers, the network is down: {failure.strerror or failure}", err=True)
-    return [health.look(url, settings.local_api_key, settings.connect_timeout) for url in urls]
+    return [health.status(url, settings.local_api_key, settings.connect_timeout) for url in urls]
 
 
-def _is_ready(servers: Sequence[health.Seen]) -> bool:
-    return any(server.state is health.State.READY for server in servers)
+def _is_ready(servers: Sequence[health.ServerStatus]) -> bool:
+    return any(server.state is health.ServerState.READY for server in servers)
 
 
-def show_servers(console: Console, servers: Sequence[health.Seen], policy: Policy) -> None:
+def show_servers(console: Console, servers: Sequence[health.ServerStatus], policy: Policy) -> None:
     """Print a table of the servers, what to do about those that are not ready, and what the policy means."""
     if servers:
         # An address is never cut, so that it can be copied.
@@ -77,10 +77,10 @@ def show_servers(console: Console, servers: Sequence[health.Seen], policy: Polic
         for server in servers:
             latency = "" if server.latency is None else f"{server.latency * 1000:.0f} ms"
             queue = "" if server.requests is None else f"{server.requests} calls, {server.queue_seconds or 0:.1f} s"
-            breaker = "closed" if server.state in health.ANSWERS else "opens"
+            breaker = "closed" if server.state in health.CLOSES_BREAKER else "opens"
             table.add_row(server.url, server.state, breaker, latency, server.model, server.device, queue)
         console.print(table)
-        if any(server.state not in health.ANSWERS for server in servers):
+        if any(server.state not in health.CLOSES_BREAKER for server in servers):
             console.print("Clients do not call a server whose breaker opens, until it is ready again.")
         for server in servers:
             if server.advice:
@@ -107,8 +107,8 @@ def stats(
     Exit code: 0, or 1 if there is no ledger or it cannot be read.
     """
     # A ledger that is switched off now may still have older calls.
-    path = ledger_path(os.environ.get("LOCALWHISPER_LEDGER", ""), os.environ) or state_folder(os.environ) / LEDGER_NAME
-    if not path.exists():
+    path = ledger_path(os.environ.get("LOCALWHISPER_LEDGER", ""), os.environ) or ledger_path("1", os.environ)
+    if path is None or not path.exists():
         stop("stats", f"there is no ledger yet at {path}. Set LOCALWHISPER_LEDGER=1 where your bot runs.", 1)
     since = datetime.now(UTC) - timedelta(days=days)
     try:

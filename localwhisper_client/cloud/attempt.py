@@ -20,14 +20,14 @@ from localwhisper_client.cloud.ledger import Row
 from localwhisper_client.cloud.models import BY_CHOICE, Usage, cost
 from localwhisper_client.errors import BudgetExceeded, CloudUnsupported
 from localwhisper_client.events import BudgetReached, LanguageDropped
-from localwhisper_client.routing.steps import Outcome, Verdict
+from localwhisper_client.routing.plan import Outcome, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import date
 
     from localwhisper_client.cloud.ledger import Ledger
-    from localwhisper_client.routing.steps import Announce, Ending
+    from localwhisper_client.routing.plan import Announce, Ending
 
 UPLOAD_LIMIT = 25 * 1024 * 1024
 """Bytes that OpenAI takes in one request."""

@@ -16,7 +16,7 @@ from dataclasses import astuple, dataclass
 from datetime import date, datetime, tzinfo
 from typing import TYPE_CHECKING
 
-from localwhisper_client import _forks
+from localwhisper_client import _background
 from localwhisper_client.cloud.budget import Budget, OverBudget
 from localwhisper_client.events import log
 
@@ -89,7 +89,7 @@ class Ledger:
     def __init__(self, path: Path | None, budget: Budget | None = None) -> None:
         self._path = path
         self._budget = budget
-        _forks.renewed(self._renew)
+        _background.renewed(self._renew)
 
     def _renew(self) -> None:
         # In a forked child the parent's connection is forgotten, not closed: its locks are the parent's.

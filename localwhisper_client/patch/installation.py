@@ -18,7 +18,7 @@ import threading
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import openai
 
@@ -27,8 +27,7 @@ from localwhisper_client.patch.watch import Watch
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from localwhisper_client.events import Event
-    from localwhisper_client.routing.policy import Policy
+    from localwhisper_client.route import RoutingOptions
 
 HOOK = Path(__file__).with_name("run_hook")
 """The folder that `localwhisper run` puts on PYTHONPATH."""
@@ -46,26 +45,12 @@ _SOCKETS = {
 }
 
 
-def install(
-    *,
-    local_base_url: str | None = None,
-    local_api_key: str | None = None,
-    policy: Policy | str | None = None,
-    connect_timeout: float | None = None,
-    on_event: Callable[[Event], None] | None = None,
-) -> None:
+def install(**options: Unpack[RoutingOptions]) -> None:
     """Send the speech-to-text of every `openai` client of this process to the LAN server, until `uninstall`.
 
     The arguments are `LocalWhisper`'s. The environment is read at the first call, so a program may still load a `.env`
     file. A second call changes nothing, unless the program has loaded the SDK anew: then the new one is changed too.
     """
-    options = {
-        "local_base_url": local_base_url,
-        "local_api_key": local_api_key,
-        "policy": policy,
-        "connect_timeout": connect_timeout,
-        "on_event": on_event,
-    }
     if sys.modules.get("openai", openai) is not openai:
         # Our classes derive from the SDK that was loaded before; the new SDK gets new classes.
         for name in [name for name in sys.modules if name.partition(".")[0] == "localwhisper_client"]:
@@ -74,8 +59,8 @@ def install(
         return
     with _lock:
         if not _installed:
-            route = _Route("LocalWhisper", "_no_key", options)
-            async_route = _RouteByLoop("AsyncLocalWhisper", "_no_async_key", options)
+            route = _Route("LocalWhisper", options)
+            async_route = _RouteByLoop("AsyncLocalWhisper", options)
             _installed.append(_PatchedClass(openai.OpenAI, route, route))
             _installed.append(_PatchedClass(openai.AsyncOpenAI, async_route, route))
             _installed.append(_PatchedSockets(route))
@@ -104,18 +89,17 @@ def _library() -> Any:
     Under `localwhisper run` one of our own modules may be the first to load the SDK. The hook then loads this module
     while that one is half loaded.
     """
-    from localwhisper_client import client, endpoints, realtime  # noqa: PLC0415 - as the docstring says
+    from localwhisper_client import client, endpoints  # noqa: PLC0415 - as the docstring says
     from localwhisper_client.lan import servers  # noqa: PLC0415
 
-    return SimpleNamespace(client=client, endpoints=endpoints, realtime=realtime, servers=servers)
+    return SimpleNamespace(client=client, endpoints=endpoints, servers=servers)
 
 
 class _Route:
     """The route that all sync clients share, made at the first call. `class_name` is our client class of this kind."""
 
-    def __init__(self, class_name: str, no_key_name: str, options: dict[str, Any]) -> None:
-        self._class_name, self._no_key_name = class_name, no_key_name
-        self._options = options
+    def __init__(self, class_name: str, options: RoutingOptions) -> None:
+        self._class_name, self._options = class_name, options
         self._route: Any = None
         self._lock = threading.Lock()
 
@@ -129,11 +113,6 @@ class _Route:
     def client_class(self) -> Any:
         return getattr(_library().client, self._class_name)
 
-    @property
-    def no_key(self) -> Any:
-        """What the SDK calls for a key where there is none; it raises."""
-        return getattr(_library().client, self._no_key_name)
-
     def load(self) -> Any:
         """Return a new route with the settings as they are now."""
         return self.client_class(**self._options, api_key="none")._route  # noqa: SLF001 - our own
@@ -142,10 +121,10 @@ class _Route:
 class _RouteByLoop(_Route):
     """The routes of async clients, one for each event loop: connections cannot move from one loop to another."""
 
-    def __init__(self, class_name: str, no_key_name: str, options: dict[str, Any]) -> None:
+    def __init__(self, class_name: str, options: RoutingOptions) -> None:
         from anyio.lowlevel import RunVar  # noqa: PLC0415 - only `install` needs it
 
-        super().__init__(class_name, no_key_name, options)
+        super().__init__(class_name, options)
         self._of_loop: RunVar[Any] = RunVar("localwhisper_route")
 
     def __call__(self) -> Any:
@@ -178,7 +157,7 @@ class _PatchedClass:
                 return request(client, cast_to, options, **streaming)
             if library.endpoints.endpoint(client, options) is None:
                 if library.endpoints.starts_realtime(options):
-                    library.realtime.allow_of(client, sync_route())
+                    sync_route().allow_realtime(str(client.websocket_base_url or client.base_url))
                 return request(client, cast_to, options, **streaming)
             standing_in = object.__new__(stand_in(client.__class__))
             standing_in.__dict__.update(client.__dict__, _route=route())
@@ -192,7 +171,8 @@ class _PatchedClass:
                 # Only the SDK knows what counts as a key, and that has changed with its versions.
                 if any(options.get(name) for name in _KEY_ARGUMENTS) or route.load().policy.leaves_lan:
                     raise
-                init(client, *args, **{**options, "api_key": route.no_key})
+                # The SDK calls this when it needs a key, and it raises.
+                init(client, *args, **{**options, "api_key": route.client_class._no_key})  # noqa: SLF001 - our own
 
         sdk_class.request = routed_request
         sdk_class.__init__ = keyless_init
@@ -241,7 +221,7 @@ class _PatchedSockets:
             named = [options[key] for key in ("url", "uri") if key in options]
             url = url_of(*args, *named)
             if _library().endpoints.is_realtime(url):
-                _library().realtime.allow(self._route(), url)
+                self._route().allow_realtime(url)
             return original(*args, **options)
 
         self._found.append((holder, name, original))

@@ -352,7 +352,7 @@ def as_json(value: Any, status: int = 200) -> Any:
         (as_json(HEALTH | {"status": "failed", "ready": False}), None, "failed", 1),
         (as_json(HEALTH), as_json({}, 401), "wrong key", 1),
         (as_json({}, 404), None, "ready", 0),
-        (says(200, b"text/html", b"<h1>"), says(200, b"text/html", b"<h1>"), "strange", 1),
+        (says(200, b"text/html", b"<h1>"), says(200, b"text/html", b"<h1>"), "wrong server", 1),
     ],
 )
 def test_status(health: Any, models: Any, state: str, code: int, local_server: FaultServer) -> None:
