@@ -1,4 +1,4 @@
-"""What the client library offers to the outside; each name is loaded when it is first asked for."""
+"""The client library's public names; each is loaded when it is first used."""
 
 from __future__ import annotations
 
@@ -20,58 +20,52 @@ if TYPE_CHECKING:
         LocalWhisperError,
         MissingCloudKey,
     )
-    from localwhisper_client.events import Attempt, BreakerClosed, BreakerOpened, BudgetReached, Event, Fallback
-    from localwhisper_client.last_call import LastCall, last_call
+    from localwhisper_client.events import (
+        Attempt,
+        BreakerClosed,
+        BreakerOpened,
+        BudgetReached,
+        Event,
+        Fallback,
+        LanguageDropped,
+        LastCall,
+        last_call,
+    )
     from localwhisper_client.routing.policy import Policy
 
 __all__ = [
     "AsyncLocalWhisper",
     "Attempt",
-    "CloudNotAllowed",
     "BreakerClosed",
     "BreakerOpened",
-    "BudgetReached",
     "BudgetExceeded",
+    "BudgetReached",
+    "CloudNotAllowed",
     "CloudUnsupported",
-    "MissingCloudKey",
     "ConfigurationError",
     "Event",
     "Fallback",
     "InvalidLocalResponse",
+    "LanguageDropped",
+    "LastCall",
     "LocalServerTimeout",
     "LocalServerUnavailable",
-    "LastCall",
     "LocalWhisper",
     "LocalWhisperError",
+    "MissingCloudKey",
     "Policy",
     "__version__",
     "last_call",
 ]
 
-_HOME = {
-    **dict.fromkeys(("AsyncLocalWhisper", "LocalWhisper"), "client"),
-    **dict.fromkeys(
-        (
-            "CloudNotAllowed",
-            "BudgetExceeded",
-            "CloudUnsupported",
-            "MissingCloudKey",
-            "ConfigurationError",
-            "InvalidLocalResponse",
-            "LocalServerTimeout",
-            "LocalServerUnavailable",
-            "LocalWhisperError",
-        ),
-        "errors",
-    ),
-    **dict.fromkeys(("Attempt", "BreakerClosed", "BreakerOpened", "BudgetReached", "Event", "Fallback"), "events"),
-    **dict.fromkeys(("Policy",), "routing.policy"),
-    **dict.fromkeys(("LastCall", "last_call"), "last_call"),
-}
+# The modules that are searched for a name, in this order.
+_MODULES = ("events", "routing.policy", "errors", "client")
 
 
 def __getattr__(name: str) -> Any:
-    # The server imports this package for its version alone, and must not pay for the SDK.
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    # The server imports this package for its version, and must not load the SDK for that.
+    if name in __all__:
+        for module in map(import_module, (f"{__name__}.{each}" for each in _MODULES)):
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

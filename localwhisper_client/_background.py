@@ -1,18 +1,21 @@
-"""Blocking work on a thread of its own, so that a call waits for it no longer than it has time.
+"""Threads: blocking work in the background, and what must be made anew after a fork.
 
-Nothing can stop a thread that waits for a name server. The call goes on without it, and the thread ends when it may.
+A thread that waits for a name server cannot be stopped. The call goes on without it, and the thread ends later.
+
+A fork copies one thread only. In the child, a lock that another thread held stays locked for ever, and another thread's
+work never ends. A connection would be shared with the parent, and each could read the other's answer.
 """
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from concurrent import futures
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 import anyio
-
-from localwhisper_client import _forks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,8 +23,27 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 P = ParamSpec("P")
 
-# Seconds between two looks at a future: there is no way to wait for one that asyncio and trio share.
+# `wait_async` polls, since asyncio and trio share no way to wait for a future: seconds between two looks.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
+
+_renewals: set[weakref.WeakMethod[Callable[[], None]]] = set()
+
+
+def renewed(method: Callable[[], None]) -> None:
+    """Call a bound method now, and again in each forked child, for as long as its object lives."""
+    _renewals.add(weakref.WeakMethod(method, _renewals.discard))
+    method()
+
+
+def _in_child() -> None:
+    for reference in list(_renewals):
+        method = reference()
+        if method is not None:
+            method()
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_in_child)
 
 
 def start(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
@@ -41,18 +63,18 @@ def start(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
 
 
 class OneAtATime(Generic[P, T]):
-    """Work that runs once at a time: whoever asks while it runs shares its result. In a forked child it starts anew."""
+    """Work that runs once at a time: calls that come while it runs share its result."""
 
     def __init__(self, work: Callable[P, T]) -> None:
         self._work = work
-        _forks.renewed(self._renew)
+        renewed(self._renew)
 
     def _renew(self) -> None:
         self._lock = threading.Lock()
         self._running: Future[T] | None = None
 
     def start(self, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Start the work, or join the run that is under way, whatever its arguments."""
+        """Start the work, or join the run in progress, whatever its arguments."""
         with self._lock:
             if self._running is None or self._running.done():
                 self._running = start(self._work, *args, **kwargs)
@@ -60,12 +82,12 @@ class OneAtATime(Generic[P, T]):
 
 
 def wait(future: Future[Any], seconds: float | None) -> bool:
-    """Wait for as many seconds at most (`None`: as long as it takes); return whether the future is done."""
+    """Wait for at most so many seconds (`None`: as long as it takes); return whether the future is done."""
     return bool(futures.wait([future], seconds).done)
 
 
 async def wait_async(future: Future[Any], seconds: float | None) -> bool:
-    """Do as `wait` does, under asyncio and trio, without a thread that waits."""
+    """Do as `wait` does, under asyncio and trio, without a waiting thread."""
     pause = _FIRST_PAUSE
     with anyio.move_on_after(seconds):
         while not future.done():

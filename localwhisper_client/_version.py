@@ -1,3 +1,3 @@
-"""The version of the whole distribution, in the package that every install has."""
+"""The version of the distribution. The server reads it from here: every install has the client."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""What a request of the SDK's really is: where its path leads, and the fields that will be sent."""
+"""What an SDK request is for: speech-to-text, a realtime session or neither; and the fields that it will send."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import openai
 
 _SPEECH_TO_TEXT = frozenset({"audio/transcriptions", "audio/translations"})
 _REALTIME = frozenset({"realtime", "live"})
-# What ends a session, and so sends nothing.
+# These paths end a session and send no audio.
 _ENDINGS = frozenset({"hangup", "reject"})
 _AFTER_A_NAME = re.compile(r"[;?#].*", re.DOTALL)
 _UNSEEN = re.compile(r"[\x00-\x20\x7f]")
@@ -21,9 +21,9 @@ _UNSEEN = re.compile(r"[\x00-\x20\x7f]")
 def segments(path: str) -> list[str]:
     """Return the segments of a path as a server may read them, in lower case.
 
-    A server finds the way from `/audio/x/../Transcriptions;a` and `/audio%2Ftranscriptions`, and so would the audio.
+    A server may take `/audio/x/../Transcriptions;a` or `/audio%2Ftranscriptions` for the speech-to-text endpoint.
     """
-    # Encoded more than once, it may be decoded more than once on its way.
+    # A path that is encoded twice may be decoded twice on its way.
     while (plain := unquote(path)) != path:
         path = plain
     found: list[str] = []
@@ -37,7 +37,7 @@ def segments(path: str) -> list[str]:
 
 
 def endpoint(client: Any, options: Any) -> str | None:
-    """Return the speech-to-text endpoint that a request is for, `/audio/transcriptions`; None where it is for none."""
+    """Return the speech-to-text endpoint of a request, such as `/audio/transcriptions`; None for any other request."""
     if options.method.lower() != "post":
         return None
     base, path = urlsplit(str(client.base_url)).path, urlsplit(options.url).path
@@ -46,26 +46,26 @@ def endpoint(client: Any, options: Any) -> str | None:
 
 
 def is_realtime(url: str) -> bool:
-    """Whether a WebSocket at this URL is a realtime session of OpenAI's API, wherever it is."""
+    """Whether a WebSocket at this URL is a realtime session of OpenAI's API, on any host."""
     path = segments(urlsplit(url).path)
     before = zip(["", *path], path, strict=False)
     return path[-1:] == ["realtime"] or any(name in _REALTIME and of in ("v1", "openai") for of, name in before)
 
 
 def starts_realtime(options: Any) -> bool:
-    """Whether a request makes a realtime session, or the key that lets another program open one."""
+    """Whether a request opens a realtime session, or makes the key with which another program opens one."""
     path = segments(urlsplit(options.url).path)
     here = bool(path) and (path[0] in _REALTIME or is_realtime(options.url))
     return here and options.method.lower() == "post" and path[-1] not in _ENDINGS
 
 
 def fields(options: Any) -> Mapping[str, Any]:
-    """Return the fields of a request's body; none of one that the program wrote itself."""
+    """Return the fields of a request's body; empty if the program wrote the body itself."""
     return options.json_data if isinstance(options.json_data, Mapping) else {}
 
 
 def as_sent(options: Any) -> Any:
-    """Return a request with the fields it will be sent with: `extra_body` goes over those of the arguments."""
+    """Return a request with the fields that it will send: those in `extra_body` override the arguments."""
     if options.json_data is not None and not isinstance(options.json_data, Mapping):
         return options
     if getattr(options, "content", None) is not None:

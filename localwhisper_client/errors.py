@@ -1,23 +1,20 @@
-"""The client's exceptions, and the words in which a call that failed says why and what to do.
+"""The client's exceptions, and the message of a call that failed: what was tried, why it failed, and what to do.
 
     openai.OpenAIError
-    ├── LocalWhisperError                 all of ours
-    │   ├── ConfigurationError            a setting cannot be used; raised before anything is sent
-    │   ├── MissingCloudKey               something of the cloud's was called, and there is no key for it
-    │   ├── LocalServerUnavailable              nobody on the LAN could be reached, or the connection broke
-    │   │   ├── LocalServerTimeout             …because the time was up
-    │   │   ├── CloudNotAllowed            …and the cloud, which the program asked for, is forbidden by a stricter policy
-    │   │   ├── BudgetExceeded               …and there is no money left for the cloud
-    │   │   └── CloudUnsupported               …and the cloud cannot give what the call asks for
-    │   └── InvalidLocalResponse          an answer, but not one of a speech-to-text server
+    ├── LocalWhisperError                   every exception that is not the SDK's
+    │   ├── ConfigurationError              a setting cannot be used; raised before anything is sent
+    │   ├── MissingCloudKey                 a call that only the cloud answers, and there is no key
+    │   ├── LocalServerUnavailable          no local server could be reached, or all failed   (an APIConnectionError)
+    │   │   ├── LocalServerTimeout          the call's time was up                             (an APITimeoutError)
+    │   │   ├── CloudNotAllowed             a stricter policy forbade the cloud, which the program asked for
+    │   │   ├── BudgetExceeded              the cloud's budget is used up, or cannot be checked
+    │   │   └── CloudUnsupported            the cloud cannot give what the call asks for
+    │   └── InvalidLocalResponse            not a transcript                      (an APIResponseValidationError)
     └── openai.APIError
-        ├── openai.APIConnectionError     LocalServerUnavailable is one of these too
-        │   └── openai.APITimeoutError    …and LocalServerTimeout one of these
-        ├── openai.APIResponseValidationError    …and InvalidLocalResponse one of these
-        └── openai.APIStatusError         BadRequestError, AuthenticationError, RateLimitError …: raised as the SDK
-                                          has them, with the backends tried and the way out added to the message
+        └── openai.APIStatusError           BadRequestError, AuthenticationError …: the SDK's own classes,
+                                            with the backends tried and the remedy added to the message
 
-So code written for the SDK's exceptions goes on working.
+The classes in parentheses are the SDK's, so code that catches those works unchanged.
 """
 
 from __future__ import annotations
@@ -27,29 +24,29 @@ from typing import TYPE_CHECKING, Any
 import openai
 
 from localwhisper_client._http import http
+from localwhisper_client.routing.plan import FINAL, Verdict
 from localwhisper_client.routing.policy import Policy
-from localwhisper_client.routing.steps import FINAL, Verdict
 
 if TYPE_CHECKING:
-    from localwhisper_client.routing.steps import Ending
+    from localwhisper_client.routing.plan import Ending
 
 
 class LocalWhisperError(openai.OpenAIError):
-    """Anything this library raises that the SDK does not.
+    """Every exception that this library adds to the SDK's.
 
-    It can be pickled and copied, with its attributes; the request in them then has no headers, which hold keys.
+    It can be pickled and copied with its attributes; its request then has no headers, since they hold keys.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (type(self), self.args, {name: _bare(value) for name, value in vars(self).items()})
+        return _restored, (type(self), self.args, {name: _without_keys(value) for name, value in vars(self).items()})
 
 
 class ConfigurationError(LocalWhisperError):
-    """A setting cannot be used."""
+    """A setting cannot be used; the message names it and says what would do."""
 
 
 class MissingCloudKey(LocalWhisperError):
-    """Something other than speech-to-text was called without a key for it."""
+    """A call that only the cloud answers, without a key for the cloud."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -59,31 +56,31 @@ class MissingCloudKey(LocalWhisperError):
 
 
 class LocalServerUnavailable(LocalWhisperError, openai.APIConnectionError):
-    """NullObserver on the LAN could be reached, or the connection broke."""
+    """No local server could be reached, or all failed."""
 
     def __init__(self, message: str, *, request: Any) -> None:
-        # Straight to the root of the SDK's tree: its own constructors in between take no message.
+        # The SDK's constructors between this class and `APIError` take no message.
         openai.APIError.__init__(self, message, request, body=None)
 
 
 class LocalServerTimeout(LocalServerUnavailable, openai.APITimeoutError):
-    """NullObserver on the LAN answered in time."""
+    """The call's time was up before a local server had answered."""
 
 
 class CloudNotAllowed(LocalServerUnavailable):
-    """The LAN server could not answer, the program asked for the cloud, and a stricter policy kept the audio at home."""
+    """No local server answered, and a stricter policy forbade the cloud, which the program asked for."""
 
 
 class BudgetExceeded(LocalServerUnavailable):
-    """The LAN server could not answer, and the cloud's budget is spent or cannot be checked; nothing was sent there."""
+    """No local server answered, and the cloud's budget is used up or cannot be checked; nothing was sent to it."""
 
 
 class CloudUnsupported(LocalServerUnavailable):
-    """The LAN server could not answer, and the cloud has nothing that could; nothing was sent there."""
+    """No local server answered, and the cloud cannot give what the call asks for; nothing was sent to it."""
 
 
 class InvalidLocalResponse(LocalWhisperError, openai.APIResponseValidationError):
-    """Somebody answered, but not as a speech-to-text server does: a login page, half a transcript, a redirect."""
+    """The local server's answer is not a transcript: a login page, half a transcript."""
 
     def __init__(self, message: str, *, response: Any) -> None:
         openai.APIResponseValidationError.__init__(self, response, None, message=message)
@@ -96,8 +93,8 @@ def _restored(kind: type[LocalWhisperError], args: tuple[Any, ...], attributes: 
     return error
 
 
-def _bare(value: Any) -> Any:
-    """Return a request without headers, password and body, and a response with such a request; else the value."""
+def _without_keys(value: Any) -> Any:
+    """Return a request without headers, password and body; a response with such a request; any other value as it is."""
     if isinstance(value, http.Request):
         return http.Request(value.method, value.url.copy_with(username="", password=""))
     if isinstance(value, http.Response):
@@ -105,50 +102,50 @@ def _bare(value: Any) -> Any:
             content = value.content
         except http.StreamError:
             content = b""  # closed before it was read
-        return http.Response(value.status_code, headers=value.headers, content=content, request=_bare(value.request))
+        request = _without_keys(value.request)
+        return http.Response(value.status_code, headers=value.headers, content=content, request=request)
     return value
 
 
 def explained(ending: Ending, request: Any, *, wants_cloud: bool = False) -> Exception:
-    """Return the exception for a call that failed: the backends tried, why each failed, and what to do.
+    """Return the exception for a call that failed; the message says what was tried, why it failed, and what to do.
 
-    `request` stands in where no request was sent at all. `wants_cloud`: the program did, whatever the policy says.
+    `request` is used if no request was sent. `wants_cloud`: the program asked for the cloud, whatever the policy is.
     """
     error = ending.outcome.error
     if wants_cloud and not ending.policy.leaves_lan and ending.outcome.verdict not in FINAL:
-        home = CloudNotAllowed(
+        forbidden = CloudNotAllowed(
             f"{_tried(ending)} This client may ask the cloud, but a stricter policy ({ending.policy}) is set by the "
-            "environment, by the client that it was copied from, or by the block around the call. Nothing left the "
-            "lan.",
+            "environment, by the client it was copied from, or by a block around the call. No audio left the LAN.",
             request=request,
         )
-        home.__cause__ = error
-        return home
-    words = _words(ending)
+        forbidden.__cause__ = error
+        return forbidden
+    message = f"{_tried(ending)} {_remedy(ending)}".rstrip()
     if isinstance(error, (BudgetExceeded, CloudUnsupported)):
-        error.message = f"{error.message} {words}"
-        error.args = (error.message,)
-        return error
-    if isinstance(error, (openai.APIStatusError, InvalidLocalResponse)):
-        error.message = f"{_sentence(error.message)} {words}" if isinstance(error, openai.APIStatusError) else words
-        error.args = (error.message,)
-        return error
-    timed_out = ending.timed_out or isinstance(error, openai.APITimeoutError)
+        return _reworded(error, f"{error.message} {message}")
+    if isinstance(error, InvalidLocalResponse):
+        return _reworded(error, message)
+    if isinstance(error, openai.APIStatusError):
+        return _reworded(error, f"{_sentence(error.message)} {message}")
     if isinstance(error, openai.APIError):
         request = error.request
     elif error is not None:
         return error
-    ours = (LocalServerTimeout if timed_out else LocalServerUnavailable)(words, request=request)
-    ours.__cause__ = error
-    return ours
+    timed_out = ending.timed_out or isinstance(error, openai.APITimeoutError)
+    unavailable = (LocalServerTimeout if timed_out else LocalServerUnavailable)(message, request=request)
+    unavailable.__cause__ = error
+    return unavailable
+
+
+def _reworded(error: openai.APIError, message: str) -> openai.APIError:
+    error.message = message
+    error.args = (message,)
+    return error
 
 
 def _sentence(message: str) -> str:
     return message if message.endswith((".", "!", "?")) else f"{message}."
-
-
-def _words(ending: Ending) -> str:
-    return f"{_tried(ending)} {_advice(ending)}".rstrip()
 
 
 def _tried(ending: Ending) -> str:
@@ -158,29 +155,32 @@ def _tried(ending: Ending) -> str:
     return f"{opening}Tried: {tried}."
 
 
-def _advice(ending: Ending) -> str:
+def _remedy(ending: Ending) -> str:
     outcome = ending.outcome
-    status = outcome.error.status_code if isinstance(outcome.error, openai.APIStatusError) else None
     if outcome.verdict is Verdict.BAD_REQUEST:
         return ""
     if outcome.verdict is Verdict.MISCONFIGURED:
-        if status in (401, 403):
-            return "Set LOCALWHISPER_API_KEY (or local_api_key=) to the key that this server was started with."
-        if getattr(outcome.error, "code", None) == "model_not_found":
-            return ""  # the server has said which models it has
-        return (
-            "Check that LOCALWHISPER_BASE_URL (or local_base_url=) is the address of a speech-to-text server, with /v1 at its "
-            "end, and that the server has the model that was asked for."
-        )
+        return _right_setting(outcome.error)
     if ending.policy.leaves_lan:
-        return "Start the server on the LAN (localwhisper-server), or see what the cloud says above."
+        return "Start the server on the LAN (localwhisper-server); the cloud's own error is above."
     if outcome.verdict is Verdict.BUSY:
-        advice = "The server is well but has too much to do: try again later, or raise timeout= to wait for it."
+        advice = "The server is healthy but full: try again later, or raise timeout= to wait for it."
     else:
         advice = (
             "Start the server (localwhisper-server) on that machine, or set LOCALWHISPER_BASE_URL to where it runs."
         )
-    way_out = "LOCALWHISPER_POLICY=cloud would let calls go to OpenAI meanwhile"
+    alternative = "LOCALWHISPER_POLICY=cloud would let calls go to OpenAI meanwhile"
     if ending.policy is Policy.LOCAL_ONLY:
-        way_out += ", and LOCALWHISPER_POLICY=wait would wait for the LAN server"
-    return f"{advice} Nothing left the LAN; {way_out}."
+        alternative += ", and LOCALWHISPER_POLICY=wait would wait for the local server"
+    return f"{advice} No audio left the LAN; {alternative}."
+
+
+def _right_setting(error: Exception | None) -> str:
+    if isinstance(error, openai.APIStatusError) and error.status_code in (401, 403):
+        return "Set LOCALWHISPER_API_KEY (or local_api_key=) to the key that this server was started with."
+    if getattr(error, "code", None) == "model_not_found":
+        return ""  # the server's own message lists its models
+    return (
+        "Check that LOCALWHISPER_BASE_URL (or local_base_url=) is the address of a speech-to-text server, with /v1 at "
+        "its end, and that the server has the model."
+    )

@@ -1,8 +1,7 @@
-"""Makes any file argument one that can be sent again, whole.
+"""Makes a request's files fit to be sent more than once.
 
-The SDK has turned paths into bytes before this sees them, and rewinds whatever can be rewound each time it sends it.
-What is left are streams that cannot be rewound: pipes, sockets, generators behind an `io.RawIOBase`. Those are copied,
-once, into a file that can: in memory while small, on disk when not.
+The SDK turns paths into bytes, and rewinds files before each attempt. Streams that cannot be rewound (pipes, sockets,
+generators behind an `io.RawIOBase`) are copied here into a temporary file: in memory if small, else on disk.
 """
 
 from __future__ import annotations
@@ -22,24 +21,21 @@ _CHUNK = 64 * 1024
 
 
 def needs_copy(files: Any) -> bool:
-    """Whether any of a request's files could be sent only once."""
+    """Whether any of a request's files can be sent only once."""
     return any(_read_once(_content(value)) for _, value in _items(files))
 
 
 class Upload:
-    """A request's files, such that every attempt sends all of them from their beginning.
+    """A request's files, each of which every attempt can send from its beginning.
 
-    `files` is what the SDK's request options hold: a list of pairs or a mapping, of field name and bytes, open file, or
-    tuple of file name, content, and so on. `shared`: two attempts may read at once, so each file becomes bytes. Reading
-    a stream may block; `Upload` is made where that does no harm.
+    `files` is what the SDK's request options hold: pairs or a mapping of field name to bytes, an open file, or a tuple
+    of file name, content and so on. The constructor blocks while it copies a stream.
     """
 
-    def __init__(self, files: Any, *, shared: bool = False) -> None:
+    def __init__(self, files: Any) -> None:
         self._copies = ExitStack()
         self.files = files
-        if shared:
-            self.files = [(name, _in_memory(value)) for name, value in _items(files)]
-        elif needs_copy(files):
+        if needs_copy(files):
             try:
                 self.files = [(name, self._replayable(value)) for name, value in _items(files)]
             except BaseException:
@@ -59,7 +55,7 @@ class Upload:
         if not _read_once(content):
             return value
         if isinstance(content, os.PathLike):
-            # SDK 1 and 2 let a path inside a tuple through to the HTTP library, which cannot read it.
+            # SDK 1 and 2 pass a path inside a tuple on to the HTTP library, which cannot read it.
             return (value[0], self._copies.enter_context(Path(content).open("rb")), *value[2:])
         copy = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 - closed with the upload
         self._copies.callback(copy.close)
@@ -71,21 +67,8 @@ class Upload:
         return (_name(content), copy)
 
 
-def _in_memory(value: Any) -> Any:
-    content = _content(value)
-    if isinstance(content, (bytes, bytearray, memoryview, str)):
-        return value
-    if isinstance(content, os.PathLike):
-        data = Path(content).read_bytes()
-    else:
-        if not _read_once(content):
-            content.seek(0)
-        data = b"".join(_chunks(content))
-    return (value[0], data, *value[2:]) if isinstance(value, tuple) else (_name(content), data)
-
-
 def _name(content: Any) -> str:
-    # What the HTTP library would have sent for the original.
+    # The name that the HTTP library would send for the original.
     return PurePath(str(getattr(content, "name", "upload"))).name
 
 
@@ -103,7 +86,7 @@ def _read_once(content: Any) -> bool:
     seekable = getattr(content, "seekable", None)
     if seekable is not None:
         return not seekable()
-    # A file-like object that does not say: one that has no seek has only its one reading.
+    # A file-like object without `seekable`: it can be rewound if it has `seek`.
     return not hasattr(content, "seek")
 
 

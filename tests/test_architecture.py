@@ -32,7 +32,7 @@ ARROWS = {
         "cli": {
             "client", "patch", "settings", "errors", "events", "lan", "cloud", "routing", "shared", "server_process", "_version",
         },
-        "patch": {"client", "calls", "endpoints", "realtime", "errors", "events", "lan", "routing"},
+        "patch": {"client", "route", "endpoints", "lan"},
         "client": {"calls", "endpoints", "realtime", "upload", "lan", "errors", "events", "last_call", "routing", "_background"},
         "calls": {
             "endpoints", "lan", "cloud", "settings", "errors", "events", "last_call", "routing", "_http", "_background",
@@ -40,8 +40,8 @@ ARROWS = {
         "realtime": {"calls", "endpoints", "lan", "errors", "routing", "settings"},
         "endpoints": set(),
         "lan": {"settings", "errors", "events", "routing", "shared", "_http", "_background", "_forks"},
-        "cloud": {"settings", "errors", "events", "routing", "shared", "_http", "_forks"},
-        "settings": {"errors", "routing", "shared"},
+        "cloud": {"errors", "events", "routing", "shared", "_http", "_background"},
+        "settings": {"errors", "cloud", "routing", "shared"},
         "server_process": set(),
         "errors": {"routing"},
         "last_call": set(),
@@ -63,7 +63,7 @@ ONLY = {
     "fastapi": {"api"}, "starlette": {"api"}, "uvicorn": {"api", "server"},
 }  # fmt: skip
 PURE = {
-    "localwhisper_client": ("routing", "shared", "events", "cloud/adaptation", "cloud/models", "cloud/prices"),
+    "localwhisper_client": ("routing", "shared", "events", "cloud/adaptation", "cloud/models", "cloud/budget"),
     "localwhisper_server": (
         "types", "errors", "api/formats", "api/form", "whisper/decoding_rules", "whisper/tokens",
         "whisper/chunks", "transcription/queue", "transcription/segmentation",

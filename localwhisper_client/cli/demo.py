@@ -1,6 +1,6 @@
-"""`localwhisper demo`: a real voice message through a real server, then the fallback when that server is gone.
+"""`localwhisper demo`: a real voice message through a real server, then the fallback when that server is stopped.
 
-Nothing leaves the machine: the cloud of this demo is a stand-in on a loopback port, and says so.
+Nothing leaves the machine: the demo's cloud is a stand-in on a loopback port, and says so.
 """
 
 from __future__ import annotations
@@ -11,8 +11,12 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+from rich.console import Console
+
+from localwhisper_client.cli import stop
 from localwhisper_client.client import LocalWhisper
 from localwhisper_client.events import Attempt, Event
 from localwhisper_client.routing.steps import Verdict
@@ -21,10 +25,8 @@ from localwhisper_client.server_process import ServerNotStarted, serving
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rich.console import Console
-
 VOICE = Path(__file__).parents[1] / "demo.ogg"
-STAND_IN_TEXT = "(the stand-in cloud has no ears: this sentence is fixed)"
+STAND_IN_TEXT = "(the stand-in cloud does not transcribe: this sentence is fixed)"
 
 
 class DemoError(Exception):
@@ -32,7 +34,7 @@ class DemoError(Exception):
 
 
 class _StandIn(BaseHTTPRequestHandler):
-    """Answers every POST as OpenAI would answer a transcription, with a fixed sentence."""
+    """Answers every POST as OpenAI answers a transcription, with a fixed sentence."""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -44,7 +46,7 @@ class _StandIn(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing: the demo tells what happens."""
+        """Log nothing: the demo itself says what happens."""
 
 
 @contextlib.contextmanager
@@ -60,13 +62,24 @@ def stand_in_cloud() -> Iterator[str]:
             thread.join()
 
 
-def run(console: Console, *, model: str = "base") -> None:
-    """Show the main job and the fallback.
+def demo(model: Annotated[str, typer.Option(help="The model that the server loads.")] = "base") -> None:
+    """Try it out: start a server, transcribe a voice message, stop the server, and see the fallback answer.
 
-    Raises:
-        DemoError: a step did not come out as it should.
+    - `localwhisper demo`
+    - `localwhisper demo --model small`
 
+    Nothing leaves this machine; the cloud of the fallback is a stand-in. The first run downloads a model that is not
+    on the disk yet.
+
+    Exit code: 0 if both answers came as they should, 1 otherwise.
     """
+    try:
+        _show(Console(highlight=False), model)
+    except DemoError as failure:
+        stop("demo", str(failure), 1)
+
+
+def _show(console: Console, model: str) -> None:
     attempts: list[Attempt] = []
 
     def keep(event: Event) -> None:
@@ -91,7 +104,7 @@ def run(console: Console, *, model: str = "base") -> None:
         console.print("the cloud is a stand-in on this machine, so nothing leaves it and nothing is paid:")
         server.stop()
         _transcribe(console, client, attempts, expect_cloud=True)
-    console.print("\nWithout policy `cloud`, the second call would have ended in an error: audio stays on the LAN.")
+    console.print("\nWithout the policy `cloud`, the second call would have failed: audio stays on the LAN.")
 
 
 def _transcribe(console: Console, client: LocalWhisper, attempts: list[Attempt], *, expect_cloud: bool) -> None:
@@ -100,7 +113,7 @@ def _transcribe(console: Console, client: LocalWhisper, attempts: list[Attempt],
     with console.status("Transcribing …"), VOICE.open("rb") as voice:
         transcript = client.audio.transcriptions.create(file=voice, model="whisper-1", response_format="verbose_json")
     took = time.perf_counter() - started
-    answered = next(attempt for attempt in attempts if attempt.verdict == Verdict.ANSWERED)
+    answered = attempts[-1]
     where = "the stand-in cloud" if answered.cloud else "on the LAN"
     console.print(f"  words        {transcript.text.strip()}", markup=False, soft_wrap=True)
     console.print(f"  language     {transcript.language}")

@@ -1,1 +1,1 @@
-"""The servers on the LAN: connections, what their answers mean, health, discovery, wake."""
+"""The local servers: connections, checks of their answers, probes, discovery and Wake-on-LAN."""

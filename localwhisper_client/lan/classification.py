@@ -1,4 +1,8 @@
-"""What a server on the LAN did, and which verdict of the routing table that is."""
+"""What a local server's answer must look like, and which verdict its faults get.
+
+Both are stated here only: `Expected` and `EventCheck` look at what came with a status of 200, `failed` at everything
+else. Reading the bytes is `transport`'s part.
+"""
 
 from __future__ import annotations
 
@@ -8,34 +12,36 @@ import math
 import re
 import ssl
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import openai
 
 from localwhisper_client._http import http
 from localwhisper_client.errors import InvalidLocalResponse
-from localwhisper_client.lan.transport import MOST_EVENT_BYTES
-from localwhisper_client.routing.steps import Outcome, Verdict
+from localwhisper_client.routing.plan import Outcome, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+MOST_EVENT_BYTES = 8 * 1024 * 1024
+"""The most bytes of one event of a stream."""
+
 _JSON_FORMATS = frozenset({"json", "verbose_json", "diarized_json"})
 _TEXT_FORMATS = frozenset({"text", "srt", "vtt"})
 
-# The stream ends with the first or, when something went wrong on the way, with one of the others. In JSON a quotation
-# mark within a text is escaped, so none of these can be a part of a transcript.
+# OpenAI's stream ends with the first of these, or with an error. A quotation mark within a transcript is escaped, so a
+# transcript cannot contain any of them.
 _LAST_EVENT = re.compile(rb'"type"\s*:\s*"transcript\.text\.done"|"type"\s*:\s*"error"|"error"\s*:')
-_LAST_EVENT_BYTES = 64  # what it may be spread over, blanks included
+_LAST_EVENT_BYTES = 64  # the most that one of them takes, blanks included
 
 _MISCONFIGURED = frozenset({401, 403, 404, 405})
 _BUSY = frozenset({429, 503})
-# Time-outs and "too early" are the server's trouble, whatever their class says.
+# Request timeout and "too early": faults of the server, though below 500.
 _FAILURES_BELOW_500 = frozenset({408, 425})
 
 
 class WrongAnswer(Exception):
-    """A success by its status, but not the answer of a speech-to-text server; says what was seen instead."""
+    """A success by its status, but not a transcript; the message says what it was instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +49,14 @@ class Expected:
     """What the answer to a call must look like."""
 
     response_format: str
+    """`json`, `text`, `srt` …; empty if unknown."""
     stream: bool
 
     @classmethod
     def of(cls, fields: object, *, stream: bool) -> Expected:
-        """Read the expectation off a request's form fields; `stream` is what the SDK was asked, where they say nothing.
+        """Read the expectation from a request's form fields; `stream` counts if the fields do not say.
 
-        Of a body that the program wrote itself nothing is known.
+        If the program wrote the body itself, there are no fields, and any format may come.
         """
         if not isinstance(fields, dict):
             return cls("", stream)
@@ -57,7 +64,7 @@ class Expected:
         return cls(asked if isinstance(asked, str) else "json", bool(fields.get("stream", stream)))
 
     def check_head(self, headers: Mapping[str, str]) -> None:
-        """Raise `WrongAnswer` unless the content type is one that this answer may have."""
+        """Raise `WrongAnswer` unless the content type fits the response format."""
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if self.stream:
             right = kind == "text/event-stream"
@@ -66,7 +73,7 @@ class Expected:
         elif self.response_format in _TEXT_FORMATS:
             right = kind in ("", "application/x-subrip") or (kind.startswith("text/") and kind != "text/html")
         else:
-            # A format this version does not know: only what can never be a transcript is wrong.
+            # An unknown format: only a web page is certainly wrong.
             right = kind != "text/html"
         if not right:
             raise WrongAnswer(f"a 200 of content type {kind or 'unknown'!r}, which is not a transcript")
@@ -74,14 +81,12 @@ class Expected:
     def check_body(self, body: bytes) -> None:
         """Raise `WrongAnswer` unless a body that was read to its end is a whole transcript."""
         if self.stream:
-            # The SDK was asked for a body, and the server, in `extra_body`, for events.
-            first = FirstEvent()
-            if not first.feed(body):
-                first.ended()
-            if first.last is not None:
-                first.last.feed(body)
-                if not first.last.seen:
-                    raise WrongAnswer("an event stream that ended before the transcript was whole")
+            # `extra_body` asked for events, and the SDK for a body.
+            events = EventCheck()
+            if not events.feed(body):
+                raise WrongAnswer("an event stream that ended before its first event")
+            if not events.complete:
+                raise WrongAnswer("an event stream that ended before the transcript was whole")
             return
         if self.response_format == "vtt" and not body.removeprefix(b"\xef\xbb\xbf").startswith(b"WEBVTT"):
             raise WrongAnswer(f"a 200 whose {len(body)} bytes are not WebVTT")
@@ -97,16 +102,20 @@ class Expected:
             raise WrongAnswer("a 200 whose JSON has no text")
 
 
-class FirstEvent:
-    """Watches the bytes of an event stream until its first event is whole."""
+class EventCheck:
+    """Checks the bytes of an event stream as they come: the first event is no error, and the last one is there."""
 
     def __init__(self) -> None:
-        self.chunks: list[bytes] = []
-        """Every byte seen so far, to be given out again."""
-        self.last: LastEvent | None = None
-        """What to watch the rest of the stream with; `None` where it need not end in any event we know."""
+        self._first_seen = False
         self._size = 0
         self._rest = b""
+        self._awaits_end = False
+        self._tail = b""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the stream may end here. Only OpenAI's own events must end with a certain one."""
+        return self._first_seen and not self._awaits_end
 
     def feed(self, chunk: bytes) -> bool:
         """Take in bytes; return whether the first event has been seen.
@@ -115,59 +124,51 @@ class FirstEvent:
             WrongAnswer: the first event is an error, or too long.
 
         """
-        self.chunks.append(chunk)
+        if not self._first_seen:
+            self._look_for_first(chunk)
+        elif self._awaits_end:
+            self._look_for_last(chunk)
+        return self._first_seen
+
+    def _look_for_first(self, chunk: bytes) -> None:
         self._size += len(chunk)
         if self._size > MOST_EVENT_BYTES:
             raise WrongAnswer(f"an event stream of {self._size} bytes without an event")
         text = self._rest + chunk
         *blocks, rest = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n\n")
-        # Half a line's end, perhaps.
+        # A final \r may be the first half of a line's end.
         self._rest = text if text.endswith(b"\r") else rest
         for block in blocks:
             lines = [line[5:].strip() for line in block.split(b"\n") if line.startswith(b"data:")]
             if lines:
-                if self._check(b"\n".join(lines)).startswith("transcript."):
-                    self.last = LastEvent()
-                return True
-        return False
+                self._first_seen = True
+                self._awaits_end = _event_type(b"\n".join(lines)).startswith("transcript.")
+                if self._awaits_end:
+                    self._look_for_last(text)
+                return
 
-    @staticmethod
-    def ended() -> NoReturn:
-        """Say that the stream was over before its first event."""
-        raise WrongAnswer("an event stream that ended before its first event")
-
-    @staticmethod
-    def _check(data: bytes) -> str:
-        if data.startswith(b"[DONE]"):
-            return ""
-        try:
-            event = json.loads(data)
-        except ValueError:
-            raise WrongAnswer("an event stream whose first event is not JSON") from None
-        if isinstance(event, dict) and (event.get("error") or event.get("type") == "error"):
-            raise WrongAnswer("an event stream that begins with an error")
-        return str(event.get("type")) if isinstance(event, dict) else ""
+    def _look_for_last(self, chunk: bytes) -> None:
+        text = self._tail + chunk
+        self._awaits_end = _LAST_EVENT.search(text) is None
+        self._tail = text[-_LAST_EVENT_BYTES:]
 
 
-class LastEvent:
-    """Watches the bytes of an event stream of OpenAI's for an event that may be its last."""
-
-    def __init__(self) -> None:
-        self.seen = False
-        self._tail = b""
-
-    def feed(self, chunk: bytes) -> None:
-        """Take in bytes."""
-        if not self.seen:
-            text = self._tail + chunk
-            self.seen = _LAST_EVENT.search(text) is not None
-            self._tail = text[-_LAST_EVENT_BYTES:]
+def _event_type(data: bytes) -> str:
+    if data.startswith(b"[DONE]"):
+        return ""
+    try:
+        event = json.loads(data)
+    except ValueError:
+        raise WrongAnswer("an event stream whose first event is not JSON") from None
+    if isinstance(event, dict) and (event.get("error") or event.get("type") == "error"):
+        raise WrongAnswer("an event stream that begins with an error")
+    return str(event.get("type")) if isinstance(event, dict) else ""
 
 
 def failed(error: Exception, now: float) -> Outcome | None:
-    """Return what an attempt's exception means; `None` when it is neither the network's nor a server's.
+    """Return the outcome of an attempt that raised; `None` if the error is the caller's own.
 
-    `now` is wall-clock time in seconds since the epoch, for a `Retry-After` that is a date.
+    `now` is seconds since the epoch, for a `Retry-After` that is a date.
     """
     if isinstance(error, openai.APIStatusError):
         return _status(error, now)
@@ -178,19 +179,19 @@ def failed(error: Exception, now: float) -> Outcome | None:
     if verdict is None:
         return None
     if not isinstance(error, openai.APIConnectionError):
-        # The connection broke while the answer was being read, where the SDK lets the HTTP library's errors through.
-        ours = openai.APITimeoutError if isinstance(error, http.TimeoutException) else openai.APIConnectionError
-        request: Any = getattr(error, "_request", None)  # the public property raises where there is none
-        wrapped = ours(request=request)
+        # The SDK does not wrap the HTTP library's errors while it reads the body.
+        wrapper = openai.APITimeoutError if isinstance(error, http.TimeoutException) else openai.APIConnectionError
+        request: Any = getattr(error, "_request", None)  # the public property raises if there is none
+        wrapped = wrapper(request=request)
         wrapped.__cause__, error = error, wrapped
     return Outcome(verdict, _reason(cause), error=error)
 
 
 def _status(error: openai.APIStatusError, now: float) -> Outcome:
     status = error.status_code
+    headers = error.response.headers
     reason = f"status {status}"
     if status in _BUSY:
-        headers = error.response.headers
         return Outcome(
             Verdict.BUSY,
             reason,
@@ -200,17 +201,16 @@ def _status(error: openai.APIStatusError, now: float) -> Outcome:
         )
     if status in _MISCONFIGURED:
         return Outcome(Verdict.MISCONFIGURED, reason, error=error)
-    if 300 <= status < 400:  # noqa: PLR2004 - the statuses that mean "elsewhere"
+    if 300 <= status < 400:  # noqa: PLR2004 - the redirects
         # A router's login page, or a server that moved. Following it could carry audio off the LAN.
-        reason = f"status {status}, a redirect to {error.response.headers.get('location', 'nowhere')}"
-        return Outcome(Verdict.FAILURE, reason, error=error)
-    if status >= 500 or status in _FAILURES_BELOW_500:  # noqa: PLR2004 - the statuses that are the server's fault
+        return Outcome(Verdict.FAILURE, f"{reason}, a redirect to {headers.get('location', 'nowhere')}", error=error)
+    if status >= 500 or status in _FAILURES_BELOW_500:  # noqa: PLR2004 - the server's faults
         return Outcome(Verdict.FAILURE, reason, error=error)
     return Outcome(Verdict.BAD_REQUEST, reason, error=error)
 
 
 def _transport(cause: BaseException | None) -> Verdict | None:
-    # The SSL and anyio errors are those that the HTTP library forgets to wrap when TLS cannot be set up.
+    # The HTTP library does not wrap the SSL and anyio errors of a failed TLS handshake.
     unreachable = (http.ConnectError, http.ConnectTimeout, http.ProxyError, ssl.SSLError)
     if isinstance(cause, unreachable) or type(cause).__name__ == "EndOfStream":
         return Verdict.OUTAGE
@@ -225,15 +225,15 @@ def _transport(cause: BaseException | None) -> Verdict | None:
 
 def _reason(cause: BaseException | None) -> str:
     name = type(cause).__name__
-    said = str(cause)
-    return f"{name}: {said}" if said else name
+    message = str(cause)
+    return f"{name}: {message}" if message else name
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Return the seconds after which a server wants to be asked again, or `None` where it does not say so.
+    """Return the seconds after which a server may be asked again, or `None` if it does not say.
 
-    Reads `retry-after-ms`, then `retry-after` in seconds (whole or not) or as an HTTP date. A date is read against the
-    answer's own `date`, where it has one: the two clocks need not agree. `now` is seconds since the epoch.
+    Reads `retry-after-ms`, then `retry-after` in seconds (whole or not) or as an HTTP date. A date is compared with the
+    answer's own `date` if it has one, since the two clocks may differ. `now` is seconds since the epoch.
     """
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
@@ -246,7 +246,7 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
 
 
 def queue_seconds(headers: Mapping[str, str]) -> float | None:
-    """Return how long a server says that its next call will wait, or `None` where it does not say so."""
+    """Return how long the server says that its next call will wait, or `None` if it does not say."""
     try:
         seconds = float(headers["x-localwhisper-queue-seconds"])
     except (KeyError, ValueError):

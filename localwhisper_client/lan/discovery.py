@@ -1,12 +1,13 @@
-"""Finds the servers on the LAN by mDNS, and remembers where they were.
+"""Finds local servers by mDNS, and remembers where they were.
 
-A server that was started with `--announce` says `_localwhisper._tcp.local.`; the TXT record has `path`, `version` and
-`model`. The answer is kept in the user's state folder, so that the next start finds the LAN server at once; a server that
-moved to another address is found by `forget` and the next `urls`.
+A server started with `--announce` announces the service `_localwhisper._tcp.local.`; `path`, `version` and `model` are
+in its TXT record. The answer is kept in the user's state folder, so that a restart needs no search. `forget` makes the
+next `urls` search again, for a server that has a new address.
 """
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import json
 import os
@@ -18,12 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from localwhisper_client import _forks
-from localwhisper_client.cloud import ledger
+from localwhisper_client import _background
 from localwhisper_client.errors import ConfigurationError
 from localwhisper_client.events import log
-from localwhisper_client.lan.probe import is_well
-from localwhisper_client.settings import health_url
+from localwhisper_client.lan.health import is_healthy
+from localwhisper_client.settings import health_url, state_folder
 from localwhisper_client.shared import lan_ranges
 
 if TYPE_CHECKING:
@@ -31,12 +31,13 @@ if TYPE_CHECKING:
 
 SERVICE = "_localwhisper._tcp.local."
 SECONDS = 2.0
-"""How long a search may take: on a quiet network an answer is there in a fifth of that."""
+"""The most that a search takes. On a quiet network an answer comes within a fifth of it."""
 PAUSE = 30.0
-"""Seconds between two searches that find nothing: a box that is off must not cost every call a search."""
-# After the first answer, the others on the network are close behind.
-_GRACE = 0.3
-_REACHES = 0.5
+"""Seconds between two searches that find nothing: while the server is off, not every call makes a search."""
+# Seconds to wait for more servers after the first answer.
+_MORE = 0.3
+# Seconds in which an announced address must answer.
+_REACH_TIMEOUT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +54,10 @@ class Found:
 def browse(
     seconds: float = SECONDS, *, everyone: bool = False, interfaces: Sequence[str] | None = None
 ) -> tuple[Found, ...]:
-    """Ask the network who serves; blocks for at most `seconds`, and that long only for `everyone` or nobody.
+    """Search the network for servers; blocks for at most `seconds`.
 
-    `interfaces` are the addresses of this machine to ask from; all of them by default.
+    Returns soon after the first answer unless `everyone` is set. `interfaces` are the addresses of this machine to ask
+    from; all of them by default.
 
     Raises:
         ConfigurationError: the extra `discovery` is not installed.
@@ -70,7 +72,7 @@ def browse(
     def hear(zeroconf: Any, service_type: str, name: str, state_change: Any) -> None:
         if state_change.name == "Removed":
             return
-        # On a thread of the browser's, where its own answers cannot be waited for.
+        # `get_service_info` blocks, and this is the thread that would receive the answer.
         threading.Thread(target=resolve, args=(zeroconf, service_type, name), daemon=True).start()
 
     def resolve(network: Any, service_type: str, name: str) -> None:
@@ -83,7 +85,7 @@ def browse(
 
     try:
         network = zeroconf.Zeroconf(interfaces=list(interfaces) if interfaces else zeroconf.InterfaceChoice.All)
-    except RuntimeError as error:  # what it raises where no interface is up
+    except RuntimeError as error:  # no interface is up
         raise OSError(str(error)) from error
     try:
         browser = zeroconf.ServiceBrowser(network, SERVICE, handlers=[hear])
@@ -91,7 +93,7 @@ def browse(
             changed.wait_for(lambda: bool(heard), timeout=max(0.0, until - time.monotonic()))
             if heard or everyone:
                 left = max(0.0, until - time.monotonic())
-                changed.wait_for(lambda: False, timeout=left if everyone else min(_GRACE, left))
+                changed.wait_for(lambda: False, timeout=left if everyone else min(_MORE, left))
             result = tuple(heard[name] for name in sorted(heard))
         browser.cancel()
     finally:
@@ -104,8 +106,8 @@ def _zeroconf() -> Any:
         import zeroconf  # noqa: PLC0415 - an extra, and half a second of import
     except ModuleNotFoundError:
         raise ConfigurationError(
-            "Finding the LAN server by itself needs zeroconf. Install it with: pip install 'localwhisper-lan[discovery]' "
-            "- or set LOCALWHISPER_BASE_URL to the server's address, such as http://pc:5000/v1."
+            "Finding the local server needs zeroconf. Install it with: pip install 'localwhisper-lan[discovery]' - or "
+            "set LOCALWHISPER_BASE_URL to the server's address, such as http://pc:5000/v1."
         ) from None
     return zeroconf
 
@@ -120,44 +122,48 @@ def _found(info: Any) -> Found | None:
     urls = tuple(
         f"{scheme}://{f'[{address}]' if address.version == 6 else address}:{info.port}{path.rstrip('/')}"  # noqa: PLR2004
         for address in map(ipaddress.ip_address, info.parsed_addresses())
-        # Fails closed: an announced address on the internet gets no audio. One of the link alone needs a zone as well.
+        # An announced address on the internet gets no audio. A link-local IPv6 address would need a zone.
         if lan_ranges.on_lan(address) and not (address.version == 6 and address.is_link_local)  # noqa: PLR2004
     )
     if not urls or not path.startswith("/"):
         return None
     if scheme == "https" and info.server.endswith(".local."):
-        # What a certificate is most likely for; the first address that answers is the one that is used.
+        # A certificate is most likely for the name. The first URL that answers is used.
         urls = (f"https://{info.server.rstrip('.')}:{info.port}{path.rstrip('/')}", *urls)
     return Found(
         info.name.removesuffix("." + SERVICE), urls, properties.get("version", ""), properties.get("model", "")
     )
 
 
-def reachable(found: Sequence[Found], well: Callable[[str, float], tuple[bool, str]] = is_well) -> tuple[str, ...]:
-    """Return one base URL per server: the first of its addresses that answers; servers that do not are left out.
+def reachable(
+    found: Sequence[Found], healthy: Callable[[str, float], tuple[bool, str]] = is_healthy
+) -> tuple[str, ...]:
+    """Return one base URL for each server that answers: the first of its addresses that does.
 
-    A server in a container or a virtual machine announces addresses that nobody else can reach.
+    A server in a container or a virtual machine also announces addresses that other machines cannot reach.
     """
-    answering = (next((url for url in server.urls if well(health_url(url), _REACHES)[0]), None) for server in found)
+    answering = (
+        next((url for url in server.urls if healthy(health_url(url), _REACH_TIMEOUT)[0]), None) for server in found
+    )
     return tuple(url for url in answering if url)
 
 
 def search() -> tuple[str, ...]:
-    """Return the base URLs of the servers that announce themselves and answer, in about two seconds at most."""
+    """Return the base URLs of the servers that announce themselves and answer; takes about two seconds at most."""
     return reachable(browse())
 
 
 def default_path(environ: Mapping[str, str]) -> Path:
-    """Return the file in which the last answer is kept: beside the ledger, in the user's folder for state."""
-    return ledger.default_path(environ).with_name("discovered.json")
+    """Return the file that keeps the last answer, in the user's folder for state."""
+    return state_folder(environ) / "discovered.json"
 
 
 class Discovery:
-    """The servers on the LAN as `auto` knows them; shared by threads.
+    """The servers that `auto` stands for; thread-safe.
 
     Args:
-        path: where the last answer is kept between starts; `None` keeps it nowhere.
-        find: returns the base URLs that are there now, in bounded time.
+        path: the file that keeps the last answer for the next start; `None` for no file.
+        find: returns the base URLs found now, in bounded time.
         clock: monotonic seconds.
 
     """
@@ -169,7 +175,7 @@ class Discovery:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path, self._find, self._clock = path, find, clock
-        _forks.renewed(self._renew)
+        _background.renewed(self._renew)
         self._urls: tuple[str, ...] = ()
         self._trusted = False
         self._searched_at: float | None = None
@@ -179,10 +185,10 @@ class Discovery:
         self._lock = threading.Lock()
 
     def urls(self) -> tuple[str, ...]:
-        """Return the servers' base URLs: those remembered, or after `forget` those found; empty if never any.
+        """Return the servers' base URLs: the remembered ones, or after `forget` the ones found by a new search.
 
-        A search that finds nothing leaves the last answer standing, and is not made again for half a minute. Blocks
-        for as long as a search takes; whoever asks meanwhile shares its answer.
+        If a search finds nothing, the last answer stays, and the next search is half a minute away. Blocks for as long
+        as a search takes; calls that come meanwhile share its answer.
 
         Raises:
             ConfigurationError: the extra `discovery` is not installed.
@@ -198,7 +204,7 @@ class Discovery:
             return self._urls
 
     def forget(self) -> None:
-        """Say that a server was not where it should be: the next `urls` looks again."""
+        """Make the next `urls` search again: a server cannot be reached at its remembered URL."""
         with self._lock:
             self._started = True
             self._trusted = False
@@ -210,7 +216,7 @@ class Discovery:
         try:
             found = self._find()
         except OSError as failure:
-            log.warning("could not look for a server on the LAN: %s", failure)
+            log.warning("could not search the LAN for a server: %s", failure)
             found = ()
         self._searched_at = self._clock()
         if found:
@@ -223,11 +229,10 @@ class Discovery:
     def _read(self) -> tuple[str, ...]:
         try:
             urls = json.loads(self._path.read_bytes())["urls"] if self._path else []
-            # What is remembered is trusted no more than what is announced.
+            # The file must not name a server outside the LAN either.
             return tuple(url for url in urls if lan_ranges.settled(urlsplit(url).hostname or ""))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            # Nothing there, or nothing that can be read: it is only a memory.
-            return ()
+            return ()  # no file, or not one of ours: search instead
 
     def _write(self) -> None:
         if self._path is None:
@@ -239,22 +244,16 @@ class Discovery:
                 json.dump({"urls": list(self._urls)}, file)
             Path(name).replace(self._path)
         except OSError as failure:
-            log.warning("could not remember where the LAN server is: %s", failure)
+            log.warning("could not remember the local server's address: %s", failure)
 
 
-_shared: list[Discovery] = []
-_sharing = threading.Lock()
-
-
-def resolver() -> Discovery:
-    """Return the one resolver of this process, so that its clients search once.
+@functools.cache
+def shared() -> Discovery:
+    """Return the `Discovery` that all clients of this process share, so that they search once.
 
     Raises:
         ConfigurationError: the extra `discovery` is not installed.
 
     """
-    with _sharing:
-        if not _shared:
-            _zeroconf()
-            _shared.append(Discovery(default_path(os.environ)))
-        return _shared[0]
+    _zeroconf()
+    return Discovery(default_path(os.environ))

@@ -1,4 +1,4 @@
-"""The servers on the LAN: one inner SDK client for each, and what a request must lose before it goes there."""
+"""The local servers: an inner SDK client for each, and what a request must lose before it goes there."""
 
 from __future__ import annotations
 
@@ -6,33 +6,34 @@ import copy
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 import openai
 
-from localwhisper_client import _forks
-from localwhisper_client.lan import hooks, transport
-from localwhisper_client.lan.hooks import AUTO
-from localwhisper_client.lan.probe import Prober
-from localwhisper_client.routing.steps import Backend
-from localwhisper_client.settings import is_openai
+from localwhisper_client import _background
+from localwhisper_client.lan import discovery, transport, wake
+from localwhisper_client.lan.health import Prober
+from localwhisper_client.routing.breaker import Breaker
+from localwhisper_client.routing.plan import Backend
+from localwhisper_client.settings import AUTO, is_openai, without_credentials
 
 if TYPE_CHECKING:
-    from localwhisper_client.lan.hooks import Resolver, Waker
+    from localwhisper_client.lan.discovery import Discovery
+    from localwhisper_client.lan.wake import Waker
+    from localwhisper_client.routing.breaker import Rules
     from localwhisper_client.settings import Settings
 
 ClientT = TypeVar("ClientT", openai.OpenAI, openai.AsyncOpenAI)
 
 _KEYLESS = "no-key"
-# Headers a call may bring along; every other could be the cloud's credential under some gateway's name.
+# The only headers of a call that go to a local server. A gateway's key may be in a header of any other name.
 _HARMLESS = ("content-type", "accept", "x-stainless-", "____stainless", "x-client-request-id", "traceparent")
 
 
-class Server(Generic[ClientT]):
-    """One server on the LAN."""
+class LocalServer(Generic[ClientT]):
+    """One local server."""
 
-    def __init__(self, url: str, settings: Settings, kind: type[ClientT]) -> None:
-        self.backend = Backend(without_credentials(url))
+    def __init__(self, url: str, settings: Settings, kind: type[ClientT], rules: Rules | None) -> None:
+        self.backend = Backend(without_credentials(url), breaker=Breaker(rules))
         self.prober = Prober(self.backend, url, settings.connect_timeout)
         self.client: ClientT = kind(
             api_key=settings.local_api_key or _KEYLESS,
@@ -40,27 +41,27 @@ class Server(Generic[ClientT]):
             max_retries=0,
             http_client=transport.http_client(kind, url),
         )
-        # The SDK fills these from the environment, and they are the cloud's.
+        # The SDK fills these from the environment, where they are the cloud's.
         self.client.organization = None
         self.client.project = None
         self.client.webhook_secret = None
-        self.client._custom_headers = {}  # noqa: SLF001 - where OPENAI_CUSTOM_HEADERS ends up; there is no public name
+        self.client._custom_headers = {}  # noqa: SLF001 - from OPENAI_CUSTOM_HEADERS; there is no public name
         if hasattr(self.client, "admin_api_key"):
             self.client.admin_api_key = None
         self._keyless = settings.local_api_key is None
         self._connect_timeout = settings.connect_timeout
 
     def options(self, options: Any, files: Any, seconds: float | None, *, raw: str) -> Any:
-        """Return the request as it goes to this server: none of the cloud's headers or query, and our own timeouts.
+        """Return the request as it goes to this server: without the cloud's headers and query, with our timeouts.
 
-        `raw` is how the SDK is to hand over the response, so that it can be looked at before the caller gets it.
+        `raw` is the SDK's `X-Stainless-Raw-Response`: the response is checked before the caller gets it.
         """
         mine = copy.copy(options)
         given = options.headers if isinstance(options.headers, dict) else {}
-        headers: dict[str, Any] = {name: value for name, value in given.items() if _harmless(name)}
+        headers: dict[str, Any] = {name: value for name, value in given.items() if name.lower().startswith(_HARMLESS)}
         if self._keyless:
             headers["Authorization"] = openai.Omit()
-        # A compressed body would keep a stream's first event inside the compressor; on a LAN it saves nothing.
+        # A compressor would hold a stream's first event back, and a LAN gains nothing from it.
         headers["Accept-Encoding"] = "identity"
         headers["X-Stainless-Raw-Response"] = raw
         mine.headers = headers
@@ -74,93 +75,98 @@ class Server(Generic[ClientT]):
 
 
 class LocalServers(Generic[ClientT]):
-    """All servers on the LAN, given and found; shared by a client and its copies."""
+    """All local servers, the given and the found ones; shared by a client and its copies.
+
+    Args:
+        settings: the client's.
+        kind: `openai.OpenAI` or `openai.AsyncOpenAI`.
+        finder: finds servers; by default the process's own, if a base URL is `auto`.
+        waker: wakes the machine; by default the one that `LOCALWHISPER_WAKE` sets.
+        rules: when a server's breaker opens, and for how long.
+
+    """
 
     def __init__(
-        self, settings: Settings, kind: type[ClientT], *, resolver: Resolver | None = None, waker: Waker | None = None
+        self,
+        settings: Settings,
+        kind: type[ClientT],
+        *,
+        finder: Discovery | None = None,
+        waker: Waker | None = None,
+        rules: Rules | None = None,
     ) -> None:
         self.settings = settings
         self._kind: type[ClientT] = kind
-        self._resolver = resolver
-        if resolver is None and AUTO in settings.local_base_urls:
-            self._resolver = hooks.resolver()
+        self._rules = rules
+        self._finder = finder
+        if finder is None and AUTO in settings.local_base_urls:
+            self._finder = discovery.shared()
         self._waker = waker
         if waker is None and settings.wake is not None:
-            self._waker = hooks.waker(settings.wake)
-        _forks.renewed(self._renew)
+            self._waker = wake.Waker(wake.parse(settings.wake))
+        _background.renewed(self._renew)
         self._current()
 
     def _renew(self) -> None:
-        # Connections, and what was learnt by the way: all of it may be in use by the parent's other threads.
+        # A forked child starts with new connections and breakers: the parent's threads may be using the old ones.
         self._lock = threading.Lock()
-        self._servers: dict[str, Server[ClientT]] = {}
+        self._servers: dict[str, LocalServer[ClientT]] = {}
         self._found: tuple[str, ...] = ()
 
     @property
     def backends(self) -> tuple[Backend, ...]:
-        """Those known now: the given ones, and the found ones of the last `find()`."""
+        """The backends known now: the given ones, and those of the last `find()`."""
         return tuple(server.backend for server in self._current())
 
-    def _current(self) -> list[Server[ClientT]]:
+    def _current(self) -> list[LocalServer[ClientT]]:
         urls: dict[str, None] = {}
         for url in self.settings.local_base_urls:
-            # Whatever answers to a search is not trusted to name the cloud.
+            # An announcement on the network must not be able to name the cloud.
             wanted = [each for each in self._found if not is_openai(each)] if url == AUTO else [url]
             urls.update(dict.fromkeys(wanted))
         with self._lock:
             for url in urls:
                 if url not in self._servers:
-                    self._servers[url] = Server(url, self.settings, self._kind)
+                    self._servers[url] = LocalServer(url, self.settings, self._kind, self._rules)
             return [self._servers[url] for url in urls]
 
-    def moved(self, settings: Settings) -> LocalServers[ClientT]:
-        """Return another lan, which is found and woken in the same way."""
-        return LocalServers(settings, self._kind, resolver=self._resolver, waker=self._waker)
+    def with_settings(self, settings: Settings) -> LocalServers[ClientT]:
+        """Return the servers of other settings, found and woken in the same way."""
+        return LocalServers(settings, self._kind, finder=self._finder, waker=self._waker, rules=self._rules)
 
     @property
-    def servers(self) -> list[Server[ClientT]]:
-        """Every server ever known."""
+    def all(self) -> list[LocalServer[ClientT]]:
+        """Every server that was ever known."""
         self._current()
         return list(self._servers.values())
 
     @property
     def finds(self) -> bool:
-        """Whether some servers are to be found by `find()`."""
-        return self._resolver is not None
+        """Whether `find()` may give more servers."""
+        return self._finder is not None
 
     @property
     def wakes(self) -> bool:
         """Whether there is a machine to wake."""
         return self._waker is not None
 
-    def find(self, lost: bool = False) -> tuple[Backend, ...]:  # noqa: FBT001, FBT002 - passed on by position
-        """Look for the servers on the LAN and return all; may block. `lost`: one that was found is not there."""
-        if self._resolver is not None:
+    def find(self, *, lost: bool = False) -> tuple[Backend, ...]:
+        """Find the local servers and return the backends of all. May block. `lost`: a found one cannot be reached."""
+        if self._finder is not None:
             if lost:
-                self._resolver.forget()
-            self._found = self._resolver.urls()
+                self._finder.forget()
+            self._found = self._finder.urls()
         return self.backends
 
     def wake(self) -> bool:
-        """Wake the machine on the LAN; return whether that was done. May block."""
+        """Wake the machine; return whether a packet was sent. May block."""
         return self._waker is not None and self._waker.wake(time.monotonic())
 
-    def server(self, backend: Backend) -> Server[ClientT]:
-        """Return the server that the routing knows as this backend."""
-        # By its name: a call that forks, in a callback, goes on in the child with the backend of the parent.
-        return next(server for server in self.servers if server.backend.name == backend.name)
-
-
-def without_credentials(url: str) -> str:
-    """Return the URL without the user and password that may be in it, fit for a log."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
-def _harmless(name: str) -> bool:
-    return name.lower().startswith(_HARMLESS)
+    def server(self, backend: Backend) -> LocalServer[ClientT]:
+        """Return the server of a backend, by its name: after a fork, the call's backend is still the parent's."""
+        return next(server for server in self.all if server.backend.name == backend.name)
 
 
 def belongs_to_lan(client: Any) -> bool:
-    """Whether an SDK client is a server's inner one."""
+    """Whether an SDK client is the inner client of a `LocalServer`."""
     return isinstance(client._client, (transport.SyncHTTP, transport.AsyncHTTP))  # noqa: SLF001 - there is no public name

@@ -1,9 +1,12 @@
-"""HTTP to a server on the LAN: one deadline for the whole of a call, and an answer of bounded size.
+"""HTTP to a local server: one deadline for the whole call, answers of bounded size, and a first look at each answer.
 
-The HTTP library's time-outs are for single reads and writes: a server that sends a byte a second would hold a call for
-ever. A sync call sets its deadline with `within`, an async one with `within_async`; from then on it covers everything:
-the look-up of the name, the connection, sending the file, the headers, the body. What the caller reads afterwards of an
-event stream is bounded for each piece only.
+The HTTP library's timeouts are for single reads and writes: a server that sends a byte a second would hold a call for
+ever. A sync call sets its deadline with `within`, an async one with `within_async`. It covers the look-up of the name,
+the connection, sending the file, the headers and the body. When the caller reads an event stream further, only single
+reads are bounded.
+
+`read` checks an answer before the caller gets it: all of a body, or a stream up to its first event. Until then the call
+can fall back; afterwards the caller has part of the answer and gets the error.
 """
 
 from __future__ import annotations
@@ -22,22 +25,21 @@ import openai
 
 from localwhisper_client import _background
 from localwhisper_client._http import http
-from localwhisper_client.lan import names
+from localwhisper_client.errors import InvalidLocalResponse
+from localwhisper_client.lan import resolution
+from localwhisper_client.lan.classification import MOST_EVENT_BYTES, EventCheck, Expected, WrongAnswer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from concurrent.futures import Future
 
 MOST_BYTES = 64 * 1024 * 1024
-"""Bytes of one answer. An hour's `verbose_json` with words has about two million."""
-MOST_EVENT_BYTES = 8 * 1024 * 1024
-"""Bytes of one event of a stream."""
+"""The most bytes of one answer. An hour's `verbose_json` with words has about two million."""
 
-# Seconds an idle connection is kept. Servers drop theirs after five (uvicorn's default), and a box that was switched
-# off drops none: a call on a dead connection would look like a fault of a server that is well, or hang.
+# Seconds for which an idle connection is kept. Servers close theirs after five (uvicorn's default), and a machine that
+# was switched off closes none: a call on such a connection would fail or hang, although the server may be running.
 _IDLE = 2.0
-# A box that loses power while it works says nothing more; the kernel asks after it in its stead, and gives up after
-# ten seconds. Each system has the options that it has.
+# With keepalive the kernel notices within ten seconds that a machine has lost power. Systems differ in the options.
 _KEEPALIVE = [
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     *(
@@ -46,7 +48,7 @@ _KEEPALIVE = [
         if hasattr(socket, name)
     ),
 ]
-# Bytes that are sent before the deadline is looked at again.
+# Bytes that are sent between two checks of the deadline.
 _PIECE = 64 * 1024
 _BLANK_LINES = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
@@ -55,10 +57,10 @@ _deadline: ContextVar[float] = ContextVar("localwhisper_deadline", default=math.
 
 @contextmanager
 def within(seconds: float | None) -> Iterator[None]:
-    """Hold everything that this thread sends and reads inside the block to one deadline; `None` sets none.
+    """Set one deadline for everything that this thread sends and reads inside the block; `None` sets none.
 
     Raises:
-        ConnectTimeout, WriteTimeout, ReadTimeout (of the HTTP library): the time was up.
+        ConnectTimeout, WriteTimeout, ReadTimeout (of the HTTP library): the deadline has passed.
 
     """
     token = _deadline.set(math.inf if seconds is None else time.monotonic() + seconds)
@@ -70,7 +72,7 @@ def within(seconds: float | None) -> Iterator[None]:
 
 @contextmanager
 def within_async(seconds: float | None) -> Iterator[None]:
-    """Do the same for the task that runs."""
+    """Do as `within` does, for this task."""
     try:
         with anyio.fail_after(seconds):
             yield
@@ -79,10 +81,10 @@ def within_async(seconds: float | None) -> Iterator[None]:
 
 
 def http_client(kind: type, url: str) -> Any:
-    """Return an HTTP client for a server at this address, for `openai.OpenAI` or `openai.AsyncOpenAI`.
+    """Return an HTTP client for the server at this URL, for use in `openai.OpenAI` or `openai.AsyncOpenAI`.
 
-    It uses no proxy of the environment's: one would carry the audio out of the LAN, and could not reach the server
-    anyway. It follows no redirects, for the same reason. Certificates are read only where the address has one.
+    It uses no proxy from the environment and follows no redirect: either could carry the audio off the LAN. It loads
+    certificates only for https.
     """
     make_client, make_transport, network = _KINDS[kind]
     transport = make_transport(
@@ -91,7 +93,7 @@ def http_client(kind: type, url: str) -> Any:
         limits=http.Limits(max_connections=1000, max_keepalive_connections=100, keepalive_expiry=_IDLE),
         socket_options=_KEEPALIVE,
     )
-    pool = transport._pool  # noqa: SLF001 - the library has no public way to set what its connections are made with
+    pool = transport._pool  # noqa: SLF001 - there is no public way to replace what makes the connections
     pool._network_backend = network(pool._network_backend)  # noqa: SLF001
     return make_client(
         follow_redirects=False, trust_env=False, transport=transport, headers={"Accept-Encoding": "identity"}
@@ -99,14 +101,14 @@ def http_client(kind: type, url: str) -> Any:
 
 
 class SyncHTTP(openai.DefaultHttpxClient):
-    """An HTTP client whose answers are bounded; it closes itself when forgotten, as the SDK's does."""
+    """An HTTP client with bounded answers. It closes itself when it is deleted, as the SDK's does."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._made_in = os.getpid()
 
     def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
-        """Send a request, and read its answer unless that is a stream."""
+        """Send a request, and read the answer unless it is a stream."""
         response = super().send(request, stream=True, **options)
         try:
             _bound(response, stream=stream)
@@ -118,20 +120,20 @@ class SyncHTTP(openai.DefaultHttpxClient):
         return response
 
     def __del__(self) -> None:
-        # A forked child must not wait for the locks of its parent's threads.
+        # In a forked child, closing could wait for a lock that a thread of the parent held.
         if not self.is_closed and self._made_in == os.getpid():
             self.close()
 
 
 class AsyncHTTP(openai.DefaultAsyncHttpxClient):
-    """The same; what it can do when it is forgotten depends on a loop being there."""
+    """The same for async. When it is deleted it can close itself only if an event loop runs."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._made_in = os.getpid()
 
     async def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
-        """Send a request, as the other does."""
+        """Do as `SyncHTTP.send` does."""
         response = await super().send(request, stream=True, **options)
         try:
             _bound(response, stream=stream)
@@ -147,12 +149,12 @@ class AsyncHTTP(openai.DefaultAsyncHttpxClient):
             if not self.is_closed and self._made_in == os.getpid():
                 self._closing = asyncio.get_running_loop().create_task(self.aclose())
         except (RuntimeError, AttributeError, TypeError):
-            # No loop; or the interpreter is ending, and has taken the module's names away.
+            # There is no loop, or the interpreter is shutting down and this module's names are gone.
             return
 
 
 class _Network:
-    """Makes connections within the deadline: looks the name up, and tries its addresses in turn."""
+    """Makes connections within the deadline: looks the name up and tries its addresses in turn."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
@@ -160,19 +162,19 @@ class _Network:
     def connect_tcp(self, host: str, port: int, timeout: float | None = None, **options: Any) -> Any:
         timeout = _left(timeout, http.ConnectTimeout)
         until = _until(timeout)
-        look_up = names.look_up(host)
+        look_up = resolution.look_up(host)
         _background.wait(look_up, timeout)
         failure: Exception | None = None
-        for address, seconds in _turns(host, look_up, until):
+        for address, seconds in _shares(host, look_up, until):
             try:
                 return _Connection(self._inner.connect_tcp(address, port, timeout=seconds, **options))
             except Exception as error:  # noqa: BLE001 - the last one is raised
                 failure = error
-        raise failure or _not_in_time(host)
+        raise failure or resolution.not_in_time(host)
 
 
 class _AsyncNetwork(_Network):
-    """The same for a task, whose deadline is a cancel scope around it."""
+    """The same for async, where the deadline is a cancel scope around the task."""
 
     async def connect_tcp(  # the library's signature
         self,
@@ -182,19 +184,19 @@ class _AsyncNetwork(_Network):
         **options: Any,
     ) -> Any:
         until = _until(timeout)
-        look_up = names.look_up(host)
+        look_up = resolution.look_up(host)
         await _background.wait_async(look_up, timeout)
         failure: Exception | None = None
-        for address, seconds in _turns(host, look_up, until):
+        for address, seconds in _shares(host, look_up, until):
             try:
                 return await self._inner.connect_tcp(address, port, timeout=seconds, **options)
             except Exception as error:  # noqa: BLE001 - as above
                 failure = error
-        raise failure or _not_in_time(host)
+        raise failure or resolution.not_in_time(host)
 
 
 class _Connection:
-    """A connection whose every read and write keeps to the deadline of the thread that makes it."""
+    """A connection whose reads and writes each keep to the thread's deadline."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
@@ -215,10 +217,10 @@ class _Connection:
         return _Connection(self._inner.start_tls(ssl_context, server_hostname, _left(timeout, http.ConnectTimeout)))
 
 
-def _turns(host: str, look_up: Future[tuple[str, ...]], until: float) -> Iterator[tuple[str, float | None]]:
-    """Yield each address with its share of the time that is left."""
+def _shares(host: str, look_up: Future[tuple[str, ...]], until: float) -> Iterator[tuple[str, float | None]]:
+    """Yield each address with its share of the remaining time."""
     if not look_up.done():
-        raise _not_in_time(host)
+        raise resolution.not_in_time(host)
     try:
         addresses = look_up.result()
     except (OSError, UnicodeError) as error:
@@ -230,28 +232,23 @@ def _turns(host: str, look_up: Future[tuple[str, ...]], until: float) -> Iterato
         yield address, None if left == math.inf else left / count
 
 
-def _not_in_time(host: str) -> Exception:
-    error: Exception = http.ConnectTimeout(f"the name {host} was not found in time")
-    return error
-
-
 def _until(timeout: float | None) -> float:
     return math.inf if timeout is None else time.monotonic() + timeout
 
 
-def _left(timeout: float | None, late: Any) -> float | None:
+def _left(timeout: float | None, error: Any) -> float | None:
     """Return the seconds that one read or write may take."""
     left = _deadline.get() - time.monotonic()
     if left <= 0:
-        raise late("the call's time is up")
+        raise error("the call's time is up")
     return timeout if left == math.inf else min(left, math.inf if timeout is None else timeout)
 
 
 def _bound(response: Any, *, stream: bool) -> None:
-    """Let no more of an answer in than fits into memory, whether it is read here or by the caller."""
+    """Limit the size of an answer, whether it is read here or by the caller."""
     headers = response.headers
     if headers.get("content-encoding", "identity") != "identity":
-        # A few bytes could unpack to any number, and nothing that was asked for comes packed.
+        # A few compressed bytes can expand to any size, and the request said `identity`.
         raise http.DecodingError("the answer is compressed, which was not asked for")
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     events = stream and response.status_code == 200 and kind == "text/event-stream"  # noqa: PLR2004 - OK
@@ -259,7 +256,7 @@ def _bound(response: Any, *, stream: bool) -> None:
 
 
 class _Bounded(http.SyncByteStream, http.AsyncByteStream):  # type: ignore[misc] # the library is chosen at run time
-    """The bytes of an answer up to a limit: on all of it or, of an event stream, on each event."""
+    """The bytes of an answer, with a limit on all of it or, for an event stream, on each event."""
 
     def __init__(self, inner: Any, *, by_event: bool) -> None:
         self._inner = inner
@@ -295,6 +292,105 @@ class _Bounded(http.SyncByteStream, http.AsyncByteStream):  # type: ignore[misc]
         if self._size > most:
             what = "an event" if self._by_event else "an answer"
             raise http.RemoteProtocolError(f"{what} of more than {most // 2**20} MiB")
+
+
+class _Checked(http.SyncByteStream, http.AsyncByteStream):  # type: ignore[misc] # as above
+    """An event stream that was read up to its first event, given out from its beginning and checked to its end."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self._events = EventCheck()
+        self._seen: list[bytes] = []
+        self._rest: Any = None
+
+    def read_first_event(self) -> None:
+        self._rest = iter(self._inner)
+        for chunk in self._rest:
+            self._seen.append(chunk)
+            if self._events.feed(chunk):
+                return
+        raise WrongAnswer(_NO_EVENT)
+
+    async def aread_first_event(self) -> None:
+        self._rest = aiter(self._inner)
+        async for chunk in self._rest:
+            self._seen.append(chunk)
+            if self._events.feed(chunk):
+                return
+        raise WrongAnswer(_NO_EVENT)
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._seen
+        for chunk in self._rest:
+            self._events.feed(chunk)
+            yield chunk
+        self._check_end()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in self._seen:
+            yield chunk
+        async for chunk in self._rest:
+            self._events.feed(chunk)
+            yield chunk
+        self._check_end()
+
+    def _check_end(self) -> None:
+        # A server that was stopped, or a proxy, may end a stream early without an error.
+        if not self._events.complete:
+            raise http.RemoteProtocolError("the stream ended before the transcript was whole")
+
+    def close(self) -> None:
+        self._inner.close()
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+_NO_EVENT = "an event stream that ended before its first event"
+
+
+def read(response: Any, expected: Expected) -> None:
+    """Read and check a response: a body to its end, an event stream up to its first event.
+
+    Raises:
+        InvalidLocalResponse: it does not answer this call. The response is then closed, as after any error.
+
+    """
+    try:
+        expected.check_head(response.headers)
+        if _is_body(response, expected):
+            expected.check_body(response.read())
+        else:
+            response.stream = _Checked(response.stream)
+            response.stream.read_first_event()
+    except WrongAnswer as wrong:
+        response.close()
+        raise InvalidLocalResponse(str(wrong), response=response) from None
+    except BaseException:
+        response.close()
+        raise
+
+
+async def aread(response: Any, expected: Expected) -> None:
+    """Do as `read` does."""
+    try:
+        expected.check_head(response.headers)
+        if _is_body(response, expected):
+            expected.check_body(await response.aread())
+        else:
+            response.stream = _Checked(response.stream)
+            await response.stream.aread_first_event()
+    except WrongAnswer as wrong:
+        await response.aclose()
+        raise InvalidLocalResponse(str(wrong), response=response) from None
+    except BaseException:
+        await response.aclose()
+        raise
+
+
+def _is_body(response: Any, expected: Expected) -> bool:
+    # If only `extra_body` asked for a stream, the SDK has read all of it by now.
+    return bool(response.is_closed) or not expected.stream
 
 
 _KINDS: dict[type, tuple[Any, Any, type[_Network]]] = {

@@ -1,4 +1,4 @@
-"""Wake-on-LAN: what a box that was switched off is woken with, and how often.
+"""Wake-on-LAN: the packet that wakes a machine which is off, and how often it is sent.
 
 The magic packet is AMD's: six bytes of 0xFF and sixteen times the address of the network card, here in UDP to port 9.
 """
@@ -11,7 +11,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from localwhisper_client import _forks
+from localwhisper_client import _background
 from localwhisper_client.errors import ConfigurationError
 from localwhisper_client.events import log
 
@@ -22,23 +22,23 @@ VARIABLE = "LOCALWHISPER_WAKE"
 BROADCAST = "255.255.255.255"
 PORT = 9
 PAUSE = 600.0
-"""Seconds between two packets to one card: a box that starts takes its time, and one that does not will not."""
+"""Seconds between two packets to one network card: a machine needs time to start."""
 
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(?:([:-])[0-9A-Fa-f]{2})(?:\1[0-9A-Fa-f]{2}){4}")
 
 
-class _Sent:
-    """When a packet went to which card, for the whole process."""
+class SentPackets:
+    """When the last packet went to each network card; thread-safe."""
 
     def __init__(self) -> None:
         self._at: dict[bytes, float] = {}
-        _forks.renewed(self._renew)
+        _background.renewed(self._renew)
 
     def _renew(self) -> None:
         self._lock = threading.Lock()
 
     def claims(self, mac: bytes, now: float) -> bool:
-        """Whether the caller, and no other, should send one now."""
+        """Whether this caller, and no other, should send a packet now."""
         with self._lock:
             last = self._at.get(mac)
             if last is not None and now - last < PAUSE:
@@ -47,12 +47,12 @@ class _Sent:
             return True
 
 
-_sent = _Sent()
+_sent = SentPackets()  # of the whole process, however many clients it has
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Whom to wake: `mac` is six bytes; `host` is where the packet goes."""
+    """The machine to wake: `mac` is six bytes; `host` is where the packet goes."""
 
     mac: bytes
     host: str = BROADCAST
@@ -62,10 +62,10 @@ class Target:
 
 
 def parse(value: str, name: str = VARIABLE) -> Target:
-    """Read `AA:BB:CC:DD:EE:FF`, with `@host` behind it where a broadcast to the whole network does not get there.
+    """Parse `AA:BB:CC:DD:EE:FF`, with `@host` behind it if a broadcast to the whole network does not reach it.
 
     Raises:
-        ConfigurationError: it is not one; `name` is what the user set, for the message.
+        ConfigurationError: it is no such address; `name` is the setting, for the message.
 
     """
     address, at, host = value.strip().partition("@")
@@ -78,12 +78,12 @@ def parse(value: str, name: str = VARIABLE) -> Target:
 
 
 def packet(mac: bytes) -> bytes:
-    """Return the 102 bytes that wake the card with this address."""
+    """Return the 102 bytes that wake the network card with this address."""
     return b"\xff" * 6 + mac * 16
 
 
 def send(target: Target, port: int = PORT) -> None:
-    """Send the packet; nobody answers one.
+    """Send the packet. There is no answer to it.
 
     Raises:
         OSError: there is no network, or the host has no address.
@@ -95,31 +95,21 @@ def send(target: Target, port: int = PORT) -> None:
 
 
 class Waker:
-    """Wakes one box, at most once in ten minutes, however many clients of the process ask for it."""
+    """Wakes one machine, at most once in ten minutes; `sent` is shared by all of the process."""
 
-    def __init__(self, target: Target, deliver: Callable[[Target], None] = send) -> None:
+    def __init__(self, target: Target, deliver: Callable[[Target], None] = send, sent: SentPackets = _sent) -> None:
         self._target = target
         self._deliver = deliver
+        self._sent = sent
 
     def wake(self, now: float) -> bool:
-        """Send the packet unless one went out a moment ago; return whether it was sent. `now` is monotonic seconds."""
-        if not _sent.claims(self._target.mac, now):
+        """Send the packet unless one was sent recently; return whether it was sent. `now` is monotonic seconds."""
+        if not self._sent.claims(self._target.mac, now):
             return False
         try:
             self._deliver(self._target)
         except OSError as failure:
-            # The call has its own trouble to tell of.
             log.warning("could not wake %s: %s", self._target, failure)
             return False
         log.warning("sent a packet to wake %s", self._target)
         return True
-
-
-def waker(machine: str) -> Waker:
-    """Return what wakes the machine that `LOCALWHISPER_WAKE` names.
-
-    Raises:
-        ConfigurationError: that is no machine's address.
-
-    """
-    return Waker(parse(machine))

@@ -9,8 +9,8 @@
       └──────────── probe answered ───────────────┘
 ```
 
-A closed breaker lets calls pass. An open one does not, and neither does a half-open one: it waits for the one probe
-that was allowed out. A probe that is answered closes the breaker on trial: one more failure opens it again.
+Calls pass a closed breaker only. A half-open one waits for the answer to its one probe. A probe that is answered closes
+the breaker, but the next failure opens it again at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from enum import Enum, auto
 
 
 class State(Enum):
-    """What the breaker thinks of its backend."""
+    """Whether calls go to the backend: only while the breaker is closed."""
 
     CLOSED = auto()
     OPEN = auto()
@@ -29,23 +29,23 @@ class State(Enum):
 
 
 class Signal(Enum):
-    """What was learnt about the backend, or asked of the breaker."""
+    """What happened at the backend, or is about to."""
 
     ANSWERED = auto()
-    """It answered a call, if only to say that the call was wrong."""
+    """It answered a call, possibly with an error that is the caller's."""
     OUTAGE = auto()
-    """NullObserver was there."""
+    """It could not be reached."""
     FAILURE = auto()
-    """Somebody was there and failed."""
+    """It was reached and failed."""
     PROBE = auto()
-    """Somebody wants to ask after its health."""
+    """A call wants to probe it."""
     PROBE_ANSWERED = auto()
     PROBE_FAILED = auto()
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How soon a breaker opens and how long it stays so; durations in seconds."""
+    """How many failures open a breaker, and how long it stays open; durations in seconds."""
 
     failures: int = 3
     cooldown: float = 2.0
@@ -54,7 +54,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Circuit:
-    """One moment of a breaker."""
+    """The state of a breaker at one moment."""
 
     state: State = State.CLOSED
     failures: int = 0
@@ -76,25 +76,25 @@ def after(circuit: Circuit, signal: Signal, now: float, rules: Rules) -> Circuit
             failures = circuit.failures + 1
             return _opened(circuit, now, rules) if failures >= rules.failures else replace(circuit, failures=failures)
         case ((State.OPEN | State.HALF_OPEN), Signal.PROBE) if now >= circuit.retry_at:
-            # The claim runs out: a probe lost with its thread (a fork, a kill) must not keep the breaker shut for ever.
+            # The claim runs out, since a probe may be lost with its thread (a fork, a kill).
             return replace(circuit, state=State.HALF_OPEN, retry_at=now + rules.longest_cooldown)
         case ((State.OPEN | State.HALF_OPEN), Signal.PROBE_ANSWERED):
             return replace(circuit, state=State.CLOSED, failures=rules.failures - 1)
         case State.HALF_OPEN, Signal.PROBE_FAILED:
             return _opened(circuit, now, rules)
         case _:
-            # News about a backend that is already known to be down, or of a probe that a call has overtaken.
+            # The backend is already known to be down, or a call was answered before the probe.
             return circuit
 
 
 def _opened(circuit: Circuit, now: float, rules: Rules) -> Circuit:
-    # The exponent is bounded because a box may be off for months, and 2.0 ** 1100 is an error.
+    # The exponent is bounded because a server may be off for months, and 2.0 ** 1100 is an error.
     cooldown = min(rules.cooldown * 2.0 ** min(circuit.openings, 32), rules.longest_cooldown)
     return Circuit(State.OPEN, failures=0, openings=circuit.openings + 1, retry_at=now + cooldown)
 
 
 class Breaker:
-    """A circuit that many threads and tasks share."""
+    """One backend's breaker, shared by threads and tasks."""
 
     def __init__(self, rules: Rules | None = None) -> None:
         self._rules = rules or Rules()
@@ -111,13 +111,13 @@ class Breaker:
         return self._circuit.state is State.CLOSED
 
     def signal(self, signal: Signal, now: float) -> tuple[Circuit, Circuit]:
-        """Take in news; return the states before and after it."""
+        """Change the state by a signal; return the states before and after."""
         with self._lock:
             before = self._circuit
             self._circuit = after(before, signal, now, self._rules)
             return before, self._circuit
 
     def claims_probe(self, now: float) -> bool:
-        """Whether the cooldown is over and the caller, and nobody else, should probe now."""
+        """Whether the cooldown is over and this caller, and no other, should probe now."""
         before, circuit = self.signal(Signal.PROBE, now)
         return circuit is not before

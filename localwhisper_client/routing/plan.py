@@ -1,55 +1,60 @@
-"""Which backend a call tries next: a generator without I/O that two short drivers carry out.
+"""Which backend a call tries next: a generator without I/O, and the words it shares with its two drivers.
 
-`plan()` yields a step and is sent what came of it, until it returns an `Ending`:
+`Call.plan()` yields a step and is sent the reply to it, until it returns an `Ending`:
 
-| step | the driver does | and sends |
+| step | the driver | and sends |
 |---|---|---|
 | `Try(backend, seconds)` | sends the call to that backend | its `Outcome` |
 | `Wait(seconds)` | sleeps | `None` |
 | `Probe(backend, seconds)` | asks whether the backend is ready; 0 seconds: without waiting | whether it is |
-| `Race(first, second, after)` | as `first`; from `after` seconds on as `second` too; drops the loser | `Raced` |
-| `Find(lost, seconds)` | has the LAN server found, anew if a found server is lost | its backends, as a tuple |
-| `Wake(seconds)` | wakes the machine on the LAN | whether that was done |
-`seconds` bounds how long the driver may take over a step. What is not done by then goes on in the background, and the
-driver sends `False`, or the backends that are known.
+| `Find(lost, seconds)` | finds the local servers by mDNS, again if a found one was `lost` | a tuple of backends |
+| `Wake(seconds)` | wakes the local server's machine | whether a packet was sent |
+
+`seconds` is the most that a driver may spend on a step, `None` for no limit. A step that is not done by then goes on in
+the background, and the driver sends `False`, or the backends that are known.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from enum import StrEnum
+from typing import TypeAlias
 
-from localwhisper_client.events import Attempt, Fallback
-from localwhisper_client.routing.breaker import Signal
+from localwhisper_client.events import Attempt, BreakerClosed, BreakerOpened, Event, Fallback
+from localwhisper_client.routing.breaker import Breaker, Signal, State
+from localwhisper_client.routing.latency import LatencyEstimate
 from localwhisper_client.routing.policy import Policy
-from localwhisper_client.routing.steps import (
-    FINAL,
-    Announce,
-    Backend,
-    Ending,
-    Find,
-    Outcome,
-    Plan,
-    Probe,
-    Race,
-    Raced,
-    Reply,
-    Step,
-    Tried,
-    Try,
-    Verdict,
-    Wait,
-    Wake,
-)
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
 
 FIRST_BACKOFF = 0.25
 LONGEST_BACKOFF = 15.0
-# A server that says "come back in 0 seconds" again and again is not to be hammered.
+# The least pause between two tries of a busy server, even if it asks for 0 seconds.
 SHORTEST_BUSY_WAIT = 0.05
+
+Announce: TypeAlias = Callable[[Event], None]
+
+
+class Verdict(StrEnum):
+    """What a backend's behaviour means for the call, the breaker and the next backend."""
+
+    ANSWERED = "answered"
+    OUTAGE = "outage"
+    """The server cannot be reached: the breaker opens at once; next backend."""
+    FAILURE = "failure"
+    """The server was reached and failed: the breaker counts; next backend."""
+    BUSY = "busy"
+    """The server is healthy but full: the breaker does not change; wait if the answer says how long, else next."""
+    MISCONFIGURED = "misconfigured"
+    """The key or the address is wrong: raised, never hidden by a fallback to the cloud."""
+    BAD_REQUEST = "bad_request"
+    """The call itself is wrong: raised; it never reaches a paid API."""
+    REFUSED = "refused"
+    """The client did not send it: the budget is used up, or the cloud cannot give what the call asks for."""
+
+
+FINAL = frozenset({Verdict.ANSWERED, Verdict.MISCONFIGURED, Verdict.BAD_REQUEST})
+"""The verdicts that end a call."""
 
 _SIGNALS = {
     Verdict.ANSWERED: Signal.ANSWERED,
@@ -60,23 +65,135 @@ _SIGNALS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The result of one attempt at one backend."""
+
+    verdict: Verdict
+    reason: str = ""
+    retry_after: float | None = None
+    """Seconds after which a busy backend may be tried again; `None` if it did not say."""
+    value: object = None
+    """The answer."""
+    error: Exception | None = None
+    queue_seconds: float | None = None
+    """How long the server says that its next call will wait."""
+    audio_seconds: float | None = None
+    """The length of the audio, if the answer or the file tells it."""
+    cost_usd: float | None = 0.0
+    """What the attempt cost; `None` if unknown."""
+    may_pass: bool = False
+    """Whether the cloud may be asked again in this call. A local server has its breaker for that."""
+
+
+@dataclass(frozen=True, eq=False)
+class Backend:
+    """A server that can transcribe, and what is known of its health."""
+
+    name: str
+    """The base URL, without credentials."""
+    cloud: bool = False
+    breaker: Breaker = field(default_factory=Breaker)
+    latency: LatencyEstimate = field(default_factory=LatencyEstimate)
+
+    def learn(self, signal: Signal, now: float, reason: str, announce: Announce) -> None:
+        """Pass a signal to the breaker, and announce it if that opened or closed it."""
+        before, after = self.breaker.signal(signal, now)
+        if after.state is State.OPEN and before.state is State.CLOSED:
+            announce(BreakerOpened(self.name, reason))
+        elif after.state is State.CLOSED and before.state is not State.CLOSED:
+            announce(BreakerClosed(self.name))
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One line of a call's history, for the error message."""
+
+    backend: str
+    verdict: Verdict
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a call ended: with an answer if the outcome's verdict says so, else with an error."""
+
+    outcome: Outcome
+    tried: tuple[Tried, ...]
+    policy: Policy
+    timed_out: bool = False
+    backend: str = ""
+    """The backend of the last attempt."""
+    cloud: bool = False
+    reason: str = ""
+    """Why earlier backends did not answer; empty if the first one did."""
+    seconds: float = 0.0
+    """How long the call took, all attempts together."""
+    attempts: int = 0
+    cost_usd: float | None = 0.0
+    """What all attempts cost; `None` if that is unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """Send the call to this backend."""
+
+    backend: Backend
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Sleep."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Ask whether the backend is ready, without the user's audio."""
+
+    backend: Backend
+    seconds: float | None = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Find:
+    """Find the local servers."""
+
+    lost: bool
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Wake the local server's machine."""
+
+    seconds: float | None = None
+
+
+Step: TypeAlias = Try | Wait | Probe | Find | Wake
+Reply: TypeAlias = Outcome | tuple[Backend, ...] | bool | None
+Plan: TypeAlias = Generator[Step, Reply, Ending]
+_Part: TypeAlias = Generator[Step, Reply]
+
+
 @dataclass
 class Call:
-    """One call on its way through the backends."""
+    """One call: the backends it may use, its deadline, and what has happened so far."""
 
-    lan: Sequence[Backend]
+    servers: Sequence[Backend]
+    """The local servers, in the order in which the user named them."""
     cloud: Backend
     policy: Policy
     seconds: float | None
-    """The call's whole time, from now; `None` when it has no deadline."""
+    """The time for the whole call, from now; `None` for no deadline."""
     clock: Callable[[], float]
     jitter: Callable[[], float]
     """Random numbers in [0, 1)."""
     announce: Announce
-    hedge_after: float | None = None
-    """Seconds after which the cloud is asked too, where the policy lets it; `None` for never."""
     finds: bool = False
-    """Whether `lan` is what a `Find` says."""
+    """Whether a `Find` gives the local servers."""
     wakes: bool = False
     """Whether there is a machine to wake."""
     cloud_retries: int = 0
@@ -87,8 +204,6 @@ class Call:
     def __post_init__(self) -> None:
         self.started = self.clock()
         self.deadline = math.inf if self.seconds is None else self.started + self.seconds
-        hedges = self.hedge_after is not None and self.policy.leaves_lan
-        self.hedge_at = self.started + (self.hedge_after or 0.0) if hedges else math.inf
         self.last_backend: Backend | None = None
         self.reason = ""
         self.attempts = 0
@@ -100,7 +215,7 @@ class Call:
         rounds = 0
         awake = False
         while True:
-            yield from self._ask_lan()
+            yield from self._ask_local()
             if self._over():
                 return self._ending()
             if self.wakes and not awake and self.last.verdict is Verdict.OUTAGE:
@@ -120,8 +235,8 @@ class Call:
                 return self._ending(timed_out=True)
             yield Wait(pause)
 
-    def _ask_cloud(self) -> Generator[Step, Reply]:
-        """Try the cloud, and again after a fault that may pass, as often as the caller allows and the time lets."""
+    def _ask_cloud(self) -> _Part:
+        """Try the cloud, and retry a fault that may pass as often as `max_retries` and the deadline allow."""
         for number in range(self.cloud_retries + 1):
             yield from self._try(self.cloud, self._left())
             pause = self.last.retry_after
@@ -131,45 +246,45 @@ class Call:
             yield Wait(pause)
 
     def _over(self) -> bool:
-        """Whether nobody is left to be asked: somebody gave the last word, or the cloud was asked beside the LAN server."""
-        return self.last.verdict in FINAL or self.last_backend is self.cloud
+        return self.last.verdict in FINAL
 
-    def _ask_lan(self) -> Generator[Step, Reply]:
+    def _ask_local(self) -> _Part:
         if not self.finds:
-            yield from self._ask(self.lan)
+            yield from self._ask(self.servers)
             return
         yield from self._find()
-        known = set(self.lan)
-        yield from self._ask(self.lan)
+        known = set(self.servers)
+        yield from self._ask(self.servers)
         if self.lost and not self._over():
-            # Perhaps it only changed its address.
+            # A server that cannot be reached may have a new address.
             yield from self._find()
-            yield from self._ask([backend for backend in self.lan if backend not in known])
+            yield from self._ask([backend for backend in self.servers if backend not in known])
 
-    def _find(self) -> Generator[Step, Reply]:
+    def _find(self) -> _Part:
         found = yield Find(self.lost, self._seconds(self._left()))
         if not isinstance(found, tuple):
             raise TypeError(f"a Find is answered with a tuple of backends, not with {found!r}")
-        self.lan, self.lost = found, False
+        self.servers, self.lost = found, False
         if not found:
             self._note(Backend("auto"), Outcome(Verdict.OUTAGE, "no server was found on the LAN"))
 
-    def _ask(self, backends: Sequence[Backend]) -> Generator[Step, Reply]:
+    def _ask(self, backends: Sequence[Backend]) -> _Part:
+        """Try the servers with a closed breaker, the fastest first; then probe those with an open one."""
         passing = [backend for backend in backends if backend.breaker.allows_calls()]
         skipped = [backend for backend in backends if backend not in passing]
         now = self.clock()
-        passing.sort(key=lambda backend: backend.pace.expected(now))
+        passing.sort(key=lambda backend: backend.latency.expected(now))
         yield from self._try_each(passing, others=bool(skipped))
         alone = not self.policy.leaves_lan and not self._over()
         for backend in skipped:
             if not alone:
-                # Somebody else takes the call, so nobody waits for the probe.
+                # Another backend takes the call, so the call does not wait for the probe.
                 if backend.breaker.claims_probe(self.clock()):
                     yield Probe(backend)
                 if not self._over():
                     self._note(backend, Outcome(Verdict.OUTAGE, "down a moment ago, not asked again yet"))
                 continue
-            # NullObserver else may take the call: better to ask now than to refuse because of what was true a moment ago.
+            # No other backend can take the call, so it waits for the probe rather than trust an old failure.
             last = backend is skipped[-1]
             seconds = self._seconds(self._left() if last else self._left() / 2)
             if (yield Probe(backend, seconds)) and self._left() > 0:
@@ -177,19 +292,19 @@ class Call:
                 if self._over():
                     return
             else:
-                self._note(backend, Outcome(Verdict.OUTAGE, "down a moment ago, and still not well"))
+                self._note(backend, Outcome(Verdict.OUTAGE, "down a moment ago, and not ready now"))
 
-    def _try_each(self, backends: Sequence[Backend], *, others: bool) -> Generator[Step, Reply]:
+    def _try_each(self, backends: Sequence[Backend], *, others: bool) -> _Part:
         """Try backends in turn, then those again that were busy and said for how long, if the deadline allows it.
 
-        `others` says whether there are more on the LAN to be asked after these.
+        `others` says whether more local servers are left to try after these.
         """
         ready: dict[Backend, float] = {}
         shortest = SHORTEST_BUSY_WAIT
         queue = list(backends)
         while queue:
             backend = queue.pop(0)
-            # Half of what is left is kept for those who come after it, where there are any.
+            # While other backends are left, half of the remaining time is kept for them.
             last = not (queue or others or self.policy.leaves_lan)
             yield from self._try(backend, self._left() if last else self._left() / 2)
             if self._over():
@@ -199,56 +314,22 @@ class Call:
             if not queue and ready:
                 soonest = min(ready, key=ready.__getitem__)
                 pause = max(0.0, ready.pop(soonest) - self.clock())
-                # Where the cloud is to be asked in the meantime anyway, it may as well be asked now.
-                if pause >= min(self._left(), self.hedge_at - self.clock()):
+                if pause >= self._left():
                     return
                 shortest = min(shortest * 2, LONGEST_BACKOFF)
                 yield Wait(pause)
                 queue.append(soonest)
 
-    def _try(self, backend: Backend, seconds: float) -> Generator[Step, Reply]:
-        step = self._step(backend, seconds)
+    def _try(self, backend: Backend, seconds: float) -> _Part:
         started = self.clock()
-        backend.pace.began()
+        backend.latency.began()
         try:
-            if backend.cloud or self.hedge_at == math.inf:
-                outcome = yield step
-                raced = None
-            else:
-                raced = yield Race(step, self._step(self.cloud, self._left()), max(0.0, self.hedge_at - started))
-                outcome = raced.first if isinstance(raced, Raced) else None
+            outcome = yield Try(backend, self._seconds(seconds))
         finally:
-            backend.pace.ended()
-        if isinstance(raced, Raced) and raced.hedged:
-            self._hedged(backend, raced, started)
-        elif isinstance(outcome, Outcome):
-            self._learn(backend, outcome, self.clock() - started)
-        else:
-            raise TypeError(f"a Try is answered with an Outcome and a Race with a Raced, not with {raced or outcome!r}")
-
-    def _hedged(self, backend: Backend, raced: Raced, started: float) -> None:
-        """Take in a race in which both were sent; the winner, or else the cloud, has the last word."""
-        seconds = self.clock() - started
-        late = f"no answer after {self.hedge_after:g} s"
-        self.announce(Fallback(self.cloud.name, late))
-        lines = [
-            (backend, raced.first, seconds),
-            (self.cloud, raced.second, self.clock() - max(self.hedge_at, started)),
-        ]
-        if raced.first is not None and raced.first.verdict in FINAL:
-            lines.reverse()
-        for each, outcome, took in lines:
-            if outcome is None:
-                self._note(each, Outcome(Verdict.FAILURE, late if each is backend else "no longer needed"))
-                self.announce(
-                    Attempt(each.name, "dropped", "another was faster", took, each.cloud, None if each.cloud else 0.0)
-                )
-                self.attempts += 1
-                # What was sent to the cloud is paid for, whether or not anybody waits for it.
-                self.cost = None if each.cloud else self.cost
-            else:
-                self._learn(each, outcome, took)
-        self.hedge_at = math.inf
+            backend.latency.ended()
+        if not isinstance(outcome, Outcome):
+            raise TypeError(f"a Try is answered with an Outcome, not with {outcome!r}")
+        self._learn(backend, outcome, self.clock() - started)
 
     def _learn(self, backend: Backend, outcome: Outcome, seconds: float) -> None:
         now = self.clock()
@@ -257,17 +338,14 @@ class Call:
         self.last_backend = backend
         self.lost |= outcome.verdict is Verdict.OUTAGE
         self._note(backend, outcome)
-        left = backend.cloud and outcome.verdict is not Verdict.REFUSED
-        self.announce(Attempt(backend.name, outcome.verdict.value, outcome.reason, seconds, left, outcome.cost_usd))
+        left_lan = backend.cloud and outcome.verdict is not Verdict.REFUSED
+        self.announce(Attempt(backend.name, outcome.verdict.value, outcome.reason, seconds, left_lan, outcome.cost_usd))
         if outcome.verdict in _SIGNALS and not backend.cloud:
             backend.learn(_SIGNALS[outcome.verdict], now, outcome.reason, self.announce)
         if outcome.verdict is Verdict.ANSWERED:
-            backend.pace.answered(seconds, outcome.audio_seconds, now)
+            backend.latency.answered(seconds, outcome.audio_seconds, now)
         if outcome.queue_seconds is not None:
-            backend.pace.queued(outcome.queue_seconds, now)
-
-    def _step(self, backend: Backend, seconds: float) -> Try:
-        return Try(backend, self._seconds(seconds))
+            backend.latency.queued(outcome.queue_seconds, now)
 
     @staticmethod
     def _seconds(seconds: float) -> float | None:
@@ -278,7 +356,7 @@ class Call:
             self.reason = outcome.reason
         self.last = outcome
         line = Tried(backend.name, outcome.verdict, outcome.reason)
-        # A call that waits meets the same trouble again and again; its history says it once.
+        # Under `wait` the same fault comes again and again; the history has it once.
         if line not in self.tried:
             self.tried.append(line)
 

@@ -1,4 +1,4 @@
-"""Where the audio of a call may go, and which of several wishes about it wins."""
+"""Where the audio of a call may go, and which of several policies wins."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class Policy(StrEnum):
     """Where audio may go; listed from the strictest to the loosest."""
 
     LOCAL_ONLY = "local_only"
-    """The LAN server or an error: nothing ever leaves it."""
+    """The local server or an error: no audio leaves the LAN."""
 
     WAIT = "wait"
-    """The LAN server alone, asked again and again until the call's deadline."""
+    """The local server only, retried until the call's deadline."""
 
     CLOUD = "cloud"
-    """The LAN server first, then OpenAI."""
+    """The local server first, then OpenAI."""
 
     @property
     def leaves_lan(self) -> bool:
@@ -32,25 +32,25 @@ class Policy(StrEnum):
 _within: ContextVar[Policy | None] = ContextVar("localwhisper_policy", default=None)
 
 
-def strictest(wishes: Iterable[Policy | None]) -> Policy:
-    """Return the strictest of the wishes that were uttered; `local_only` where none was."""
-    uttered = {wish for wish in wishes if wish is not None}
-    return next((policy for policy in Policy if policy in uttered), Policy.LOCAL_ONLY)
+def strictest(policies: Iterable[Policy | None]) -> Policy:
+    """Return the strictest of the policies; `None` sets none, and without any it is `local_only`."""
+    given = set(policies)
+    return next((policy for policy in Policy if policy in given), Policy.LOCAL_ONLY)
 
 
 def current() -> Policy | None:
-    """Return the policy of the block that the calling task or thread is in; `None` outside of any."""
+    """Return the policy of the enclosing `within` blocks of this task or thread; `None` outside of any."""
     return _within.get()
 
 
 @contextmanager
-def within(wish: Policy) -> Iterator[None]:
-    """Hold every call that this task or thread makes inside the block to a policy; the strictest of nested ones.
+def within(policy: Policy) -> Iterator[None]:
+    """Apply a policy to every call that this task or thread makes inside the block; of nested ones, the strictest.
 
-    Work that runs elsewhere is not held: a pool's threads, or a response that is made here and entered later. For
-    those, call a client that is held to it wherever it is used: `client.with_policy(...)`.
+    Other threads, such as a pool's, are not affected, nor is a response that is made inside and entered outside. For
+    those use `client.with_policy(...)`.
     """
-    token = _within.set(strictest([_within.get(), wish]))
+    token = _within.set(strictest([_within.get(), policy]))
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -11,16 +12,37 @@ import anyio.from_thread
 import openai
 
 from localwhisper_client import AsyncLocalWhisper, LocalWhisper
-from localwhisper_client.last_call import last_call
+from localwhisper_client.events import last_call
+from localwhisper_client.route import Route, split
 from localwhisper_client.routing import policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from localwhisper_client import LastCall, Policy
+    from localwhisper_client.routing.plan import Backend
 
 SHAPES = ("plain", "raw", "streaming", "events", "raw_events")
 FLAVOURS = ("sync", "async")
+
+
+def route(client: Any) -> Route[Any]:
+    """Return a client's route. Only here do tests reach into a client."""
+    return client._route
+
+
+def backend(client: Any) -> Backend:
+    """Return the routing's view of a client's first local server."""
+    return route(client).servers.backends[0]
+
+
+def make(kind: Any, *, finder: Any = None, waker: Any = None, rules: Any = None, **options: Any) -> Any:
+    """Return a client that finds, wakes, and opens its breakers by what is given here."""
+    if finder is waker is rules is None:
+        return kind(**options)
+    ours, sdk = split(options)  # type: ignore[arg-type] # any options
+    base: Any = openai.AsyncOpenAI if issubclass(kind, openai.AsyncOpenAI) else openai.OpenAI
+    return kind(_route=Route.load(base, os.environ, ours, finder=finder, waker=waker, rules=rules), **sdk)
 
 
 class Driver:
@@ -72,7 +94,7 @@ class Driver:
 
 
 async def _make(kind: Any, options: Any) -> Any:
-    return kind(**options)
+    return make(kind, **options)
 
 
 def _finish(result: Any) -> Any:

@@ -24,7 +24,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 PROGRAM = """
 import asyncio, os, socket, sys, threading, time
 import anyio
-from localwhisper_client import AsyncLocalWhisper, LocalWhisper, discovery, wake
+from localwhisper_client import AsyncLocalWhisper, LocalWhisper
+from localwhisper_client.lan import discovery, wake
 from localwhisper_client.routing.breaker import Signal
 
 flavour, moment, port = sys.argv[1:]
@@ -55,7 +56,7 @@ def call():
 
 asyncio.run(anyio.sleep(0))  # a fork during an import, which this does, is beyond anybody's repair
 route = client._route
-server, = route.lan.servers
+server, = route.servers.all
 if moment == "probe":
     server.backend.learn(Signal.OUTAGE, time.monotonic(), "", lambda _: None)
 if moment == "idle":
@@ -63,8 +64,8 @@ if moment == "idle":
 held = []
 if moment == "locked":
     held = [
-        route.lan._lock, route.books._lock, route.books._opened(route.books._path)._lock, finder._lock,
-        wake._sent._lock, server.backend.breaker._lock, server.backend.pace._lock, server.prober._probes._lock,
+        route.servers._lock, route.ledger._lock, finder._lock,
+        wake._sent._lock, server.backend.breaker._lock, server.backend.latency._lock, server.prober._probes._lock,
         server.client._client._transport._pool._optional_thread_lock._lock if flavour == "sync" else threading.Lock(),
     ]
     for lock in held:

@@ -19,7 +19,7 @@ from localwhisper_client import (
     LocalServerUnavailable,
     LocalWhisper,
 )
-from localwhisper_client.lan.trust import KEPT, Trust
+from localwhisper_client.lan.resolution import REMEMBERED, Hosts
 from tests.client.fault_server import EVENTS, TEXT, answers, refusing, response, says, serving
 from tests.client.leaving import names, no_socket_leaves
 
@@ -189,14 +189,14 @@ def test_a_name_is_judged_by_what_it_resolves_to(
 def test_a_look_up_counts_for_a_minute() -> None:
     """Then the name is asked again: it may have moved."""
     now = [0.0]
-    trust = Trust(lambda: now[0])
+    hosts = Hosts(lambda: now[0])
     with names(box_example="127.0.0.1"):
-        assert trust.on_lan("box.example", 5)
+        assert hosts.on_lan("http://box.example", 5)
     with names(box_example=PUBLIC):
-        assert trust.on_lan("box.example", 5)
-        now[0] = KEPT
-        assert trust.on_lan("box.example", 5) is False
-    assert trust.on_lan("nowhere.example", 5) is None
+        assert hosts.on_lan("http://box.example", 5)
+        now[0] = REMEMBERED
+        assert hosts.on_lan("http://box.example", 5) is False
+    assert hosts.on_lan("http://nowhere.example", 5) is None
 
 
 def test_a_server_named_by_hand_may_be_anywhere_and_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -207,10 +207,10 @@ def test_a_server_named_by_hand_may_be_anywhere_and_is_warned_of_once(caplog: py
         request = SimpleNamespace(url=SimpleNamespace(host="gateway.example"))
         return SimpleNamespace(extensions={"network_stream": stream}, request=request)
 
-    trust = Trust()
+    hosts = Hosts()
     for peer in ("192.168.1.5", "127.0.0.1", "fe80::1%eth0", PUBLIC, PUBLIC):
-        trust.note(answered(peer))
-    trust.note(SimpleNamespace(extensions={}))
+        hosts.warn_if_outside(answered(peer))
+    hosts.warn_if_outside(SimpleNamespace(extensions={}))
     assert [record.args for record in caplog.records] == [("gateway.example", PUBLIC)]
 
 

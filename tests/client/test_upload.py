@@ -149,16 +149,3 @@ def test_a_stream_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPat
     with pytest.raises(OSError, match="unplugged"):
         Upload([("file", Pipe(broken()))])
     assert made[0].closed
-
-
-def test_files_that_two_attempts_read_become_bytes(tmp_path: Path) -> None:
-    """Open files from their beginning, streams and paths, under the names that they had; the rest stays as it is."""
-    path = tmp_path / "a.ogg"
-    path.write_bytes(b"audio")
-    with path.open("rb") as file:
-        file.seek(3)
-        with Upload([("file", file)], shared=True) as upload:
-            assert upload.files == [("file", ("a.ogg", b"audio"))]
-    for content in (io.BytesIO(b"audio"), path, iter([b"au", b"dio"]), b"audio"):
-        with Upload({"file": ("b.ogg", content, "audio/ogg")}, shared=True) as upload:
-            assert upload.files == [("file", ("b.ogg", b"audio", "audio/ogg"))]

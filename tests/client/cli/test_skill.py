@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from localwhisper_client.cli import skill_files
+from localwhisper_client.cli import skill
 from tests.client.fault_server import error, refusing, reset, says
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tests.client.fault_server import FaultServer, Request
 
-SCRIPT = skill_files.SOURCE / "scripts" / "transcribe.sh"
+SCRIPT = skill.SOURCE / "scripts" / "transcribe.sh"
 PROOF = b"x-localwhisper-queue-seconds: 0.000"
 WORDS = says(200, b"text/plain; charset=utf-8", "Grüße, „Welt“ 🏠\n".encode(), PROOF)
 OBJECT = says(200, b"application/json", b'{"text":"x"}')
@@ -30,21 +30,21 @@ pytestmark = pytest.mark.skipif(not (shutil.which("bash") and shutil.which("curl
 
 
 def cut_short(conn: socket.socket, _: Request) -> None:
-    """Promise more than comes."""
+    """Announce more bytes than are sent."""
     conn.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 99\r\n\r\nhalf")
     reset(conn)
 
 
 @pytest.fixture
 def voice(tmp_path: Path) -> Path:
-    """Give a recording."""
+    """A recording."""
     path = tmp_path / "voice.ogg"
     path.write_bytes(b"OggS\r\n--boundary\r\n\x00\xff")
     return path
 
 
 def run(*arguments: str | Path, url: str | None = None, cwd: Path | None = None, **environ: str) -> Any:
-    """Run the script, with no settings but these."""
+    """Run the script with these settings and no others."""
     environment = {"PATH": os.environ["PATH"], **environ} | ({"WHISPER_API_URL": url} if url else {})
     return subprocess.run(
         ["bash", SCRIPT, *arguments], env=environment, cwd=cwd, capture_output=True, text=True, timeout=60, check=False
@@ -65,7 +65,7 @@ def parts(request: Request) -> dict[str, Any]:
 
 
 def test_words_go_beside_the_recording(voice: Path, lan: FaultServer) -> None:
-    """As the bundled skill does it: the input's name with .txt; its path is printed; the input stays."""
+    """As the bundled skill does: voice.ogg becomes voice.txt, its path is printed, and the input stays."""
     lan.behaviour = WORDS
     done = run(voice, url=lan.url)
     assert (done.returncode, done.stderr) == (0, "")
@@ -83,7 +83,7 @@ def test_words_go_beside_the_recording(voice: Path, lan: FaultServer) -> None:
 
 
 def test_every_option_is_sent(voice: Path, lan: FaultServer, tmp_path: Path) -> None:
-    """Options may come before the file; --out makes its folder."""
+    """Before or after the file; the folder of --out is made."""
     lan.behaviour = OBJECT
     out = tmp_path / "new folder" / "out.json"
     done = run("--json", "--model", "small", "--language", "de", voice, "--prompt", "Peter", "--out", out, url=lan.url)
@@ -110,8 +110,8 @@ def test_every_option_is_sent(voice: Path, lan: FaultServer, tmp_path: Path) -> 
         "$(id) `id`",
     ],
 )
-def test_a_prompt_is_text_whatever_it_holds(prompt: str, voice: Path, lan: FaultServer) -> None:
-    """Nothing in it means anything to curl or to the shell."""
+def test_a_prompt_may_have_any_characters(prompt: str, voice: Path, lan: FaultServer) -> None:
+    """None of them is special to curl or to the shell."""
     lan.behaviour = WORDS
     assert run(voice, "--prompt", prompt, url=lan.url).returncode == 0
     assert parts(lan.calls[0])["prompt"].replace(b"\r\n", b"\n").decode() == prompt
@@ -132,7 +132,7 @@ def test_a_prompt_is_text_whatever_it_holds(prompt: str, voice: Path, lan: Fault
     ],
 )
 def test_a_file_may_have_any_name(name: str, output: str, tmp_path: Path, lan: FaultServer) -> None:
-    """And a folder a dot; the name itself is not sent."""
+    """And a folder's name may have a dot. Of the name only the ending is sent."""
     lan.behaviour = WORDS
     folder = tmp_path / "a.b"
     folder.mkdir()
@@ -153,8 +153,8 @@ def test_the_address_may_be_given_in_any_of_its_forms(end: str, voice: Path, lan
     assert lan.calls[0].path == "/v1/audio/transcriptions"
 
 
-def test_the_key_is_the_houses(voice: Path, lan: FaultServer) -> None:
-    """OpenAI's never travels; without one of ours none does."""
+def test_the_key_is_the_lan_servers(voice: Path, lan: FaultServer) -> None:
+    """OpenAI's key is never sent."""
     lan.behaviour = WORDS
     run(voice, url=lan.url, OPENAI_API_KEY="sk-secret")
     run(voice, url=lan.url, OPENAI_API_KEY="sk-secret", LOCALWHISPER_API_KEY="ours")
@@ -163,22 +163,11 @@ def test_the_key_is_the_houses(voice: Path, lan: FaultServer) -> None:
 
 
 def test_no_proxy_and_no_curlrc(voice: Path, lan: FaultServer, cloud: FaultServer, tmp_path: Path) -> None:
-    """Either could carry the audio elsewhere."""
+    """Either could send the audio elsewhere."""
     lan.behaviour = WORDS
     (tmp_path / ".curlrc").write_text(f"url = {cloud.url}\n")
     assert run(voice, url=lan.url, http_proxy=cloud.url, ALL_PROXY=cloud.url, HOME=str(tmp_path)).returncode == 0
     assert not cloud.calls
-
-
-def test_the_input_goes_only_when_asked_and_only_after_success(voice: Path, lan: FaultServer) -> None:
-    """`--delete-input`."""
-    lan.behaviour = error(500)
-    assert run(voice, "--delete-input", url=lan.url).returncode == 1
-    assert voice.exists()
-    lan.behaviour = WORDS
-    assert run(voice, "--delete-input", url=lan.url).returncode == 0
-    assert not voice.exists()
-    assert voice.with_suffix(".txt").exists()
 
 
 @pytest.mark.parametrize(
@@ -193,10 +182,10 @@ def test_the_input_goes_only_when_asked_and_only_after_success(voice: Path, lan:
     ],
 )
 @pytest.mark.parametrize("existing", [None, "an older transcript"])
-def test_a_failure_leaves_things_as_they_were(
+def test_a_failure_changes_no_file(
     behaviour: Any, said: str, existing: str | None, voice: Path, lan: FaultServer
 ) -> None:
-    """The server's words go to standard error, the exit code is 1, and no output file is begun or touched."""
+    """The server's message goes to standard error, the exit code is 1, and no output file is written."""
     lan.behaviour = behaviour
     out = voice.with_suffix(".txt")
     if existing:
@@ -208,14 +197,14 @@ def test_a_failure_leaves_things_as_they_were(
     assert not existing or out.read_text() == existing
 
 
-def test_a_json_answer_that_is_none(voice: Path, lan: FaultServer) -> None:
-    """With --json only JSON will do."""
+def test_a_text_answer_to_json(voice: Path, lan: FaultServer) -> None:
+    """With --json only JSON is a transcript."""
     lan.behaviour = WORDS
     assert "not a transcript" in run(voice, "--json", url=lan.url).stderr
 
 
-def test_nobody_there(voice: Path) -> None:
-    """It says so, and where it asked."""
+def test_no_server(voice: Path) -> None:
+    """The message has the address that was asked."""
     with refusing() as port:
         done = run(voice, url=f"http://127.0.0.1:{port}")
     assert done.returncode == 1
@@ -244,19 +233,19 @@ def test_wrong_arguments(arguments: list[str], code: int, said: str, voice: Path
 
 
 def test_help() -> None:
-    """On standard output, as a success."""
+    """On standard output, with exit code 0."""
     done = run("--help")
     assert done.returncode == 0
     assert "--delete-input" in done.stdout
 
 
-def test_without_a_setting_the_lan_is_wsl_home() -> None:
-    """The bundled default; read, since nobody of that name is there."""
+def test_the_default_server_is_wsl_home() -> None:
+    """Read in the script, since no machine here has that name."""
     assert "${WHISPER_API_URL:-http://wsl.home:5000}" in SCRIPT.read_text()
 
 
 def test_the_script_is_clean() -> None:
-    """For shellcheck, where it is installed."""
+    """By shellcheck, if it is installed."""
     beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     shellcheck = shutil.which("shellcheck", path=beside)
     if shellcheck is None:
@@ -264,28 +253,9 @@ def test_the_script_is_clean() -> None:
     subprocess.run([shellcheck, SCRIPT], check=True)
 
 
-def test_install_writes_the_skill_and_keeps_what_it_did_not_write(tmp_path: Path) -> None:
-    """Once; again when asked to replace; never over another's work by itself."""
-    written = skill_files.install(tmp_path)
-    assert [path.relative_to(tmp_path / skill_files.NAME).as_posix() for path in written] == [
-        "SKILL.md",
-        "scripts/transcribe.sh",
-    ]
-    script = tmp_path / skill_files.NAME / "scripts" / "transcribe.sh"
-    assert os.access(script, os.X_OK)
-    assert "name: openai-whisper-api" in (tmp_path / skill_files.NAME / "SKILL.md").read_text()
-    assert skill_files.install(tmp_path) == []
-    script.write_text("mine")
-    with pytest.raises(skill_files.SkillExists, match=r"transcribe\.sh"):
-        skill_files.install(tmp_path)
-    assert script.read_text() == "mine"
-    assert skill_files.install(tmp_path, force=True) == [script]
-    assert script.read_text() == SCRIPT.read_text()
-
-
 @pytest.mark.model
 def test_with_the_real_server(tmp_path: Path) -> None:
-    """The words of a real recording, from the server that this project ships."""
+    """The script writes the words of a real recording."""
     pytest.importorskip("faster_whisper")
     from localwhisper_client.cli.demo import VOICE
     from localwhisper_client.server_process import serving as real

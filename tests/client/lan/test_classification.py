@@ -9,8 +9,8 @@ import openai
 import pytest
 
 from localwhisper_client._http import http
-from localwhisper_client.lan.classification import Expected, FirstEvent, WrongAnswer, failed, retry_after
-from localwhisper_client.routing.steps import Verdict
+from localwhisper_client.lan.classification import EventCheck, Expected, WrongAnswer, failed, retry_after
+from localwhisper_client.routing.plan import Verdict
 
 JSON, TEXT, SSE, HTML = "application/json", "text/plain; charset=utf-8", "text/event-stream", "text/html"
 
@@ -80,26 +80,31 @@ def test_body(response_format: str, body: bytes, right: bool) -> None:  # noqa: 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
 def test_the_first_event_is_seen_however_the_bytes_fall(end: bytes) -> None:
-    """Comments are no events; every byte is kept."""
-    wire = end.join([b": hello", b"", b"event: x", b'data: {"type":"transcript.text.delta"}', b"", b"data: {"])
-    first = FirstEvent()
-    seen = [first.feed(wire[i : i + 1]) for i in range(len(wire))]
-    assert b"".join(first.chunks) == wire
+    """Comments are no events; the stream is complete only once its last event has come."""
+    wire = end.join([b": hello", b"", b"event: x", b'data: {"type":"transcript.text.delta"}', b"", b"data: "])
+    events = EventCheck()
+    seen = [events.feed(wire[i : i + 1]) for i in range(len(wire))]
     assert seen.index(True) >= wire.index(b"data") + 30
+    assert not events.complete
+    for byte in b'{"type": "transcript.text.done"}':
+        events.feed(bytes([byte]))
+    assert events.complete
 
 
 @pytest.mark.parametrize("data", [b'{"error":{"message":"x"}}', b'{"type":"error"}', b"{cut"])
 def test_a_stream_that_begins_badly(data: bytes) -> None:
-    """An error as the first event is as good as a status."""
+    """An error as the first event is a failure, as an error status is."""
     with pytest.raises(WrongAnswer):
-        FirstEvent().feed(b"data: " + data + b"\n\n")
+        EventCheck().feed(b"data: " + data + b"\n\n")
 
 
 def test_done_is_an_event() -> None:
-    """A server that has nothing to say has said so."""
-    assert FirstEvent().feed(b"data: [DONE]\n\n")
+    """A server may end its stream with it, and send no text at all."""
+    events = EventCheck()
+    assert events.feed(b"data: [DONE]\n\n")
+    assert events.complete
     with pytest.raises(WrongAnswer, match="before its first event"):
-        FirstEvent.ended()
+        Expected("json", stream=True).check_body(b": a comment\n\n")
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,7 @@ import pytest
 
 from localwhisper_client import LocalServerUnavailable, LocalWhisper
 from localwhisper_client._http import http
-from localwhisper_client.lan import hooks
-from tests.client.driving import SHAPES
+from tests.client.driving import SHAPES, route
 from tests.client.fault_server import TEXT, error, refusing, response, says, serving
 
 if TYPE_CHECKING:
@@ -37,11 +36,11 @@ def ends_soon() -> Iterator[None]:
 
 
 class NameServer:
-    """Answers slowly for `pc.local`, as mDNS does for a box that is off; every other name as ever."""
+    """Answers slowly for `pc.local`, as mDNS does for a machine that is off; other names resolve as usual."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked = 0
-        self.gate = threading.Event()
+        self.done = threading.Event()
         self.addresses: tuple[str, ...] = ()
         self._resolve = socket.getaddrinfo
         monkeypatch.setattr(socket, "getaddrinfo", self.getaddrinfo)
@@ -50,7 +49,7 @@ class NameServer:
         if host not in ("pc.local", b"pc.local"):
             return self._resolve(host, port, *args, **options)
         self.asked += 1
-        self.gate.wait(20)
+        self.done.wait(20)
         if not self.addresses:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port or 0)) for address in self.addresses]
@@ -58,10 +57,10 @@ class NameServer:
 
 @pytest.fixture
 def name_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[NameServer]:
-    """Have `pc.local` take its time."""
+    """Make the look-up of `pc.local` slow."""
     server = NameServer(monkeypatch)
     yield server
-    server.gate.set()
+    server.done.set()
 
 
 def test_a_name_that_is_slow_to_fail_costs_no_call_its_deadline(drive: Driver, name_server: NameServer) -> None:
@@ -76,8 +75,8 @@ def test_a_name_that_is_slow_to_fail_costs_no_call_its_deadline(drive: Driver, n
 
 
 def test_every_address_of_a_name_is_tried(drive: Driver, name_server: NameServer, lan: FaultServer) -> None:
-    """The first one may be of a network that the box has left."""
-    name_server.gate.set()
+    """The first address may be of a network that the machine has left."""
+    name_server.done.set()
     name_server.addresses = ("127.0.0.9", "127.0.0.1")
     client = drive.client(local_base_url=lan.url.replace("127.0.0.1", "pc.local"))
     assert drive.call(client) == TEXT
@@ -134,35 +133,32 @@ def test_an_upload_that_is_read_slowly_ends_with_the_call(drive: Driver) -> None
 
 
 class Slow:
-    """Finds and wakes for longer than any call has time."""
+    """A finder and a waker that take longer than any call."""
 
     def __init__(self) -> None:
-        self.gate = threading.Event()
+        self.done = threading.Event()
 
     def urls(self) -> tuple[str, ...]:
-        self.gate.wait(20)
+        self.done.wait(20)
         return ()
 
     def forget(self) -> None:
-        self.gate.wait(20)
+        self.done.wait(20)
 
     def wake(self, now: float) -> bool:
-        return self.gate.wait(20)
+        return self.done.wait(20)
 
 
-def test_a_search_and_a_packet_end_with_the_call(drive: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They go on in the background; the call says what it has seen so far."""
+def test_a_search_and_a_packet_end_with_the_call(drive: Driver) -> None:
+    """They go on in the background; the call reports what is known by then."""
     slow = Slow()
-    monkeypatch.setattr(hooks, "resolver", lambda: slow)
-    monkeypatch.setattr(hooks, "waker", lambda _: slow)
     try:
         with ends_soon(), pytest.raises(LocalServerUnavailable):
-            drive.call(drive.client(local_base_url="auto", timeout=SECONDS))
-        monkeypatch.setenv("LOCALWHISPER_WAKE", "AA:BB:CC:DD:EE:FF")
+            drive.call(drive.client(local_base_url="auto", timeout=SECONDS, finder=slow))
         with refusing() as port, ends_soon(), pytest.raises(LocalServerUnavailable):
-            drive.call(drive.client(local_base_url=f"http://127.0.0.1:{port}/v1", timeout=SECONDS))
+            drive.call(drive.client(local_base_url=f"http://127.0.0.1:{port}/v1", timeout=SECONDS, waker=slow))
     finally:
-        slow.gate.set()
+        slow.done.set()
 
 
 def _without_end(*, first: bytes = b"", piece: bytes = b"x" * 65536, status: int = 200) -> tuple[Any, list[int]]:
@@ -216,7 +212,7 @@ def test_a_long_answer_is_no_endless_one(drive: Driver) -> None:
 
 
 def test_a_compressed_answer_is_not_unpacked(drive: Driver) -> None:
-    """NullObserver asked for one, and a few bytes could become any number."""
+    """The request said `identity`, and a few bytes could expand to any size."""
     import gzip
 
     body = gzip.compress(b'{"text": "%b"}' % bytes(1_000_000))
@@ -252,5 +248,5 @@ def test_a_probe_asks_whether_the_server_is_ready(ready: Any, health: Any, passe
 
     with serving() as server, LocalWhisper(local_base_url=server.url) as client:
         server.answers_probe = behave
-        prober = client._route.lan.servers[0].prober
+        prober = route(client).servers.all[0].prober
         assert prober.ask(lambda _: None).result(10) is passes

@@ -17,6 +17,7 @@ from localwhisper_client.lan import discovery
 from localwhisper_client.lan.discovery import PAUSE, Discovery, Found
 from localwhisper_server.operations import mdns
 from localwhisper_server.operations.host import interface_addresses
+from tests.client.driving import make
 from tests.client.fault_server import TEXT, serving
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def record(*addresses: str, **properties: str) -> Any:
     ],
 )
 def test_only_addresses_of_the_lan_are_believed(info: Any, urls: Any) -> None:
-    """Whoever announces an address on the internet is not sent any audio."""
+    """A server that announces an address on the internet is sent no audio."""
     found = discovery._found(info)
     assert (found and found.urls) == urls
 
@@ -109,17 +110,17 @@ def test_the_first_address_that_answers() -> None:
     """One for each server; a server none of whose addresses answers is not there."""
     asked = []
 
-    def well(url: str, _: float) -> tuple[bool, str]:
+    def healthy(url: str, _: float) -> tuple[bool, str]:
         asked.append(url)
         return "good" in url, ""
 
     found = [Found("a", ("http://bad/v1", "http://good/v1", "http://good2/v1")), Found("b", ("http://bad2/v1",))]
-    assert discovery.reachable(found, well) == ("http://good/v1",)
+    assert discovery.reachable(found, healthy) == ("http://good/v1",)
     assert asked == ["http://bad/health", "http://good/health", "http://bad2/health"]
 
 
 class Network:
-    """A lan whose servers move."""
+    """A network whose servers move."""
 
     def __init__(self, *urls: str) -> None:
         self.there = urls
@@ -130,44 +131,44 @@ class Network:
         self.searches += 1
         return self.there
 
-    def resolver(self, path: Path | None) -> Discovery:
+    def finder(self, path: Path | None) -> Discovery:
         return Discovery(path, self.find, lambda: self.now)
 
 
 def test_the_answer_is_remembered_across_a_restart(tmp_path: Path) -> None:
     """One search; the next start needs none."""
     network, path = Network("http://10.0.0.1:5000/v1"), tmp_path / "state" / "discovered.json"
-    first = network.resolver(path)
+    first = network.finder(path)
     assert first.urls() == first.urls() == network.there
-    assert network.resolver(path).urls() == network.there
+    assert network.finder(path).urls() == network.there
     assert network.searches == 1
 
 
 def test_a_server_that_moved_is_found_again(tmp_path: Path) -> None:
     """After `forget`, and written down; without a restart."""
     network, path = Network("http://10.0.0.1:5000/v1"), tmp_path / "discovered.json"
-    resolver = network.resolver(path)
-    resolver.urls()
+    finder = network.finder(path)
+    finder.urls()
     network.there = ("http://10.0.0.9:5000/v1",)
-    resolver.forget()
+    finder.forget()
     network.now = PAUSE
-    assert resolver.urls() == network.there
+    assert finder.urls() == network.there
     assert json.loads(path.read_text())["urls"] == list(network.there)
 
 
-def test_a_lan_that_is_dark_costs_a_search_in_half_a_minute() -> None:
-    """The last answer stands meanwhile: the box may come back where it was."""
+def test_while_no_server_runs_there_is_one_search_in_half_a_minute() -> None:
+    """The last answer stays meanwhile: the server may come back at its address."""
     network = Network("http://10.0.0.1:5000/v1")
-    resolver = network.resolver(None)
-    before = resolver.urls()
+    finder = network.finder(None)
+    before = finder.urls()
     network.there = ()
     network.now += PAUSE
     for _ in range(5):
-        resolver.forget()
-        assert resolver.urls() == before
+        finder.forget()
+        assert finder.urls() == before
     assert network.searches == 2
     network.now += PAUSE
-    assert resolver.urls() == before
+    assert finder.urls() == before
     assert network.searches == 3
 
 
@@ -184,11 +185,11 @@ def test_a_lan_that_is_dark_costs_a_search_in_half_a_minute() -> None:
         "\x00",
     ],
 )
-def test_a_broken_memory_is_none(content: str, tmp_path: Path) -> None:
-    """The network is asked instead."""
+def test_a_broken_file_is_ignored(content: str, tmp_path: Path) -> None:
+    """The network is searched instead."""
     path = tmp_path / "discovered.json"
     path.write_text(content)
-    assert Network("http://10.0.0.1:5000/v1").resolver(path).urls() == ("http://10.0.0.1:5000/v1",)
+    assert Network("http://10.0.0.1:5000/v1").finder(path).urls() == ("http://10.0.0.1:5000/v1",)
 
 
 def test_no_network_and_no_disk_are_survived(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -200,20 +201,17 @@ def test_no_network_and_no_disk_are_survived(tmp_path: Path, caplog: pytest.LogC
     assert Discovery(None, unplugged).urls() == ()
     (tmp_path / "file").touch()
     network = Network("http://10.0.0.1:5000/v1")
-    assert network.resolver(tmp_path / "file" / "discovered.json").urls() == network.there
+    assert network.finder(tmp_path / "file" / "discovered.json").urls() == network.there
     assert "unplugged" in caplog.text
     assert "remember" in caplog.text
 
 
-def test_a_client_finds_the_lan_and_follows_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """`auto`: the first call finds it; when it moved, the same client does."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+def test_a_client_finds_the_server_and_follows_it(tmp_path: Path) -> None:
+    """`auto`: the first call finds the server, and so does the first one after it has moved."""
     with serving() as second:
         with serving() as first:
             network = Network(first.url)
-            monkeypatch.setattr(discovery, "_shared", [network.resolver(discovery.default_path({"HOME": "/nowhere"}))])
-            monkeypatch.setattr(discovery, "_shared", [network.resolver(tmp_path / "discovered.json")])
-            client = LocalWhisper(local_base_url="auto")
+            client = make(LocalWhisper, local_base_url="auto", finder=network.finder(tmp_path / "discovered.json"))
             assert client.audio.transcriptions.create(model="whisper-1", file=b"x").text == TEXT
         network.there = (second.url,)
         network.now = PAUSE
@@ -222,15 +220,16 @@ def test_a_client_finds_the_lan_and_follows_it(monkeypatch: pytest.MonkeyPatch, 
         assert len(second.calls) == 1
 
 
-def test_the_process_has_one_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many clients, one search."""
-    monkeypatch.setattr(discovery, "_shared", [])
-    assert discovery.resolver() is discovery.resolver()
+def test_the_clients_of_a_process_share_what_they_find(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Many clients make one search."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    discovery.shared.cache_clear()
+    assert discovery.shared() is discovery.shared()
 
 
 def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the line that installs it, when the client is made and not at the first voice message."""
-    monkeypatch.setattr(discovery, "_shared", [])
+    discovery.shared.cache_clear()
     monkeypatch.setitem(sys.modules, "zeroconf", None)
     with pytest.raises(ConfigurationError, match=r"localwhisper-lan\[discovery\]"):
         LocalWhisper(local_base_url="auto")

@@ -1,4 +1,4 @@
-"""A thousand calls while the LAN server comes and goes: every one is answered once, or fails with a named error."""
+"""A thousand calls while the local server comes and goes: each is answered once or fails by an SDK error."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import pytest
 
 from localwhisper_client import AsyncLocalWhisper, Attempt, LocalWhisper
 from localwhisper_client.cloud.ledger import Ledger
+from localwhisper_client.routing.breaker import Rules
+from tests.client.driving import make
 from tests.client.fault_server import error, reset, serving
 
 if TYPE_CHECKING:
@@ -25,19 +27,20 @@ if TYPE_CHECKING:
 
 # A thousand calls in all: two ways to run them, two policies.
 CALLS, AT_ONCE = 250, 50
+RULES = Rules(failures=3, cooldown=0.01, longest_cooldown=0.05)
 
 
 class Flapping:
-    """A lan that is well, resets, fails and is full by turns, and counts the health probes that it has at once."""
+    """A server that answers, resets, fails and is full in turn, and counts the probes that it gets at once."""
 
     def __init__(self) -> None:
-        self.turn = itertools.count()
+        self.calls_so_far = itertools.count()
         self.probes = 0
         self.most_probes = 0
         self.lock = threading.Lock()
 
     def calls(self, conn: socket.socket, request: Request) -> None:
-        mood = next(self.turn) // 20 % 4
+        mood = next(self.calls_so_far) // 20 % 4
         if mood == 1:
             reset(conn)
         elif mood == 2:
@@ -58,14 +61,14 @@ class Flapping:
 
 
 def echo(conn: socket.socket, request: Request) -> None:
-    """Answer with the audio itself, so that an answer can be told from another call's."""
+    """Answer with the audio itself, so that each call can check that it got its own answer."""
     audio = request.body.split(b"audio:", 1)[1].split(b":", 1)[0].decode()
     body = json.dumps({"text": audio, "usage": {"type": "duration", "seconds": 1}}).encode()
     conn.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
 
 
 def _threads(options: dict[str, Any]) -> list[Any]:
-    with LocalWhisper(**options) as client:
+    with make(LocalWhisper, **options) as client:
 
         def call(number: int) -> Any:
             try:
@@ -80,11 +83,11 @@ def _threads(options: dict[str, Any]) -> list[Any]:
 
 def _tasks(options: dict[str, Any]) -> list[Any]:
     async def main() -> list[Any]:
-        async with AsyncLocalWhisper(**options) as client:
-            gate = asyncio.Semaphore(AT_ONCE)
+        async with make(AsyncLocalWhisper, **options) as client:
+            limit = asyncio.Semaphore(AT_ONCE)
 
             async def call(number: int) -> Any:
-                async with gate:
+                async with limit:
                     try:
                         file = ("a.ogg", b"audio:%d:" % number)
                         return (await client.audio.transcriptions.create(model="whisper-1", file=file)).text
@@ -98,17 +101,18 @@ def _tasks(options: dict[str, Any]) -> list[Any]:
 
 @pytest.mark.parametrize("run", [_threads, _tasks])
 @pytest.mark.parametrize("policy", ["cloud", "local_only"])
-def test_every_call_is_answered_once_or_fails_by_name(
+def test_every_call_is_answered_once_or_fails_with_an_error_of_the_sdks(
     run: Any, policy: str, cloud: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each with its own answer; under `cloud` all of them; each request to the cloud is a row with its cost."""
+    """Each gets its own answer; under `cloud` all are answered; each request to the cloud is a row with its cost."""
     monkeypatch.setenv("LOCALWHISPER_LEDGER", str(tmp_path / "ledger"))
-    monkeypatch.setattr("localwhisper_client.routing.breaker.Rules.__init__.__defaults__", (3, 0.01, 0.05))
     flapping, events = Flapping(), []
     cloud.behaviour = echo
     with serving(flapping.calls) as server:
         server.answers_probe = flapping.health
-        results = run({"local_base_url": server.url, "policy": policy, "on_event": events.append, "timeout": 30})
+        results = run(
+            {"local_base_url": server.url, "policy": policy, "on_event": events.append, "timeout": 30, "rules": RULES}
+        )
         _settled(flapping)
     for number, result in enumerate(results):
         if isinstance(result, str):

@@ -1,21 +1,17 @@
-"""Several servers, found and woken ones, and hedging; both flavours, on real sockets."""
+"""Several servers, found and woken ones; both flavours, on real sockets."""
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import openai
 import pytest
 
-from localwhisper_client import Attempt, Fallback, LocalServerUnavailable, LocalWhisper, race
-from localwhisper_client.lan import hooks
+from localwhisper_client import LocalServerUnavailable
+from localwhisper_client.routing.breaker import Signal
 from localwhisper_client.routing.latency import LatencyEstimate
-from localwhisper_client.routing.steps import Outcome, Verdict
-from tests.client.driving import SHAPES
+from tests.client.driving import SHAPES, backend, route
 from tests.client.fault_server import TEXT, answers, error, refusing, reset, says, serving
 
 if TYPE_CHECKING:
@@ -28,28 +24,28 @@ if TYPE_CHECKING:
 GONE = b'{"text": "from the other"}'
 
 
-def test_pace() -> None:
-    """Queue and latency add up; a queue is worked off, an estimate forgotten, calls under way count."""
-    pace = LatencyEstimate()
-    assert pace.expected(0.0) == 0.0
-    pace.answered(2.0, None, now=100.0)
-    assert pace.expected(100.0) == 2.0
-    pace.answered(3.0, 10.0, now=100.0)
-    assert pace.expected(100.0) == 2.3
-    pace.queued(5.0, now=100.0)
-    assert pace.expected(101.0) == 6.3
-    assert pace.expected(106.0) == 2.3
-    pace.began()
-    assert pace.expected(106.0) == 4.6
-    pace.ended()
-    assert pace.expected(161.0) == 0.0
-    pace.answered(60.0, 3600.0, now=161.0)
-    assert pace.expected(161.0) == 0.2
+def test_the_latency_estimate() -> None:
+    """Queue and latency add up; calls in flight count; the queue shrinks, and an old measurement is dropped."""
+    latency = LatencyEstimate()
+    assert latency.expected(0.0) == 0.0
+    latency.answered(2.0, None, now=100.0)
+    assert latency.expected(100.0) == 2.0
+    latency.answered(3.0, 10.0, now=100.0)
+    assert latency.expected(100.0) == 2.3
+    latency.queued(5.0, now=100.0)
+    assert latency.expected(101.0) == 6.3
+    assert latency.expected(106.0) == 2.3
+    latency.began()
+    assert latency.expected(106.0) == 4.6
+    latency.ended()
+    assert latency.expected(161.0) == 0.0
+    latency.answered(60.0, 3600.0, now=161.0)
+    assert latency.expected(161.0) == 0.2
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_box_with_the_shorter_queue_is_asked(shape: str, drive: Driver) -> None:
-    """By its own word in the header of its last answer, when it is full as well as when it is not."""
+def test_the_server_with_the_shorter_queue_is_tried_first(shape: str, drive: Driver) -> None:
+    """By the header of its last answer, whether that was a transcript or a 503."""
     full = b"x-localwhisper-queue-seconds: 40"
 
     def busy(conn: socket.socket, request: Request) -> None:
@@ -62,7 +58,7 @@ def test_the_box_with_the_shorter_queue_is_asked(shape: str, drive: Driver) -> N
 
 
 def test_a_queue_told_with_an_answer_counts(drive: Driver) -> None:
-    """The next call goes elsewhere; one without the header, or with nonsense in it, stays in the given order."""
+    """The next call goes to the other server; without a usable header the given order holds."""
     ok = b'{"text": "a voice message", "usage": {"type": "duration", "seconds": 3}}'
     with serving(says(200, b"application/json", ok, b"x-localwhisper-queue-seconds: 7.5")) as one, serving() as other:
         client = drive.client(local_base_url=f"{one.url},{other.url}")
@@ -77,21 +73,21 @@ def test_a_queue_told_with_an_answer_counts(drive: Driver) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_call_on_a_box_that_dies_moves_to_the_next(shape: str, drive: Driver, cloud: FaultServer) -> None:
-    """Whole, with its file from the beginning; each box has its own breaker."""
+def test_a_call_that_is_cut_off_moves_to_the_next_server(shape: str, drive: Driver, cloud: FaultServer) -> None:
+    """With its whole file; each server has its own breaker."""
     with serving(lambda conn, _: reset(conn)) as dying, refusing() as off, serving() as well:
         client = drive.client(local_base_url=f"http://127.0.0.1:{off}/v1,{dying.url},{well.url}", policy="cloud")
         for _ in range(4):
             assert drive.call(client, shape, file=("a.ogg", b"the audio")) == TEXT
         assert all(b"the audio" in call.body for call in well.calls)
-        passing = [backend.breaker.allows_calls() for backend in client._route.lan.backends]
+        passing = [backend.breaker.allows_calls() for backend in route(client).servers.backends]
         assert passing == [False, False, True]
     assert not cloud.calls
 
 
 @dataclass
 class Finder:
-    """A resolver that knows what it is told."""
+    """A finder that gives the next of these answers after each `forget`."""
 
     found: list[tuple[str, ...]]
     forgets: int = 0
@@ -118,20 +114,12 @@ class Alarm:
         return True
 
 
-def _hooked(monkeypatch: pytest.MonkeyPatch, resolver: Any = None, waker: Any = None) -> None:
-    monkeypatch.setattr(hooks, "resolver", lambda: resolver)
-    monkeypatch.setattr(hooks, "waker", lambda machine: waker if machine == "AA:BB:CC:DD:EE:FF" else None)
-
-
 @pytest.mark.parametrize("policy", ["local_only", "cloud", "wait"])
-def test_a_box_that_changed_its_address_is_found_again(
-    policy: str, drive: Driver, cloud: FaultServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Within the call that noticed; a server named by the cloud's address is not believed."""
+def test_a_server_with_a_new_address_is_found_again(policy: str, drive: Driver, cloud: FaultServer) -> None:
+    """Within the call that noticed it; an announcement that names the cloud is ignored."""
     with refusing() as old, serving() as server:
         finder = Finder([(f"http://127.0.0.1:{old}/v1", "https://api.openai.com/v1"), (server.url,)])
-        _hooked(monkeypatch, finder)
-        client = drive.client(local_base_url="auto", policy=policy, timeout=20)
+        client = drive.client(local_base_url="auto", policy=policy, timeout=20, finder=finder)
         assert drive.call(client) == TEXT
         copy = client.with_options(local_api_key="k")
         assert drive.call(copy) == TEXT
@@ -141,48 +129,19 @@ def test_a_box_that_changed_its_address_is_found_again(
     assert not cloud.calls
 
 
-def test_a_box_that_is_not_found_is_an_outage(
-    drive: Driver, cloud: FaultServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The cloud takes the call if it may; else the error says that nobody was found."""
-    _hooked(monkeypatch, Finder([()]))
+def test_a_server_that_is_not_found_is_an_outage(drive: Driver, cloud: FaultServer) -> None:
+    """The cloud takes the call if the policy allows it; else the error says that no server was found."""
+    finder = Finder([()])
     with pytest.raises(LocalServerUnavailable, match="no server was found"):
-        drive.call(drive.client(local_base_url="auto"))
-    assert drive.call(drive.client(local_base_url="auto", policy="cloud")) == TEXT
+        drive.call(drive.client(local_base_url="auto", finder=finder))
+    assert drive.call(drive.client(local_base_url="auto", policy="cloud", finder=finder)) == TEXT
     assert drive.last is not None
     assert drive.last.reason == "no server was found on the LAN"
 
 
-def test_what_finds_and_wakes_is_loaded_when_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the modules that know how."""
-    made: list[str] = []
-
-    class Module:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def resolver(self) -> Finder:
-            made.append(self.name)
-            return Finder([()])
-
-        def waker(self, machine: str) -> Alarm:
-            made.append(f"{self.name} {machine}")
-            return Alarm()
-
-    monkeypatch.setattr(hooks, "import_module", Module)
-    monkeypatch.setenv("LOCALWHISPER_WAKE", "AA:BB")
-    LocalWhisper(local_base_url="http://pc/v1").close()
-    assert made == ["localwhisper_client.lan.wake AA:BB"]
-    LocalWhisper(local_base_url="AUTO,http://pc/v1").close()
-    assert made[1:] == ["localwhisper_client.lan.discovery", "localwhisper_client.lan.wake AA:BB"]
-
-
 @pytest.mark.parametrize("policy", ["local_only", "cloud", "wait"])
-def test_an_outage_wakes_the_machine(
-    policy: str, drive: Driver, cloud: FaultServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Once a call; under `wait` the call is there when the machine is."""
-    monkeypatch.setenv("LOCALWHISPER_WAKE", "AA:BB:CC:DD:EE:FF")
+def test_an_outage_wakes_the_machine(policy: str, drive: Driver, cloud: FaultServer) -> None:
+    """Once a call; under `wait` the call is answered once the machine is up."""
     alarm = Alarm()
     with serving() as server:
         server.answers_probe = error(503)
@@ -193,9 +152,8 @@ def test_an_outage_wakes_the_machine(
 
         server.behaviour = lambda conn, _: reset(conn)
         alarm.wakes = wakes
-        _hooked(monkeypatch, waker=alarm)
-        client = drive.client(local_base_url=server.url, policy=policy, timeout=20)
-        client._route.lan.backends[0].breaker.signal(_outage(), time.monotonic())
+        client = drive.client(local_base_url=server.url, policy=policy, timeout=20, waker=alarm)
+        backend(client).breaker.signal(Signal.OUTAGE, time.monotonic())
         if policy == "local_only":
             with pytest.raises(LocalServerUnavailable):
                 drive.call(client)
@@ -203,145 +161,3 @@ def test_an_outage_wakes_the_machine(
             assert drive.call(client) == TEXT
     assert len(alarm.woken) == 1
     assert len(cloud.calls) == (policy == "cloud")
-
-
-def _outage() -> Any:
-    from localwhisper_client.routing.breaker import Signal
-
-    return Signal.OUTAGE
-
-
-def _late(seconds: float) -> Callable[[socket.socket, Request], None]:
-    def behave(conn: socket.socket, request: Request) -> None:
-        threading.Event().wait(seconds)
-        answers(conn, request)
-
-    return behave
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_a_late_lan_is_hedged(shape: str, drive: Driver, cloud: FaultServer) -> None:
-    """Both are asked, the cloud is faster; what the LAN server is doing is not held against it."""
-    with serving(_late(1.0)) as server:
-        client = drive.client(local_base_url=server.url, policy="cloud", hedge_after=0.05)
-        started = time.monotonic()
-        assert drive.call(client, shape, file=("a.ogg", b"the audio")) == TEXT
-        assert time.monotonic() - started < 0.9
-        assert b"the audio" in cloud.calls[0].body
-        assert client._route.lan.backends[0].breaker.allows_calls()
-    assert [(e.verdict, e.cloud) for e in drive.events if isinstance(e, Attempt)] == [
-        ("dropped", False),
-        ("answered", True),
-    ]
-    assert any(isinstance(event, Fallback) for event in drive.events)
-    assert drive.last is not None
-    assert (drive.last.cloud, drive.last.reason, drive.last.attempts) == (True, "no answer after 0.05 s", 2)
-
-
-def test_a_lan_that_wins_after_all(drive: Driver, cloud: FaultServer) -> None:
-    """Its answer counts; what the cloud costs is not known, and not nothing."""
-    cloud.behaviour = _late(1.0)
-    with serving(_late(0.3)) as server:
-        client = drive.client(local_base_url=server.url, policy="cloud").with_options(hedge_after=0.05)
-        assert drive.call(client) == TEXT
-    assert [(e.verdict, e.cloud) for e in drive.events if isinstance(e, Attempt)] == [
-        ("dropped", True),
-        ("answered", False),
-    ]
-    assert drive.last is not None
-    assert (drive.last.cloud, drive.last.cost, drive.last.attempts) == (False, None, 2)
-
-
-@pytest.mark.parametrize(
-    ("at_home", "far", "result", "asked"),
-    [
-        (answers, answers, TEXT, 0),
-        (error(500), answers, TEXT, 1),
-        (error(400), answers, openai.BadRequestError, 0),
-        ("late", error(500), TEXT, 1),
-    ],
-)
-def test_the_ends_of_a_hedged_call(
-    at_home: Any, far: Any, result: Any, asked: int, drive: Driver, cloud: FaultServer
-) -> None:
-    """In time: no hedge. Failed in time: the usual fallback. Late: the cloud's fault does not spoil it."""
-    cloud.behaviour = far
-    hedge = 0.05 if asked and far is not answers else 5.0
-    with serving(_late(0.2) if at_home == "late" else at_home) as server:
-        client = drive.client(local_base_url=server.url, policy="cloud", hedge_after=hedge, max_retries=0)
-        if isinstance(result, str):
-            assert drive.call(client) == result
-        else:
-            with pytest.raises(result):
-                drive.call(client)
-    assert len(cloud.calls) == asked
-
-
-def test_when_both_fail_the_cloud_is_not_asked_again(drive: Driver, cloud: FaultServer) -> None:
-    """Once is enough."""
-    cloud.behaviour = error(429)
-
-    def fails_late(conn: socket.socket, request: Request) -> None:
-        threading.Event().wait(0.2)
-        error(500)(conn, request)
-
-    with serving(fails_late) as server:
-        client = drive.client(local_base_url=server.url, policy="cloud", hedge_after=0.05, max_retries=0)
-        with pytest.raises(openai.RateLimitError):
-            drive.call(client)
-    assert len(cloud.calls) == 1
-
-
-def test_a_busy_lan_is_not_waited_for_beyond_the_hedge(drive: Driver, cloud: FaultServer) -> None:
-    """The cloud would be asked in the meantime anyway."""
-    with serving(error(503, b"retry-after: 3")) as server:
-        client = drive.client(local_base_url=server.url, policy="cloud", hedge_after=1.0)
-        assert drive.call(client) == TEXT
-    assert len(cloud.calls) == 1
-
-
-def test_the_callers_own_trouble_in_a_race_is_the_callers(drive: Driver, lan: FaultServer) -> None:
-    """Raised as it is, from whichever thread or task."""
-    client = drive.client(local_base_url=lan.url, policy="cloud", api_key="k", hedge_after=1.0)
-
-    def fails(*args: Any, **kwargs: Any) -> Any:
-        raise ValueError("of its own")
-
-    client._route.lan.servers[0].client.request = fails
-    with pytest.raises(ValueError, match="of its own"):
-        drive.call(client)
-
-
-@pytest.mark.parametrize("turns", range(6))
-def test_a_hedged_call_that_is_cancelled_is_cancelled(turns: int) -> None:
-    """Also in the very moment in which an attempt is answered: the cancellation is the caller's, and arrives there."""
-
-    async def main() -> None:
-        answered = asyncio.Event()
-
-        async def late() -> Outcome:
-            await asyncio.sleep(30)
-            raise AssertionError
-
-        async def well() -> Outcome:
-            await answered.wait()
-            return Outcome(Verdict.ANSWERED)
-
-        call = asyncio.create_task(race.arun(late, well, 0.0))
-        await asyncio.sleep(0.01)
-        answered.set()
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        if call.cancel():
-            with pytest.raises(asyncio.CancelledError):
-                await call
-
-    asyncio.run(main())
-
-
-def test_hedging_needs_the_cloud(drive: Driver) -> None:
-    """Under a strict policy nothing changes."""
-    with serving(_late(0.2)) as server:
-        assert drive.call(drive.client(local_base_url=server.url, hedge_after=0.01)) == TEXT
-    with pytest.raises(openai.OpenAIError, match="hedge_after"):
-        drive.client(hedge_after=-1)

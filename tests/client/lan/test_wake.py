@@ -1,27 +1,21 @@
 from __future__ import annotations
 
+import functools
 import socket
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from localwhisper_client import ConfigurationError
 from localwhisper_client.lan import wake
-from localwhisper_client.lan.wake import BROADCAST, PAUSE, Target, Waker, packet, parse
+from localwhisper_client.lan.wake import BROADCAST, PAUSE, SentPackets, Target, Waker, packet, parse
 from tests.client.fault_server import TEXT, FaultServer, answers, refusing
 
 if TYPE_CHECKING:
     from tests.client.driving import Driver
 
 MAC = bytes.fromhex("aabbccddeeff")
-
-
-@pytest.fixture(autouse=True)
-def nobody_woken_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No packet of another test counts."""
-    monkeypatch.setattr(wake, "_sent", wake._Sent())
 
 
 @pytest.mark.parametrize(
@@ -34,13 +28,13 @@ def nobody_woken_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_card_and_where_to_send(value: str, expected: Target) -> None:
-    """Colons or dashes, either case; to everybody unless told."""
+    """Colons or dashes, either case; by default a broadcast."""
     assert parse(value) == expected
     assert parse(str(expected)) == expected
 
 
 @pytest.mark.parametrize("value", ["", "AA:BB", "AA:BB-CC:DD:EE:FF", "AA:BB:CC:DD:EE:FG", "AA:BB:CC:DD:EE:FF@", "pc"])
-def test_what_is_no_card(value: str) -> None:
+def test_what_is_no_address_of_a_card(value: str) -> None:
     """The error names what was set and shows one that would do."""
     with pytest.raises(ConfigurationError, match=r"MINE is .*AA:BB:CC:DD:EE:FF"):
         parse(value, "MINE")
@@ -54,18 +48,21 @@ def test_the_magic_packet() -> None:
 
 def test_the_packet_goes_out() -> None:
     """By UDP, to the host given."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as box:
-        box.bind(("127.0.0.1", 0))
-        box.settimeout(5)
-        wake.send(Target(MAC, "127.0.0.1"), box.getsockname()[1])
-        assert box.recv(1024) == packet(MAC)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as machine:
+        machine.bind(("127.0.0.1", 0))
+        machine.settimeout(5)
+        wake.send(Target(MAC, "127.0.0.1"), machine.getsockname()[1])
+        assert machine.recv(1024) == packet(MAC)
 
 
 def test_at_most_once_in_ten_minutes_for_all_clients() -> None:
-    """Whoever asks; another card has a time of its own."""
+    """Two clients wake one card once; another card has its own pause."""
     sent: list[Target] = []
-    one, two = Waker(Target(MAC), sent.append), Waker(Target(MAC, "10.0.0.255"), sent.append)
-    other = Waker(Target(bytes(6)), sent.append)
+    one, two, other = (
+        Waker(target, sent.append, packets)
+        for packets in [SentPackets()]
+        for target in (Target(MAC), Target(MAC, "10.0.0.255"), Target(bytes(6)))
+    )
     assert one.wake(1000.0)
     assert not one.wake(1000.1)
     assert not two.wake(1000.0 + PAUSE - 1)
@@ -74,25 +71,25 @@ def test_at_most_once_in_ten_minutes_for_all_clients() -> None:
     assert [target.mac for target in sent] == [MAC, bytes(6), MAC]
 
 
-def test_a_packet_that_cannot_be_sent_is_not_the_calls_trouble(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_packet_that_cannot_be_sent_does_not_fail_the_call(caplog: pytest.LogCaptureFixture) -> None:
     """It is logged."""
 
     def unplugged(_: Any) -> None:
         raise OSError("no network")
 
-    assert not Waker(Target(MAC), unplugged).wake(0.0)
+    assert not Waker(Target(MAC), unplugged, SentPackets()).wake(0.0)
     assert "no network" in caplog.text
 
 
-def test_the_setting_makes_a_waker() -> None:
-    """Where it can be read."""
-    assert wake.waker("AA:BB:CC:DD:EE:FF")._target == Target(MAC)
+def test_a_wrong_setting_is_an_error_when_the_client_is_made(drive: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at the first outage."""
+    monkeypatch.setenv("LOCALWHISPER_WAKE", "pc")
     with pytest.raises(ConfigurationError, match="LOCALWHISPER_WAKE"):
-        wake.waker("pc")
+        drive.client()
 
 
-class Box:
-    """A machine that is off: it listens for its packet alone, and then starts its server."""
+class Machine:
+    """A machine that is off: it waits for its packet and then starts its server."""
 
     def __init__(self) -> None:
         self.card = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -106,28 +103,28 @@ class Box:
         self.thread.start()
 
     def sleep(self) -> None:
-        """Wait to be woken, and take a moment to start."""
+        """Wait for the packet, then start the server."""
         self.packets.append(self.card.recv(1024))
-        time.sleep(0.3)
         self.server = FaultServer(answers, at=self.port)
 
     def close(self) -> None:
-        """Switch it off."""
+        """Stop it."""
         self.thread.join()
         if self.server:
             self.server.stop()
         self.card.close()
 
 
-def test_a_call_under_wait_wakes_the_box_and_waits_for_it(monkeypatch: pytest.MonkeyPatch, drive: Driver) -> None:
-    """One packet, whatever number of calls; the words come once the box is up."""
-    box = Box()
+def test_a_call_under_wait_wakes_the_machine_and_waits_for_it(drive: Driver) -> None:
+    """One packet for all calls; the answer comes once the machine is up."""
+    machine = Machine()
+    deliver = functools.partial(wake.send, port=machine.card.getsockname()[1])
+    waker = Waker(Target(MAC, "127.0.0.1"), deliver, SentPackets())
     try:
-        monkeypatch.setattr(wake.send, "__defaults__", (box.card.getsockname()[1],))
-        monkeypatch.setenv("LOCALWHISPER_WAKE", "AA:BB:CC:DD:EE:FF@127.0.0.1")
-        client = drive.client(local_base_url=f"http://127.0.0.1:{box.port}/v1", policy="wait", timeout=20)
+        url = f"http://127.0.0.1:{machine.port}/v1"
+        client = drive.client(local_base_url=url, policy="wait", timeout=20, waker=waker)
         assert drive.call(client) == TEXT
         assert drive.call(client) == TEXT
     finally:
-        box.close()
-    assert box.packets == [packet(MAC)]
+        machine.close()
+    assert machine.packets == [packet(MAC)]

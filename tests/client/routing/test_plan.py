@@ -9,9 +9,8 @@ import pytest
 
 from localwhisper_client.events import Attempt, BreakerClosed, BreakerOpened, Fallback
 from localwhisper_client.routing.breaker import Signal, State
-from localwhisper_client.routing.plan import Call, backoff
+from localwhisper_client.routing.plan import Backend, Call, Ending, Outcome, Probe, Try, Verdict, Wait, backoff
 from localwhisper_client.routing.policy import Policy
-from localwhisper_client.routing.steps import Backend, Ending, Outcome, Probe, Try, Verdict, Wait
 
 OK = Outcome(Verdict.ANSWERED, value="words")
 OUTAGE = Outcome(Verdict.OUTAGE, "refused")
@@ -40,7 +39,7 @@ class World:
     budgets: list[float | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.lan = [Backend(name) for name in self.names]
+        self.servers = [Backend(name) for name in self.names]
         self.cloud = Backend("cloud", cloud=True)
 
     def call(self, **replies: Outcome | list[Outcome]) -> Ending:
@@ -48,7 +47,7 @@ class World:
         queues = {name: list(reply) if isinstance(reply, list) else None for name, reply in replies.items()}
         self.steps.clear()
         plan = Call(
-            self.lan, self.cloud, self.policy, self.seconds, lambda: self.now, lambda: 0.0, self.events.append
+            self.servers, self.cloud, self.policy, self.seconds, lambda: self.now, lambda: 0.0, self.events.append
         ).plan()
         reply: Any = None
         while True:
@@ -81,7 +80,7 @@ class World:
 
     def break_down(self, *names: str) -> None:
         """Open these backends' breakers."""
-        for backend in self.lan:
+        for backend in self.servers:
             if backend.name in names:
                 backend.learn(Signal.OUTAGE, self.now, "off", lambda _: None)
 
@@ -121,7 +120,7 @@ def test_busy_waits_as_long_as_it_is_told_and_the_deadline_allows() -> None:
     world = World(seconds=10)
     world.call(pc=[busy(3), busy(4), busy(3.5)], cloud=OK)
     assert world.steps == ["pc", "wait 3", "pc", "wait 4", "pc", "cloud"]
-    assert world.lan[0].breaker.circuit.failures == 0
+    assert world.servers[0].breaker.circuit.failures == 0
 
 
 def test_a_server_that_says_come_back_at_once_is_not_hammered() -> None:
@@ -149,9 +148,9 @@ def test_the_third_failure_in_a_row_opens_the_breaker() -> None:
     world = World()
     for reply in (FAILURE, FAILURE, OK, FAILURE, FAILURE):
         world.call(pc=reply, cloud=OK)
-    assert world.lan[0].breaker.allows_calls()
+    assert world.servers[0].breaker.allows_calls()
     world.call(pc=FAILURE, cloud=OK)
-    assert world.lan[0].breaker.circuit.state is State.OPEN
+    assert world.servers[0].breaker.circuit.state is State.OPEN
 
 
 def test_without_an_alternative_health_is_asked_before_giving_up() -> None:
@@ -218,7 +217,7 @@ def test_time_is_kept_for_those_who_come_after() -> None:
 def test_the_last_to_be_asked_gets_all_the_time_whatever_place_it_was_given() -> None:
     """The one with the queue is asked last, though it was named first; one whose breaker is open comes after both."""
     world = World(Policy.LOCAL_ONLY, names=("pc", "nas"), takes=10)
-    world.lan[0].pace.queued(5.0, now=world.now)
+    world.servers[0].latency.queued(5.0, now=world.now)
     world.call(pc=FAILURE, nas=FAILURE)
     assert world.steps == ["nas", "pc"]
     assert world.budgets == [30, 50]

@@ -54,7 +54,7 @@ def dialled(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
 def test_nothing_outside_is_dialled(
     shape: str, policy: str, drive: Driver, dialled: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a key for the real cloud, and a LAN server that answers, refuses, fails or is full; not so much as its name."""
+    """With a key for the real cloud, and a local server that answers, refuses, fails or is full: no look-up either."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-real")
     with serving() as server, refusing() as port:
         client = drive.client(local_base_url=f"{server.url},http://127.0.0.1:{port}/v1", policy=policy, timeout=0.2)

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from localwhisper_client import _background
-from localwhisper_client.lan.names import look_up
+from localwhisper_client.lan.resolution import look_up
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1", "192.168.1.9"])
 def test_addresses_need_no_look_up(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is no name is known without asking anybody."""
+    """No name server is asked."""
 
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError(host)
@@ -24,12 +24,12 @@ def test_addresses_need_no_look_up(host: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_callers_share_a_slow_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thousand calls that ask for a box which is off make one thread; the next look-up begins when that has ended."""
-    gate, asked = threading.Event(), []
+    """A thousand calls for a machine that is off share one thread; the next look-up begins when that has ended."""
+    done, asked = threading.Event(), []
 
     def slow(host: str, *_: Any, **__: Any) -> Any:
         asked.append(host)
-        gate.wait(10)
+        done.wait(10)
         raise OSError
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
@@ -37,7 +37,7 @@ def test_callers_share_a_slow_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
     waiting = [look_up("pc.local") for _ in range(1000)]
     assert not _background.wait(waiting[0], 0.01)
     assert (len(asked), threading.active_count() - before) == (1, 1)
-    gate.set()
+    done.set()
     for future in waiting:
         assert isinstance(future.exception(5), OSError)
     assert isinstance(look_up("pc.local").exception(5), OSError)
