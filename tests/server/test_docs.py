@@ -5,7 +5,6 @@ import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import typer
@@ -14,8 +13,7 @@ from pydantic_settings import CliApp
 from localwhisper_client.cli.app import app
 from localwhisper_server import cli
 from localwhisper_server.api import origin
-from localwhisper_server.operations.doctor.machine import Output
-from localwhisper_server.operations.doctor.network import check_wsl
+from localwhisper_server.operations.doctor.network import RULE
 from localwhisper_server.settings import ENV_PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -149,15 +147,8 @@ def test_names_of_routers_and_vpns_are_allowed_as_the_page_says():
     assert origin.is_ours("wsl.home", ())
 
 
-def test_the_firewall_rule_for_wsl_is_the_one_that_doctor_prints():
-    """The page and the program give the same line for PowerShell, to the letter."""
-    wsl = SimpleNamespace(
-        platform="linux",
-        environ={},
-        read=lambda _path: "Linux version 5.15 (microsoft-standard-WSL2)",
-        find=lambda _pattern: [],
-        run=lambda line: Output(0, "mirrored") if line[0] == "wslinfo" else Output(1, ""),
-    )
-    fixes = [line.strip() for finding in check_wsl(wsl, Settings(host="0.0.0.0")) for line in finding.fix]
-    (printed,) = (line for line in fixes if line.startswith("New-NetFirewallHyperVRule"))
-    assert printed in code(ROOT / "docs/wsl2.md")
+def test_the_firewall_rule_for_wsl_is_the_one_that_doctor_looks_for():
+    """It has the name by which `doctor` asks Windows for it, and opens the server's port."""
+    (rule,) = (line for line in code(ROOT / "docs/wsl2.md") if line.startswith("New-NetFirewallHyperVRule"))
+    assert f"-Name {RULE} " in rule
+    assert f"-LocalPorts {Settings.model_fields['port'].default} " in rule
