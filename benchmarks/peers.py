@@ -171,7 +171,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 async def most_open_files(server: Server, temporary: Path) -> int:
-    """Watch until cancelled, and return how many files were open at most."""
+    """Watch until this is cancelled, and return how many files were open at most."""
     most = 0
     with contextlib.suppress(asyncio.CancelledError):
         while True:
@@ -181,7 +181,7 @@ async def most_open_files(server: Server, temporary: Path) -> int:
 
 
 async def settled(server: Server, temporary: Path, before: dict[str, int]) -> dict[str, int]:
-    """Return what the server holds once it holds no more than before, or when the time is over."""
+    """Return what the server holds once it holds no more than before, or when time is over."""
     until = time.monotonic() + LEFT_SECONDS
     while True:
         now = held(server, temporary)

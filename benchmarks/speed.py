@@ -24,7 +24,7 @@ import numpy as np
 import openai
 
 from localwhisper_client.cli.demo import serving
-from localwhisper_server.server import listen
+from localwhisper_server import server as lan
 from localwhisper_server.whisper import weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,7 +59,7 @@ class Rival:
 @contextlib.contextmanager
 def plain(folder: str) -> Iterator[Rival]:
     """Run the plain server."""
-    with listen("127.0.0.1", 0) as probe:
+    with lan.listen("127.0.0.1", 0) as probe:
         port = probe.getsockname()[1]
     process = subprocess.Popen([sys.executable, str(Path(__file__).with_name("plain_server.py")), folder, str(port)])
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="any", max_retries=0)
