@@ -1,4 +1,4 @@
-"""The project's checks, each in an environment of its own: `nox` runs the tests, `nox --list` shows the rest."""
+"""The project's checks, each in an environment of its own: `nox` runs the tests, `nox --list` lists the others."""
 
 import json
 import tomllib
@@ -21,7 +21,7 @@ def group(name: str) -> list[str]:
 
 
 def suite(session: nox.Session, *arguments: str) -> None:
-    """Run pytest with coverage and hold its bar."""
+    """Run pytest with coverage, and fail below its bar."""
     session.run("coverage", "erase")
     session.run("coverage", "run", "-m", "pytest", *arguments)
     session.run("coverage", "combine", "--quiet")
@@ -36,7 +36,7 @@ def installed(session: nox.Session) -> set[str]:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The whole suite, client and server, the real model included; no network, no GPU."""
+    """Run all tests of client and server, with a real model; they need no network and no GPU."""
     session.install(EVERYTHING, *group("test"))
     if session.posargs:
         session.run("pytest", *session.posargs)
@@ -46,7 +46,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style and format, by ruff."""
+    """Check style and format with ruff."""
     session.install(*group("lint"))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
@@ -54,15 +54,15 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Types, by mypy in its strict mode."""
+    """Check types with mypy in its strict mode."""
     session.install(EVERYTHING, *group("types"))
     session.run("mypy")
 
 
 @nox.session
 def minimums(session: nox.Session) -> None:
-    """Run the client's suite on the lowest supported versions, openai 1.109 among them."""
-    # httpx2's mocking plugin would bring what this SDK does not know.
+    """Run the client's tests on the lowest supported versions, with openai 1.109."""
+    # pytest-httpx2 would install httpx2, which this SDK does not use.
     lowest = [name for name in group("test") if not name.startswith("pytest-httpx2")]
     session.install("uv")
     session.run_install("uv", "pip", "install", "--resolution=lowest-direct", "-e.[cli,discovery]")
@@ -72,7 +72,7 @@ def minimums(session: nox.Session) -> None:
 
 @nox.session(name="minimums-server")
 def minimums_server(session: nox.Session) -> None:
-    """Run the server's suite on the lowest supported versions, but with today's SDK to ask it."""
+    """Run the server's tests on the lowest supported versions, with the current SDK as its client."""
     session.install("uv")
     session.run_install(
         "uv", "pip", "install", "--resolution=lowest-direct", "-e.[server,offline,discovery]", "openai>=3"
@@ -83,14 +83,14 @@ def minimums_server(session: nox.Session) -> None:
 
 @nox.session
 def cuda(session: nox.Session) -> None:
-    """Load CUDA's libraries from their wheels (2 GB), without a GPU."""
+    """Load CUDA's libraries from their wheels (2 GB); needs no GPU."""
     session.install("-e.[server,offline,cuda]", *group("test"))
     session.run("pytest", "tests/server/whisper/test_cuda_libraries.py", *session.posargs)
 
 
 @nox.session(name="sdk-2")
 def sdk_2(session: nox.Session) -> None:
-    """Run the client's suite on the last SDK before it moved to httpx2."""
+    """Run the client's tests on SDK 2, the last one with httpx."""
     lowest = [name for name in group("test") if not name.startswith("pytest-httpx2")]
     session.install("-e.[cli,discovery]", *lowest, "openai>=2,<3")
     session.run("pytest", "tests/client", *session.posargs)
@@ -98,7 +98,7 @@ def sdk_2(session: nox.Session) -> None:
 
 @nox.session
 def clients(session: nox.Session) -> None:
-    """Run other people's clients, Python's and Node's, against a real server; names choose: `-- litellm`. Needs npm."""
+    """Run other projects' clients, in Python and Node, against a real server: `-- litellm` chooses one. Needs npm."""
     session.install(EVERYTHING, *group("test"), "uv")
     chosen = ["-k", " or ".join(session.posargs)] if session.posargs else []
     folder = str(Path(session.create_tmp()).resolve())
@@ -114,7 +114,7 @@ def wheel(session: nox.Session) -> None:
     session.run("python", "-m", "build", "--wheel", "--outdir", dist, ".")
     (built,) = Path(dist).glob("*.whl")
     session.install(str(built))
-    # Whoever has the SDK gets this client and nothing else.
+    # Beside the SDK, the client installs nothing but itself.
     if (added := installed(session) - before) != {"localwhisper-lan"}:
         session.error(f"a client install brings more than the SDK does: {sorted(added)}")
     session.run("python", "-c", "import localwhisper; localwhisper.audio; print(localwhisper.__version__)")
@@ -126,7 +126,7 @@ def wheel(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Two thousand mutated uploads, the OpenAPI document by schemathesis, and more rounds of kill -9. Takes minutes."""
+    """Send 2,000 mutated uploads and what the OpenAPI document allows, and kill the server ten times. Takes minutes."""
     session.install(EVERYTHING, *group("test"))
     session.run("pytest", "-s", "tests/fuzz", *session.posargs, env={"UPLOADS": "2000"})
     session.run("pytest", "tests/e2e/test_lifecycle.py", "-k", "kill", *session.posargs, env={"ROUNDS": "10"})
@@ -134,14 +134,15 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def media(session: nox.Session) -> None:
-    """Every container and codec that FFmpeg writes, films and their extras, heard by the real model. Takes minutes."""
+    """Transcribe every container and codec that FFmpeg writes, and films, with a real model. Takes minutes."""
     session.install(EVERYTHING, *group("test"))
     session.run("pytest", "-s", "tests/media", *session.posargs, env={"MEDIA": "1"})
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Speed and accuracy against plain faster-whisper, in turn in one run. Takes its time; not part of CI."""
+    """Run the benchmarks; `-- speed load` chooses some. Takes hours; not part of CI."""
     session.install(EVERYTHING, *group("test"))
-    for script in session.posargs or ("overhead", "fallback", "speed", "accuracy", "load", "peers"):
+    scripts = ("message_path", "overhead", "fallback", "speed", "accuracy", "fairness", "load", "peers")
+    for script in session.posargs or scripts:
         session.run("python", f"benchmarks/{script}.py")

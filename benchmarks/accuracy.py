@@ -1,14 +1,14 @@
-"""Do the words stay the same? Error rates of several transcribers on the same clips, in one run, in turn.
+"""Word error rates of several transcribers on the same clips, in one run, in turn.
 
-A transcriber is anything that maps a clip's samples to a text, so plain faster-whisper, our engine and our server are
-measured by the same code. As a script it compares plain faster-whisper, our engine's full window and its adaptive one,
-the latter two by way of a server that it starts, or that is running already::
+A transcriber is a function from a clip's samples to a text, so plain faster-whisper and our server are measured by the
+same code. As a script it compares plain faster-whisper, our full window and our adaptive window. It starts a server for
+the latter two, or uses a running one::
 
     python benchmarks/accuracy.py [--model PATH_OR_NAME] [--server http://localhost:5000/v1]
 
 Rates are errors / reference words over all clips of a language (not a mean of clips). English passes through Whisper's
 own English normaliser, other languages through its basic one; Japanese and Chinese are counted in characters, since
-their words are not separated. On clips without speech every word that comes out is invented, and is counted as such.
+their words are not separated. On clips without speech, every word of a transcript counts as an invented one.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Transcriber(Protocol):
     """Anything that turns mono float32 samples at `corpus.RATE` into a text, its language unknown."""
 
     def __call__(self, audio: NDArray[np.float32], /) -> str:
-        """Return what is said in ``audio``; empty where nobody speaks."""
+        """Return what is said in ``audio``; empty without speech."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def compare(
     clips: Sequence[corpus.Clip],
     now: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[Score]]:
-    """Let every transcriber have each clip before any has the next: a busy machine is busy for all of them."""
+    """Give each clip to every transcriber before the next clip, so that a busy machine slows down all of them."""
     normalize = Normalizer()
     scores: dict[str, list[Score]] = {name: [] for name in transcribers}
     for clip in clips:
@@ -113,7 +113,7 @@ def compare(
 
 
 def report(scores: Mapping[str, Sequence[Score]]) -> list[str]:
-    """Return the tables as Markdown lines; the first transcriber is what the others are held against."""
+    """Return the tables as Markdown lines; the others are compared with the first transcriber."""
     names = list(scores)
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     silent: list[int] = []
@@ -162,7 +162,7 @@ def report(scores: Mapping[str, Sequence[Score]]) -> list[str]:
 
 
 def passed(scores: Mapping[str, Sequence[Score]]) -> bool:
-    """Whether the adaptive window keeps `BAR` to the full one in English and invents no more where nobody speaks."""
+    """Whether the adaptive window keeps `BAR` in English, and invents no more words in clips without speech."""
     first, others = scores["full window"], [scores["adaptive"]]
 
     def english(part: Sequence[Score], group: str) -> float:
@@ -177,9 +177,9 @@ def passed(scores: Mapping[str, Sequence[Score]]) -> bool:
 
 
 def faster_whisper(model: WhisperModel, *, context: bool = True) -> Transcriber:
-    """Return plain faster-whisper as its users call it: beam 5, 30 s windows, temperature ladder, no voice filter.
+    """Return plain faster-whisper with its defaults: beam 5, 30 s windows, temperature fallback, no voice filter.
 
-    Without ``context``, a window is not told what was said in the one before it.
+    Without ``context``, the text of a window is not the prefix of the next one.
     """
 
     def transcribe(audio: NDArray[np.float32], /) -> str:
@@ -190,7 +190,7 @@ def faster_whisper(model: WhisperModel, *, context: bool = True) -> Transcriber:
 
 
 def server(client: OpenAI, model: str, **fields: str) -> Transcriber:
-    """Return a running server that speaks OpenAI's API, asked over HTTP with 16-bit WAV uploads."""
+    """Return a transcriber that sends 16-bit WAV files to a server of OpenAI's API."""
 
     def transcribe(audio: NDArray[np.float32], /) -> str:
         answer = client.audio.transcriptions.create(

@@ -1,7 +1,7 @@
-"""Whether a short message waits for others' files: its time alone, and beside each kind of load, in turn in one run.
+"""How long a short message takes alone, and beside each kind of load, in turn in one run.
 
-A real server on loopback; one client sends a message of 1.5 s again and again while the load is kept up by others. Bar:
-p95 beside every load at most 3 times p95 alone.
+A real server runs on loopback. One client sends a message of 1.5 s repeatedly while other clients keep up the load.
+Bar: p95 beside every load is at most 3 times p95 alone.
 
     python benchmarks/fairness.py [--model base] [--times 20] [silent] [prompts] [film] [slow]
 """
@@ -34,7 +34,7 @@ BAR = 3.0
 SECONDS = 600.0
 
 sys.path.insert(0, str(ROOT))
-from tests.server.hostile import opus_of_silence  # noqa: E402 - a file that weighs nothing is made by hand
+from tests.server.hostile import opus_of_silence  # noqa: E402 - a tiny file of many hours is made by hand
 from tests.server.sound import encode  # noqa: E402
 
 Form = tuple[dict[str, str | list[str]], bytes]
@@ -42,7 +42,7 @@ numbers = itertools.count()
 
 
 def message() -> Form:
-    """Return a message that differs from the last in one sample, so that none are computed together."""
+    """Return a message that differs from the last in one sample, so that no two requests are coalesced."""
     return {"model": "whisper-1", "language": "en"}, MESSAGE[:-2] + struct.pack("<h", next(numbers) % 99)
 
 
@@ -52,14 +52,14 @@ def _message() -> bytes:
 
 
 def _film() -> bytes:
-    """Return an hour of what films sound like to a decoder: AAC, which goes on where it is put end to end."""
+    """Return an hour of AAC, the usual sound of films; its frames can simply be joined."""
     with MINUTE.open("rb") as file:
         speech = pool.decode(file, max_seconds=120)
     return encode(np.stack([speech, speech]), container="adts", codec="aac") * 60
 
 
 def _slow() -> bytes:
-    """Return five minutes that cost ten seconds to decode: eight channels of FLAC at FFmpeg's highest rate."""
+    """Return five minutes that take ten seconds to decode: eight channels of FLAC at FFmpeg's highest rate."""
     file, rate, size = io.BytesIO(), 655_350, 4096
     with av.open(file, "w", format="flac") as output:
         stream = output.add_stream("flac", rate=rate, layout="7.1", options={"strict": "-2"})
@@ -74,7 +74,7 @@ def _slow() -> bytes:
 
 
 MESSAGE = _message()
-# Each kind of load: how many at a time, what else is sent, and the file.
+# Each kind of load: how many requests at a time, further fields, and the file.
 LOADS: dict[str, tuple[int, dict[str, list[str]], Callable[[], bytes]]] = {
     "silent": (4, {}, lambda: opus_of_silence(hours=5.9)),
     "prompts": (2, {"keywords[]": ["word " * 6000] * 190}, VOICE.read_bytes),
@@ -84,7 +84,7 @@ LOADS: dict[str, tuple[int, dict[str, list[str]], Callable[[], bytes]]] = {
 
 
 class Bench:
-    """Asks one server."""
+    """Sends requests to one server, and counts the load's answers."""
 
     def __init__(self, url: str) -> None:
         self.url = f"{url}/v1/audio/transcriptions"
@@ -98,7 +98,7 @@ class Bench:
         return answer.status_code, time.perf_counter() - started
 
     async def messages(self, http: httpx2.AsyncClient, times: int) -> list[float]:
-        """Send messages one after another; all have to be answered."""
+        """Send messages one after another and return the seconds of each; each must be answered."""
         taken = []
         for _ in range(times):
             status, seconds = await self.ask(http, message())
@@ -108,14 +108,14 @@ class Bench:
         return taken
 
     async def beside(self, load: str, times: int) -> list[float]:
-        """Send messages while others keep up a load."""
+        """Send messages while other clients keep up a load."""
         count, fields, make = LOADS[load]
         file = make()
 
         async def keep_up(http: httpx2.AsyncClient, delay: float) -> None:
             await asyncio.sleep(delay)
             while True:
-                # Each of its own, or they would be computed together.
+                # Another prompt each time, so that no two requests are coalesced.
                 status, _ = await self.ask(http, ({"model": "whisper-1", "prompt": str(next(numbers)), **fields}, file))
                 self.answers[status] += 1
                 if status != httpx2.codes.OK:
@@ -137,7 +137,7 @@ def p95(taken: list[float]) -> float:
     return sorted(taken)[math.ceil(0.95 * len(taken)) - 1]
 
 
-def wide(taken: list[float]) -> str:
+def described(taken: list[float]) -> str:
     """Return the median and the 95th percentile as text."""
     return f"p50 {statistics.median(taken):6.3f} s   p95 {p95(taken):6.3f} s"
 
@@ -151,7 +151,9 @@ async def run(url: str, names: list[str], times: int) -> list[float]:
             alone = await bench.messages(http, times)
             beside = await bench.beside(name, times)
             ratios.append(p95(beside) / p95(alone))
-            print(f"{name:8} alone {wide(alone)}   beside {wide(beside)}   p95 {ratios[-1]:.2f} x", flush=True)
+            print(
+                f"{name:8} alone {described(alone)}   beside {described(beside)}   p95 {ratios[-1]:.2f} x", flush=True
+            )
             for _ in range(600):
                 if not (await http.get(f"{url}/health")).json()["requests"]:
                     break
@@ -162,7 +164,7 @@ async def run(url: str, names: list[str], times: int) -> list[float]:
 
 def main() -> int:
     """Print the figures; return 1 where the bar is missed."""
-    parser = argparse.ArgumentParser(description="A short message beside others' files.")
+    parser = argparse.ArgumentParser(description="A short message beside other clients' files.")
     parser.add_argument("loads", nargs="*", default=list(LOADS))
     parser.add_argument("--model", default="base")
     parser.add_argument("--times", type=int, default=20)

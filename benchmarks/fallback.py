@@ -1,13 +1,14 @@
-"""What a LAN server that is not there costs a call that the cloud takes: ours, the plain SDK, and LiteLLM where installed.
+"""How much longer a call to the cloud takes because the LAN server is off: ours, the plain SDK, and LiteLLM.
 
 A stand-in for the cloud on loopback answers at once. Ours and the plain SDK are called in turn within one run, so that
-whatever else the machine does falls on both alike; what is reported is the difference, and, for each, p50 and p95.
+other work of the machine affects both alike. The report has the difference, and p50 and p95 of each. LiteLLM is
+measured if it is installed.
 
 | case | bar |
 |---|---|
 | breaker open, policy cloud | p95 of ours at most 5 ms over the plain SDK's |
-| refused, first call | the cloud's request is there within 50 ms |
-| blackholed, first call | …within the connect timeout and 50 ms |
+| connection refused, first call | the cloud is asked within 50 ms |
+| no answer to the connection, first call | the cloud is asked within the connect timeout and 50 ms |
 
     python benchmarks/fallback.py [CALLS]
 """
@@ -32,7 +33,7 @@ CONNECT_TIMEOUT = 0.25
 
 
 class Cloud(BaseHTTPRequestHandler):
-    """Answers at once, and notes when it was asked."""
+    """Answers at once, and records when it was asked."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -55,7 +56,7 @@ class Cloud(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def cloud() -> Iterator[str]:
-    """Serve the stand-in; gives its base URL."""
+    """Run the stand-in; yields its base URL."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Cloud)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -68,7 +69,7 @@ def cloud() -> Iterator[str]:
 
 @contextlib.contextmanager
 def refusing() -> Iterator[str]:
-    """Give an address that refuses."""
+    """Yield a base URL whose port refuses connections."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
@@ -76,7 +77,7 @@ def refusing() -> Iterator[str]:
 
 @contextlib.contextmanager
 def blackhole() -> Iterator[str]:
-    """Give an address that never says anything."""
+    """Yield a base URL that never answers a connection: its backlog is full."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))
@@ -131,37 +132,36 @@ def breaker_open(url: str, calls: int) -> None:
     print(f"{'added':34} p50 {median:8.2f} ms   p95 {added:8.2f} ms   bar 5 ms")
 
 
-def first_calls(url: str) -> None:
-    """Measure calls that meet the dead box themselves, each with a client of its own."""
+def first_calls() -> None:
+    """Measure first calls, each with a new client that does not know yet that the LAN server is off."""
     for name, dead, bar in (
         ("refused, first call to the cloud", refusing, 50.0),
-        ("blackholed, first call to the cloud", blackhole, CONNECT_TIMEOUT * 1000 + 50),
+        ("no answer, first call to the cloud", blackhole, CONNECT_TIMEOUT * 1000 + 50),
     ):
         taken = []
         with dead() as lan:
             for _ in range(20):
                 with ours(lan) as client:
-                    client.models  # noqa: B018 - what the SDK imports when first used is no part of a fallback
+                    client.models  # noqa: B018 - the SDK's own late imports are not part of the fallback
                     client.audio.transcriptions  # noqa: B018 - as above
                     taken.append(to_cloud(lambda client=client: ask(client)))
         report(name, taken)
         print(f"{'':34} bar {bar:.0f} ms")
-    del url
 
 
 def ours(lan: str) -> LocalWhisper:
-    """Return our client, with a cloud to fall back to."""
+    """Return our client, with the cloud as its fallback."""
     return LocalWhisper(local_base_url=lan, policy="cloud", api_key="any", connect_timeout=CONNECT_TIMEOUT)
 
 
 def litellm_router(url: str) -> None:
-    """Measure LiteLLM's router with the same dead box before the same cloud, as it comes."""
+    """Measure LiteLLM's router, with its default settings, before the same server and cloud."""
     try:
-        import litellm  # noqa: PLC0415 - beside ours where it is installed
+        import litellm  # noqa: PLC0415 - optional
     except ImportError:
         print("LiteLLM is not installed here: skipped")
         return
-    import asyncio  # noqa: PLC0415 - for this alone
+    import asyncio  # noqa: PLC0415 - needed here alone
 
     async def run(lan: str) -> list[float]:
         router = litellm.Router(
@@ -191,7 +191,7 @@ def main() -> None:
     with cloud() as url:
         os.environ["LOCALWHISPER_CLOUD_BASE_URL"] = url
         breaker_open(url, int(sys.argv[1]) if len(sys.argv) > 1 else 500)
-        first_calls(url)
+        first_calls()
         litellm_router(url)
 
 

@@ -1,8 +1,8 @@
-"""Many clients at once: whether every request is answered, `/health` at once, and memory stays where it is.
+"""Many clients at once: every request is answered, `/health` stays fast, and memory stays constant.
 
-A real server with the base model on loopback; each client sends a voice message again and again, and comes back after
-as many seconds as a 503 asks for. Bars: every answer a 200 or a 503 with Retry-After; `/health` p99 under 100 ms;
-memory in the last minute within 5 % of the second.
+A real server with the base model runs on loopback. Each client sends a voice message repeatedly, and waits as long as a
+503 asks for. Bars: every answer is a 200 or a 503 with Retry-After; `/health` has a p99 under 100 ms; memory in the
+last minute is within 5 % of the second minute.
 
     python benchmarks/load.py [--clients 200] [--minutes 5] [--model base]
 """
@@ -22,8 +22,8 @@ from localwhisper_server.whisper import weights
 
 VOICE = Path(__file__).parents[1] / "localwhisper_client" / "demo.ogg"
 HEALTH_SECONDS = 0.1
-# What a client waits at most, so that there is load in every minute.
-PATIENCE_SECONDS = 5.0
+# A client waits no longer than this after a 503, so that there is load in every minute.
+LONGEST_WAIT_SECONDS = 5.0
 
 
 def memory(pid: int) -> float:
@@ -40,7 +40,7 @@ def memory(pid: int) -> float:
 
 
 class Load:
-    """What was asked and answered."""
+    """The clients, and what they were answered."""
 
     def __init__(self, url: str, seconds: float) -> None:
         self.url = url
@@ -55,7 +55,7 @@ class Load:
         return time.monotonic() >= self.until
 
     async def client(self, http: httpx2.AsyncClient, number: int) -> None:
-        """Send the message again and again; each client one of its own, so that none are computed together."""
+        """Send the message repeatedly, each time with another prompt, so that no two requests are coalesced."""
         voice = VOICE.read_bytes()
         times = 0
         while not self.over:
@@ -70,11 +70,11 @@ class Load:
             kind = str(answer.status_code)
             if answer.status_code == httpx2.codes.SERVICE_UNAVAILABLE and retry_after:
                 kind = "503 with Retry-After"
-                await asyncio.sleep(min(float(retry_after), PATIENCE_SECONDS))
+                await asyncio.sleep(min(float(retry_after), LONGEST_WAIT_SECONDS))
             self.answers[kind] += 1
 
     async def watch(self, pid: int) -> None:
-        """Ask after the health, on a connection of its own."""
+        """Ask for `/health` on a connection of its own, and record memory."""
         async with httpx2.AsyncClient(timeout=30) as http:
             while not self.over:
                 started = time.monotonic()
@@ -85,8 +85,8 @@ class Load:
                 await asyncio.sleep(HEALTH_SECONDS)
 
     async def run(self, clients: int, pid: int) -> None:
-        """Let them all loose."""
-        limits = httpx2.BatchLimits(max_connections=clients, max_keepalive_connections=clients)
+        """Run all clients until the time is up."""
+        limits = httpx2.Limits(max_connections=clients, max_keepalive_connections=clients)
         async with httpx2.AsyncClient(timeout=300, limits=limits) as http:
             await asyncio.gather(self.watch(pid), *(self.client(http, number) for number in range(clients)))
 

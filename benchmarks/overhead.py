@@ -1,7 +1,7 @@
-"""The server's own time, without the model's: upload, decoding, voice activity, routing, rendering.
+"""The server's own time, without the model's: upload, audio decoding, voice activity, routing, formatting.
 
-A real server on a real socket, whose engine answers at once, is asked over one connection for a five-second voice
-message again and again. What a request takes is then all the server's own. Bar: p50 under 25 ms.
+A real server on a real socket has an engine that answers at once. It is sent a five-second voice message repeatedly,
+over one connection. Bar: p50 under 25 ms.
 
     python benchmarks/overhead.py [REQUESTS]
 """
@@ -46,7 +46,7 @@ class Instant:
         """Nothing to warm."""
 
     def prepare(self, piece: AudioChunk, decoding: Decoding, *, full_window: bool = False) -> Chunk:
-        """Return a chunk without features, which nobody will look at."""
+        """Return a chunk without features; `run` does not need them."""
         return Chunk(np.empty((80, 0), np.float32), piece.seconds, piece.offset, decoding, full_window=full_window)
 
     def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
@@ -58,7 +58,7 @@ class Instant:
 
 @contextmanager
 def serving() -> Iterator[str]:
-    """Run the app with the instant engine in a thread; gives its base URL."""
+    """Run the application with the instant engine in a thread; yields its base URL."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "model.bin").touch()
         backend = runtime.Runtime(Settings(model=folder), load=Instant, cuda_devices=0)  # type: ignore[arg-type]
@@ -90,7 +90,7 @@ def request() -> tuple[bytes, dict[str, str]]:
 
 
 def timed(work: Callable[[], object], count: int) -> list[float]:
-    """Return how long each of so many times took, in ms, sorted; the first ones warm up and do not count."""
+    """Return the milliseconds of `count` calls, sorted, after twenty that warm up."""
     taken = []
     for _ in range(count + 20):
         started = time.perf_counter()
@@ -127,9 +127,9 @@ def main() -> None:
     detector, decoding = timed(lambda: find_speech(samples, Voice()), count), timed(decoded, count)
     for name, taken in (
         ("request", whole),
-        ("  of it the voice detector, a model", detector),
-        ("  of it decoding, were it done here", decoding),
-        ("request by the SDK, whose time is in it", sdk),
+        ("  voice activity detection alone, a model", detector),
+        ("  audio decoding alone, in this process", decoding),
+        ("request through the SDK, its time included", sdk),
     ):
         print(f"{name:42} p50 {statistics.median(taken):6.1f} ms   p95 {taken[int(count * 0.95)]:6.1f} ms")
     print(f"own time beyond the models', p50: {statistics.median(whole) - statistics.median(detector):.1f} ms (bar 25)")

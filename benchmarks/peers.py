@@ -1,12 +1,12 @@
-"""A thousand hostile peers, one kind at a time, beside a short voice message: nothing waits long, nothing is left.
+"""A thousand hostile peers, one kind at a time, beside a short voice message: it must not wait, and no resource leak.
 
-A real server on loopback, and the peers in a process of their own that gives way to it, since other machines' work
-would not be done by this one. Each peer connects once, all of them within the first quarter of the time:
+A real server runs on loopback. The peers run in a process of lower priority, because in reality other machines do their
+work. Each peer connects once, all of them within the first quarter of the time:
 
-- tiny-chunks: sends a body in chunks of one byte for as long as it is taken;
-- idle: says nothing;
-- never-reading: asks again and again and takes no answer;
-- hanging-up: sends a voice message and leaves, two of three in the upload, the others as soon as it is sent.
+- tiny-chunks: sends a body in chunks of one byte for as long as the server reads them;
+- idle: sends nothing;
+- never-reading: sends requests repeatedly and reads no answer;
+- hanging-up: sends a voice message and closes, two of three during the upload, the others as soon as it is sent.
 
 Bars for each kind: `/health`, asked over its own connection, p99 within 250 ms; the message's p95 within three times
 its median alone; at most 1 MB of log; afterwards as many open files and threads as before, give or take those that
@@ -52,7 +52,7 @@ MODEL = b'\r\n--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper
 
 
 async def tiny_chunks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Send one-byte chunks until the server has had enough."""
+    """Send one-byte chunks until the server answers."""
     writer.write(HEAD + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n" % (len(PART), PART))
     answer = asyncio.ensure_future(reader.read(1))
     try:
@@ -70,7 +70,7 @@ async def idle(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> N
 
 
 async def never_reading(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Ask until nothing more is taken, and read nothing; the connection's end is noticed all the same."""
+    """Send requests until the server reads no more, and read nothing; the end of the connection is noticed anyway."""
     reader._transport.pause_reading()  # type: ignore[attr-defined] # noqa: SLF001 - nothing public says so
     while True:
         writer.write(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20)
@@ -79,7 +79,7 @@ async def never_reading(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
 
 
 async def hanging_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Send a part or all of a message, wait a moment, and leave: longer, and it would be a caller like any other."""
+    """Send a part or all of a message, wait a moment, and close before the answer."""
     body = PART + VOICE.read_bytes() + os.urandom(8) + MODEL
     sent = int(len(body) * min(1.0, random.uniform(0.0, 1.5)))  # noqa: S311 - any will do
     writer.write(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body[:sent])
@@ -91,7 +91,7 @@ KINDS = {"tiny-chunks": tiny_chunks, "idle": idle, "never-reading": never_readin
 
 
 async def attack(kind: str, address: tuple[str, int], count: int, seconds: float) -> None:
-    """Be so many peers for so long."""
+    """Run `count` peers of a kind for `seconds`."""
 
     async def one(number: int) -> None:
         await asyncio.sleep(number / count * seconds / 4)
@@ -99,7 +99,7 @@ async def attack(kind: str, address: tuple[str, int], count: int, seconds: float
             connection = socket.socket()
             connection.settimeout(0)
             if kind == "never-reading":
-                # So that the server's side has room for a few answers only, as it has on a network.
+                # So that the server's side can send a few answers only, as on a real network.
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
             async with asyncio.timeout(seconds * (1 - number / count / 4)):
@@ -113,7 +113,7 @@ async def attack(kind: str, address: tuple[str, int], count: int, seconds: float
     await asyncio.gather(*map(one, range(count)))
 
 
-# What is looked at
+# Measurements
 
 
 def held(server: ServerProcess, temporary: Path) -> dict[str, int]:
@@ -128,14 +128,14 @@ def held(server: ServerProcess, temporary: Path) -> dict[str, int]:
 
 
 class Beside:
-    """Messages and questions after the health, each on a connection of its own, one after another."""
+    """Sends messages and asks for `/health`, each on a connection of its own, one after another."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._number = 0
 
     async def messages(self, seconds: float, *, least: int) -> list[float]:
-        """Return how long each message took, in seconds, for so long and so many; each one a new computation."""
+        """Return the seconds of each message, for `seconds` and at least `least` messages; none are coalesced."""
         took: list[float] = []
         until = time.monotonic() + seconds
         async with httpx2.AsyncClient(timeout=300, trust_env=False) as http:
@@ -153,7 +153,7 @@ class Beside:
         return took
 
     async def health(self, seconds: float) -> list[float]:
-        """Return how long each question took, in seconds."""
+        """Return the seconds that each `/health` took."""
         took: list[float] = []
         until = time.monotonic() + seconds
         async with httpx2.AsyncClient(timeout=300, trust_env=False) as http:
@@ -166,7 +166,7 @@ class Beside:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the value that so great a share of them does not exceed."""
+    """Return the value that this share of them does not exceed."""
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 

@@ -1,4 +1,4 @@
-"""What a user would write in ten minutes: faster-whisper behind the plainest threaded server. The one to compare with.
+"""What ours is compared with: faster-whisper behind a minimal threaded server, as anyone would write it first.
 
 python benchmarks/plain_server.py MODEL_FOLDER PORT
 """

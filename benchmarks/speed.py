@@ -1,7 +1,7 @@
-"""How fast: our server and plain faster-whisper behind the plainest threaded server, in turn in one run.
+"""Speed of our server and of plain faster-whisper behind a minimal threaded server, in turn in one run.
 
-Only the ratios mean anything on a machine that is not alone. Every part lets one server do its work while the other
-is idle, then the other, several times over.
+Other programs slow the machine down, so only the ratios of one run can be compared. In every part one server works
+while the other is idle, then the other way round, several times.
 
     python benchmarks/speed.py [--model base] [alone] [clients] [minute] [long] [behind] [hour]
 """
@@ -98,7 +98,7 @@ def report(title: str, plain_value: float, our_value: float, unit: str) -> None:
 
 
 def alone(rivals: Sequence[Rival], clips: Sequence[Upload], rounds: int = 2) -> None:
-    """Latency of one client, clip by clip, the servers taking turns."""
+    """Measure the latency of one client, clip by clip, the servers in turn."""
     taken: dict[str, list[float]] = {rival.name: [] for rival in rivals}
     for _ in range(rounds):
         for clip in clips:
@@ -109,7 +109,7 @@ def alone(rivals: Sequence[Rival], clips: Sequence[Upload], rounds: int = 2) -> 
 
 
 def clients(rivals: Sequence[Rival], clips: Sequence[Upload], counts: Sequence[int] = (1, 4, 8, 16)) -> None:
-    """Seconds for a pile of clips with several clients at once; printed as throughput, so more is better."""
+    """Measure the throughput of several clients at once, in clips a second; more is better."""
     for count in counts:
         pile = list(itertools.islice(itertools.cycle(clips), max(len(clips), 2 * count)))
         walls: dict[str, float] = {}
@@ -122,7 +122,7 @@ def clients(rivals: Sequence[Rival], clips: Sequence[Upload], counts: Sequence[i
 
 
 def minute(rivals: Sequence[Rival], _clips: Sequence[Upload], rounds: int = 3) -> None:
-    """Time a recording of 60 s, one client."""
+    """Measure a recording of 60 s, one client."""
     taken: dict[str, list[float]] = {rival.name: [] for rival in rivals}
     for _ in range(rounds):
         for rival in rivals:
@@ -131,19 +131,19 @@ def minute(rivals: Sequence[Rival], _clips: Sequence[Upload], rounds: int = 3) -
 
 
 def long(rivals: Sequence[Rival], _clips: Sequence[Upload]) -> None:
-    """Thirty minutes, wall and peak memory."""
+    """Measure a recording of thirty minutes: seconds and peak memory."""
     walls = {rival.name: watched(rival, joined_to(LONG_SECONDS)) for rival in rivals}
     report("30 minutes", walls["plain"], walls["ours"], "s")
 
 
 def hour(rivals: Sequence[Rival], _clips: Sequence[Upload]) -> None:
-    """Print our memory over an hour-long recording; that of half an hour says whether it grows."""
+    """Print our memory during an hour-long recording; compared with half an hour, it shows whether memory grows."""
     taken = watched(next(rival for rival in rivals if rival.name == "ours"), joined_to(2 * LONG_SECONDS))
     print(f"an hour: {taken:.0f} s")
 
 
 def watched(rival: Rival, recording: Upload) -> float:
-    """Transcribe with an eye on the server's memory, and return the seconds it took."""
+    """Transcribe a recording, print the server's memory meanwhile, and return the seconds it took."""
     rest = rival.memory()
     peak = [rest]
     with sampling(lambda: peak.append(rival.memory())):
@@ -153,14 +153,14 @@ def watched(rival: Rival, recording: Upload) -> float:
 
 
 def behind(rivals: Sequence[Rival], _clips: Sequence[Upload], times: int = 20) -> None:
-    """Time a short message while thirty minutes are being transcribed, against the same on an idle server."""
+    """Measure a short message while thirty minutes are being transcribed, against an idle server."""
     rival = next(rival for rival in rivals if rival.name == "ours")
     short = upload(SHORT)
     idle = sorted(rival.ask(short) for _ in range(times))
     recording = joined_to(LONG_SECONDS)
     worker = threading.Thread(target=rival.ask, args=(recording,))
     worker.start()
-    time.sleep(3)  # until it is in full swing
+    time.sleep(3)  # until chunks of it are being decoded
     busy = []
     while worker.is_alive() and len(busy) < times:
         busy.append(rival.ask(short))
@@ -172,7 +172,7 @@ def behind(rivals: Sequence[Rival], _clips: Sequence[Upload], times: int = 20) -
 
 
 def joined_to(seconds: float) -> Upload:
-    """Join clips to a recording of so many seconds, in one language as recordings are."""
+    """Join English clips to one recording of so many seconds."""
     samples = np.concatenate([clip.audio for clip in _clips(60.0) if clip.language == "en"])
     count = int(seconds * corpus.RATE)
     return "long.wav", corpus.wav(np.tile(samples, count // samples.size + 1)[:count])
@@ -180,7 +180,7 @@ def joined_to(seconds: float) -> Upload:
 
 @contextlib.contextmanager
 def sampling(sample: Callable[[], None], seconds: float = 0.2) -> Iterator[None]:
-    """Call `sample` again and again while the block runs."""
+    """Call `sample` every `seconds` while the block runs."""
     stop = threading.Event()
 
     def watch() -> None:

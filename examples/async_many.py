@@ -1,4 +1,4 @@
-"""Many files at once: the server batches what comes together, so eight cost little more than two.
+"""Transcribe many files at once. The server decodes them in batches, so eight take little longer than two.
 
 LOCALWHISPER_BASE_URL=http://pc:5000/v1 python examples/async_many.py *.ogg
 """
@@ -13,21 +13,21 @@ import localwhisper
 AT_ONCE = 8
 
 
-async def transcribe(client: localwhisper.AsyncLocalWhisper, gate: asyncio.Semaphore, path: Path) -> str:
-    """Return the words of one file; `gate` bounds how many are on their way at a time."""
-    async with gate:
+async def transcribe(client: localwhisper.AsyncLocalWhisper, slots: asyncio.Semaphore, path: Path) -> str:
+    """Return the words of one file; `slots` limits how many are sent at a time."""
+    async with slots:
         return (await client.audio.transcriptions.create(file=path, model="whisper-1")).text
 
 
 async def transcribe_all(paths: Sequence[Path]) -> list[str]:
     """Return the words of every file, in the order of the files."""
-    gate = asyncio.Semaphore(AT_ONCE)
+    slots = asyncio.Semaphore(AT_ONCE)
     async with localwhisper.AsyncLocalWhisper() as client:
-        return await asyncio.gather(*(transcribe(client, gate, path) for path in paths))
+        return await asyncio.gather(*(transcribe(client, slots, path) for path in paths))
 
 
 def main() -> None:
-    """Print a line per file."""
+    """Print a line for each file."""
     paths = [Path(argument) for argument in sys.argv[1:]]
     for path, text in zip(paths, asyncio.run(transcribe_all(paths)), strict=True):
         print(f"{path.name}: {text}")

@@ -1,4 +1,4 @@
-"""The stock OpenAI SDK, unchanged: only OPENAI_BASE_URL says that the LAN server answers.
+"""Use the OpenAI SDK without this package: the variable OPENAI_BASE_URL alone leads to the LAN server.
 
 OPENAI_BASE_URL=http://localhost:5000/v1 OPENAI_API_KEY=any python examples/openai_base_url.py voice.ogg
 """
@@ -10,7 +10,7 @@ import openai
 
 
 def main() -> None:
-    """Print what was said, sentence by sentence with its time."""
+    """Print each segment with its time in seconds."""
     transcript = openai.OpenAI().audio.transcriptions.create(
         file=Path(sys.argv[1]), model="whisper-1", response_format="verbose_json"
     )

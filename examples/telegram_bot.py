@@ -1,6 +1,6 @@
-"""A Telegram bot that answers a voice message with its words.
+"""A Telegram bot that answers a voice message with its words. To be run in a clone of this repository.
 
-pip install python-telegram-bot localwhisper-lan
+pip install python-telegram-bot .
 LOCALWHISPER_BASE_URL=http://pc:5000/v1 TELEGRAM_TOKEN=… python examples/telegram_bot.py
 """
 
@@ -17,7 +17,7 @@ client = localwhisper.AsyncLocalWhisper()
 
 
 async def handle_voice(update: Update, _context: ContextTypes.DEFAULT_TYPE) -> None:
-    """Answer one voice message with its words, or with what is wrong."""
+    """Answer one voice message with its words, or with the reason why there are none."""
     message = update.effective_message
     if message is None or message.voice is None:
         return
@@ -27,7 +27,7 @@ async def handle_voice(update: Update, _context: ContextTypes.DEFAULT_TYPE) -> N
             file=("voice.oga", io.BytesIO(voice)), model="whisper-1", timeout=120
         )
     except openai.APIConnectionError as failure:
-        await message.reply_text(f"NullObserver is listening right now. {failure}")
+        await message.reply_text(f"The speech-to-text server cannot be reached. {failure}")
         return
     await message.reply_text(transcript.text or "(silence)")
 

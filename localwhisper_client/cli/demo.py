@@ -19,7 +19,6 @@ from rich.console import Console
 from localwhisper_client.cli import stop
 from localwhisper_client.client import LocalWhisper
 from localwhisper_client.events import Attempt, Event
-from localwhisper_client.routing.steps import Verdict
 from localwhisper_client.server_process import ServerNotStarted, serving
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Each example, run as its reader would run it, and the demo."""
+"""Each example runs as its first lines say, and so does the demo."""
 
 import importlib.util
 import os
@@ -21,7 +21,7 @@ GERMAN = ROOT / "tests" / "voices" / "de-5s.ogg"
 
 
 def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run Python with these arguments, its environment free of settings but for the given ones."""
+    """Run Python with these arguments, and with no settings in its environment but the given ones."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "LOCALWHISPER_"))}
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
@@ -44,7 +44,7 @@ def load(name: str) -> ModuleType:
 
 
 def test_openai_base_url(server: ServerProcess) -> None:
-    """The stock SDK prints each sentence with its time."""
+    """The SDK alone prints each segment with its time."""
     done = run(
         ROOT / "examples/openai_base_url.py", ENGLISH, OPENAI_BASE_URL=server.base_url, OPENAI_API_KEY="whatever"
     )
@@ -53,7 +53,7 @@ def test_openai_base_url(server: ServerProcess) -> None:
 
 
 def test_fallback(server: ServerProcess) -> None:
-    """The LAN server answers and says so."""
+    """The LAN server answers, and the example prints that it did."""
     done = run(ROOT / "examples/fallback.py", ENGLISH, LOCALWHISPER_BASE_URL=server.base_url, OPENAI_API_KEY="made-up")
     assert done.returncode == 0, done.stderr
     assert "Please buy milk" in done.stdout
@@ -61,7 +61,7 @@ def test_fallback(server: ServerProcess) -> None:
 
 
 def test_fallback_without_the_lan() -> None:
-    """With nobody on the LAN, the cloud that is configured answers."""
+    """If no LAN server can be reached, the cloud that is configured answers."""
     with stand_in_cloud() as cloud:
         done = run(
             ROOT / "examples/fallback.py",
@@ -108,17 +108,17 @@ async def test_telegram_bot(server: ServerProcess, voice_update: MagicMock, monk
 
 @pytest.mark.anyio
 async def test_telegram_bot_without_the_lan(voice_update: MagicMock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With nobody on the LAN, the bot says so and lives on."""
+    """If no server can be reached, the bot says so and keeps running."""
     monkeypatch.setenv("LOCALWHISPER_BASE_URL", "http://127.0.0.1:9/v1")
     bot = load("telegram_bot")
     async with bot.client:
         await bot.handle_voice(voice_update, MagicMock())
     (reply,) = voice_update.effective_message.reply_text.await_args.args
-    assert "NullObserver is listening" in reply
+    assert "cannot be reached" in reply
 
 
 def test_demo() -> None:
-    """The README's first command shows the words, the language, who answered, and the fallback."""
+    """The README's first command prints the words, the language, which server answered, and the fallback."""
     done = run("-m", "localwhisper_client", "demo")
     assert done.returncode == 0, done.stderr
     assert "Please buy milk" in done.stdout
@@ -128,7 +128,7 @@ def test_demo() -> None:
 
 
 def test_readme_curl(server: ServerProcess) -> None:
-    """The README's curl line works as it stands, but for the port."""
+    """The README's curl command works, with another port and file."""
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     (command,) = (line for line in lines if line.startswith("curl ") and "audio/transcriptions" in line)
     command = command.replace("http://localhost:5000", server.url).replace("voice.ogg", str(ENGLISH))
