@@ -20,7 +20,7 @@ from localwhisper_server import cli, server
 from localwhisper_server.runtime import Runtime
 from localwhisper_server.settings import Settings
 from localwhisper_server.whisper import weights
-from tests.server.test_server import Engine
+from tests.server.engine_double import EngineDouble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -307,7 +307,7 @@ def test_a_server_that_cannot_start_is_one_line(
 class Session:
     """The command, run in this process on a real socket, and a thread that calls the server and then stops it."""
 
-    def __init__(self, folder: Path, engine: Engine) -> None:
+    def __init__(self, folder: Path, engine: EngineDouble) -> None:
         (folder / "model.bin").touch()
         self._folder = folder
         self._engine = engine
@@ -357,7 +357,7 @@ def test_a_server_from_start_to_stop(
         ids.append(answer.headers["x-request-id"])
 
     ids: list[str] = []
-    Session(tmp_path, Engine()).run(use)
+    Session(tmp_path, EngineDouble()).run(use)
     log = capsys.readouterr().err
     assert "listening on http://127.0.0.1:" in log
     assert f"ready: {tmp_path}" in log
@@ -371,7 +371,7 @@ def test_the_log_is_written_to_a_file_as_well(
     """One line per request, with the length and language of the recording and the time it took; never the words."""
     file = tmp_path / "server.log"
     monkeypatch.setenv("LOCALWHISPER_SERVER_LOG_FILE", str(file))
-    Session(tmp_path, Engine()).run(lambda client: _post(client, voices["demo"]))
+    Session(tmp_path, EngineDouble()).run(lambda client: _post(client, voices["demo"]))
     (line,) = [line for line in file.read_text().splitlines() if "POST" in line]
     console = capsys.readouterr().err
     assert line in console
