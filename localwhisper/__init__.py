@@ -1,7 +1,7 @@
-"""The OpenAI SDK that tries the LAN server first: `import localwhisper as openai` is the whole change to a program.
+"""The OpenAI SDK that asks the LAN server first. A program changes one line: `import localwhisper as openai`.
 
-Speech-to-text goes through `LocalWhisper`; every other name is the `openai` module's own. What is ours is loaded when
-it is first asked for, so that the import costs what the SDK's does.
+Speech-to-text goes through `LocalWhisper`; every other name is the `openai` module's own. Our own modules are loaded at
+their first use, so that this import takes no longer than the SDK's.
 """
 
 from __future__ import annotations
@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 
     from openai.resources.audio import Audio
 
-    from localwhisper_client.client import AsyncLocalWhisper, LocalWhisper
-    from localwhisper_client.events import LastCall, last_call
+    from localwhisper_client import AsyncLocalWhisper, LastCall, LocalWhisper, Policy, last_call
     from localwhisper_client.patch.installation import install, uninstall
-    from localwhisper_client.routing.policy import Policy
 
     OpenAI = Client = LocalWhisper
     AsyncOpenAI = AsyncClient = AsyncLocalWhisper
@@ -43,62 +41,62 @@ __all__ = [
     "uninstall",
 ]
 
-# Our names, the module of `localwhisper_client` each is in, and what it is called there.
+# Our names, the module that each is in, and what it is called there.
 _OURS = {
-    **dict.fromkeys(("LocalWhisper", "OpenAI", "Client"), ("client", "LocalWhisper")),
-    **dict.fromkeys(("AsyncLocalWhisper", "AsyncOpenAI", "AsyncClient"), ("client", "AsyncLocalWhisper")),
-    "install": ("patch.installation", "install"),
-    "uninstall": ("patch.installation", "uninstall"),
-    "LastCall": ("events", "LastCall"),
-    "last_call": ("events", "last_call"),
+    **dict.fromkeys(("LocalWhisper", "OpenAI", "Client"), ("localwhisper_client", "LocalWhisper")),
+    **dict.fromkeys(("AsyncLocalWhisper", "AsyncOpenAI", "AsyncClient"), ("localwhisper_client", "AsyncLocalWhisper")),
+    "LastCall": ("localwhisper_client.events", "LastCall"),
+    "last_call": ("localwhisper_client.events", "last_call"),
+    "install": ("localwhisper_client.patch.installation", "install"),
+    "uninstall": ("localwhisper_client.patch.installation", "uninstall"),
 }
 
-# What programs set on the `openai` module to configure its own client, and what ours therefore takes from there.
+# Programs set these on the `openai` module to configure the module's client; ours reads them from there.
 _SETTINGS = (
     "api_key", "organization", "project", "base_url", "timeout", "max_retries", "default_headers", "default_query",
     "http_client",
 )  # fmt: skip
 
-# Parts of the module's client that can send audio. The rest, `chat` and its like, are the `openai` module's own.
-_OF_THE_CLIENT = ("realtime", "live", "beta")
+# Other parts of the module's client that can send audio. `chat` and the rest are the `openai` module's own.
+_AUDIO_PARTS = ("realtime", "live", "beta")
 
 _lock = threading.Lock()
 _current: tuple[dict[str, Any], LocalWhisper] | None = None
 
 
-def policy(wish: Policy | str) -> AbstractContextManager[None]:
-    """Hold every call inside a `with` block to a policy: `with localwhisper.policy("local_only"):`.
+def policy(name: Policy | str) -> AbstractContextManager[None]:
+    """Set the policy of all calls inside a `with` block: `with localwhisper.policy("local_only"):`.
 
-    It holds for the task or thread that runs the block, and for tasks started in it; the strictest of this, the
+    It applies to the task or thread that runs the block, and to tasks started in it. The strictest of this policy, the
     client's and the environment's wins.
 
     Raises:
         ConfigurationError: there is no such policy.
 
     """
-    from localwhisper_client.routing.policy import within  # noqa: PLC0415 - as above
-    from localwhisper_client.settings import parse_policy  # noqa: PLC0415 - see the module's docstring
+    from localwhisper_client.routing.policy import within  # noqa: PLC0415 - see the module's docstring
+    from localwhisper_client.settings import parse_policy  # noqa: PLC0415
 
-    return within(parse_policy("policy", wish))
+    return within(parse_policy("policy", name))
 
 
 def _client() -> LocalWhisper:
-    """Return the module's client, made when first needed and made anew when the module's settings changed."""
-    from localwhisper_client.client import LocalWhisper  # noqa: PLC0415 - as above
+    """Return the module's client, made at its first use, and again after the module's settings have changed."""
+    from localwhisper_client import LocalWhisper  # noqa: PLC0415 - see the module's docstring
 
-    global _current  # noqa: PLW0603 - the SDK's module client is as global
+    global _current  # noqa: PLW0603 - as the SDK's module client
     settings = {name: getattr(openai, name) for name in _SETTINGS}
     with _lock:
         if _current is None:
             _current = settings, LocalWhisper(**settings)
         elif _current[0] != settings:
-            # The LAN server and what is known of its health stay; only the cloud's part is new.
+            # Only the cloud's part is new: the LAN servers and their breakers stay.
             _current = settings, LocalWhisper(_route=_current[1]._route, **settings)  # noqa: SLF001 - our own
         return _current[1]
 
 
 class _Lazy:
-    """A part of the module's client, which is not made before something of that part is used."""
+    """A part of the module's client. The client is made when an attribute of the part is used."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -112,14 +110,14 @@ audio = cast("Audio", _Lazy("audio"))
 
 def __getattr__(name: str) -> Any:
     if name in _OURS:
-        home, there = _OURS[name]
-        globals()[name] = getattr(import_module(f"localwhisper_client.{home}"), there)
+        module, there = _OURS[name]
+        globals()[name] = getattr(import_module(module), there)
         return globals()[name]
-    if name in _OF_THE_CLIENT and hasattr(openai, name):
+    if name in _AUDIO_PARTS and hasattr(openai, name):
         return globals().setdefault(name, _Lazy(name))
     found = getattr(openai, name)
     if isinstance(found, type) and issubclass(found, (openai.OpenAI, openai.AsyncOpenAI)):
-        # Azure's client, and others for the clouds of other companies.
+        # The SDK's client for Azure, and those for other clouds.
         return import_module("localwhisper_client.client").routed_class(found)
     return found
 
@@ -130,7 +128,7 @@ def __dir__() -> list[str]:
 
 class _Module(ModuleType):
     def __setattr__(self, name: str, value: Any) -> None:
-        # `openai.api_key = …` must reach the SDK, whatever name the program knows it by.
+        # `openai.api_key = …` must reach the SDK, also if the program knows this module as `openai`.
         if name in _SETTINGS or (hasattr(openai, name) and name not in self.__dict__ and name not in _OURS):
             setattr(openai, name, value)
         else:

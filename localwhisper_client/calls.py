@@ -14,7 +14,7 @@ import openai
 
 from localwhisper_client import _background, endpoints
 from localwhisper_client._http import http
-from localwhisper_client.cloud.attempt import Attempt, lan_row, usage_of
+from localwhisper_client.cloud.attempt import CloudAttempt, lan_row, usage_of
 from localwhisper_client.cloud.models import MODELS
 from localwhisper_client.errors import ConfigurationError, explained
 from localwhisper_client.events import LastCall, remember
@@ -170,7 +170,7 @@ class RoutedCall(Generic[ClientT]):
                 f"to the local server, such as {DEFAULT_LOCAL_BASE_URL}; or to {url}, if that should transcribe."
             )
 
-    def cloud_attempt(self, step: Try) -> Attempt:
+    def cloud_attempt(self, step: Try) -> CloudAttempt:
         """Return an attempt in the cloud: the caller's own request, within the remaining time.
 
         The SDK must not retry it, since each attempt first reserves its cost in the budget.
@@ -182,9 +182,16 @@ class RoutedCall(Generic[ClientT]):
             options.url = f"{self.cloud_url.rstrip('/')}{endpoints.endpoint(self.client, options)}"
         if step.seconds is not None:
             options.timeout = _capped(self.timeout, step.seconds)
-        route, reason = self.route, self.call.reason
-        return Attempt(
-            options, step.backend.name, route.books, route.announce, route.wall(), reason, adapts=not self.azure
+        route = self.route
+        return CloudAttempt(
+            options,
+            step.backend.name,
+            route.ledger,
+            route.announce,
+            failed,
+            route.wall(),
+            self.call.reason,
+            adapts=not self.azure,
         )
 
     def answered(self, raw: Any) -> Outcome:
@@ -210,12 +217,12 @@ class RoutedCall(Generic[ClientT]):
     def records(self) -> bool:
         """Whether `record` has something to write."""
         local = not self.ending.cloud and self.ending.outcome.verdict is Verdict.ANSWERED
-        return self.route.books.kept and local
+        return self.route.ledger.enabled and local
 
     def record(self) -> None:
         """Write the call into the ledger. Blocks. A call that the cloud answered is there already."""
         fields = endpoints.fields(self.options)
-        self.route.books.record(lan_row(self.ending, fields, self.files, self.route.wall()))
+        self.route.ledger.record(lan_row(self.ending, fields, self.files, self.route.wall()))
 
     def result(self) -> Any:
         """Return the answer, or raise the error that explains why there is none; sets `last_call()`."""

@@ -179,7 +179,7 @@ class LocalWhisper(_Routing, openai.OpenAI):  # type: ignore[misc] # its `copy` 
         super().close()
         for server in self._route.servers.all:
             server.client.close()
-        self._route.books.close()
+        self._route.ledger.close()
 
 
 class AsyncLocalWhisper(_Routing, openai.AsyncOpenAI):  # type: ignore[misc] # as above
@@ -239,7 +239,7 @@ class AsyncLocalWhisper(_Routing, openai.AsyncOpenAI):  # type: ignore[misc] # a
         await super().close()
         for server in self._route.servers.all:
             await server.client.close()
-        self._route.books.close()
+        self._route.ledger.close()
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypedDict, cast
 from urllib.parse import urlsplit
 
 from localwhisper_client._http import http
-from localwhisper_client.cloud.accounting import Books
+from localwhisper_client.cloud.ledger import Ledger
 from localwhisper_client.errors import CloudNotAllowed
 from localwhisper_client.events import Announcer
 from localwhisper_client.lan.resolution import Hosts
@@ -82,7 +82,7 @@ class Route(Generic[ClientT]):
     servers: LocalServers[ClientT]
     policy: Policy
     announce: Announcer
-    books: Books
+    ledger: Ledger
     hosts: Hosts = field(default_factory=Hosts)
     wants_cloud: bool = False
     """Whether the program asked for the cloud, which a stricter policy may forbid."""
@@ -112,7 +112,7 @@ class Route(Generic[ClientT]):
             LocalServers(settings, kind, finder=finder, waker=waker, rules=rules),
             strictest([settings.policy, policy]),
             Announcer(options.get("on_event")),
-            Books(settings.ledger, settings.budget),
+            Ledger(settings.ledger, settings.budget),
             wants_cloud=policy is Policy.CLOUD,
         )
 

@@ -22,6 +22,7 @@ AUTO = "auto"
 DEFAULT_LOCAL_BASE_URL = "http://localhost:5000/v1"
 DEFAULT_CLOUD_URL = "https://api.openai.com/v1"
 DEFAULT_CONNECT_TIMEOUT = 1.0
+LEDGER_NAME = "ledger.sqlite3"
 
 # RFC 3490 §3.1: characters that count as a dot between labels.
 _FULL_STOPS = dict.fromkeys(map(ord, "\u3002\uff0e\uff61"), ".")
@@ -183,7 +184,7 @@ def ledger_path(value: str, environ: Mapping[str, str]) -> Path | None:
     if word in ("0", "off", "false", "no"):
         return None
     if word in ("", "1", "on", "true", "yes"):
-        return state_folder(environ) / "ledger.sqlite3"
+        return state_folder(environ) / LEDGER_NAME
     return Path(value.strip()).expanduser()
 
 

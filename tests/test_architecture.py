@@ -28,27 +28,25 @@ ARROWS = {
         "errors": set(),
     },
     "localwhisper_client": {
-        "__init__": {"client", "errors", "events", "last_call", "routing", "_version"},
+        "__init__": {"client", "errors", "events", "routing", "_version"},
         "__main__": {"cli"},
         "cli": {"client", "patch", "settings", "errors", "events", "lan", "cloud", "routing", "shared", "_version"},
-        "patch": {"client", "calls", "endpoints", "realtime", "errors", "events", "lan", "routing"},
-        "client": {"calls", "endpoints", "realtime", "upload", "lan", "errors", "events", "last_call", "routing", "_background"},
+        "patch": {"client", "route", "endpoints", "lan"},
+        "client": {"calls", "route", "endpoints", "upload", "lan", "errors", "events", "routing", "_background"},
         "calls": {
-            "endpoints", "lan", "cloud", "settings", "errors", "events", "last_call", "routing", "_http", "_background",
+            "route", "endpoints", "lan", "cloud", "settings", "errors", "events", "routing", "_http", "_background",
         },
-        "realtime": {"calls", "endpoints", "lan", "errors", "routing", "settings"},
+        "route": {"lan", "cloud", "settings", "errors", "events", "routing", "_http"},
         "endpoints": set(),
-        "lan": {"settings", "errors", "events", "routing", "shared", "_http", "_background", "_forks"},
-        "cloud": {"settings", "errors", "events", "routing", "shared", "_http", "_forks"},
-        "settings": {"errors", "routing", "shared"},
-        "errors": {"routing"},
-        "last_call": set(),
+        "lan": {"settings", "errors", "events", "routing", "shared", "_http", "_background"},
+        "cloud": {"errors", "events", "routing", "shared", "_http", "_background"},
+        "settings": {"errors", "cloud", "routing", "shared"},
+        "errors": {"routing", "_http"},
         "upload": set(),
         "routing": {"events"},
         "events": set(),
         "shared": set(),
-        "_background": {"_forks"},
-        "_forks": set(),
+        "_background": set(),
         "_http": set(),
         "_version": set(),
     },
@@ -61,14 +59,15 @@ ONLY = {
     "fastapi": {"api"}, "starlette": {"api"}, "uvicorn": {"api", "server"},
 }  # fmt: skip
 PURE = {
-    "localwhisper_client": ("routing", "shared", "events", "cloud/adaptation", "cloud/models", "cloud/prices"),
+    "localwhisper_client": ("routing", "shared", "events", "cloud/adaptation", "cloud/models", "cloud/budget"),
     "localwhisper_server": (
         "types", "errors", "api/formats", "api/form", "whisper/acceptance", "whisper/window", "whisper/tokens",
         "whisper/hypothesis", "transcription/queue", "transcription/step_queue", "transcription/segmentation",
     ),
 }  # fmt: skip
 IO = {
-    "openai", "httpx", "httpx2", "anyio", "asyncio", "socket", "ssl", "os", "time", "random", "tempfile", "io", "pathlib",
+    "openai", "httpx", "httpx2", "anyio", "asyncio", "socket", "ssl", "os", "time", "random", "tempfile", "io",
+    "pathlib",
 }  # fmt: skip
 DATA = ("skill_data", "run_hook")
 

@@ -1,6 +1,7 @@
-"""The command `localwhisper`: its entry point, which says what to install where the command's parts are missing."""
+"""The command `localwhisper`: its entry point, which says what to install if a part of it is missing."""
 
 import sys
+from typing import NoReturn
 
 
 def main() -> None:
@@ -12,3 +13,9 @@ def main() -> None:
             f"localwhisper: the command needs {missing.name}. Install it with: pip install 'localwhisper-lan[cli]'"
         )
     app()
+
+
+def stop(command: str, message: str, code: int) -> NoReturn:
+    """End a command with a line on standard error and this exit code."""
+    sys.stderr.write(f"localwhisper {command}: {message}\n")
+    sys.exit(code)

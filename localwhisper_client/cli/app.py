@@ -1,4 +1,4 @@
-"""The command `localwhisper`: its subcommands, each group in a module of its own."""
+"""The command `localwhisper`: its subcommands, each from a module of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from localwhisper_client._version import __version__
-from localwhisper_client.cli import run, skill, status, transcribe
+from localwhisper_client.cli import demo, run, skill, status, transcribe
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,7 +20,7 @@ app = typer.Typer(
 )
 
 
-def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer hands it in so
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer's signature
     if wanted:
         typer.echo(f"localwhisper {__version__}")
         raise typer.Exit
@@ -34,13 +34,19 @@ def localwhisper(
 ) -> None:
     """Speech to text on your own machine, with OpenAI's API.
 
-    The server is where LOCALWHISPER_BASE_URL says (`http://pc:5000/v1`, or `auto` to find it), by default this machine.
-    Audio stays on the LAN unless LOCALWHISPER_POLICY=cloud.
+    **First steps**
 
-    **First steps:** `localwhisper demo` shows it work, `localwhisper status` says whether the server is up,
-    `localwhisper transcribe voice.ogg` writes `voice.txt`, `localwhisper run -- python bot.py` runs your bot with it.
+    - `localwhisper demo` starts a server and transcribes a voice message
+    - `localwhisper status` shows whether your server is up
+    - `localwhisper transcribe voice.ogg` writes `voice.txt`
+    - `localwhisper run -- python bot.py` runs your bot, and your server answers it
+
+    **Settings** (environment variables)
+
+    - `LOCALWHISPER_BASE_URL` is the server, such as `http://pc:5000/v1`, or `auto` to find it; default: this machine
+    - `LOCALWHISPER_POLICY` is `local_only` (the default), `wait` or `cloud`; only under `cloud` may audio leave the LAN
     """
-    # A file may have a name that the terminal's encoding, or UTF-8 itself, has no letters for.
+    # A file's name may have letters that the terminal's encoding, or even UTF-8, lacks.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -51,5 +57,5 @@ app.command()(status.status)
 app.command()(status.stats)
 app.command()(status.discover)
 app.command()(status.wake)
-app.command()(status.demo)
+app.command()(demo.demo)
 app.add_typer(skill.app, name="skill")

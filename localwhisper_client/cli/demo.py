@@ -1,6 +1,6 @@
-"""`localwhisper demo`: a real voice message through a real server, then the fallback when that server is gone.
+"""`localwhisper demo`: a real voice message through a real server, then the fallback when that server is stopped.
 
-Nothing leaves the machine: the cloud of this demo is a stand-in on a loopback port, and says so.
+Nothing leaves the machine: the demo's cloud is a stand-in on a loopback port, and says so.
 """
 
 from __future__ import annotations
@@ -11,27 +11,30 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
+import typer
+from rich.console import Console
+
+from localwhisper_client.cli import stop
 from localwhisper_client.client import LocalWhisper
 from localwhisper_client.events import Attempt, Event
-from localwhisper_client.routing.plan import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rich.console import Console
-
 VOICE = Path(__file__).parents[1] / "demo.ogg"
-STAND_IN_TEXT = "(the stand-in cloud has no ears: this sentence is fixed)"
+STAND_IN_TEXT = "(the stand-in cloud does not transcribe: this sentence is fixed)"
 START_SECONDS = 300.0  # a model that is not on disk yet is downloaded first
 STOP_SECONDS = 15.0
+POLL_SECONDS = 0.05
 
 _LISTENING = re.compile(r"listening on (http://\S+)")
 
@@ -45,7 +48,7 @@ class Server:
     """A running server process. `url` is its address, without /v1."""
 
     url: str
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
 
     @property
     def base_url(self) -> str:
@@ -53,7 +56,7 @@ class Server:
         return f"{self.url}/v1"
 
     def health(self) -> dict[str, Any]:
-        """Return what it says of itself.
+        """Return the answer of its `/health`.
 
         Raises:
             OSError: it does not answer.
@@ -70,7 +73,7 @@ class Server:
             return False
 
     def stop(self) -> None:
-        """Ask it to stop, and see that it does."""
+        """Stop it, by force if it does not end within `STOP_SECONDS`."""
         self.process.terminate()
         try:
             self.process.wait(STOP_SECONDS)
@@ -81,59 +84,45 @@ class Server:
 
 @contextlib.contextmanager
 def serving(*options: str, ready_within: float = START_SECONDS) -> Iterator[Server]:
-    """Run a server process on a free loopback port until the block ends; `options` are its command line's.
+    """Run a server process on a free loopback port; give it when its model is loaded, and stop it after the block.
+
+    `options` are added to its command line; `ready_within` is in seconds.
 
     Raises:
-        DemoError: the server is not installed, or it stopped before its model was loaded (its last lines say why).
+        DemoError: the server is not installed, or did not become ready (its last lines say why).
 
     """
     if importlib.util.find_spec("localwhisper_server") is None or importlib.util.find_spec("faster_whisper") is None:
         raise DemoError("the server is not installed. Install it with: pip install 'localwhisper-lan[server,offline]'")
-    process = subprocess.Popen(  # noqa: S603 - our own module
-        [sys.executable, "-m", "localwhisper_server", "--port", "0", *options],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-    )
-    lines: list[str] = []
-    address: list[str] = []
-    announced = threading.Event()
+    with tempfile.TemporaryDirectory() as folder, Path(folder, "log").open("wb") as log:
+        process = subprocess.Popen(  # noqa: S603 - our own module
+            [sys.executable, "-m", "localwhisper_server", "--port", "0", *options],
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+        )
+        try:
+            yield _ready(process, Path(log.name), ready_within)
+        finally:
+            Server("", process).stop()
 
-    def drain() -> None:
-        # To the end, or the server would block on a full pipe.
-        for line in process.stderr or ():
-            lines.append(line)
-            del lines[:-20]
-            if not address and (match := _LISTENING.search(line)):
-                address.append(match[1])
-                announced.set()
-        announced.set()
 
-    reader = threading.Thread(target=drain, daemon=True)
-    reader.start()
-    server = Server("", process)
-    try:
-        announced.wait(ready_within)
-        server = Server(address[0] if address else "", process)
-        until = time.monotonic() + ready_within
-        while not (server.url and server.ready()):
-            if process.poll() is not None:
-                reader.join(STOP_SECONDS)
-                raise DemoError("the server did not start:\n" + "".join(lines))
-            if time.monotonic() > until:
-                raise DemoError(f"the server was not ready within {ready_within:.0f} s:\n" + "".join(lines))
-            time.sleep(0.05)
-        yield server
-    finally:
-        server.stop()
-        reader.join(STOP_SECONDS)
-        if process.stderr is not None:
-            process.stderr.close()
+def _ready(process: subprocess.Popen[bytes], log: Path, within: float) -> Server:
+    """Wait until a server has said in its log where it listens, and has loaded its model."""
+    until = time.monotonic() + within
+    while True:
+        lines = log.read_text(encoding="utf-8", errors="replace")
+        if address := _LISTENING.search(lines):
+            server = Server(address[1], process)
+            if server.ready():
+                return server
+        if process.poll() is not None or time.monotonic() > until:
+            failure = "did not start" if process.poll() is not None else f"was not ready within {within:.0f} s"
+            raise DemoError(f"the server {failure}:\n" + "\n".join(lines.splitlines()[-20:]))
+        time.sleep(POLL_SECONDS)
 
 
 class _StandIn(BaseHTTPRequestHandler):
-    """Answers every POST as OpenAI would answer a transcription, with a fixed sentence."""
+    """Answers every POST as OpenAI answers a transcription, with a fixed sentence."""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -145,7 +134,7 @@ class _StandIn(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing: the demo tells what happens."""
+        """Log nothing: the demo itself says what happens."""
 
 
 @contextlib.contextmanager
@@ -161,13 +150,24 @@ def stand_in_cloud() -> Iterator[str]:
             thread.join()
 
 
-def run(console: Console, *, model: str = "base") -> None:
-    """Show the main job and the fallback.
+def demo(model: Annotated[str, typer.Option(help="The model that the server loads.")] = "base") -> None:
+    """Try it out: start a server, transcribe a voice message, stop the server, and see the fallback answer.
 
-    Raises:
-        DemoError: a step did not come out as it should.
+    - `localwhisper demo`
+    - `localwhisper demo --model small`
 
+    Nothing leaves this machine; the cloud of the fallback is a stand-in. The first run downloads a model that is not
+    on the disk yet.
+
+    Exit code: 0 if both answers came as they should, 1 otherwise.
     """
+    try:
+        _show(Console(highlight=False), model)
+    except DemoError as failure:
+        stop("demo", str(failure), 1)
+
+
+def _show(console: Console, model: str) -> None:
     attempts: list[Attempt] = []
 
     def keep(event: Event) -> None:
@@ -189,7 +189,7 @@ def run(console: Console, *, model: str = "base") -> None:
         console.print("the cloud is a stand-in on this machine, so nothing leaves it and nothing is paid:")
         server.stop()
         _transcribe(console, client, attempts, expect_cloud=True)
-    console.print("\nWithout policy `cloud`, the second call would have ended in an error: audio stays on the LAN.")
+    console.print("\nWithout the policy `cloud`, the second call would have failed: audio stays on the LAN.")
 
 
 def _transcribe(console: Console, client: LocalWhisper, attempts: list[Attempt], *, expect_cloud: bool) -> None:
@@ -198,7 +198,7 @@ def _transcribe(console: Console, client: LocalWhisper, attempts: list[Attempt],
     with console.status("Transcribing …"), VOICE.open("rb") as voice:
         transcript = client.audio.transcriptions.create(file=voice, model="whisper-1", response_format="verbose_json")
     took = time.perf_counter() - started
-    answered = next(attempt for attempt in attempts if attempt.verdict == Verdict.ANSWERED)
+    answered = attempts[-1]
     where = "the stand-in cloud" if answered.cloud else "on the LAN"
     console.print(f"  words        {transcript.text.strip()}", markup=False, soft_wrap=True)
     console.print(f"  language     {transcript.language}")

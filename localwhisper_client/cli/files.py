@@ -1,4 +1,4 @@
-"""Which recordings a command line means, where their transcripts go, and when a recording may be deleted."""
+"""The files of `localwhisper transcribe`: which recordings are meant, where transcripts go, and what may be deleted."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import errno
 import glob
 import json
 import os
+import secrets
 import signal
 import stat
 import sys
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 SUFFIX = {"text": ".txt", "json": ".json", "verbose_json": ".json", "srt": ".srt", "vtt": ".vtt"}
-"""The ending of a transcript's file, by the format it is asked for."""
+"""The ending of a transcript's file, by its format."""
 
-# One of these is in every answer of localwhisper-server and of OpenAI; a page that says "It works!" has neither.
+# Each answer of localwhisper-server or of OpenAI has one of these; a router's page that says "It works!" has none.
 _PROOFS = ("x-localwhisper-queue-seconds", "openai-processing-ms")
 _JSON_FORMATS = ("json", "verbose_json")
 
 
-class Unusable(Exception):
-    """The files named cannot be what was meant; the message says why."""
+class FilesError(Exception):
+    """The command cannot do what it should with these files; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +45,24 @@ class Job:
 
 @dataclass(slots=True)
 class Plan:
-    """What there is to do."""
+    """What the command will do."""
 
     jobs: list[Job] = field(default_factory=list)
     left_out: list[Path] = field(default_factory=list)
-    """Files in the named folders that do not end like a recording."""
+    """Files in the named folders whose names do not end like a recording's."""
     unreadable: list[OSError] = field(default_factory=list)
-    """What kept the inside of folders from being seen."""
+    """Why some folders or files could not be read."""
 
 
 def plan(named: Sequence[str], format_: str, folder: Path | None) -> Plan:
-    """Return what there is to do: files as named, recordings in folders (and theirs), globs that no shell expanded.
+    """Return the recordings that are meant, and where their transcripts go.
 
-    A transcript goes beside its recording, or into `folder`, where those of a folder keep their place in it. It is
-    named after the recording without its ending, or with it where two recordings differ in nothing else.
+    `named` has files, folders (for the recordings in them, at any depth), and patterns that no shell expanded. A
+    transcript goes beside its recording, or into `folder`, with the same sub-folders. Its name is the recording's
+    without the ending; if two recordings differ in nothing but that, the ending is kept.
 
     Raises:
-        Unusable: something named is not there, or two recordings would be written to one file.
+        FilesError: something named does not exist, or two recordings would be written to one file.
 
     """
     made = Plan()
@@ -71,25 +72,25 @@ def plan(named: Sequence[str], format_: str, folder: Path | None) -> Plan:
             for recording, inside in _recordings(named, made)
         }
     except OSError as failure:
-        raise Unusable(str(failure)) from failure
+        raise FilesError(str(failure)) from failure
     suffix = SUFFIX[format_]
     transcripts = {recording: place.with_name(place.stem + suffix) for recording, place in places.items()}
     while shared := _shared(transcripts):
         full = {recording: places[recording].with_name(places[recording].name + suffix) for recording in shared}
         if all(transcripts[recording] == name for recording, name in full.items()):
             first, second = shared[:2]
-            raise Unusable(f"{first} and {second} would both be written to {transcripts[first]}")
+            raise FilesError(f"{first} and {second} would both be written to {transcripts[first]}")
         transcripts |= full
     recordings = {recording.resolve() for recording in places}
     for recording, transcript in transcripts.items():
         if transcript.resolve() in recordings:
-            raise Unusable(f"{recording} would be written over the recording {transcript}")
+            raise FilesError(f"{recording} would be written over the recording {transcript}")
     made.jobs += [Job(*each) for each in transcripts.items()]
     return made
 
 
 def _shared(transcripts: Mapping[Path, Path]) -> list[Path]:
-    """Return the recordings whose transcripts would be one file, those of the same file beside each other."""
+    """Return the recordings that share a transcript's file with another, grouped by that file."""
     taken: dict[Path, list[Path]] = {}
     for recording, transcript in transcripts.items():
         taken.setdefault(transcript, []).append(recording)
@@ -97,32 +98,32 @@ def _shared(transcripts: Mapping[Path, Path]) -> list[Path]:
 
 
 def _recordings(named: Sequence[str], made: Plan) -> Iterator[tuple[Path, Path]]:
-    """Yield each recording, and its path as it is kept inside another folder."""
+    """Yield each recording, and its path relative to the folder that was named."""
     for name in named:
         path = Path(name)
         matches = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(name, recursive=True))]  # noqa: PTH207 - takes absolute patterns
         if not matches:
-            raise Unusable(f"there is no {name}")
+            raise FilesError(f"there is no {name}")
         for match in matches:
             if not match.is_dir():
                 yield match, Path(match.name)
                 continue
             inside = sorted(_files(match, made.unreadable.append))
             recordings = [each for each in inside if each.suffix[1:].lower() in ENDINGS]
-            # Transcripts, and files that are hidden, are no recordings that were missed.
+            # Transcripts and hidden files are not reported: they were not meant.
             made.left_out += [
                 each
                 for each in inside
                 if each not in recordings and each.suffix not in SUFFIX.values() and not each.name.startswith(".")
             ]
             if not recordings and len(matches) == 1 and not made.unreadable:
-                raise Unusable(f"there is no recording in {name}; a file that is named itself is always sent")
+                raise FilesError(f"there is no recording in {name}; a file that is named itself is always sent")
             for each in recordings:
                 yield each, each.relative_to(match)
 
 
 def _files(folder: Path, failed: Callable[[OSError], None]) -> Iterator[Path]:
-    """Yield the files in a folder and in its folders; what cannot be looked at is told to `failed`."""
+    """Yield the files in a folder, at any depth; `failed` is called with the error for each that cannot be read."""
     for place, _, names in os.walk(folder, onerror=failed):
         for path in (Path(place, name) for name in names):
             try:
@@ -133,14 +134,18 @@ def _files(folder: Path, failed: Callable[[OSError], None]) -> Iterator[Path]:
 
 
 def identity(file: os.stat_result) -> tuple[int, ...]:
-    """Return what changes where a file is replaced, written to or grows."""
+    """Return values that change if a file is replaced or written to."""
     return file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns
 
 
 def change(path: Path, handle: int, before: tuple[int, ...]) -> str:
-    """Say how a file is not what was opened at `path` and had this identity, or return an empty string.
+    """Say how the open file, or the one at `path`, differs from the identity `before`; empty if neither does.
 
-    A path at which nothing is any more has nothing to lose. Raises OSError.
+    If nothing is at `path` any more, nothing can be lost there.
+
+    Raises:
+        OSError: the file's state cannot be read.
+
     """
     if identity(os.fstat(handle)) != before:
         return "it changed while it was transcribed"
@@ -151,10 +156,10 @@ def change(path: Path, handle: int, before: tuple[int, ...]) -> str:
 
 
 def _is_written(handle: int) -> bool:
-    # Linux gives no read lease on a file that is open for writing. Other systems do not tell.
+    # Linux refuses a read lease on a file that is open for writing. Other systems have no such check.
     if sys.platform == "linux":
         try:
-            # A program that opens the file in this moment has us told of it by a signal, and SIGIO would end us.
+            # If a program opens the file during the lease, we get a signal. The default one, SIGIO, would end us.
             fcntl.fcntl(handle, fcntl.F_SETSIG, signal.SIGURG)
             fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_RDLCK)
             fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_UNLCK)
@@ -163,11 +168,11 @@ def _is_written(handle: int) -> bool:
     return False
 
 
-def doubt(format_: str, headers: Mapping[str, str], body: bytes) -> str:
-    """Say why an answer does not prove that a recording was transcribed, or return an empty string.
+def missing_proof(format_: str, headers: Mapping[str, str], body: bytes) -> str:
+    """Say what an answer lacks to prove that a recording was transcribed; empty if it lacks nothing.
 
-    JSON proves itself by its text. Any other format needs a header that speech-to-text servers send, and an announced
-    length: an answer that ends with its connection may have been cut off.
+    In JSON its text is the proof. Any other format needs a header that speech-to-text servers send, and a length: an
+    answer that ends when the connection closes may be cut off.
     """
     if not body:
         return "the answer is empty"
@@ -181,7 +186,7 @@ def doubt(format_: str, headers: Mapping[str, str], body: bytes) -> str:
 
 
 def has_words(format_: str, body: bytes) -> bool:
-    """Whether a transcript has anything in it that was said."""
+    """Whether a transcript has any words."""
     if format_ in _JSON_FORMATS:
         return bool((_text(body) or "").strip())
     return bool(body.removeprefix(b"\xef\xbb\xbf").removeprefix(b"WEBVTT").strip())
@@ -196,25 +201,23 @@ def _text(body: bytes) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def write(path: Path, content: bytes, *, replace: bool) -> None:
-    """Write a file that is there whole, and on the disk, or not there at all.
+def write(path: Path, content: bytes, *, replace: bool, mode: int = 0o666) -> None:
+    """Write a file and its folders to the disk, the whole of it or nothing. `mode` is reduced by the umask.
 
     Raises:
-        FileExistsError: it is there already, and `replace` does not say to replace it.
+        FileExistsError: it exists, and `replace` is false.
         OSError: it cannot be written.
 
     """
-    # A new folder is only on the disk once the one around it is, too.
+    # A new folder is on the disk only when its parent folder is synced, too.
     folders = {path.parent, *(folder.parent for folder in path.parents if not folder.exists())}
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".localwhisper-")
-    part = Path(name)
+    part = path.with_name(f".localwhisper-{secrets.token_hex(8)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        part.chmod(0o666 & ~_umask())
         if replace:
             part.replace(path)
         else:
@@ -227,32 +230,26 @@ def write(path: Path, content: bytes, *, replace: bool) -> None:
 
 def _move_if_free(part: Path, path: Path) -> None:
     try:
-        # The one step that both creates a name and fails where there is one.
+        # This creates the name, or fails if it exists, in one step.
         os.link(part, path)
     except FileExistsError:
         raise
     except OSError:
-        # A file system without links (FAT): somebody else's file may come between these two.
+        # A file system without links (FAT): another program's file may come between these two steps.
         if path.exists():
             raise FileExistsError(f"{path} is there already") from None
         part.rename(path)
 
 
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
-
-
 def _sync_folder(folder: Path) -> None:
     try:
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # as on Windows, where a rename needs no more
+    except OSError:  # Windows, where a rename needs no sync
         return
     try:
         os.fsync(handle)
     except OSError as failure:
-        if failure.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot do this for folders
+        if failure.errno not in (errno.EINVAL, errno.ENOTSUP):  # the file system cannot sync folders
             raise
     finally:
         os.close(handle)

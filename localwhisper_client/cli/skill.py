@@ -1,4 +1,8 @@
-"""`localwhisper skill`: writes the skill that an assistant transcribes with."""
+"""`localwhisper skill`: writes the skill `openai-whisper-api`, with which an assistant transcribes on the LAN.
+
+An assistant prefers a skill of its workspace to a bundled one of the same name. So recordings that it would have sent
+to OpenAI go to the LAN server, and its settings need no change.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,17 @@ from typing import Annotated
 
 import typer
 
-from localwhisper_client.cli import skill_files
+from localwhisper_client.cli import files, stop
 
-app = typer.Typer(no_args_is_help=True, help="The skill that makes an assistant transcribe on the LAN.")
+NAME = "openai-whisper-api"
+SOURCE = Path(__file__).with_name("skill_data") / NAME
+
+app = typer.Typer(no_args_is_help=True, help="The skill with which an assistant transcribes on your server.")
 
 
 @app.callback()
 def skills() -> None:
-    """Show an assistant the way to the LAN server."""
+    """Let an assistant transcribe on your server."""
 
 
 @app.command()
@@ -24,22 +31,27 @@ def install(
     ),
     force: Annotated[bool, typer.Option("--force", help="Replace files that differ.")] = False,  # noqa: FBT002 - a flag
 ) -> None:
-    """Write the skill `openai-whisper-api`, which takes the place of an assistant's bundled one of that name.
-
-    It calls the LAN server by curl alone. The server is WHISPER_API_URL, by default http://wsl.home:5000.
+    """Write the skill `openai-whisper-api`. It replaces an assistant's bundled skill of that name.
 
     - `localwhisper skill install --dir ~/.openclaw/workspace/skills`
+
+    The skill needs `curl` and nothing else. It sends recordings to WHISPER_API_URL, by default http://wsl.home:5000.
+
+    Exit code: 0 if the skill is there; 1 if files of that name differ (see --force) or the folder cannot be written.
     """
-    folder = folder.expanduser()
+    target = folder.expanduser() / NAME
     try:
-        written = skill_files.install(folder, force=force)
-    except skill_files.SkillExists as there:
-        typer.echo(f"localwhisper skill: there already, and different: {there}. --force replaces them.", err=True)
-        raise typer.Exit(1) from None
+        sources = sorted(path for path in SOURCE.rglob("*") if path.is_file())
+        contents = {target / path.relative_to(SOURCE): path.read_bytes() for path in sources}
+        differing = [path for path, content in contents.items() if not path.is_file() or path.read_bytes() != content]
+        there = [str(path) for path in differing if path.exists()]
+        if there and not force:
+            stop("skill", f"there already, and different: {', '.join(there)}. --force replaces them.", 1)
+        for path in differing:
+            # A wheel need not keep the permission to run.
+            files.write(path, contents[path], replace=True, mode=0o777 if path.suffix == ".sh" else 0o666)
+            typer.echo(str(path))
     except OSError as failure:
-        typer.echo(f"localwhisper skill: cannot write to {folder}: {failure.strerror}", err=True)
-        raise typer.Exit(1) from None
-    for path in written:
-        typer.echo(str(path))
-    if not written:
-        typer.echo(f"Already there: {folder / skill_files.NAME}")
+        stop("skill", f"cannot write to {target.parent}: {failure.strerror}", 1)
+    if not differing:
+        typer.echo(f"Already there: {target}")

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import partial
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
-from typing import IO, TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import anyio
 import anyio.to_thread
@@ -20,16 +20,15 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from localwhisper_client.cli import files
+from localwhisper_client.cli import files, stop
 from localwhisper_client.client import AsyncLocalWhisper
 from localwhisper_client.cloud import media
 from localwhisper_client.errors import ConfigurationError, LocalServerUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from types import TracebackType
 
-SOME_FAILED, USAGE, NOBODY_THERE, INTERRUPTED = 1, 2, 3, 130
+SOME_FAILED, USAGE, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
 TOO_LARGE = 413
 NAMES_SHOWN = 20
 
@@ -49,101 +48,96 @@ class Fate(StrEnum):
 
     DONE = "done"
     SKIPPED = "skipped"
-    """Its transcript was there already."""
+    """Its transcript existed already."""
     LEFT_OUT = "left out"
-    """It lies in a folder and does not end like a recording."""
+    """It is in a named folder, and its name does not end like a recording's."""
     FAILED = "failed"
     UNREACHABLE = "unreachable"
-    """NullObserver was there to transcribe it: worth another try later."""
+    """No server could be reached; a later try may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One line of the report."""
+    """One line of the report; with --json, one object."""
 
     file: str
     fate: Fate
-    output: str
-    seconds: float
+    output: str = ""
+    seconds: float = 0.0
     error: str = ""
     deleted: bool = False
     kept: str = ""
-    """Why --delete-after left a recording that has its transcript."""
-
-
-@dataclass(frozen=True, slots=True)
-class CallOptions:
-    """How each recording is to be treated."""
-
-    fields: dict[str, Any]
-    timeout: float
-    force: bool
-    delete_after: bool
+    """Why --delete-after did not delete a recording that has its transcript."""
 
 
 def transcribe(  # noqa: PLR0917 - typer reads the options off the arguments
-    named: Annotated[list[str], typer.Argument(metavar="FILE...", help="Recordings, folders of them, or patterns.")],
-    format_: Annotated[Format, typer.Option("--format", "-f", help="What to write.")] = Format.TEXT,
+    named: Annotated[list[str], typer.Argument(metavar="FILE", help="Recordings, folders of them, or patterns.")],
+    format_: Annotated[Format, typer.Option("--format", "-f", help="The transcript's format.")] = Format.TEXT,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to; default: beside each.")] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, max=64, help="Recordings at a time.")] = 2,
-    language: Annotated[str | None, typer.Option(help="Such as en; default: found out.")] = None,
+    language: Annotated[str | None, typer.Option(help="Such as en; default: the server detects it.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Names and words to expect.")] = None,
-    model: Annotated[str, typer.Option(help="whisper-1 means whatever the server runs.")] = "whisper-1",
+    model: Annotated[str, typer.Option(help="whisper-1 is whatever model the server runs.")] = "whisper-1",
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for one recording.")] = 3600.0,
     as_json: Annotated[bool, typer.Option("--json", help="Report in JSON, a line per file.")] = False,  # noqa: FBT002 - a flag
-    force: Annotated[bool, typer.Option("--force", help="Replace transcripts that are there.")] = False,  # noqa: FBT002
+    force: Annotated[bool, typer.Option("--force", help="Replace transcripts that exist.")] = False,  # noqa: FBT002
     delete_after: Annotated[  # noqa: FBT002
-        bool, typer.Option("--delete-after", help="Delete each recording once its words are surely on the disk.")
+        bool, typer.Option("--delete-after", help="Delete each recording after its transcript is safe on the disk.")
     ] = False,
 ) -> None:
-    """Write the words of recordings into files: `voice.ogg` becomes `voice.txt` beside it.
+    """Transcribe recordings into files: `voice.ogg` becomes `voice.txt` beside it.
 
     - `localwhisper transcribe voice.ogg`
     - `localwhisper transcribe --format srt --out subtitles films/*.mkv`
     - `localwhisper transcribe --jobs 4 --language de recordings/`
 
-    A folder means the recordings in it and in its folders; what does not end like one is left out, and named. A
-    transcript that is there already is left as it is and its recording skipped, so the same line goes on where it was
-    interrupted; --force does them again. `a.ogg` beside `a.mp3` becomes `a.ogg.txt`.
+    A folder means all recordings in it and in its sub-folders. Its other files are left out, and listed. If a
+    transcript exists, its recording is skipped, so the same command continues after an interruption; --force does it
+    again. `a.ogg` beside `a.mp3` becomes `a.ogg.txt`.
 
-    --delete-after deletes nothing but what was sent, and only after an answer that proves itself: JSON with a text, or
-    any format from a localwhisper-server or OpenAI. A recording that changes meanwhile or has no words in it stays.
+    --delete-after deletes only recordings that were sent, and only after an answer that is surely a transcript: JSON
+    with a text, or any format from localwhisper-server or OpenAI. A recording stays if it changed meanwhile, or if no
+    words were found in it.
 
-    Exit code: 0 every recording has its transcript; 1 some failed; 2 wrong arguments or settings; 3 nobody could be
+    Exit code: 0 all recordings have a transcript; 1 some failed; 2 wrong arguments or settings; 3 no server could be
     reached, try again later; 130 interrupted.
     """
     try:
         work = files.plan(named, format_, out)
         client = AsyncLocalWhisper()
-    except (files.Unusable, ConfigurationError) as wrong:
-        _stop(str(wrong), USAGE)
+    except (files.FilesError, ConfigurationError) as wrong:
+        stop("transcribe", str(wrong), USAGE)
     except openai.OpenAIError:
-        _stop(
-            "LOCALWHISPER_POLICY=cloud asks for OpenAI's cloud too, and there is no key for it: set OPENAI_API_KEY, or "
+        stop(
+            "transcribe",
+            "LOCALWHISPER_POLICY=cloud may use OpenAI's cloud, and there is no key for it: set OPENAI_API_KEY, or "
             "LOCALWHISPER_POLICY=local_only to stay on the LAN",
             USAGE,
         )
     fields = {"model": model, "response_format": format_.value, "language": language, "prompt": prompt}
-    wishes = CallOptions({name: value for name, value in fields.items() if value}, timeout, force, delete_after)
+    fields = {name: value for name, value in fields.items() if value}
     report = _Report(len(work.jobs), as_json=as_json)
     try:
-        with report:
+        with report.progress:
             report.left_out(work)
-            anyio.run(_all, client, work.jobs, wishes, jobs, report)
+            worker = _Worker(client, report, fields, timeout, force=force, delete_after=delete_after)
+            anyio.run(worker.run, work.jobs, jobs)
+        if len(work.jobs) > 1 and not as_json:
+            report.explain(report.summary())
     except KeyboardInterrupt:
-        _stop(f"interrupted; {report.summary()}", INTERRUPTED)
-    except ExceptionGroup as failures:  # of the report: nothing takes what it prints
-        _stop(str(failures.exceptions[0]), SOME_FAILED)
+        stop("transcribe", f"interrupted; {report.summary()}", INTERRUPTED)
+    except ExceptionGroup as failures:  # the report could not be written, such as into a closed pipe
+        stop("transcribe", str(failures.exceptions[0]), SOME_FAILED)
     raise typer.Exit(report.exit_code())
 
 
 class _Report:
-    """Says what becomes of each recording: bars on a terminal, a line each in a pipe, JSON where that is wished for."""
+    """Reports what became of each recording: a bar on a terminal, a line each in a pipe, or JSON."""
 
     def __init__(self, total: int, *, as_json: bool) -> None:
         self._json = as_json
         self._console = Console(stderr=True, highlight=False)
-        self._progress = Progress(
+        self.progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.fields[count]}"),
@@ -152,62 +146,54 @@ class _Report:
             disable=not self._console.is_terminal,
             transient=True,
         )
-        self._bar = self._progress.add_task("Transcribing", total=total, count=f"0/{total}")
+        self._bar = self.progress.add_task("Transcribing", total=total, count=f"0/{total}")
         self._total = total
         self._ended = 0
         self.results: list[Result] = []
 
-    def __enter__(self) -> None:
-        self._progress.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-        if kind is None and self._total > 1 and not self._json:
-            self._console.print(self.summary(), markup=False)
-
     def left_out(self, work: files.Plan) -> None:
-        """Name what is in the folders and is not transcribed."""
-        self.results += [Result(str(each), Fate.LEFT_OUT, "", 0.0) for each in work.left_out]
-        self.results += [Result(str(each.filename), Fate.FAILED, "", 0.0, str(each)) for each in work.unreadable]
-        if self._json:
-            for result in self.results:
-                self._say(json.dumps(asdict(result)))
-        elif work.left_out:
+        """Report the files in the named folders that are not transcribed."""
+        for path in work.left_out:
+            self._add(Result(str(path), Fate.LEFT_OUT))
+        if work.left_out and not self._json:
             names = ", ".join(map(str, work.left_out[:NAMES_SHOWN]))
             more = len(work.left_out) - NAMES_SHOWN
             names += f" and {more} more" if more > 0 else ""
-            line = f"left out, since they do not end like recordings: {names}. A file that is named itself is sent."
-            self._console.print(line, markup=False, soft_wrap=True)
-        for result in self.results:
-            if result.error:
-                self._console.print(f"{result.file}: {result.error}", markup=False, soft_wrap=True)
+            self.explain(f"left out, since they do not end like recordings: {names}. Name a file itself to send it.")
+        for failure in work.unreadable:
+            self._add(Result(str(failure.filename), Fate.FAILED, error=str(failure)))
 
     def begin(self, job: files.Job) -> Any:
-        """Show a recording that is being worked on."""
-        return self._progress.add_task(f"  {job.recording.name}", total=None, count="")
+        """Show a recording that is being transcribed; return what `end` needs."""
+        return self.progress.add_task(f"  {job.recording.name}", total=None, count="")
 
     def end(self, task: Any, result: Result) -> None:
-        """Tell of one that is over."""
-        self.results.append(result)
-        self._progress.remove_task(task)
+        """Report a recording that is done, or was skipped, or failed."""
+        self.progress.remove_task(task)
         self._ended += 1
-        self._progress.update(self._bar, advance=1, count=f"{self._ended}/{self._total}")
-        if self._json:
-            self._say(json.dumps(asdict(result)))  # in ASCII, which keeps every name whole
-        elif result.fate is Fate.DONE:
-            self._say(f"{result.file} -> {result.output} ({result.seconds:.1f} s)")
-        elif result.fate is Fate.SKIPPED:
-            self._say(f"{result.file}: skipped, {result.output} is there already")
-        if said := result.error or (result.kept and f"not deleted: {result.kept}"):
-            self._console.print(f"{result.file}: {said}", markup=False, soft_wrap=True)
+        self.progress.update(self._bar, advance=1, count=f"{self._ended}/{self._total}")
+        self._add(result)
 
-    def _say(self, line: str) -> None:
+    def _add(self, result: Result) -> None:
+        self.results.append(result)
+        if self._json:
+            self._print(json.dumps(asdict(result)))  # in ASCII, which keeps every file name whole
+        elif result.fate is Fate.DONE:
+            self._print(f"{result.file} -> {result.output} ({result.seconds:.1f} s)")
+        elif result.fate is Fate.SKIPPED:
+            self._print(f"{result.file}: skipped, {result.output} exists already")
+        if reason := result.error or (result.kept and f"not deleted: {result.kept}"):
+            self.explain(f"{result.file}: {reason}")
+
+    def _print(self, line: str) -> None:
         if sys.stdout.isatty() and self._console.is_terminal:
-            self._console.print(line, markup=False, soft_wrap=True)
+            self.explain(line)  # above the bar
         else:
             typer.echo(line)
+
+    def explain(self, line: str) -> None:
+        """Write a line to standard error."""
+        self._console.print(line, markup=False, soft_wrap=True)
 
     def summary(self) -> str:
         """Return the counts in words."""
@@ -215,97 +201,96 @@ class _Report:
         return ", ".join(f"{count} {fate}" for fate, count in counts.items() if count) or "nothing was done"
 
     def exit_code(self) -> int:
-        """Return what a script is to think of it."""
+        """Return the command's exit code."""
         bad = {result.fate for result in self.results} - {Fate.DONE, Fate.SKIPPED, Fate.LEFT_OUT}
         if not bad:
             return 0
-        return NOBODY_THERE if bad == {Fate.UNREACHABLE} else SOME_FAILED
+        return UNREACHABLE if bad == {Fate.UNREACHABLE} else SOME_FAILED
 
 
-async def _all(
-    client: AsyncLocalWhisper, work: Sequence[files.Job], wishes: CallOptions, jobs: int, report: _Report
-) -> None:
-    # An interruption cancels every worker where it waits: for the server, which then hears that nobody listens.
-    # Writing has no such point in it, so a transcript is there whole or not at all.
-    rest = iter(work)
-    async with client, anyio.create_task_group() as workers:
-        for _ in range(jobs):
-            workers.start_soon(_worker, client, rest, wishes, report)
+@dataclass(frozen=True, slots=True)
+class _Worker:
+    """Transcribes recordings, several at a time; one that fails does not stop the others."""
 
+    client: AsyncLocalWhisper
+    report: _Report
+    fields: dict[str, Any]
+    timeout: float
+    force: bool
+    delete_after: bool
 
-async def _worker(client: AsyncLocalWhisper, rest: Iterator[files.Job], wishes: CallOptions, report: _Report) -> None:
-    for job in rest:
-        task = report.begin(job)
-        report.end(task, await _one(client, job, wishes))
+    async def run(self, jobs: Sequence[files.Job], at_a_time: int) -> None:
+        # Ctrl-C cancels each task where it waits for the server, and closes the connection. No task is cancelled while
+        # it writes, so a transcript is written whole or not at all.
+        rest = iter(jobs)
+        async with self.client, anyio.create_task_group() as tasks:
+            for _ in range(at_a_time):
+                tasks.start_soon(self._work, rest)
 
+    async def _work(self, rest: Iterator[files.Job]) -> None:
+        for job in rest:
+            task = self.report.begin(job)
+            self.report.end(task, await self._result(job))
 
-async def _one(client: AsyncLocalWhisper, job: files.Job, wishes: CallOptions) -> Result:
-    started = time.monotonic()
-
-    def over(fate: Fate, error: str = "", *, deleted: bool = False, kept: str = "") -> Result:
+    async def _result(self, job: files.Job) -> Result:
+        started = time.monotonic()
+        fate, error, kept = Fate.DONE, "", ""
+        try:
+            if job.transcript.exists() and not self.force:
+                fate = Fate.SKIPPED
+            else:
+                kept = await self._transcribe(job)
+        except FileExistsError:
+            fate = Fate.SKIPPED
+        except LocalServerUnavailable as failure:
+            fate, error = Fate.UNREACHABLE, failure.message
+        except Exception as failure:  # noqa: BLE001 - any failure is this file's alone
+            fate, error = Fate.FAILED, str(failure) or type(failure).__name__
+        deleted = fate is Fate.DONE and self.delete_after and not kept
         seconds = round(time.monotonic() - started, 3)
         return Result(str(job.recording), fate, str(job.transcript), seconds, error, deleted, kept)
 
-    try:
-        if job.transcript.exists() and not wishes.force:
-            return over(Fate.SKIPPED)
-        kept = await _transcribe(client, job, wishes)
-    except FileExistsError:
-        return over(Fate.SKIPPED)
-    except LocalServerUnavailable as failure:
-        return over(Fate.UNREACHABLE, failure.message)
-    except Exception as failure:  # noqa: BLE001 - whatever it is, it is this file's alone
-        return over(Fate.FAILED, str(failure) or type(failure).__name__)
-    return over(Fate.DONE, deleted=wishes.delete_after and not kept, kept=kept)
+    async def _transcribe(self, job: files.Job) -> str:
+        """Write a recording's transcript, and delete the recording if asked to; return why it was kept all the same."""
+        with job.recording.open("rb") as recording:
+            before = files.identity(os.fstat(recording.fileno()))
+            answer = await self._send(job.recording.name, recording)
+            format_, content = self.fields["response_format"], answer.content
+            if self.delete_after:
+                wrong = files.missing_proof(format_, answer.headers, content)
+                if wrong := wrong or files.change(job.recording, recording.fileno(), before):
+                    raise files.FilesError(f"nothing was written or deleted: {wrong}")
+            files.write(job.transcript, content, replace=self.force)
+            if not self.delete_after:
+                return ""
+            kept = "" if files.has_words(format_, content) else "there are no words in it"
+            kept = kept or files.change(job.recording, recording.fileno(), before)
+        if not kept:
+            job.recording.unlink(missing_ok=True)
+        return kept
 
-
-async def _transcribe(client: AsyncLocalWhisper, job: files.Job, wishes: CallOptions) -> str:
-    """Write a recording's transcript, and delete it where that is wished for; return why it was kept all the same."""
-    with job.recording.open("rb") as recording:
-        before = files.identity(os.fstat(recording.fileno()))
-        answer = await _ask(client, job.recording.name, recording, wishes)
-        if not wishes.delete_after:
-            files.write(job.transcript, answer.content, replace=wishes.force)
-            return ""
-        format_ = wishes.fields["response_format"]
-        wrong = files.doubt(format_, answer.headers, answer.content)
-        if wrong := wrong or files.change(job.recording, recording.fileno(), before):
-            raise files.Unusable(f"nothing was written or deleted: {wrong}")
-        files.write(job.transcript, answer.content, replace=wishes.force)
-        kept = "" if files.has_words(format_, answer.content) else "there are no words in it"
-        kept = kept or files.change(job.recording, recording.fileno(), before)
-    if not kept:
-        job.recording.unlink(missing_ok=True)
-    return kept
-
-
-async def _ask(client: AsyncLocalWhisper, name: str, recording: IO[bytes], wishes: CallOptions) -> Any:
-    """Send a recording; one that is too large for the server as its sound alone, and that at a lower bit rate."""
-    create = partial(client.audio.transcriptions.with_raw_response.create, timeout=wishes.timeout, **wishes.fields)
-    try:
-        # Not every name can be sent: file systems keep bytes, a form has text.
-        return await create(file=(os.fsencode(name).decode(errors="replace"), recording))
-    except openai.APIStatusError as refusal:
-        if refusal.status_code != TOO_LARGE:
-            raise
-        too_large = f"{refusal.message} A server takes more if it is started with a larger --max-upload (bytes)."
-    with tempfile.TemporaryFile() as sound:
-        for ending, shrink in (("mka", partial(media.soundtrack, target=sound)), ("ogg", media.to_opus)):
-            try:
-                smaller = await anyio.to_thread.run_sync(shrink, recording)
-                if smaller is not None:
-                    return await create(file=(f"sound.{ending}", smaller))
-            except ModuleNotFoundError:
-                too_large += " Or only the sound is sent, after: pip install 'localwhisper-lan[transcode]'"
-                break
-            except media.Unreadable:
-                continue
-            except openai.APIStatusError as refusal:
-                if refusal.status_code != TOO_LARGE:
-                    raise
-    raise files.Unusable(too_large)
-
-
-def _stop(message: str, code: int) -> NoReturn:
-    typer.echo(f"localwhisper transcribe: {message}", err=True)
-    raise typer.Exit(code)
+    async def _send(self, name: str, recording: IO[bytes]) -> Any:
+        """Send a recording. If the server says that it is too large, send its sound alone, then that as Opus."""
+        create = partial(self.client.audio.transcriptions.with_raw_response.create, timeout=self.timeout, **self.fields)
+        try:
+            # A file's name is bytes, and a form's is text.
+            return await create(file=(os.fsencode(name).decode(errors="replace"), recording))
+        except openai.APIStatusError as refusal:
+            if refusal.status_code != TOO_LARGE:
+                raise
+            too_large = f"{refusal.message} A server takes more if it is started with a larger --max-upload (bytes)."
+        with tempfile.TemporaryFile() as sound:
+            for ending, shrink in (("mka", partial(media.soundtrack, target=sound)), ("ogg", media.to_opus)):
+                try:
+                    smaller = await anyio.to_thread.run_sync(shrink, recording)
+                    if smaller is not None:
+                        return await create(file=(f"sound.{ending}", smaller))
+                except ModuleNotFoundError:
+                    too_large += " Or only the sound is sent, after: pip install 'localwhisper-lan[transcode]'"
+                    break
+                except media.Unreadable:
+                    continue
+                except openai.APIStatusError as refusal:
+                    if refusal.status_code != TOO_LARGE:
+                        raise
+        raise files.FilesError(too_large)

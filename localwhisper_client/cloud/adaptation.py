@@ -1,8 +1,7 @@
-"""Turns the form of a call made for the LAN server into one that the cloud can answer; pure.
+"""Turns a call made for the LAN server into one that the cloud can answer; pure.
 
-The LAN server gives every format under every model's name. The cloud does not, less and less of it as time goes by, and a
-request that it refuses is a voice message lost at the worst moment. What it cannot give is said here, before anything
-is sent.
+The LAN server gives every format under every model's name. Each of the cloud's models gives only some, and fewer as
+models are shut down. What the cloud cannot give is found here, before anything is sent.
 """
 
 from __future__ import annotations
@@ -19,31 +18,31 @@ if TYPE_CHECKING:
     from localwhisper_client.cloud.models import CloudModel
 
 
-class Impossible(Exception):
+class Unsupported(Exception):
     """The cloud cannot answer this call; says why."""
 
 
 def adapted(path: str, fields: Mapping[str, Any], day: date) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return the fields as the cloud takes them, and the languages in them that it does not take.
+    """Return the fields as the cloud takes them, and the languages that were left out because it refuses them.
 
-    Its own model stands in where the caller's is not one that can do it.
+    Where the caller's model cannot do it, another of the cloud's models replaces it.
 
     Args:
         path: the endpoint, `/audio/transcriptions` or `/audio/translations`.
-        fields: the form's fields by the SDK's names, the file not among them.
+        fields: the form's fields by the SDK's names, without the file.
         day: today, in UTC.
 
     Raises:
-        Impossible: no model can do it.
+        Unsupported: no model can do it.
 
     """
     asked = MODELS.get(str(fields.get("model")))
     translate = path.strip("/").endswith("translations")
     candidates = [model for model in (asked, *BY_CHOICE) if model is not None]
-    able = [model for model in candidates if not _missing(model, fields, translate=translate)]
+    able = [model for model in candidates if _can(model, fields, translate=translate)]
     model = next((model for model in able if model.alive(day)), None)
     if model is None:
-        raise Impossible(_why(able[0] if able else None, fields, translate=translate))
+        raise Unsupported(_why(able[0] if able else None, fields, translate=translate))
     mine = dict(fields, model=model.name)
     if not model.keywords:
         mine.pop("keywords", None)
@@ -58,34 +57,38 @@ def adapted(path: str, fields: Mapping[str, Any], day: date) -> tuple[dict[str, 
 
 
 def _code(language: object) -> str:
-    """Return a language as the cloud names it; nothing for `auto`, which means the same to the LAN server."""
+    """Return a language by the cloud's code for it; empty for `auto`, which the cloud has no word for."""
     if not isinstance(language, str) or means_detect(language):
         return ""
     return whisper_code(language) or language.strip().lower()
 
 
-def _missing(model: CloudModel, fields: Mapping[str, Any], *, translate: bool) -> bool:
+def _can(model: CloudModel, fields: Mapping[str, Any], *, translate: bool) -> bool:
     return (
-        _format(fields) not in model.formats
-        or (translate and not model.translates)
-        or (bool(fields.get("stream")) and not model.streams)
-        or ("logprobs" in (fields.get("include") or ()) and not model.logprobs)
+        _format(fields) in model.formats
+        and (model.translates or not translate)
+        and (model.streams or not fields.get("stream"))
+        and (model.logprobs or not _wants_logprobs(fields))
     )
 
 
 def _why(gone: CloudModel | None, fields: Mapping[str, Any], *, translate: bool) -> str:
-    wish = f"response_format={_format(fields)!r}"
+    asked = f"response_format={_format(fields)!r}"
     if fields.get("stream"):
-        wish += " with stream=True"
-    if "logprobs" in (fields.get("include") or ()):
-        wish += " with logprobs"
+        asked += " with stream=True"
+    if _wants_logprobs(fields):
+        asked += " with logprobs"
     if translate:
-        wish = f"a translation with {wish}"
+        asked = f"a translation with {asked}"
     if gone is None:
-        return f"OpenAI has no model that gives {wish}; only the LAN server does"
-    return f"OpenAI has no model that gives {wish} since {gone.name} was shut down on {gone.gone_from}"
+        return f"OpenAI has no model that gives {asked}; only the LAN server does"
+    return f"OpenAI has no model that gives {asked} since {gone.name} was shut down on {gone.gone_from}"
 
 
 def _format(fields: Mapping[str, Any]) -> str:
     asked = fields.get("response_format")
     return asked if isinstance(asked, str) else "json"
+
+
+def _wants_logprobs(fields: Mapping[str, Any]) -> bool:
+    return "logprobs" in (fields.get("include") or ())

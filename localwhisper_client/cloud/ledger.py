@@ -1,30 +1,33 @@
-"""The ledger: one row a call in a SQLite file that many processes share. Never the text, never a file's name.
+"""The ledger: one row for each call, in a SQLite file that many processes share. It holds no text and no file name.
 
-A row says when, by whom and why there, how long the audio was, how long it took, and what it cost or saved. What is not
-known is NULL and read back as `None`: an unknown cost is not a cost of nothing. A paid call's row is written before the
-call, with the most it may cost (`reserved_usd`), and settled after it; until then, and for ever if the answer never came,
-the budget counts what was held.
+What is unknown is NULL, and `None` in Python: an unknown cost is not a cost of zero. A paid call is written before it
+is sent, with the most that it may cost (`reserved_usd`). Afterwards its row gets the real cost; if no answer came, the
+budget counts the reserved amount for good.
+
+A ledger that cannot be written stops no call, except where a budget has to be checked: then the cloud is not asked.
 """
 
 from __future__ import annotations
 
 import sqlite3
-import sys
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass
 from datetime import date, datetime, tzinfo
-from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from localwhisper_client import _background
+from localwhisper_client.cloud.budget import Budget, OverBudget
+from localwhisper_client.events import log
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from types import TracebackType
+    from collections.abc import Iterator
+    from pathlib import Path
 
 # Seconds to wait for another process to finish its write.
-_PATIENCE = 5.0
+_LOCK_TIMEOUT = 5.0
+_ERRORS = (sqlite3.Error, OSError)
+_COLUMNS = "at, backend, cloud, reason, audio_seconds, seconds, cost_usd, saved_usd"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS calls (
     id INTEGER PRIMARY KEY,
@@ -44,7 +47,7 @@ CREATE INDEX IF NOT EXISTS calls_at ON calls (at);
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One call."""
+    """One call. The fields are the table's columns, in their order."""
 
     at: float
     """When it began, in seconds since the epoch."""
@@ -52,70 +55,40 @@ class Row:
     """The backend's base URL, without credentials."""
     cloud: bool
     reason: str
-    """Why it went there: empty on the LAN, else what kept the LAN server from answering; or how the call failed."""
+    """Why the LAN server did not answer, or how the cloud failed; empty if the LAN server answered."""
     audio_seconds: float | None
     seconds: float | None
-    """How long it took; `None` for a paid call whose end nobody saw."""
+    """How long it took; `None` for a paid call that never ended."""
     cost_usd: float | None
-    """What the cloud asks for it; 0 on the LAN; `None` where unknown."""
+    """What the cloud charges for it; 0 on the LAN; `None` if unknown."""
     saved_usd: float | None
-    """What the cloud would have asked for it; 0 in the cloud; `None` where unknown."""
+    """What the cloud would have charged; 0 in the cloud; `None` if unknown."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Day:
-    """The sums of one day; of what is unknown, only the number of calls is in them."""
+    """The sums of one day. Unknown amounts are left out of the sums; `unknown_calls` counts the calls that have any."""
 
     day: date
-    calls: int
-    unknown_calls: int
-    """Calls whose audio's length, cost or saving is not known."""
-    lan_seconds: float
-    """Seconds of audio transcribed on the LAN."""
-    cloud_seconds: float
-    cost_usd: float
-    saved_usd: float
-
-
-@dataclass
-class _Sums:
     calls: int = 0
-    unknown: int = 0
-    audio: dict[bool, float] = field(default_factory=lambda: {False: 0.0, True: 0.0})
-    cost: float = 0.0
-    saved: float = 0.0
-
-
-def default_path(environ: Mapping[str, str], platform: str = sys.platform) -> Path:
-    """Return where the ledger lives unless told otherwise: in the user's folder for state, which may not exist yet."""
-    home = Path(environ.get("HOME") or environ.get("USERPROFILE") or Path.home())
-    if platform == "win32":
-        folder = Path(environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    elif platform == "darwin":
-        folder = home / "Library" / "Application Support"
-    else:
-        state = Path(environ.get("XDG_STATE_HOME", ""))
-        # The specification: a relative path is to be ignored.
-        folder = state if state.is_absolute() else home / ".local" / "state"
-    return folder / "localwhisper" / "ledger.sqlite3"
-
-
-def named(value: str, environ: Mapping[str, str]) -> Path | None:
-    """Return the path that `LOCALWHISPER_LEDGER` means: the usual one for `1` or `yes`, none for `0`, `off` or `no`."""
-    word = value.strip().lower()
-    if word in ("0", "off", "false", "no"):
-        return None
-    return default_path(environ) if word in ("", "1", "on", "true", "yes") else Path(value.strip()).expanduser()
+    unknown_calls: int = 0
+    lan_seconds: float = 0.0
+    """Seconds of audio transcribed on the LAN."""
+    cloud_seconds: float = 0.0
+    cost_usd: float = 0.0
+    saved_usd: float = 0.0
 
 
 class Ledger:
-    """An open ledger; threads may share it, and a forked child gets a connection of its own.
+    """A ledger file, opened at its first use; `None` for a path means that nothing is written.
 
-    Every method raises `sqlite3.Error` when the file cannot be read or written.
+    Threads may share it, and a forked child opens a connection of its own. Every method but the constructor may block.
+    Those that read raise `sqlite3.Error` or `OSError` if the file cannot be read; those that write only log a warning.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path | None, budget: Budget | None = None) -> None:
+        self._path = path
+        self._budget = budget
         _background.renewed(self._renew)
 
     def _renew(self) -> None:
@@ -123,20 +96,10 @@ class Ledger:
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
 
-    @classmethod
-    def open(cls, path: Path | str) -> Self:
-        """Open the ledger, and make it if there is none.
-
-        Raises:
-            OSError: its folder cannot be made.
-            sqlite3.Error: it cannot be opened, or is something else.
-
-        """
-        ledger = cls(Path(path).expanduser())
-        ledger.path.parent.mkdir(parents=True, exist_ok=True)
-        with ledger._writing():
-            pass
-        return ledger
+    @property
+    def enabled(self) -> bool:
+        """Whether calls are written down."""
+        return self._path is not None
 
     def close(self) -> None:
         """Close the file; the next use opens it again."""
@@ -145,83 +108,97 @@ class Ledger:
                 self._connection.close()
             self._connection = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __del__(self) -> None:
         self.close()
 
     def record(self, row: Row) -> None:
-        """Write one call that is over."""
-        with self._writing() as db:
-            _insert(db, row, None)
+        """Write a call that cost nothing."""
+        if not self.enabled:
+            return
+        try:
+            with self._writing() as db:
+                _insert(db, row, None)
+        except _ERRORS as error:
+            self._warn(error)
 
-    def reserve(self, row: Row, reserved_usd: float, limit_usd: float | None, since: float) -> int | None:
-        """Write a paid call before it is made, if it fits; return its number, or `None` if it does not.
+    def reserve(self, row: Row, most_usd: float | None) -> int | None:
+        """Write a paid call before it is sent; return its number for `commit`, or `None` if nothing was written.
 
-        It fits when what was spent and held from `since` on, in seconds since the epoch, and `reserved_usd` together stay
-        within `limit_usd`; always where that is `None`. Check and entry are one transaction: of many callers, in one
-        process or several, no more get through than there is money for.
+        The budget is checked in the same transaction. So many callers at once, in several processes, cannot spend more
+        than it together. `most_usd` is the most that the call may cost, `None` if no price is known.
+
+        Raises:
+            OverBudget: the budget has no room for the call, or cannot be checked.
+
         """
-        with self._writing() as db:
-            if limit_usd is not None and _spent(db, since) + reserved_usd > limit_usd:
-                return None
-            return _insert(db, row, reserved_usd)
+        budget = self._budget
+        if not self.enabled:
+            return None
+        if budget is not None and most_usd is None:
+            raise OverBudget(f"the price is not known, so the budget of ${budget} cannot be kept")
+        try:
+            with self._writing() as db:
+                if budget is not None:
+                    note = "" if row.audio_seconds is not None else _UNMEASURED
+                    (spent,) = db.execute(
+                        "SELECT TOTAL(COALESCE(cost_usd, reserved_usd)) FROM calls WHERE at >= ?",
+                        (budget.since(row.at),),
+                    ).fetchone()
+                    budget.check(spent, most_usd or 0.0, note)
+                return _insert(db, row, most_usd or 0.0)
+        except _ERRORS as error:
+            if budget is not None:
+                raise OverBudget(f"the budget of ${budget} cannot be checked: {error}") from error
+            self._warn(error)
+            return None
 
-    def settle(self, number: int, row: Row) -> None:
-        """Replace a reserved call's row by what became of it; while its cost is unknown, what was held stays so."""
-        with self._writing() as db:
-            db.execute(
-                "UPDATE calls SET reason = ?, audio_seconds = ?, seconds = ?, cost_usd = ?, saved_usd = ? WHERE id = ?",
-                (row.reason, row.audio_seconds, row.seconds, row.cost_usd, row.saved_usd, number),
-            )
-
-    def spent(self, since: float) -> float:
-        """Return the dollars spent and held from `since` on, in seconds since the epoch."""
-        with self._open() as db:
-            return _spent(db, since)
+    def commit(self, number: int, row: Row) -> None:
+        """Replace a reserved call's row; while its cost is unknown, the reserved amount goes on counting."""
+        try:
+            with self._writing() as db:
+                db.execute(
+                    "UPDATE calls SET reason = ?, audio_seconds = ?, seconds = ?, cost_usd = ?, saved_usd = ?"
+                    " WHERE id = ?",
+                    (row.reason, row.audio_seconds, row.seconds, row.cost_usd, row.saved_usd, number),
+                )
+        except _ERRORS as error:
+            self._warn(error)
 
     def rows(self, since: float = 0.0) -> tuple[Row, ...]:
-        """Return the calls from `since` on, oldest first."""
+        """Return the calls from `since` on, in seconds since the epoch, oldest first."""
         with self._open() as db:
-            found = db.execute(
-                "SELECT at, backend, cloud, reason, audio_seconds, seconds, cost_usd, saved_usd FROM calls"
-                " WHERE at >= ? ORDER BY at, id",
-                (since,),
-            ).fetchall()
+            found = db.execute(f"SELECT {_COLUMNS} FROM calls WHERE at >= ? ORDER BY at, id", (since,)).fetchall()  # noqa: S608 - our own names
         return tuple(Row(at, backend, bool(cloud), *rest) for at, backend, cloud, *rest in found)
 
-    def rows_by_day(self, since: float = 0.0, timezone: tzinfo | None = None) -> tuple[Day, ...]:
-        """Return the sums of each day with calls, from `since` on, oldest first; days are local unless told."""
-        days: dict[date, _Sums] = {}
+    def days(self, since: float = 0.0, timezone: tzinfo | None = None) -> tuple[Day, ...]:
+        """Return the sums of each day with calls, from `since` on, oldest first. The default time zone is local."""
+        days: dict[date, Day] = {}
         for row in self.rows(since):
-            sums = days.setdefault(datetime.fromtimestamp(row.at, timezone).date(), _Sums())
+            day = datetime.fromtimestamp(row.at, timezone).date()
+            sums = days.setdefault(day, Day(day))
             sums.calls += 1
-            sums.unknown += None in (row.audio_seconds, row.cost_usd, row.saved_usd)
-            sums.audio[row.cloud] += row.audio_seconds or 0.0
-            sums.cost += row.cost_usd or 0.0
-            sums.saved += row.saved_usd or 0.0
-        return tuple(
-            Day(day, sums.calls, sums.unknown, sums.audio[False], sums.audio[True], sums.cost, sums.saved)
-            for day, sums in sorted(days.items())
-        )
+            sums.unknown_calls += None in (row.audio_seconds, row.cost_usd, row.saved_usd)
+            if row.cloud:
+                sums.cloud_seconds += row.audio_seconds or 0.0
+            else:
+                sums.lan_seconds += row.audio_seconds or 0.0
+            sums.cost_usd += row.cost_usd or 0.0
+            sums.saved_usd += row.saved_usd or 0.0
+        return tuple(days[day] for day in sorted(days))
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
+            if self._path is None:
+                raise FileNotFoundError("there is no ledger")
             if self._connection is None:
-                self._connection = _connected(self.path)
+                self._connection = _connected(self._path)
             yield self._connection
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         with self._open() as db:
-            # The lock for writing is taken before anything is read, so that what was read stays true.
+            # The write lock is taken before anything is read, so that what was read stays true.
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
@@ -230,12 +207,22 @@ class Ledger:
                 raise
             db.execute("COMMIT")
 
+    def _warn(self, error: Exception) -> None:
+        log.warning("the ledger %s cannot be written, the call goes on: %s", self._path, error)
+
+
+_UNMEASURED = (
+    " (estimated from the file's size, since nothing could measure its length: "
+    "pip install 'localwhisper-lan[transcode]' does)"
+)
+
 
 def _connected(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    db = sqlite3.connect(path, timeout=_LOCK_TIMEOUT, isolation_level=None, check_same_thread=False)
     try:
         db.execute("PRAGMA journal_mode = WAL")
-        # In WAL mode this loses no integrity, and at a power cut the last rows at most; and costs no sync a call.
+        # In WAL mode this is safe against corruption. A power cut may lose the last rows, and no call waits for a sync.
         db.execute("PRAGMA synchronous = NORMAL")
         db.executescript(_SCHEMA)
     except BaseException:
@@ -246,25 +233,7 @@ def _connected(path: Path) -> sqlite3.Connection:
 
 def _insert(db: sqlite3.Connection, row: Row, reserved_usd: float | None) -> int:
     cursor = db.execute(
-        "INSERT INTO calls (at, backend, cloud, reason, audio_seconds, seconds, cost_usd, saved_usd, reserved_usd)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            row.at,
-            row.backend,
-            row.cloud,
-            row.reason,
-            row.audio_seconds,
-            row.seconds,
-            row.cost_usd,
-            row.saved_usd,
-            reserved_usd,
-        ),
+        f"INSERT INTO calls ({_COLUMNS}, reserved_usd) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - our own names
+        (*astuple(row), reserved_usd),
     )
     return int(cursor.lastrowid or 0)
-
-
-def _spent(db: sqlite3.Connection, since: float) -> float:
-    (spent,) = db.execute(
-        "SELECT TOTAL(COALESCE(cost_usd, reserved_usd)) FROM calls WHERE at >= ?", (since,)
-    ).fetchone()
-    return float(spent)

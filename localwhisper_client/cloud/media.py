@@ -1,12 +1,13 @@
-"""What must be known of a file itself: how big it is, how long it plays, and how to make it small enough for the cloud.
+"""A media file itself: its size, its length, and how to make it small enough for the cloud.
 
-The client needs none of this to work. PyAV does both where it is installed (extra `[transcode]`, and part of
-`[server]`); tinytag, which is small, tells the length of most formats (extra `[ledger]`). Without either, a length is
-unknown. All of it blocks.
+The client works without any of this. PyAV (extra `[transcode]`, and part of `[server]`) measures and converts; tinytag
+(extra `[ledger]`), which is small, measures most formats. Without either, a length is unknown.
+Every function may block. `content` is bytes, text, or an open file that can be rewound, which is left open.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
@@ -14,7 +15,7 @@ from typing import IO, Any
 
 RATE = 16_000
 BITS_PER_SECOND = 24_000
-"""Opus at this rate is transparent to speech recognition, and puts two hours and more into 25 MB."""
+"""Opus at this rate costs speech recognition no accuracy, and 25 MB hold more than two hours of it."""
 # Fewer bytes than a second takes in any speech codec in use: Opus in Ogg has about 26 for pure silence.
 _LEAST_BYTES_PER_SECOND = 25
 
@@ -24,7 +25,7 @@ class Unreadable(Exception):
 
 
 def size(content: Any) -> int:
-    """Return the bytes of a file's content: bytes, or an open file that can be rewound."""
+    """Return the size in bytes; an open file's position is kept."""
     if isinstance(content, (bytes, bytearray, memoryview)):
         return len(content)
     if isinstance(content, str):
@@ -36,15 +37,30 @@ def size(content: Any) -> int:
         content.seek(before)
 
 
-def most_seconds(content: Any) -> float:
-    """Return a length that audio of this size does not exceed, in the codecs that people record speech with."""
-    return size(content) / _LEAST_BYTES_PER_SECOND
+def billed_seconds(content: Any) -> tuple[float | None, float]:
+    """Return how long the audio plays, and the most that the cloud could bill, both in seconds.
+
+    The packets are counted, since a header may be wrong by any factor. Where they cannot be counted, the length is
+    unknown (`None`), and the most follows from the file's size.
+    """
+    length = counted_seconds(content)
+    return length, size(content) / _LEAST_BYTES_PER_SECOND if length is None else length + 1
 
 
-def counted(content: Any) -> float | None:
-    """Return how long the audio plays, by counting all of its packets; `None` without PyAV, or where it finds none.
+def seconds(content: Any) -> float | None:
+    """Return how long the audio plays by the file's header, or by its packets if that says nothing; `None`: unknown."""
+    for measure in (_header_seconds, counted_seconds, _tinytag_seconds):
+        # No library, or one that fails at this file: the call matters, its length does not.
+        with contextlib.suppress(Exception):
+            if (measured := measure(content)) is not None and measured > 0:
+                return measured
+    return None
 
-    Headers, page positions and time stamps may be wrong, by accident (joined recordings) or by design.
+
+def counted_seconds(content: Any) -> float | None:
+    """Return how long the audio plays, by counting all of its packets; `None` without PyAV, or if it finds none.
+
+    Headers, page positions and time stamps may be wrong, by accident (joined recordings) or by intent.
     """
     try:
         import av  # noqa: PLC0415 - an extra
@@ -54,15 +70,15 @@ def counted(content: Any) -> float | None:
             for packet in source.demux(source.streams.audio):
                 lengths.setdefault(packet.stream.index, _Length()).add(packet)
         return max((length.seconds for length in lengths.values()), default=0.0) or None
-    except Exception:  # noqa: BLE001 - no library, or one at odds with the file
+    except Exception:  # noqa: BLE001 - no library, or one that fails at this file
         return None
 
 
 class _Length:
-    """The length of one track: the longest of what its packets say, where they lie, and what they hold."""
+    """The length of one track: the longest of its packets' durations, time stamps and samples."""
 
     def __init__(self) -> None:
-        self._said = self._held = 0.0
+        self._durations = self._samples = 0.0
         self._first, self._last = math.inf, -math.inf
 
     def add(self, packet: Any) -> None:
@@ -70,27 +86,29 @@ class _Length:
             return
         base, codec = float(packet.time_base or 0), packet.stream.codec_context
         length = (packet.duration or 0) * base
-        self._said += length
-        self._held += codec.frame_size / codec.sample_rate if codec.sample_rate else 0.0
+        self._durations += length
+        self._samples += codec.frame_size / codec.sample_rate if codec.sample_rate else 0.0
         if packet.pts is not None:
             self._first = min(self._first, packet.pts * base)
             self._last = max(self._last, packet.pts * base + length)
 
     @property
     def seconds(self) -> float:
-        return max(self._said, self._held, self._last - self._first)
+        return max(self._durations, self._samples, self._last - self._first)
 
 
-def seconds(content: Any) -> float | None:
-    """Return how long the audio plays, by the file's own word; `None` where that cannot be had."""
-    for measure in (_by_av, _by_tinytag):
-        try:
-            measured = measure(_opened(content))
-        except Exception:  # noqa: BLE001 - a parser at odds with a file; the call matters, its length does not
-            measured = None
-        if measured is not None and measured > 0:
-            return measured
-    return None
+def _header_seconds(content: Any) -> float | None:
+    import av  # noqa: PLC0415 - an extra
+
+    with av.open(_opened(content)) as source:
+        # A recorder that streams, such as a browser's, writes no length.
+        return None if source.duration is None else float(source.duration) / float(av.time_base)
+
+
+def _tinytag_seconds(content: Any) -> float | None:
+    from tinytag import TinyTag  # noqa: PLC0415 - an extra
+
+    return TinyTag.get(file_obj=_opened(content), tags=False).duration
 
 
 def to_opus(content: Any) -> bytes:
@@ -98,7 +116,7 @@ def to_opus(content: Any) -> bytes:
 
     Raises:
         ModuleNotFoundError: PyAV is not installed.
-        Unreadable: it is no audio that PyAV knows.
+        Unreadable: PyAV finds no audio in it.
 
     """
     import av  # noqa: PLC0415 - an extra
@@ -123,14 +141,14 @@ def to_opus(content: Any) -> bytes:
 
 
 def soundtrack(content: Any, target: IO[bytes]) -> IO[bytes] | None:
-    """Write the sound of a film, as it is, into `target` as Matroska, and return that; `None` without a picture.
+    """Copy the sound of a film, not encoded again, into `target` as Matroska; return that, or `None` without a picture.
 
-    All of its tracks, with their language; and of the picture the first frame, which keeps the film's clock: sound
-    that begins after it begins as late in the copy.
+    All audio tracks are copied, with their languages. The first picture is copied too, because it keeps the film's
+    clock: sound that begins after it begins as late in the copy.
 
     Raises:
         ModuleNotFoundError: PyAV is not installed.
-        Unreadable: it is nothing that PyAV knows, or has no sound.
+        Unreadable: PyAV cannot read it, or it has no sound.
 
     """
     import av  # noqa: PLC0415 - an extra
@@ -162,60 +180,10 @@ def soundtrack(content: Any, target: IO[bytes]) -> IO[bytes] | None:
 
 
 def _opened(content: Any) -> Any:
-    """Return a file over the content that leaves the caller's own file where it is when it is closed."""
+    """Return a file over the content, at its beginning; neither PyAV nor tinytag closes it."""
     if isinstance(content, str):
         content = content.encode()
     if isinstance(content, (bytes, bytearray, memoryview)):
         return io.BytesIO(content)
     content.seek(0)
-    return _Borrowed(content)
-
-
-class _Borrowed(io.RawIOBase):
-    """Somebody else's file, read but not closed."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._file.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return int(self._file.seek(offset, whence))
-
-    def tell(self) -> int:
-        return int(self._file.tell())
-
-
-def _by_av(file: Any) -> float | None:
-    try:
-        import av  # noqa: PLC0415 - an extra
-    except ModuleNotFoundError:
-        return None
-    with av.open(file) as source:
-        if source.duration is not None:
-            return float(source.duration) / float(av.time_base)
-        # A recorder that streams, a browser's for one, writes no length; the packets tell.
-        ends = (
-            float((packet.pts + (packet.duration or 0)) * packet.time_base)
-            for packet in source.demux(audio=0)
-            if packet.pts is not None and packet.time_base is not None
-        )
-        return max(ends, default=None)
-
-
-def _by_tinytag(file: Any) -> float | None:
-    try:
-        from tinytag import TinyTag  # noqa: PLC0415 - an extra
-    except ModuleNotFoundError:
-        return None
-    duration = TinyTag.get(file_obj=file, tags=False).duration
-    return None if duration is None else float(duration)
+    return content

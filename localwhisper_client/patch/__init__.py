@@ -1,1 +1,1 @@
-"""Patches the SDK's clients, so that a program runs unchanged."""
+"""`install()` and `localwhisper run`: an unchanged program's speech-to-text goes to the LAN server."""

@@ -1,4 +1,4 @@
-"""Calls a function when a module is loaded. Imports nothing of ours: `localwhisper run` loads it at Python's start."""
+"""Calls a function when a module is loaded. It imports nothing of ours, since it is loaded at Python's start."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 class Watch(MetaPathFinder):
-    """Finds some modules through the other finders, and calls `loaded` with each when it is loaded."""
+    """Finds the named modules through the other finders, and calls `loaded` with each module after it is loaded."""
 
     def __init__(self, names: Collection[str], loaded: Callable[[Any], None]) -> None:
         self.names, self._loaded = names, loaded
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """Return what the others find, with a loader that calls `loaded` at its end."""
+        """Return what the other finders find, with a loader that calls `loaded` at its end."""
         if fullname not in self.names:
             return None
         for finder in sys.meta_path:

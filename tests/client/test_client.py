@@ -108,12 +108,12 @@ def test_the_cloud_gets_what_it_always_got(drive: Driver, wire: respx.Router, mo
 
 
 def test_proxies_are_not_for_the_lan(
-    drive: Driver, lan: FaultServer, cloud: FaultServer, monkeypatch: pytest.MonkeyPatch
+    drive: Driver, local_server: FaultServer, cloud: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A proxy in the environment would carry the audio off the LAN."""
     monkeypatch.setenv("http_proxy", cloud.url)
     monkeypatch.setenv("ALL_PROXY", cloud.url)
-    assert drive.call(drive.client(local_base_url=lan.url)) == TEXT
+    assert drive.call(drive.client(local_base_url=local_server.url)) == TEXT
     assert not cloud.calls
 
 
@@ -275,8 +275,8 @@ def test_a_call_without_a_deadline(drive: Driver, wire: respx.Router) -> None:
     wire.post(LAN + SPEECH).respond(500)
     client = drive.client(local_base_url=LAN, policy="cloud", api_key="k", timeout=None)
     assert drive.call(client) == "from the cloud"
-    lan, cloud = (sent(wire, index).extensions["timeout"] for index in (0, 1))
-    assert lan == {"connect": 1.0, "read": None, "write": None, "pool": None}
+    local, cloud = (sent(wire, index).extensions["timeout"] for index in (0, 1))
+    assert local == {"connect": 1.0, "read": None, "write": None, "pool": None}
     assert set(cloud.values()) == {None}
 
 
@@ -285,9 +285,9 @@ def test_the_callers_own_timeouts_are_only_shortened(drive: Driver, wire: respx.
     wire.post(LAN + SPEECH).respond(500)
     client = drive.client(local_base_url=LAN, policy="cloud", api_key="k", timeout=openai.Timeout(60, connect=3))
     drive.call(client)
-    lan, cloud = (sent(wire, index).extensions["timeout"] for index in (0, 1))
-    assert lan["connect"] == 1.0
-    assert 29 < lan["read"] <= 30
+    local, cloud = (sent(wire, index).extensions["timeout"] for index in (0, 1))
+    assert local["connect"] == 1.0
+    assert 29 < local["read"] <= 30
     assert cloud["connect"] == 3
     assert 55 < cloud["read"] <= 60
 
@@ -315,21 +315,21 @@ def test_the_cloud_is_asked_at_once(drive: Driver, cloud: FaultServer) -> None:
         assert min(waits[False]) < 0.04
 
 
-def test_a_callback_that_raises_harms_nobody(drive: Driver, lan: FaultServer) -> None:
+def test_a_callback_that_raises_harms_nobody(drive: Driver, local_server: FaultServer) -> None:
     """The call goes on."""
 
     def faulty(event: Any) -> None:
         raise RuntimeError("in the bot's own code")
 
-    assert drive.call(drive.client(local_base_url=lan.url, on_event=faulty)) == TEXT
+    assert drive.call(drive.client(local_base_url=local_server.url, on_event=faulty)) == TEXT
 
 
-def test_events_name_no_credentials(drive: Driver, lan: FaultServer) -> None:
+def test_events_name_no_credentials(drive: Driver, local_server: FaultServer) -> None:
     """A password in the URL is for the server alone."""
-    client = drive.client(local_base_url=lan.url.replace("http://", "http://me:pass@"))
+    client = drive.client(local_base_url=local_server.url.replace("http://", "http://me:pass@"))
     assert drive.call(client) == TEXT
     (event,) = drive.events
-    assert event == Attempt(lan.url, "answered", "", event.seconds, cloud=False)
+    assert event == Attempt(local_server.url, "answered", "", event.seconds, cloud=False)
 
 
 def test_wait_is_served_by_a_lan_that_comes_back(drive: Driver) -> None:
@@ -426,13 +426,13 @@ def test_a_closed_client_is_closed_towards_the_lan_too(drive: Driver) -> None:
     assert route(client).servers.all[0].client.is_closed()
 
 
-def test_a_forgotten_client_leaves_no_socket_open(lan: FaultServer) -> None:
+def test_a_forgotten_client_leaves_no_socket_open(local_server: FaultServer) -> None:
     """As the SDK's own: warnings are errors here, an unclosed socket's too."""
     # Finalizers run in the order of the collector's lists, which a collection in the middle would shuffle.
     gc.collect()
     gc.disable()
     try:
-        client = LocalWhisper(local_base_url=lan.url)
+        client = LocalWhisper(local_base_url=local_server.url)
         client.audio.transcriptions.create(model="whisper-1", file=b"x")
         del client
         gc.collect()

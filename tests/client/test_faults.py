@@ -213,11 +213,13 @@ def test_nothing_leaves_the_lan_by_default(fault: Fault, drive: Driver, cloud: F
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_lan_that_answers_keeps_the_call(shape: str, drive: Driver, lan: FaultServer, cloud: FaultServer) -> None:
+def test_a_lan_that_answers_keeps_the_call(
+    shape: str, drive: Driver, local_server: FaultServer, cloud: FaultServer
+) -> None:
     """No error, no cloud."""
-    client = drive.client(local_base_url=lan.url, policy="cloud")
+    client = drive.client(local_base_url=local_server.url, policy="cloud")
     assert drive.call(client, shape) == TEXT
-    assert len(lan.calls) == 1
+    assert len(local_server.calls) == 1
     assert not cloud.calls
 
 

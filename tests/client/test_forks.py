@@ -64,7 +64,7 @@ if moment == "idle":
 held = []
 if moment == "locked":
     held = [
-        route.servers._lock, route.books._lock, route.books._opened(route.books._path)._lock, finder._lock,
+        route.servers._lock, route.ledger._lock, finder._lock,
         wake._sent._lock, server.backend.breaker._lock, server.backend.latency._lock, server.prober._probes._lock,
         server.client._client._transport._pool._optional_thread_lock._lock if flavour == "sync" else threading.Lock(),
     ]

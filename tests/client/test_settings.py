@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from localwhisper_client.errors import ConfigurationError
 from localwhisper_client.routing.policy import Policy, strictest
-from localwhisper_client.settings import Settings, health_url, is_openai, parse_policy
+from localwhisper_client.settings import Settings, health_url, is_openai, ledger_path, parse_policy, state_folder
 
 
 @pytest.mark.parametrize(
@@ -144,3 +146,38 @@ def test_the_stricter_policy_wins(wishes: list[Policy | None], policy: Policy) -
     assert strictest(wishes) is policy
     assert [p for p in Policy if p.leaves_lan] == [Policy.CLOUD]
     assert parse_policy("x", None) is None
+
+
+@pytest.mark.parametrize("word", ["off", "OFF", "0", "false", "no", " No "])
+def test_a_ledger_can_be_switched_off(word: str) -> None:
+    """By any of the usual words, none of which is a file's name."""
+    assert ledger_path(word, {"HOME": "/home/me"}) is None
+
+
+DEFAULT_LEDGER = "/home/me/.local/state/localwhisper/ledger.sqlite3"
+
+
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [("1", DEFAULT_LEDGER), ("yes", DEFAULT_LEDGER), ("", DEFAULT_LEDGER), ("/x/y", "/x/y")],
+)
+def test_where_the_ledger_is(value: str, path: str) -> None:
+    """In the usual place, or at a path."""
+    environ = {"HOME": "/home/me"}
+    assert ledger_path(value, environ) == Path(path)
+
+
+@pytest.mark.parametrize(
+    ("environ", "platform", "path"),
+    [
+        ({"HOME": "/home/me"}, "linux", "/home/me/.local/state/localwhisper"),
+        ({"HOME": "/home/me", "XDG_STATE_HOME": "/state"}, "linux", "/state/localwhisper"),
+        ({"HOME": "/home/me", "XDG_STATE_HOME": "state"}, "linux", "/home/me/.local/state/localwhisper"),
+        ({"HOME": "/Users/me"}, "darwin", "/Users/me/Library/Application Support/localwhisper"),
+        ({"USERPROFILE": "/me"}, "win32", "/me/AppData/Local/localwhisper"),
+        ({"USERPROFILE": "/me", "LOCALAPPDATA": "/data"}, "win32", "/data/localwhisper"),
+    ],
+)
+def test_the_folder_for_state(environ: dict[str, str], platform: str, path: str) -> None:
+    """Each system has its own convention."""
+    assert state_folder(environ, platform) == Path(path)

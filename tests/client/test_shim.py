@@ -1,4 +1,4 @@
-"""`import localwhisper as openai`: what changes, and what does not."""
+"""`import localwhisper as openai`: which names are ours, and which are the SDK's."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def fresh_module_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No client and no setting is left over from another test."""
+    """Start without the client of another test."""
     monkeypatch.setattr(localwhisper, "_current", None)
     yield
     if localwhisper._current is not None:
         localwhisper._current[1].close()
 
 
-def test_the_module_transcribes_like_the_sdks(lan: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line to import, one to call, no key; the client is made at the first call, and once."""
-    monkeypatch.setenv("LOCALWHISPER_BASE_URL", lan.url)
+def test_the_module_transcribes(local_server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a key; the client is made once, at the first call."""
+    monkeypatch.setenv("LOCALWHISPER_BASE_URL", local_server.url)
     assert localwhisper._current is None
     assert localwhisper.audio.transcriptions.create(model="whisper-1", file=b"x").text == TEXT
     with _deprecated_or_not():
         answer: Any = localwhisper.audio.translations.create(model="whisper-1", file=b"x")
     assert answer.text == TEXT
-    assert [call.path for call in lan.calls] == ["/v1/audio/transcriptions", "/v1/audio/translations"]
+    assert [call.path for call in local_server.calls] == ["/v1/audio/transcriptions", "/v1/audio/translations"]
     assert localwhisper._client() is localwhisper._client()
 
 
@@ -48,8 +48,8 @@ def _deprecated_or_not() -> Any:
     return pytest.warns(DeprecationWarning, match="deprecated") if deprecated else nullcontext()
 
 
-def test_names_are_the_sdks_own_but_for_the_clients() -> None:
-    """A program that is swapped over finds everything where it was."""
+def test_only_the_clients_are_ours() -> None:
+    """Every other name is the SDK's own."""
     assert localwhisper.OpenAI is localwhisper.Client is LocalWhisper
     assert localwhisper.AsyncOpenAI is localwhisper.AsyncClient is AsyncLocalWhisper
     assert localwhisper.BadRequestError is openai.BadRequestError
@@ -63,7 +63,7 @@ def test_names_are_the_sdks_own_but_for_the_clients() -> None:
 
 
 def test_settings_reach_the_sdk_and_our_client(cloud: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`openai.api_key = …` works under the new name, before the first call and after it; the breaker stays."""
+    """`localwhisper.api_key = …` works before the first call and after it; the breakers stay."""
     monkeypatch.setattr(openai, "api_key", None)
     monkeypatch.delenv("OPENAI_API_KEY")
     monkeypatch.setenv("LOCALWHISPER_POLICY", "cloud")
@@ -80,8 +80,8 @@ def test_settings_reach_the_sdk_and_our_client(cloud: FaultServer, monkeypatch: 
     first.close()
 
 
-def test_its_own_names_stay_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Setting them does not reach into the SDK."""
+def test_our_names_are_not_set_in_the_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor are names that the SDK does not have."""
     monkeypatch.setattr(localwhisper, "OpenAI", "mine")
     monkeypatch.setattr(localwhisper, "something_new", 1, raising=False)
     assert openai.OpenAI != "mine"
@@ -93,8 +93,8 @@ def _modules(statement: str) -> set[str]:
     return set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
 
 
-def test_the_import_costs_little_more_than_the_sdks() -> None:
-    """Counted in modules, which a busy machine does not change; at most 1.1 times as many."""
+def test_the_import_loads_few_modules() -> None:
+    """At most 1.1 times as many as `import openai`; a count does not depend on how busy the machine is."""
     theirs, ours = _modules("import openai"), _modules("import localwhisper")
     assert len(ours) <= 1.1 * len(theirs)
     foreign = {name.partition(".")[0] for name in ours - theirs} - {"localwhisper", "localwhisper_client"}
@@ -104,7 +104,7 @@ def test_the_import_costs_little_more_than_the_sdks() -> None:
 
 
 def test_an_import_reads_no_environment_and_opens_nothing() -> None:
-    """A setting that cannot be used is said at the first call, not at the import."""
+    """A wrong setting is an error at the first call, not at the import."""
     code = (
         "import os; os.environ.update(LOCALWHISPER_BASE_URL='nonsense', LOCALWHISPER_POLICY='nonsense')\n"
         "import socket; socket.socket = None\n"
@@ -115,6 +115,6 @@ def test_an_import_reads_no_environment_and_opens_nothing() -> None:
     subprocess.run([sys.executable, "-c", "import openai\n" + code], check=True)
 
 
-def test_the_version_alone_does_not_bring_the_sdk() -> None:
-    """The server asks this package for its version."""
+def test_the_version_does_not_load_the_sdk() -> None:
+    """The server reads the version of this package."""
     assert "openai" not in _modules("import localwhisper_client; localwhisper_client.__version__")

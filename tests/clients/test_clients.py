@@ -1,7 +1,7 @@
-"""Other people's clients, each in an environment of its own, set up as its own documentation says: `nox -s clients`.
+"""Clients of other projects, each in an environment of its own: `nox -s clients`.
 
-A script does with its client what that client's documentation does, and prints what it heard as one line of JSON. It
-gets the recording as Ogg and as WAV. Only the address and the key are ours, which reach it in one of three ways.
+Each script uses its client as that client's documentation says, and prints the transcripts as one line of JSON. It gets
+the recording as Ogg and as WAV. The server's address and key reach it in one of three ways.
 """
 
 import functools
@@ -29,7 +29,7 @@ KEY = "the-servers-key"
 pytestmark = [
     pytest.mark.model,
     pytest.mark.timeout(900),  # the first time, packages are downloaded
-    pytest.mark.skipif(not FOLDER, reason="installs other people's packages: nox -s clients"),
+    pytest.mark.skipif(not FOLDER, reason="installs packages of other projects: nox -s clients"),
 ]
 
 
@@ -47,7 +47,7 @@ class Client:
 
 PYTHON = ("url", "run", "import")
 SEGMENTS = (("SEGMENTS", "1"),)
-NO_PRICES = (("LITELLM_LOCAL_MODEL_COST_MAP", "True"),)  # it asks the internet for them when it is imported
+NO_PRICES = (("LITELLM_LOCAL_MODEL_COST_MAP", "True"),)  # else it downloads them at import
 CLIENTS = (
     Client("openai-python-1", ("openai==1.109.*",), "openai_python.py", PYTHON),
     Client("openai-python-2", ("openai==2.*",), "openai_python.py", PYTHON),
@@ -104,7 +104,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def settings(server: Server, way: str) -> dict[str, str]:
-    """Return the environment that leads a client to the server in one of three ways."""
+    """Return the environment in which a client uses the server, in one of three ways."""
     if way == "url":
         return {"OPENAI_BASE_URL": server.base_url, "OPENAI_API_KEY": KEY}
     ours = {
@@ -119,7 +119,7 @@ def run(*command: str | Path, **options: object) -> str:
     """Run a program; return its standard output.
 
     Raises:
-        AssertionError: it failed; with the end of what it wrote.
+        AssertionError: it failed; the message has the end of its output.
 
     """
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, **options)
@@ -131,7 +131,7 @@ def run(*command: str | Path, **options: object) -> str:
 def npm(name: str, *packages: str) -> Path:
     """Install packages of npm into a folder of their own; return it."""
     folder = Path(FOLDER, name)
-    # One of these packages names many others that may be used with it, and whose versions contradict each other.
+    # One of these packages names many optional ones, whose versions contradict each other.
     run("npm", "install", "--silent", "--no-audit", "--no-fund", "--legacy-peer-deps", "--prefix", folder, *packages)
     return folder
 
@@ -167,9 +167,9 @@ def command(client: Client, way: str) -> list[str | Path]:
     [pytest.param(client, way, id=f"{client.name}-{way}") for client in CLIENTS for way in client.ways],
 )
 def test_client(client: Client, way: str, server: Server, recordings: tuple[Path, Path], tmp_path: Path) -> None:
-    """All that a client asks for in its own way comes back with the words."""
+    """Each of the client's calls returns the words."""
     environment = {**os.environ, **settings(server, way), **dict(client.environment)}
     printed = run(*command(client, way), *recordings, env=environment, cwd=tmp_path, timeout=300)
-    heard = json.loads(printed.splitlines()[-1])
-    assert heard
-    assert not {name: text for name, text in heard.items() if WORDS not in text}
+    transcripts = json.loads(printed.splitlines()[-1])
+    assert transcripts
+    assert not {name: text for name, text in transcripts.items() if WORDS not in text}

@@ -1,4 +1,4 @@
-"""Other clients under `localwhisper run`: recordings are answered on the LAN, and no socket leaves it."""
+"""Clients of other projects under `localwhisper run`: the LAN server answers, and no socket leaves the LAN."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 REFUSED = "refused"
-# Each program prints what it heard, or REFUSED where it may not open a session.
+# Each program prints transcripts, or REFUSED if it may not open a session.
 AGENTS = """
 import asyncio
 import numpy as np
@@ -102,8 +102,8 @@ def _missing(name: str) -> bool:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 @pytest.mark.parametrize("policy", ["local_only", "wait"])
-def test_what_it_hears_stays(name: str, policy: str, tmp_path: Path) -> None:
-    """Recordings go to the LAN server; a streamed session, which it does not answer yet, is refused before a socket."""
+def test_audio_stays(name: str, policy: str, tmp_path: Path) -> None:
+    """Recordings go to the LAN server. A realtime session, which it does not answer yet, is refused before a socket."""
     if _missing(name):
         pytest.skip(f"{name} is not installed")
     program, expected = PROGRAMS[name]
@@ -115,7 +115,7 @@ def test_what_it_hears_stays(name: str, policy: str, tmp_path: Path) -> None:
             LOCALWHISPER_POLICY=policy,
             LITELLM_LOCAL_MODEL_COST_MAP="True",
         )
-        heard = [call.path for call in lan.calls]
+        paths = [call.path for call in lan.calls]
     assert done.stdout.splitlines()[-len(expected) :] == expected, done.stdout + done.stderr
-    assert heard == ["/v1/audio/transcriptions"] * expected.count(TEXT)
+    assert paths == ["/v1/audio/transcriptions"] * expected.count(TEXT)
     assert LEAVES not in done.stderr, done.stderr

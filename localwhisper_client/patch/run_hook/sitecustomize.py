@@ -1,10 +1,11 @@
-"""What Python loads at its start under `localwhisper run`: it waits for `import openai` and sends speech-to-text home.
+"""Python loads this at its start under `localwhisper run`. It does `install()` as soon as the program imports `openai`.
 
-It imports nothing of ours before that but a file that stands alone, so that programs without the SDK start as fast as
-ever; and it works for a Python that has the SDK but not this package, which is then loaded from where this file is.
+Before that it loads one small file of ours and no more, so that programs without the SDK start as fast as before. If
+this Python has the SDK but not this package, the package is loaded from the folder of this file.
 
-It also sees to the programs that this one starts: those that inherit the environment get this file, whatever was put in
-front of it meanwhile; a Python that is given another environment without it is not started where audio must not leave.
+It also watches which programs this one starts. Those that inherit the environment get this file too, even if another
+`sitecustomize` was put in front of it. A Python that gets an environment without it is not started, unless the policy
+lets audio leave the LAN.
 """  # noqa: INP001 - a folder for PYTHONPATH, not a package
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ _HERE = Path(__file__).resolve().parent
 _PACKAGE = _HERE.parents[1]
 _PYTHON = re.compile(r"(python|pypy)[\d.]*w?(\.exe)?", re.IGNORECASE)
 _ISOLATED = re.compile(r"-[a-zA-Z]*[IES]")
-# What starts a program, and where its arguments and environment are among those of the event.
+# The audit events of a start, with the positions of the program's arguments and environment in the event's values.
 _STARTS = {"subprocess.Popen": (1, 3), "os.exec": (1, 2), "os.posix_spawn": (1, 2), "os.spawn": (2, 3)}
 
-_said: set[str] = set()
+_warned: set[str] = set()
 
 
 def _load(name: str, path: Path, **options: Any) -> Any:
@@ -44,15 +45,15 @@ def _install(_: Any) -> None:
             _load(_PACKAGE.name, _PACKAGE / "__init__.py", submodule_search_locations=[str(_PACKAGE)])
         importlib.import_module(f"{_PACKAGE.name}.patch.installation").install()
     except (ImportError, AttributeError) as missing:
-        # Better no program than one that sends audio to the cloud which was meant to stay on the LAN.
+        # Without the patch this program would send audio to the cloud, so it must not go on.
         raise ImportError(
             f"localwhisper run: this program's Python ({sys.executable}) cannot be served. It needs Python 3.11 or "
             f"newer and openai 1.109 or newer: {missing}"
         ) from missing
 
 
-def _load_the_other() -> None:
-    """Load the `sitecustomize` that this one hides."""
+def _load_hidden() -> None:
+    """Load the program's own `sitecustomize`, which this file hides."""
     elsewhere = [entry for entry in sys.path if Path(entry).resolve() != _HERE]
     spec = PathFinder.find_spec("sitecustomize", elsewhere)
     if spec is not None and spec.loader is not None:
@@ -65,7 +66,7 @@ def _is_here(entry: str) -> bool:
 
 
 def _hooked(paths: str) -> str:
-    """Return a PYTHONPATH with this folder in front."""
+    """Return a PYTHONPATH with this folder at its front."""
     others = (entry for entry in paths.split(os.pathsep) if entry and not _is_here(entry))
     return os.pathsep.join([str(_HERE), *others])
 
@@ -83,13 +84,13 @@ def _is_python(program: str) -> bool:
 
 
 def _watch_starts(event: str, values: tuple[Any, ...]) -> None:
-    """Look at each start of a program: a Python that this file would not reach is refused, or a warning says so."""
+    """Check each start of a program. A Python that would not load this file is refused, or a warning is written."""
     if event not in _STARTS:
         return
     at, where = _STARTS[event]
     arguments, environ = values[at], values[where]
     if environ is None or (environ is os.environ and event == "subprocess.Popen"):
-        # Some put a `sitecustomize` of their own in front of this one, as `opentelemetry-instrument` does.
+        # Some tools, such as `opentelemetry-instrument`, put a `sitecustomize` of their own in front of this one.
         environ = os.environ
         if not _is_here(environ.get("PYTHONPATH", "").split(os.pathsep)[0]):
             environ["PYTHONPATH"] = _hooked(environ.get("PYTHONPATH", ""))
@@ -112,19 +113,19 @@ def _watch_starts(event: str, values: tuple[Any, ...]) -> None:
 
 
 def _isolated(arguments: list[str]) -> bool:
-    """Whether a Python's own flags, which stand before the program that it runs, keep it from loading this file."""
+    """Whether a Python is started with flags that keep it from loading this file."""
     flags = itertools.takewhile(lambda each: each.startswith("-") and each not in ("-c", "-m", "-"), arguments)
     return any(_ISOLATED.fullmatch(each) for each in flags)
 
 
 def _warn(what: str) -> None:
-    if what not in _said and sys.stderr is not None:
-        _said.add(what)
+    if what not in _warned and sys.stderr is not None:
+        _warned.add(what)
         sys.stderr.write(f"localwhisper run: {what}\n")
 
 
-# Others that hide a `sitecustomize` load it as this one does, so it may be loaded twice.
+# Another `sitecustomize` may load this one a second time, as this one loads the hidden one.
 if "_localwhisper_watch" not in sys.modules:
     sys.meta_path.insert(0, _load("_localwhisper_watch", _PACKAGE / "patch" / "watch.py").Watch({"openai"}, _install))
     sys.addaudithook(_watch_starts)
-    _load_the_other()
+    _load_hidden()

@@ -10,17 +10,20 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
-from localwhisper_client.cli import files, skill_files
+from localwhisper_client.cli import files, skill, status
 from localwhisper_client.cli.app import app
-from localwhisper_client.cloud import ledger
-from localwhisper_client.lan import discovery, wake
+from localwhisper_client.cloud.ledger import Ledger, Row
 from localwhisper_client.lan.discovery import Found
+from localwhisper_client.routing.policy import Policy
 from tests.client.fault_server import TEXT, error, in_turn, refusing, says
 
 if TYPE_CHECKING:
@@ -31,11 +34,11 @@ HEALTH = {"status": "ok", "ready": True, "model": "base", "device": "cpu", "requ
 
 
 @pytest.fixture
-def home(lan: FaultServer, monkeypatch: pytest.MonkeyPatch) -> FaultServer:
-    """A lan that the environment names, and that answers with words."""
-    monkeypatch.setenv("LOCALWHISPER_BASE_URL", lan.url)
-    lan.behaviour = WORDS
-    return lan
+def local_server(local_server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> FaultServer:
+    """A LAN server that the environment names, and that answers with words."""
+    monkeypatch.setenv("LOCALWHISPER_BASE_URL", local_server.url)
+    local_server.behaviour = WORDS
+    return local_server
 
 
 @pytest.fixture
@@ -62,8 +65,8 @@ def names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_recording_becomes_a_file_beside_it(here: Path, home: FaultServer) -> None:
-    """A line for it, nothing else, and the recording stays."""
+def test_a_recording_becomes_a_file_beside_it(here: Path, local_server: FaultServer) -> None:
+    """One line is printed, one file is written, and the recording stays."""
     record("voice.ogg")
     done = command("transcribe", "voice.ogg")
     assert done.exit_code == 0
@@ -76,11 +79,11 @@ def test_a_recording_becomes_a_file_beside_it(here: Path, home: FaultServer) -> 
     ("format_", "suffix"),
     [("text", "txt"), ("srt", "srt"), ("vtt", "vtt"), ("json", "json"), ("verbose_json", "json")],
 )
-def test_formats_and_fields(format_: str, suffix: str, here: Path, home: FaultServer) -> None:
-    """What the server sends is what is written, byte for byte."""
+def test_formats_and_fields(format_: str, suffix: str, here: Path, local_server: FaultServer) -> None:
+    """The server's bytes are written as they are, and every option is sent."""
     kind = b"application/json" if "json" in format_ else b"text/plain"
     body = {"vtt": b"WEBVTT\n\n", "srt": b"\n"}.get(format_, b'{"text": "x"}')
-    home.behaviour = says(200, kind, body)
+    local_server.behaviour = says(200, kind, body)
     record("a.ogg")
     assert (
         command("transcribe", "a.ogg", "-f", format_, "--language", "de", "--prompt", "Peter", "--model", "m").exit_code
@@ -88,11 +91,11 @@ def test_formats_and_fields(format_: str, suffix: str, here: Path, home: FaultSe
     )
     assert Path(f"a.{suffix}").read_bytes() == body
     for value in (format_, "de", "Peter", "m"):
-        assert f"\r\n\r\n{value}\r\n".encode() in home.calls[0].body
+        assert f"\r\n\r\n{value}\r\n".encode() in local_server.calls[0].body
 
 
-def test_folders_patterns_and_out(here: Path, home: FaultServer) -> None:
-    """Recordings in a folder keep their place; other files are left out; a pattern works without a shell."""
+def test_folders_patterns_and_out(here: Path, local_server: FaultServer) -> None:
+    """Sub-folders are kept, other files are left out, and a pattern works without a shell."""
     record("in/a.ogg", "in/deep/a.MP3", "in/notes.txt", "b1.wav", "b2.wav")
     assert command("transcribe", "in", "b*.wav", "--out", "out", "--jobs", "3").exit_code == 0
     assert names(here / "out") == ["a.txt", "b1.txt", "b2.txt", "deep/a.txt"]
@@ -108,18 +111,18 @@ def test_folders_patterns_and_out(here: Path, home: FaultServer) -> None:
         (["a.txt"], "over the recording"),
     ],
 )
-def test_what_cannot_be_meant(arguments: list[str], said: str, here: Path, home: FaultServer) -> None:
-    """Exit code 2, before anything is sent."""
+def test_wrong_arguments(arguments: list[str], said: str, here: Path, local_server: FaultServer) -> None:
+    """Exit code 2, and nothing is sent."""
     record("a.ogg", "deep/a.ogg", "a.txt")
     Path("empty").mkdir()
     done = command("transcribe", *arguments)
     assert done.exit_code == 2
     assert said in done.stderr
-    assert not home.calls
+    assert not local_server.calls
 
 
-def test_two_recordings_of_one_name_get_a_transcript_each(here: Path, home: FaultServer) -> None:
-    """Named after the whole of each name, whichever of them come first; others keep the short name."""
+def test_two_recordings_of_one_name_get_a_transcript_each(here: Path, local_server: FaultServer) -> None:
+    """Their transcripts keep the recording's ending, in any order; other transcripts do not."""
     record("in/a.ogg", "in/a.mp3", "in/a.ogg.wav", "in/b.ogg")
     assert command("transcribe", "in").exit_code == 0
     assert [name for name in names(here / "in") if name.endswith(".txt")] == [
@@ -128,16 +131,16 @@ def test_two_recordings_of_one_name_get_a_transcript_each(here: Path, home: Faul
         "a.ogg.wav.txt",
         "b.txt",
     ]
-    assert len(home.calls) == 4
+    assert len(local_server.calls) == 4
     assert "4 skipped" in command("transcribe", "in").stderr
 
 
-def test_what_is_left_out_of_a_folder_is_named(here: Path, home: FaultServer) -> None:
-    """Files that do not end like recordings; transcripts and hidden files are none that could be meant."""
+def test_what_is_left_out_of_a_folder_is_named(here: Path, local_server: FaultServer) -> None:
+    """Files that do not end like recordings are listed; transcripts and hidden files are not."""
     record("in/a.ogg", "in/b.vob", "in/c.opus", "in/talk.dat", "in/deep/no ending", "in/.cover.jpg", "in/old.srt")
     done = command("transcribe", "in")
     assert done.exit_code == 0
-    assert len(home.calls) == 3
+    assert len(local_server.calls) == 3
     (line,) = [line for line in done.stderr.splitlines() if "left out" in line and "do not end" in line]
     assert "in/deep/no ending" in line
     assert "in/talk.dat" in line
@@ -147,8 +150,8 @@ def test_what_is_left_out_of_a_folder_is_named(here: Path, home: FaultServer) ->
     assert [line["file"] for line in lines if line["fate"] == "left out"] == ["in/deep/no ending", "in/talk.dat"]
 
 
-def test_a_folder_that_cannot_be_read_fails_alone(here: Path, home: FaultServer) -> None:
-    """It is named, the exit code is 1, and the other recordings are done."""
+def test_a_folder_that_cannot_be_read_fails_alone(here: Path, local_server: FaultServer) -> None:
+    """It is reported, the exit code is 1, and the other recordings are done."""
     record("in/a.ogg", "in/locked/b.ogg")
     Path("in/loop.ogg").symlink_to("loop.ogg")
     done = command("transcribe", "in")
@@ -157,8 +160,8 @@ def test_a_folder_that_cannot_be_read_fails_alone(here: Path, home: FaultServer)
     assert {"a.txt", "locked/b.txt"} < {*names(here / "in")}
 
 
-def test_any_name_that_a_file_can_have(here: Path, home: FaultServer) -> None:
-    """Bytes that are no UTF-8, letters that the terminal lacks, markup: each is one recording among others."""
+def test_any_name_that_a_file_can_have(here: Path, local_server: FaultServer) -> None:
+    """Bytes that are no UTF-8, letters that the terminal lacks, markup: all are transcribed."""
     odd = [b"\xff\xfe.ogg", "\U0001f3e0.ogg".encode(), b"[red] [b.ogg", b"line\nbreak.ogg", b"a.ogg"]
     for name in odd:
         Path(os.fsdecode(name)).write_bytes(b"sound")
@@ -173,20 +176,20 @@ def test_any_name_that_a_file_can_have(here: Path, home: FaultServer) -> None:
     assert files_ == set(odd)
 
 
-def test_a_failure_is_its_files_alone(here: Path, home: FaultServer) -> None:
-    """A transcript whose name is too long for the file system, a link to nowhere, and a recording that is well."""
+def test_a_failure_stops_no_other_file(here: Path, local_server: FaultServer) -> None:
+    """A name that is too long for the file system and a link to nowhere fail; the third recording is done."""
     long = "x" * 253 + ".a"
     record("a.ogg", long)
     Path("c.ogg").symlink_to("nowhere")
-    home.behaviour = says(200, b"application/json", b'{"text":"x"}')
+    local_server.behaviour = says(200, b"application/json", b'{"text":"x"}')
     done = command("transcribe", long, "c.ogg*", "a.ogg", "--format", "json", "--jobs", "1")
     assert (done.exit_code, Path("a.json").exists()) == (1, True)
     assert "too long" in done.stderr
     assert "1 done, 2 failed" in done.stderr
 
 
-def test_output_that_is_not_taken_ends_the_run_in_a_line(here: Path, home: FaultServer) -> None:
-    """As when a pipe into `head` closes: no traceback, and each transcript is there whole or not at all."""
+def test_a_closed_pipe_ends_the_run_with_a_line(here: Path, local_server: FaultServer) -> None:
+    """As with a pipe into `head`: an error message and no traceback."""
     record(*(f"{number}.ogg" for number in range(6)))
     reader, writer = os.pipe()
     os.close(reader)
@@ -198,47 +201,44 @@ def test_output_that_is_not_taken_ends_the_run_in_a_line(here: Path, home: Fault
     assert "Broken pipe" in done.stderr
 
 
-def test_nothing_is_overwritten_unless_forced(here: Path, home: FaultServer) -> None:
-    """A transcript that is there stands, its recording is not sent, and --delete-after leaves it alone."""
+def test_nothing_is_overwritten_unless_forced(here: Path, local_server: FaultServer) -> None:
+    """If a transcript exists, its recording is neither sent nor deleted."""
     record("a.ogg")
     Path("a.txt").write_text("mine")
     done = command("transcribe", "a.ogg", "--delete-after")
-    assert (done.exit_code, Path("a.txt").read_text(), len(home.calls)) == (0, "mine", 0)
+    assert (done.exit_code, Path("a.txt").read_text(), len(local_server.calls)) == (0, "mine", 0)
     assert "skipped" in done.stdout
     assert command("transcribe", "a.ogg", "--force").exit_code == 0
     assert (Path("a.txt").read_text(), names(here)) == (TEXT, ["a.ogg", "a.txt"])
 
 
-def test_a_transcript_that_came_meanwhile_stands(here: Path, home: FaultServer) -> None:
-    """Somebody wrote it while the server worked."""
+def test_a_transcript_that_another_program_wrote_meanwhile_stays(here: Path, local_server: FaultServer) -> None:
+    """It came while the server worked; the recording counts as skipped."""
 
     def slow(conn: Any, request: Any) -> None:
         Path("a.txt").write_text("theirs")
         WORDS(conn, request)
 
-    home.behaviour = slow
+    local_server.behaviour = slow
     record("a.ogg")
     assert "skipped" in command("transcribe", "a.ogg", "--delete-after").stdout
     assert Path("a.txt").read_text() == "theirs"
     assert names(here) == ["a.ogg", "a.txt"]
 
 
-def test_delete_after_deletes_after(here: Path, home: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only what was transcribed and written."""
+def test_delete_after(here: Path, local_server: FaultServer) -> None:
+    """Only recordings whose transcript is written are deleted."""
     record("good.ogg", "bad.ogg")
-    home.behaviour = in_turn(error(400), then=WORDS)
+    local_server.behaviour = in_turn(error(400), then=WORDS)
     done = command("transcribe", "bad.ogg", "good.ogg", "--delete-after", "--jobs", "1")
     assert done.exit_code == 1
     assert names(here) == ["bad.ogg", "good.txt"]
-    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "disk full")))
-    assert command("transcribe", "bad.ogg", "--delete-after").exit_code == 1
-    assert names(here) == ["bad.ogg", "good.txt"]
 
 
-def test_exit_codes_and_json(here: Path, home: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """1: some failed; 3: nobody was there; with --json a line each that a program can read."""
+def test_exit_codes_and_json(here: Path, local_server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1: some failed; 2: a wrong setting; 3: no server; with --json an object for each recording."""
     record("a.ogg", "b.ogg")
-    home.behaviour = in_turn(error(400), then=WORDS)
+    local_server.behaviour = in_turn(error(400), then=WORDS)
     done = command("transcribe", "a.ogg", "b.ogg", "--json", "--jobs", "1")
     first, second = map(json.loads, done.stdout.splitlines())
     assert done.exit_code == 1
@@ -253,15 +253,15 @@ def test_exit_codes_and_json(here: Path, home: FaultServer, monkeypatch: pytest.
     assert command("transcribe", "a.ogg").exit_code == 2
 
 
-def test_ctrl_c_stops_at_once_and_leaves_no_half_file(here: Path, home: FaultServer) -> None:
-    """Exit code 130, though the server has not answered; what was finished stays."""
+def test_ctrl_c_stops_at_once_and_leaves_no_half_file(here: Path, local_server: FaultServer) -> None:
+    """Exit code 130, though the server has not answered; finished transcripts stay."""
     waiting, gone = threading.Event(), threading.Event()
 
     def silent(_: Any, __: Any) -> None:
         waiting.set()
         gone.wait(30)
 
-    home.behaviour = in_turn(WORDS, then=silent)
+    local_server.behaviour = in_turn(WORDS, then=silent)
     record("a.ogg", "b.ogg")
     process = subprocess.Popen(
         [sys.executable, "-m", "localwhisper_client", "transcribe", "a.ogg", "b.ogg", "--jobs", "1", "--delete-after"],
@@ -284,8 +284,8 @@ def test_ctrl_c_stops_at_once_and_leaves_no_half_file(here: Path, home: FaultSer
     assert names(here) == ["a.txt", "b.ogg"]
 
 
-def test_a_terminal_sees_a_bar(here: Path, home: FaultServer) -> None:
-    """A pipe does not: that is what the other tests read."""
+def test_a_terminal_sees_a_bar(here: Path, local_server: FaultServer) -> None:
+    """And the same lines as a pipe."""
     record("a.ogg", "b.ogg")
     leader, follower = pty.openpty()
     with subprocess.Popen(
@@ -306,12 +306,12 @@ def test_a_terminal_sees_a_bar(here: Path, home: FaultServer) -> None:
 def _read(leader: int) -> bytes:
     try:
         return os.read(leader, 65536)
-    except OSError:  # Linux says so that the other end is closed
+    except OSError:  # on Linux: the other end is closed
         return b""
 
 
 def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writes all the same, and overwrites nothing either."""
+    """A file is written all the same, and overwrites nothing."""
     monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError("no links")))
     files.write(tmp_path / "a", b"1", replace=False)
     with pytest.raises(FileExistsError):
@@ -331,9 +331,9 @@ def answering(health: Any, models: Any = None) -> Any:
     return behave
 
 
-def status_of(home: FaultServer, health: Any, models: Any = None) -> tuple[int, dict[str, Any]]:
-    """Return the exit code and what is said of the server."""
-    home.answers_probe = answering(health, models)
+def status_of(local_server: FaultServer, health: Any, models: Any = None) -> tuple[int, dict[str, Any]]:
+    """Return the exit code, and the server's state as JSON."""
+    local_server.answers_probe = answering(health, models)
     done = command("status", "--json")
     (server,) = json.loads(done.stdout)["servers"]
     return done.exit_code, server
@@ -352,43 +352,47 @@ def as_json(value: Any, status: int = 200) -> Any:
         (as_json(HEALTH | {"status": "failed", "ready": False}), None, "failed", 1),
         (as_json(HEALTH), as_json({}, 401), "wrong key", 1),
         (as_json({}, 404), None, "ready", 0),
-        (says(200, b"text/html", b"<h1>"), says(200, b"text/html", b"<h1>"), "strange", 1),
+        (says(200, b"text/html", b"<h1>"), says(200, b"text/html", b"<h1>"), "wrong server", 1),
     ],
 )
-def test_status(health: Any, models: Any, state: str, code: int, home: FaultServer) -> None:
-    """Each thing that may answer, and an exit code for a script."""
-    assert (status_of(home, health, models)[0], status_of(home, health, models)[1]["state"]) == (code, state)
+def test_status(health: Any, models: Any, state: str, code: int, local_server: FaultServer) -> None:
+    """The state of each kind of answer, and an exit code for a script."""
+    exit_code, server = status_of(local_server, health, models)
+    assert (exit_code, server["state"]) == (code, state)
     assert state in command("status").stdout
 
 
-def test_status_of_servers_that_are_up_and_down(home: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One is enough; the key is shown to nobody but /models, and the queue and the policy to the reader."""
-    home.answers_probe = answering(as_json(HEALTH))
+def test_status_of_servers_that_are_up_and_down(local_server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is ready is enough. The key is sent to /models alone; the table shows the queue and the policy."""
+    local_server.answers_probe = answering(as_json(HEALTH))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("LOCALWHISPER_API_KEY", "ours")
     with refusing() as port:
-        monkeypatch.setenv("LOCALWHISPER_BASE_URL", f"{home.url},http://me:secret@127.0.0.1:{port}/v1")
+        monkeypatch.setenv("LOCALWHISPER_BASE_URL", f"{local_server.url},http://me:secret@127.0.0.1:{port}/v1")
         done = command("status")
     assert done.exit_code == 0
-    for word in ("base", "2 calls, 1.5 s", "down", "nothing leaves the LAN", "closed", "opens", "pass a server by"):
+    for word in ("base", "2 calls, 1.5 s", "down", "nothing leaves the LAN", "closed", "opens", "do not call a server"):
         assert word in done.stdout
     assert "secret" not in done.stdout
-    assert [probe.headers.get("authorization") for probe in home.probes] == [None, "Bearer ours", None]
+    assert [probe.headers.get("authorization") for probe in local_server.probes] == [None, "Bearer ours", None]
     monkeypatch.setenv("LOCALWHISPER_BASE_URL", "nonsense")
     assert command("status").exit_code == 2
-    monkeypatch.setenv("LOCALWHISPER_BASE_URL", "auto")
-    monkeypatch.setattr(discovery, "search", lambda: ())
-    assert "--announce" in command("status").stdout
 
 
-def test_a_server_that_is_stuck_is_not_ready(home: FaultServer) -> None:
+def test_status_without_a_server(capsys: pytest.CaptureFixture[str]) -> None:
+    """It says how to start one that is found."""
+    status.show_servers(Console(), [], Policy.LOCAL_ONLY)
+    assert "--announce" in capsys.readouterr().out
+
+
+def test_a_server_that_is_stuck_is_not_ready(local_server: FaultServer) -> None:
     """`/health` says "ok" of it; `/ready` knows, and says why."""
 
     def behave(conn: Any, request: Any) -> None:
         stuck = says(503, b"application/json", b'{"ready": false, "reason": "The last inference failed."}')
         (stuck if request.path == "/ready" else answering(as_json(HEALTH)))(conn, request)
 
-    home.answers_probe = behave
+    local_server.answers_probe = behave
     done = command("status")
     assert done.exit_code == 1
     assert "not ready" in done.stdout
@@ -396,34 +400,34 @@ def test_a_server_that_is_stuck_is_not_ready(home: FaultServer) -> None:
 
 
 def test_stats(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Minutes by day, money spent and saved, and what is not known said so."""
-    monkeypatch.setenv("LOCALWHISPER_LEDGER", "book.sqlite3")
+    """Minutes by day, money spent and saved, and how many calls have an unknown amount."""
+    monkeypatch.setenv("LOCALWHISPER_LEDGER", "calls.sqlite3")
     assert command("stats").exit_code == 1
     now = time.time()
-    with ledger.Ledger.open("book.sqlite3") as book:
-        book.record(row(now, cloud=False, audio=600.0, cost=0.0, saved=0.06))
-        book.record(row(now, cloud=True, audio=60.0, cost=0.006, saved=0.0))
-        book.record(row(now, cloud=False, audio=None, cost=0.0, saved=None))
-        book.record(row(now - 90 * 86400, cloud=True, audio=6000.0, cost=9.0, saved=0.0))
+    with closing(Ledger(Path("calls.sqlite3"))) as ledger:
+        ledger.record(row(now, cloud=False, audio=600.0, cost=0.0, saved=0.06))
+        ledger.record(row(now, cloud=True, audio=60.0, cost=0.006, saved=0.0))
+        ledger.record(row(now, cloud=False, audio=None, cost=0.0, saved=None))
+        ledger.record(row(now - 90 * 86400, cloud=True, audio=6000.0, cost=9.0, saved=0.0))
     said = command("stats").stdout
     for words in ("11.0 min", "3 calls", "Spent $0.01, saved $0.06", "1 calls is unknown", "█", "▒"):
         assert words in said
     (day,) = json.loads(command("stats", "--json").stdout)
     assert (day["lan_seconds"], day["cloud_seconds"]) == (600, 60)
-    Path("book.sqlite3").write_text("something else" * 100)
+    Path("calls.sqlite3").write_text("something else" * 100)
     assert command("stats").exit_code == 1
 
 
 @pytest.mark.parametrize("word", ["off", "OFF", "0", "false", "no"])
 def test_stats_of_a_ledger_that_is_off(word: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those words are no file's name: what was written in the usual place before is shown."""
+    """These words are not a file's name: the ledger in the default place is shown."""
     monkeypatch.setenv("LOCALWHISPER_LEDGER", word)
     monkeypatch.setenv("XDG_STATE_HOME", str(here))
     done = command("stats")
     assert done.exit_code == 1
     assert "ledger.sqlite3" in done.stderr
-    with ledger.Ledger.open(here / "localwhisper" / "ledger.sqlite3") as book:
-        book.record(row(time.time(), cloud=False, audio=60.0, cost=0.0, saved=0.006))
+    with closing(Ledger(here / "localwhisper" / "ledger.sqlite3")) as ledger:
+        ledger.record(row(time.time(), cloud=False, audio=60.0, cost=0.0, saved=0.006))
     assert "1 calls" in command("stats").stdout
 
 
@@ -432,74 +436,81 @@ def test_stats_of_a_ledger_that_is_off(word: str, here: Path, monkeypatch: pytes
     [(["status"], 1), (["wake", "AA:BB:CC:DD:EE:FF@127.0.0.1", "--wait", "0.1"], 1), (["discover"], 2)],
 )
 def test_without_a_network(arguments: list[str], code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sentence, and no traceback; also of a name that has no address."""
+    """An error message and no traceback, also for a name without an address."""
     import zeroconf
 
     def unplugged(**_: Any) -> Any:
         raise RuntimeError("No interfaces to listen on, check that any interfaces have IP version 4")
 
     monkeypatch.setattr(zeroconf, "Zeroconf", unplugged)
-    monkeypatch.setenv("LOCALWHISPER_BASE_URL", "auto,http://nobody.invalid:5000/v1")
+    monkeypatch.setenv("LOCALWHISPER_BASE_URL", "auto,http://nowhere.invalid:5000/v1")
     done = command(*arguments)
     assert (done.exit_code, type(done.exception)) == (code, SystemExit)
     assert "No interfaces" in done.stderr
 
 
-def row(at: float, *, cloud: bool, audio: float | None, cost: float | None, saved: float | None) -> ledger.Row:
-    """Return one call as the ledger keeps it."""
-    return ledger.Row(
+def row(at: float, *, cloud: bool, audio: float | None, cost: float | None, saved: float | None) -> Row:
+    """Return a row of the ledger."""
+    return Row(
         at=at, backend="x", cloud=cloud, reason="", audio_seconds=audio, seconds=1.0, cost_usd=cost, saved_usd=saved
     )
 
 
-def test_discover(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who is there; or that nobody is, and how somebody could be."""
+def test_discover(capsys: pytest.CaptureFixture[str]) -> None:
+    """It lists the servers, or says how to start one that is found."""
     found = (Found("pc-5000", ("http://10.0.0.1:5000/v1",), "0.1.0", "base"),)
-    monkeypatch.setattr(discovery, "browse", lambda *_, **__: found)
-    done = command("discover")
-    assert done.exit_code == 0
-    assert "http://10.0.0.1:5000/v1" in done.stdout
-    assert json.loads(command("discover", "--json").stdout)[0]["model"] == "base"
-    monkeypatch.setattr(discovery, "browse", lambda *_, **__: ())
-    assert command("discover").exit_code == 1
-    monkeypatch.setitem(sys.modules, "zeroconf", None)
-    monkeypatch.undo()
-    monkeypatch.setattr(discovery, "browse", lambda *_, **__: (_ for _ in ()).throw(OSError("unplugged")))
-    assert command("discover").exit_code == 2
+
+    def shown(servers: tuple[Found, ...], *, as_json: bool = False) -> tuple[int, str]:
+        with pytest.raises(typer.Exit) as end:
+            status.show_found(servers, as_json=as_json)
+        return end.value.exit_code, capsys.readouterr().out
+
+    code, out = shown(found)
+    assert code == 0
+    assert "http://10.0.0.1:5000/v1" in out
+    assert json.loads(shown(found, as_json=True)[1])[0]["model"] == "base"
+    code, out = shown(())
+    assert code == 1
+    assert "--announce" in out
 
 
-def test_wake(home: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the argument or the environment; with --wait until a server is ready, or the time is up."""
-    sent: list[Any] = []
-    monkeypatch.setattr(wake, "send", sent.append)
+def test_wake(local_server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address is an argument or from the environment; --wait waits until a server is ready, or the time is up."""
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
     assert command("wake").exit_code == 2
-    assert command("wake", "AA:BB:CC:DD:EE:FF@10.0.0.255").exit_code == 0
-    monkeypatch.setenv("LOCALWHISPER_WAKE", "AA:BB:CC:DD:EE:F0")
-    home.answers_probe = in_turn(error(503), error(503), then=answering(as_json(HEALTH)))
+    assert command("wake", "nonsense").exit_code == 2
+    sent = command("wake", "AA:BB:CC:DD:EE:FF@127.0.0.1")
+    assert (sent.exit_code, sent.stdout) == (0, "Sent a packet to AA:BB:CC:DD:EE:FF@127.0.0.1.\n")
+    monkeypatch.setenv("LOCALWHISPER_WAKE", "AA:BB:CC:DD:EE:F0@127.0.0.1")
+    local_server.answers_probe = in_turn(error(503), error(503), then=answering(as_json(HEALTH)))
     assert "ready" in command("wake", "--wait", "30").stdout
-    assert [target.host for target in sent] == ["10.0.0.255", wake.BROADCAST]
-    home.answers_probe = error(503)
+    assert pauses == [1.0]
+    local_server.answers_probe = error(503)
     assert command("wake", "--wait", "0.01").exit_code == 1
-    monkeypatch.setattr(wake, "send", lambda _: (_ for _ in ()).throw(OSError(101, "Network is unreachable")))
-    assert "unreachable" in command("wake").stderr
+    assert "could not be sent" in command("wake", "AA:BB:CC:DD:EE:FF@nowhere.invalid").stderr
 
 
 def test_skill_install(here: Path) -> None:
-    """Prints what it wrote; replaces nothing of another's by itself."""
+    """It prints the files that it wrote; files that differ are replaced only with --force."""
     done = command("skill", "install", "--dir", here)
-    assert done.stdout.splitlines() == [
-        str(here / skill_files.NAME / each) for each in ("SKILL.md", "scripts/transcribe.sh")
-    ]
+    assert done.stdout.splitlines() == [str(here / skill.NAME / each) for each in ("SKILL.md", "scripts/transcribe.sh")]
     assert "Already there" in command("skill", "install", "--dir", here).stdout
-    (here / skill_files.NAME / "SKILL.md").write_text("mine")
-    assert command("skill", "install", "--dir", here).exit_code == 1
+    (here / skill.NAME / "SKILL.md").write_text("mine")
+    assert "SKILL.md. --force" in command("skill", "install", "--dir", here).stderr
+    assert (here / skill.NAME / "SKILL.md").read_text() == "mine"
     assert command("skill", "install", "--dir", here, "--force").exit_code == 0
+    script = here / skill.NAME / "scripts" / "transcribe.sh"
+    assert os.access(script, os.X_OK)
+    assert script.read_bytes() == (skill.SOURCE / "scripts" / "transcribe.sh").read_bytes()
     (here / "file").touch()
     assert command("skill", "install", "--dir", here / "file").exit_code == 1
 
 
 @pytest.mark.parametrize("name", ["transcribe", "run", "status", "stats", "discover", "wake", "demo", "skill"])
-def test_help_teaches(name: str) -> None:
-    """Every command has one; the first page names them all."""
+def test_every_command_has_help(name: str) -> None:
+    """The first page lists the commands, and each command's own page has an example."""
     assert name in command("--help").stdout
-    assert command(name, "--help").exit_code == 0
+    page = command(name, "install", "--help") if name == "skill" else command(name, "--help")
+    assert page.exit_code == 0
+    assert f"• localwhisper {name}" in page.stdout

@@ -1,6 +1,6 @@
-"""When a recording may be deleted: each answer and each change of the file, by the command and by the skill's script.
+"""When a recording may be deleted, by the command and by the skill's script: each kind of answer and of change.
 
-What was sent goes, if it is still the same, after an answer that proves itself, is whole and has words in it.
+A recording is deleted if it is still what was sent, and the answer is surely a whole transcript with words in it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ VERBOSE = b'{"task":"transcribe","text":"buy \\"milk\\" {","words":[{"word":"buy
 
 
 def raw(*lines: bytes, body: bytes, broken: bool = False) -> Any:
-    """Answer with these very bytes and close; `broken`: by a reset."""
+    """Answer with these bytes and close the connection; `broken`: by a reset."""
 
     def behave(conn: socket.socket, _: Any) -> None:
         conn.sendall(b"\r\n".join([b"HTTP/1.1 200 OK", *lines]) + b"\r\n\r\n" + body)
@@ -53,18 +53,18 @@ WORDS = says(200, PLAIN, b"buy milk\n", PROOF)
 
 
 def take_away(recording: Path) -> None:
-    """Move it elsewhere."""
+    """Move it to another name."""
     recording.rename(recording.with_name(".moved"))
 
 
 def grow(recording: Path) -> None:
-    """Record on."""
+    """Append to it."""
     with recording.open("ab") as file:
         file.write(b"more")
 
 
 def rewrite(recording: Path) -> None:
-    """Record anew into the same file, as long as before."""
+    """Write other bytes into the same file, as many as before."""
     recording.write_bytes(SOUND[::-1])
     os.utime(recording, ns=(1, 1))
 
@@ -91,29 +91,29 @@ class Case:
 
 
 CASES = {
-    # What may delete.
+    # Answers after which the recording is deleted.
     "our text": Case(deleted=True, written=True),
-    "anybody's json": Case(says(200, JSON, b'{"text": "buy milk"}\n'), "json", deleted=True, written=True),
+    "json": Case(says(200, JSON, b'{"text": "buy milk"}\n'), "json", deleted=True, written=True),
     "a rich json": Case(says(200, JSON, VERBOSE), "json", deleted=True, written=True),
     "in chunks": Case(
         raw(b"content-type: text/plain", PROOF, b"transfer-encoding: chunked", body=b"4\r\nmilk\r\n0\r\n\r\n"),
         deleted=True,
         written=True,
     ),
-    # What is no answer.
+    # No answer.
     "an error": Case(error(500)),
     "a reset": Case(lambda conn, _: reset(conn)),
     "an empty text": Case(says(200, PLAIN, b"")),
     "an empty text of ours": Case(says(200, PLAIN, b"", PROOF)),
     "an empty json": Case(says(200, JSON, b""), "json"),
-    # What somebody else says.
+    # Answers of other programs.
     "it works": Case(says(200, PLAIN, b"It works!")),
     "a page": Case(says(200, b"text/html", b"<h1>It works!</h1>")),
     "a page of XML": Case(says(200, b"text/xml", b"<router/>")),
     "another json": Case(says(200, JSON, b'{"status": "ok"}'), "json"),
     "an error in json": Case(says(200, JSON, b'{"error": {"text": "no"}, "text": "x"}'), "json"),
     "text for json": Case(says(200, PLAIN, b"It works!", PROOF), "json"),
-    # What is cut off.
+    # Answers that are cut off.
     "a cut text": Case(raw(b"content-type: text/plain", PROOF, b"content-length: 99", body=b"buy", broken=True)),
     "a text of unknown length": Case(raw(b"content-type: text/plain", PROOF, body=b"buy")),
     "a cut chunk": Case(
@@ -121,33 +121,35 @@ CASES = {
     ),
     "a cut json": Case(says(200, JSON, b'{"text":"buy } mi', PROOF), "json"),
     "a json cut at a brace": Case(says(200, JSON, b'{"text":"buy","usage":{"seconds":1}', PROOF), "json"),
-    # What has no words in it.
+    # Answers without words.
     "silence": Case(says(200, PLAIN, b"\n", PROOF), written=True),
     "silence in json": Case(says(200, JSON, b'{"text": " ", "usage": {}}'), "json", written=True),
-    # What is no longer what was sent.
+    # Recordings that changed meanwhile.
     "growing": Case(meanwhile=grow),
     "recorded anew": Case(meanwhile=rewrite),
     "replaced": Case(meanwhile=replace),
     "growing, json": Case(says(200, JSON, b'{"text": "buy milk"}'), "json", meanwhile=grow),
     "moved away": Case(meanwhile=take_away, deleted=True, written=True),
-    # What cannot be written.
+    # A transcript that cannot be written.
     "no place for the transcript": Case(arguments=["--out", "voice.ogg/x"]),
 }
 
 
-def by_command(recording: Path, case: Case, lan: FaultServer) -> int:
+def by_command(recording: Path, case: Case, local_server: FaultServer) -> int:
     """Run `localwhisper transcribe`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCALWHISPER_BASE_URL", lan.url)
+        patch.setenv("LOCALWHISPER_BASE_URL", local_server.url)
         patch.chdir(recording.parent)
         arguments = ["transcribe", recording.name, "--delete-after", "--format", case.format, *case.arguments]
         return CliRunner().invoke(app, arguments).exit_code
 
 
-def by_skill(recording: Path, case: Case, lan: FaultServer) -> int:
+def by_skill(recording: Path, case: Case, local_server: FaultServer) -> int:
     """Run the skill's script."""
     flags = ["--json"] if case.format == "json" else []
-    done = run_skill(recording.name, "--delete-input", *flags, *case.arguments, url=lan.url, cwd=recording.parent)
+    done = run_skill(
+        recording.name, "--delete-input", *flags, *case.arguments, url=local_server.url, cwd=recording.parent
+    )
     return int(done.returncode)
 
 
@@ -160,8 +162,8 @@ WAYS = [
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("way", WAYS)
-def test_no_recording_is_lost(way: Any, case: Case, lan: FaultServer, tmp_path: Path) -> None:
-    """Deleted is what was sent, after an answer that proves itself; and a failure writes no transcript."""
+def test_no_recording_is_lost(way: Any, case: Case, local_server: FaultServer, tmp_path: Path) -> None:
+    """Only the recording that was sent is deleted, and only after a proven answer; a failure writes no transcript."""
     recording = tmp_path / "voice.ogg"
     recording.write_bytes(SOUND)
 
@@ -170,62 +172,62 @@ def test_no_recording_is_lost(way: Any, case: Case, lan: FaultServer, tmp_path: 
             case.meanwhile(recording)
         case.answer(conn, request)
 
-    lan.behaviour = behave
-    code = way(recording, case, lan)
+    local_server.behaviour = behave
+    code = way(recording, case, local_server)
     written = [path.name for path in tmp_path.iterdir() if path.name not in ("voice.ogg", ".moved")]
     assert recording.exists() is not case.deleted
     assert written == (["voice.txt" if case.format == "text" else "voice.json"] if case.written else [])
     assert (code == 0) is case.written
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows this")
 @pytest.mark.parametrize("way", WAYS)
-def test_a_recording_that_is_open_for_writing_stays(way: Any, lan: FaultServer, tmp_path: Path) -> None:
-    """A recorder that writes every few seconds has not written while the server was at it."""
+def test_a_recording_that_is_open_for_writing_stays(way: Any, local_server: FaultServer, tmp_path: Path) -> None:
+    """A recorder that writes every few seconds may not have written while the server worked."""
     recording = tmp_path / "voice.ogg"
     with recording.open("wb") as recorder:
         recorder.write(SOUND)
         recorder.flush()
-        lan.behaviour = WORDS
-        assert way(recording, Case(), lan) == 1
+        local_server.behaviour = WORDS
+        assert way(recording, Case(), local_server) == 1
     assert recording.read_bytes() == SOUND
-    assert way(recording, Case(), lan) == 0
+    assert way(recording, Case(), local_server) == 0
     assert not recording.exists()
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_recording_that_is_being_read_may_go(way: Any, lan: FaultServer, tmp_path: Path) -> None:
-    """Another reader keeps what it has open."""
+def test_a_recording_that_is_being_read_may_go(way: Any, local_server: FaultServer, tmp_path: Path) -> None:
+    """Another reader keeps its open file."""
     recording = tmp_path / "voice.ogg"
     recording.write_bytes(SOUND)
-    lan.behaviour = WORDS
+    local_server.behaviour = WORDS
     with ExitStack() as stack:
         stack.enter_context(recording.open("rb"))
-        assert way(recording, Case(), lan) == 0
+        assert way(recording, Case(), local_server) == 0
     assert not recording.exists()
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_link_goes_and_not_what_it_leads_to(way: Any, lan: FaultServer, tmp_path: Path) -> None:
-    """The recording has another name."""
+def test_a_link_is_deleted_and_its_target_is_not(way: Any, local_server: FaultServer, tmp_path: Path) -> None:
+    """The recording stays under its own name."""
     (tmp_path / "kept").mkdir()
     recording = tmp_path / "kept" / "a.ogg"
     recording.write_bytes(SOUND)
     link = tmp_path / "voice.ogg"
     link.symlink_to(recording)
-    lan.behaviour = WORDS
-    assert way(link, Case(), lan) == 0
+    local_server.behaviour = WORDS
+    assert way(link, Case(), local_server) == 0
     assert recording.read_bytes() == SOUND
     assert not link.is_symlink()
 
 
 def test_a_transcript_that_is_not_on_the_disk_deletes_nothing(
-    tmp_path: Path, lan: FaultServer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, local_server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The folder's entry is as needed as the file: where the disk fails at it, the recording stays."""
+    """If the folder's entry cannot be synced, the recording stays."""
     recording = tmp_path / "voice.ogg"
     recording.write_bytes(SOUND)
-    lan.behaviour = WORDS
+    local_server.behaviour = WORDS
     synced: list[int] = []
     sync = os.fsync
 
@@ -236,13 +238,13 @@ def test_a_transcript_that_is_not_on_the_disk_deletes_nothing(
         sync(handle)
 
     monkeypatch.setattr(os, "fsync", fail_at_folders)
-    assert by_command(recording, Case(), lan) == 1
+    assert by_command(recording, Case(), local_server) == 1
     assert recording.exists()
     assert len(synced) == 2
 
 
 def test_a_transcript_without_words() -> None:
-    """In each format, as localwhisper-server writes silence."""
+    """In each format, as localwhisper-server answers silence."""
     silent = {"text": b"\n", "srt": b"\n", "vtt": b"WEBVTT\n\n", "json": b'{"text":""}', "verbose_json": b'{"text":""}'}
     assert not any(files.has_words(format_, body) for format_, body in silent.items())
     assert files.has_words("vtt", b"WEBVTT\n\n00:00.000 --> 00:01.000\nmilk\n\n")

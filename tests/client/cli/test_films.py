@@ -1,4 +1,4 @@
-"""A recording that is too large for the server: its sound alone is sent, or the way out is named."""
+"""A recording that is too large for the server: its sound alone is sent, or a message says what to do."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ RATE = 16_000
 
 
 def film(*, seconds: int = 3, starts: float = 0.0, tracks: tuple[str, ...] = ("eng",), picture: bool = True) -> bytes:
-    """Return a film with noise for a picture, whose sound begins so many seconds after it."""
+    """Return a film with noise for a picture, whose sound begins `starts` seconds after the picture."""
     target = io.BytesIO()
     random = np.random.default_rng(1)
     with av.open(target, "w", format="matroska") as sink:
         shown = sink.add_stream("mpeg4", rate=10, width=320, height=240, pix_fmt="yuv420p") if picture else None
-        heard = [sink.add_stream("pcm_s16le", rate=RATE, layout="mono") for _ in tracks]
-        for stream, language in zip(heard, tracks, strict=True):
+        sounds = [sink.add_stream("pcm_s16le", rate=RATE, layout="mono") for _ in tracks]
+        for stream, language in zip(sounds, tracks, strict=True):
             stream.metadata["language"] = language
         if shown is not None:
             shown.bit_rate = 4_000_000
@@ -40,7 +40,7 @@ def film(*, seconds: int = 3, starts: float = 0.0, tracks: tuple[str, ...] = ("e
                 sink.mux(shown.encode(frame))
             sink.mux(shown.encode(None))
         for number in range(seconds):
-            for stream in heard:
+            for stream in sounds:
                 sound = av.AudioFrame.from_ndarray(np.zeros((1, RATE), np.int16), format="s16", layout="mono")
                 sound.sample_rate, sound.pts = RATE, round((starts + number) * RATE)
                 sink.mux(stream.encode(sound))
@@ -48,7 +48,7 @@ def film(*, seconds: int = 3, starts: float = 0.0, tracks: tuple[str, ...] = ("e
 
 
 def test_the_sound_of_a_film_keeps_its_time_and_its_tracks() -> None:
-    """No re-encoding, no picture but its first frame, and the same offset from the beginning of the film."""
+    """It is not encoded again, has one frame of the picture, and begins as late as in the film."""
     whole = film(starts=5.0, tracks=("eng", "ger"))
     sound = media.soundtrack(io.BytesIO(whole), io.BytesIO())
     assert sound is not None
@@ -61,16 +61,16 @@ def test_the_sound_of_a_film_keeps_its_time_and_its_tracks() -> None:
         assert first.stream.codec_context.name == "pcm_s16le"
 
 
-def test_what_is_no_film_has_no_soundtrack() -> None:
-    """Sound alone is what it is; a silent film and other files are told apart from it."""
+def test_only_a_film_has_a_soundtrack() -> None:
+    """Sound without a picture gives None; a silent film and other files are unreadable."""
     assert media.soundtrack(film(picture=False), io.BytesIO()) is None
     for content in (film(tracks=()), b"no film"):
         with pytest.raises(media.Unreadable):
             media.soundtrack(content, io.BytesIO())
 
 
-def taking(limit: int, lan: FaultServer) -> list[int]:
-    """Let a server take so many bytes; return the list that the sizes of what it was sent go to."""
+def taking(limit: int, local_server: FaultServer) -> list[int]:
+    """Let a server take `limit` bytes; return a list to which the size of each request is added."""
     sizes: list[int] = []
 
     def behave(conn: Any, request: Any) -> None:
@@ -81,14 +81,14 @@ def taking(limit: int, lan: FaultServer) -> list[int]:
         else:
             says(200, b"text/plain", b"milk\n", b"x-localwhisper-queue-seconds: 0.000")(conn, request)
 
-    lan.behaviour = behave
+    local_server.behaviour = behave
     return sizes
 
 
 @pytest.fixture
-def transcribe(lan: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def transcribe(local_server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run the command on one file."""
-    monkeypatch.setenv("LOCALWHISPER_BASE_URL", lan.url)
+    monkeypatch.setenv("LOCALWHISPER_BASE_URL", local_server.url)
 
     def run(content: bytes, *arguments: str) -> Any:
         (tmp_path / "film.mkv").write_bytes(content)
@@ -97,33 +97,37 @@ def transcribe(lan: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return run
 
 
-def test_of_a_film_that_is_too_large_the_sound_is_sent(transcribe: Any, lan: FaultServer, tmp_path: Path) -> None:
-    """The film first, since no client knows a server's limit; then its sound. It may be deleted as any other."""
+def test_the_sound_of_a_film_that_is_too_large_is_sent(
+    transcribe: Any, local_server: FaultServer, tmp_path: Path
+) -> None:
+    """The film is sent first, since the client does not know the server's limit. --delete-after works as usual."""
     content = film()
-    sizes = taking(len(content) // 2, lan)
+    sizes = taking(len(content) // 2, local_server)
     done = transcribe(content, "--delete-after")
     assert (done.exit_code, len(sizes)) == (0, 2), done.stderr
-    assert b'filename="sound.mka"' in lan.calls[1].body
+    assert b'filename="sound.mka"' in local_server.calls[1].body
     assert [path.name for path in tmp_path.iterdir()] == ["film.txt"]
 
 
-def test_sound_that_is_too_large_is_made_smaller(transcribe: Any, lan: FaultServer) -> None:
-    """A film's sound, or a recording that never had a picture: at a bit rate that is enough for speech."""
-    taking(60_000, lan)
+def test_sound_that_is_too_large_is_made_smaller(transcribe: Any, local_server: FaultServer) -> None:
+    """The sound of a film, or a recording without a picture, as Opus."""
+    taking(60_000, local_server)
     assert transcribe(film()).exit_code == 0
-    assert b'filename="sound.ogg"' in lan.calls[2].body
-    lan.calls.clear()
+    assert b'filename="sound.ogg"' in local_server.calls[2].body
+    local_server.calls.clear()
     assert transcribe(film(picture=False), "--force").exit_code == 0
-    assert len(lan.calls) == 2
+    assert len(local_server.calls) == 2
 
 
-def test_the_way_out_is_named(transcribe: Any, lan: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server's option always; what to install where that would help."""
-    taking(10, lan)
+def test_the_message_says_what_to_do(
+    transcribe: Any, local_server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It always has the server's option, and what to install if PyAV is missing."""
+    taking(10, local_server)
     failed = transcribe(film())
     assert failed.exit_code == 1
     assert "--max-upload" in failed.stderr
     assert "transcode" not in failed.stderr
-    assert len(lan.calls) == 3
+    assert len(local_server.calls) == 3
     monkeypatch.setitem(sys.modules, "av", None)
     assert "localwhisper-lan[transcode]" in transcribe(film.__doc__.encode()).stderr

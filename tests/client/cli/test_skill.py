@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from localwhisper_client.cli import skill_files
+from localwhisper_client.cli import skill
 from tests.client.fault_server import error, refusing, reset, says
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tests.client.fault_server import FaultServer, Request
 
-SCRIPT = skill_files.SOURCE / "scripts" / "transcribe.sh"
+SCRIPT = skill.SOURCE / "scripts" / "transcribe.sh"
 PROOF = b"x-localwhisper-queue-seconds: 0.000"
 WORDS = says(200, b"text/plain; charset=utf-8", "Grüße, „Welt“ 🏠\n".encode(), PROOF)
 OBJECT = says(200, b"application/json", b'{"text":"x"}')
@@ -30,21 +30,21 @@ pytestmark = pytest.mark.skipif(not (shutil.which("bash") and shutil.which("curl
 
 
 def cut_short(conn: socket.socket, _: Request) -> None:
-    """Promise more than comes."""
+    """Announce more bytes than are sent."""
     conn.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 99\r\n\r\nhalf")
     reset(conn)
 
 
 @pytest.fixture
 def voice(tmp_path: Path) -> Path:
-    """Give a recording."""
+    """A recording."""
     path = tmp_path / "voice.ogg"
     path.write_bytes(b"OggS\r\n--boundary\r\n\x00\xff")
     return path
 
 
 def run(*arguments: str | Path, url: str | None = None, cwd: Path | None = None, **environ: str) -> Any:
-    """Run the script, with no settings but these."""
+    """Run the script with these settings and no others."""
     environment = {"PATH": os.environ["PATH"], **environ} | ({"WHISPER_API_URL": url} if url else {})
     return subprocess.run(
         ["bash", SCRIPT, *arguments], env=environment, cwd=cwd, capture_output=True, text=True, timeout=60, check=False
@@ -64,14 +64,14 @@ def parts(request: Request) -> dict[str, Any]:
     return found
 
 
-def test_words_go_beside_the_recording(voice: Path, lan: FaultServer) -> None:
-    """As the bundled skill does it: the input's name with .txt; its path is printed; the input stays."""
-    lan.behaviour = WORDS
-    done = run(voice, url=lan.url)
+def test_words_go_beside_the_recording(voice: Path, local_server: FaultServer) -> None:
+    """As the bundled skill does: voice.ogg becomes voice.txt, its path is printed, and the input stays."""
+    local_server.behaviour = WORDS
+    done = run(voice, url=local_server.url)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{voice.with_suffix('.txt')}\n"
     assert voice.with_suffix(".txt").read_text() == "Grüße, „Welt“ 🏠\n"
-    (call,) = lan.calls
+    (call,) = local_server.calls
     assert call.path == "/v1/audio/transcriptions"
     assert parts(call) == {
         "file": voice.read_bytes(),
@@ -82,14 +82,16 @@ def test_words_go_beside_the_recording(voice: Path, lan: FaultServer) -> None:
     assert sorted(path.name for path in voice.parent.iterdir()) == ["voice.ogg", "voice.txt"]
 
 
-def test_every_option_is_sent(voice: Path, lan: FaultServer, tmp_path: Path) -> None:
-    """Options may come before the file; --out makes its folder."""
-    lan.behaviour = OBJECT
+def test_every_option_is_sent(voice: Path, local_server: FaultServer, tmp_path: Path) -> None:
+    """Before or after the file; the folder of --out is made."""
+    local_server.behaviour = OBJECT
     out = tmp_path / "new folder" / "out.json"
-    done = run("--json", "--model", "small", "--language", "de", voice, "--prompt", "Peter", "--out", out, url=lan.url)
+    done = run(
+        "--json", "--model", "small", "--language", "de", voice, "--prompt", "Peter", "--out", out, url=local_server.url
+    )
     assert (done.returncode, done.stdout) == (0, f"{out}\n")
     assert out.read_text() == '{"text":"x"}'
-    sent = parts(lan.calls[0])
+    sent = parts(local_server.calls[0])
     assert [sent[name] for name in ("model", "language", "prompt", "response_format")] == [
         b"small",
         b"de",
@@ -110,11 +112,11 @@ def test_every_option_is_sent(voice: Path, lan: FaultServer, tmp_path: Path) -> 
         "$(id) `id`",
     ],
 )
-def test_a_prompt_is_text_whatever_it_holds(prompt: str, voice: Path, lan: FaultServer) -> None:
-    """Nothing in it means anything to curl or to the shell."""
-    lan.behaviour = WORDS
-    assert run(voice, "--prompt", prompt, url=lan.url).returncode == 0
-    assert parts(lan.calls[0])["prompt"].replace(b"\r\n", b"\n").decode() == prompt
+def test_a_prompt_may_have_any_characters(prompt: str, voice: Path, local_server: FaultServer) -> None:
+    """None of them is special to curl or to the shell."""
+    local_server.behaviour = WORDS
+    assert run(voice, "--prompt", prompt, url=local_server.url).returncode == 0
+    assert parts(local_server.calls[0])["prompt"].replace(b"\r\n", b"\n").decode() == prompt
 
 
 @pytest.mark.parametrize(
@@ -131,54 +133,45 @@ def test_a_prompt_is_text_whatever_it_holds(prompt: str, voice: Path, lan: Fault
         ("back\\slash.o\ngg", "back\\slash.txt"),
     ],
 )
-def test_a_file_may_have_any_name(name: str, output: str, tmp_path: Path, lan: FaultServer) -> None:
-    """And a folder a dot; the name itself is not sent."""
-    lan.behaviour = WORDS
+def test_a_file_may_have_any_name(name: str, output: str, tmp_path: Path, local_server: FaultServer) -> None:
+    """And a folder's name may have a dot. Of the name only the ending is sent."""
+    local_server.behaviour = WORDS
     folder = tmp_path / "a.b"
     folder.mkdir()
     (folder / name).write_bytes(b"sound")
-    done = run("--", name, url=lan.url, cwd=folder)
+    done = run("--", name, url=local_server.url, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert (folder / output).exists()
-    sent = parts(lan.calls[0])
+    sent = parts(local_server.calls[0])
     assert sent["file"] == b"sound"
     assert sent["filename"].startswith("audio")
 
 
 @pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/", "/v1/audio/transcriptions"])
-def test_the_address_may_be_given_in_any_of_its_forms(end: str, voice: Path, lan: FaultServer) -> None:
+def test_the_address_may_be_given_in_any_of_its_forms(end: str, voice: Path, local_server: FaultServer) -> None:
     """With /v1 or without."""
-    lan.behaviour = WORDS
-    assert run(voice, url=lan.url.removesuffix("/v1") + end).returncode == 0
-    assert lan.calls[0].path == "/v1/audio/transcriptions"
+    local_server.behaviour = WORDS
+    assert run(voice, url=local_server.url.removesuffix("/v1") + end).returncode == 0
+    assert local_server.calls[0].path == "/v1/audio/transcriptions"
 
 
-def test_the_key_is_the_houses(voice: Path, lan: FaultServer) -> None:
-    """OpenAI's never travels; without one of ours none does."""
-    lan.behaviour = WORDS
-    run(voice, url=lan.url, OPENAI_API_KEY="sk-secret")
-    run(voice, url=lan.url, OPENAI_API_KEY="sk-secret", LOCALWHISPER_API_KEY="ours")
-    run(voice, url=lan.url, WHISPER_API_KEY="mine", LOCALWHISPER_API_KEY="ours")
-    assert [call.headers.get("authorization") for call in lan.calls] == [None, "Bearer ours", "Bearer mine"]
+def test_the_key_is_the_lan_servers(voice: Path, local_server: FaultServer) -> None:
+    """OpenAI's key is never sent."""
+    local_server.behaviour = WORDS
+    run(voice, url=local_server.url, OPENAI_API_KEY="sk-secret")
+    run(voice, url=local_server.url, OPENAI_API_KEY="sk-secret", LOCALWHISPER_API_KEY="ours")
+    run(voice, url=local_server.url, WHISPER_API_KEY="mine", LOCALWHISPER_API_KEY="ours")
+    assert [call.headers.get("authorization") for call in local_server.calls] == [None, "Bearer ours", "Bearer mine"]
 
 
-def test_no_proxy_and_no_curlrc(voice: Path, lan: FaultServer, cloud: FaultServer, tmp_path: Path) -> None:
-    """Either could carry the audio elsewhere."""
-    lan.behaviour = WORDS
+def test_no_proxy_and_no_curlrc(voice: Path, local_server: FaultServer, cloud: FaultServer, tmp_path: Path) -> None:
+    """Either could send the audio elsewhere."""
+    local_server.behaviour = WORDS
     (tmp_path / ".curlrc").write_text(f"url = {cloud.url}\n")
-    assert run(voice, url=lan.url, http_proxy=cloud.url, ALL_PROXY=cloud.url, HOME=str(tmp_path)).returncode == 0
+    assert (
+        run(voice, url=local_server.url, http_proxy=cloud.url, ALL_PROXY=cloud.url, HOME=str(tmp_path)).returncode == 0
+    )
     assert not cloud.calls
-
-
-def test_the_input_goes_only_when_asked_and_only_after_success(voice: Path, lan: FaultServer) -> None:
-    """`--delete-input`."""
-    lan.behaviour = error(500)
-    assert run(voice, "--delete-input", url=lan.url).returncode == 1
-    assert voice.exists()
-    lan.behaviour = WORDS
-    assert run(voice, "--delete-input", url=lan.url).returncode == 0
-    assert not voice.exists()
-    assert voice.with_suffix(".txt").exists()
 
 
 @pytest.mark.parametrize(
@@ -193,29 +186,29 @@ def test_the_input_goes_only_when_asked_and_only_after_success(voice: Path, lan:
     ],
 )
 @pytest.mark.parametrize("existing", [None, "an older transcript"])
-def test_a_failure_leaves_things_as_they_were(
-    behaviour: Any, said: str, existing: str | None, voice: Path, lan: FaultServer
+def test_a_failure_changes_no_file(
+    behaviour: Any, said: str, existing: str | None, voice: Path, local_server: FaultServer
 ) -> None:
-    """The server's words go to standard error, the exit code is 1, and no output file is begun or touched."""
-    lan.behaviour = behaviour
+    """The server's message goes to standard error, the exit code is 1, and no output file is written."""
+    local_server.behaviour = behaviour
     out = voice.with_suffix(".txt")
     if existing:
         out.write_text(existing)
-    done = run(voice, url=lan.url)
+    done = run(voice, url=local_server.url)
     assert (done.returncode, done.stdout) == (1, "")
     assert said in done.stderr
     assert {path.name for path in voice.parent.iterdir()} == {"voice.ogg", *(["voice.txt"] if existing else [])}
     assert not existing or out.read_text() == existing
 
 
-def test_a_json_answer_that_is_none(voice: Path, lan: FaultServer) -> None:
-    """With --json only JSON will do."""
-    lan.behaviour = WORDS
-    assert "not a transcript" in run(voice, "--json", url=lan.url).stderr
+def test_a_text_answer_to_json(voice: Path, local_server: FaultServer) -> None:
+    """With --json only JSON is a transcript."""
+    local_server.behaviour = WORDS
+    assert "not a transcript" in run(voice, "--json", url=local_server.url).stderr
 
 
-def test_nobody_there(voice: Path) -> None:
-    """It says so, and where it asked."""
+def test_no_server(voice: Path) -> None:
+    """The message has the address that was asked."""
     with refusing() as port:
         done = run(voice, url=f"http://127.0.0.1:{port}")
     assert done.returncode == 1
@@ -244,19 +237,19 @@ def test_wrong_arguments(arguments: list[str], code: int, said: str, voice: Path
 
 
 def test_help() -> None:
-    """On standard output, as a success."""
+    """On standard output, with exit code 0."""
     done = run("--help")
     assert done.returncode == 0
     assert "--delete-input" in done.stdout
 
 
-def test_without_a_setting_the_lan_is_wsl_home() -> None:
-    """The bundled default; read, since nobody of that name is there."""
+def test_the_default_server_is_wsl_home() -> None:
+    """Read in the script, since no machine here has that name."""
     assert "${WHISPER_API_URL:-http://wsl.home:5000}" in SCRIPT.read_text()
 
 
 def test_the_script_is_clean() -> None:
-    """For shellcheck, where it is installed."""
+    """By shellcheck, if it is installed."""
     beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     shellcheck = shutil.which("shellcheck", path=beside)
     if shellcheck is None:
@@ -264,28 +257,9 @@ def test_the_script_is_clean() -> None:
     subprocess.run([shellcheck, SCRIPT], check=True)
 
 
-def test_install_writes_the_skill_and_keeps_what_it_did_not_write(tmp_path: Path) -> None:
-    """Once; again when asked to replace; never over another's work by itself."""
-    written = skill_files.install(tmp_path)
-    assert [path.relative_to(tmp_path / skill_files.NAME).as_posix() for path in written] == [
-        "SKILL.md",
-        "scripts/transcribe.sh",
-    ]
-    script = tmp_path / skill_files.NAME / "scripts" / "transcribe.sh"
-    assert os.access(script, os.X_OK)
-    assert "name: openai-whisper-api" in (tmp_path / skill_files.NAME / "SKILL.md").read_text()
-    assert skill_files.install(tmp_path) == []
-    script.write_text("mine")
-    with pytest.raises(skill_files.SkillExists, match=r"transcribe\.sh"):
-        skill_files.install(tmp_path)
-    assert script.read_text() == "mine"
-    assert skill_files.install(tmp_path, force=True) == [script]
-    assert script.read_text() == SCRIPT.read_text()
-
-
 @pytest.mark.model
 def test_with_the_real_server(tmp_path: Path) -> None:
-    """The words of a real recording, from the server that this project ships."""
+    """The script writes the words of a real recording."""
     pytest.importorskip("faster_whisper")
     from localwhisper_client.cli.demo import VOICE
     from localwhisper_client.cli.demo import serving as real

@@ -1,4 +1,4 @@
-"""`localwhisper run`: the programs that a program starts, what is put in front of it, and other libraries' sockets."""
+"""`localwhisper run`: programs that a program starts, other `sitecustomize` files, and other libraries' sockets."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ BOT = f"from openai import OpenAI; print({SPEAK}, flush=True)"
 
 
 @pytest.fixture
-def home(lan: FaultServer, monkeypatch: pytest.MonkeyPatch) -> FaultServer:
+def local_server(local_server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> FaultServer:
     """A LAN server that the environment names."""
-    monkeypatch.setenv("LOCALWHISPER_BASE_URL", lan.url)
-    return lan
+    monkeypatch.setenv("LOCALWHISPER_BASE_URL", local_server.url)
+    return local_server
 
 
 @pytest.mark.parametrize(
@@ -36,8 +36,8 @@ def home(lan: FaultServer, monkeypatch: pytest.MonkeyPatch) -> FaultServer:
         ("sys.exit(subprocess.call([sys.executable, '-c', BOT], env=os.environ))", False),
     ],
 )
-def test_a_sitecustomize_that_is_put_in_front(start: str, chains: bool, home: FaultServer, tmp_path: Path) -> None:  # noqa: FBT001
-    """As `opentelemetry-instrument` and `ddtrace-run` do: it is loaded, the latter's finds ours, and speech stays."""
+def test_another_sitecustomize_in_front(start: str, chains: bool, local_server: FaultServer, tmp_path: Path) -> None:  # noqa: FBT001
+    """As of `opentelemetry-instrument`, or of `ddtrace-run`, which loads ours itself: both work, and audio stays."""
     front = tmp_path / "front"
     front.mkdir()
     finds_next = (
@@ -53,7 +53,7 @@ def test_a_sitecustomize_that_is_put_in_front(start: str, chains: bool, home: Fa
     )
     done = run(code, tmp_path)
     assert done.stdout == f"in front\n{TEXT}\n", done.stderr
-    assert len(home.calls) == 1
+    assert len(local_server.calls) == 1
 
 
 STARTS = [
@@ -65,8 +65,8 @@ STARTS = [
 ]
 
 
-def test_a_python_with_another_environment_is_not_started(home: FaultServer, tmp_path: Path) -> None:
-    """It would send speech to the cloud without a word; the message says what to do. Other programs are started."""
+def test_a_python_without_the_hook_is_not_started(local_server: FaultServer, tmp_path: Path) -> None:
+    """It would send audio to the cloud. The message says what to do. Other programs are started."""
     script = tmp_path / "script"
     script.write_text(f"#!{sys.executable}\n{BOT}\n")
     script.chmod(0o755)
@@ -76,11 +76,11 @@ def test_a_python_with_another_environment_is_not_started(home: FaultServer, tmp
         code += f"try: {start}\nexcept RuntimeError as error: print(error)\n"
     done = run(code, tmp_path)
     assert done.stdout.count("Pass PYTHONPATH on") == len(STARTS) == len(done.stdout.splitlines()), done.stderr
-    assert not home.calls
+    assert not local_server.calls
 
 
-def test_where_speech_may_leave_it_is_said_once(home: FaultServer, tmp_path: Path) -> None:
-    """Under `cloud` such a Python is started, and so is an isolated one under any policy: tools start them, too."""
+def test_a_python_that_may_send_audio_to_the_cloud_is_reported_once(local_server: FaultServer, tmp_path: Path) -> None:
+    """Under `cloud` a Python without the hook is started. An isolated one is started under any policy: tools do so."""
     quiet = (
         "import os, subprocess, sys\nfor _ in range(2): subprocess.call([sys.executable, *FLAGS, '-c', ''], env=ENV)"
     )
@@ -114,16 +114,16 @@ assert "localwhisper" not in anew.OpenAI.request.__code__.co_filename + openai.O
 """
 
 
-def test_an_sdk_that_is_loaded_anew_is_patched_anew(home: FaultServer, tmp_path: Path) -> None:
-    """By the next `install()`, and under `localwhisper run` by itself."""
+def test_an_sdk_that_is_loaded_anew_is_patched_anew(local_server: FaultServer, tmp_path: Path) -> None:
+    """By the next `install()`, or by itself under `localwhisper run`."""
     done = run(ANEW, tmp_path, served=False)
     assert done.stdout == f"{TEXT}\n" * 3, done.stderr
     done = run(ANEW.replace("localwhisper.install()", "").replace("localwhisper.uninstall()", "sys.exit()"), tmp_path)
     assert done.stdout == f"{TEXT}\n" * 3, done.stderr
-    assert len(home.calls) == 6
+    assert len(local_server.calls) == 6
 
 
-# The libraries that open WebSockets, as far as they are asked here; the real ones are tried in tests/clients.
+# Stand-ins for the libraries that open WebSockets; tests/clients uses the real ones.
 SOCKETS = {
     "websockets/__init__.py": "",
     "websockets/uri.py": "def parse_uri(uri): return uri\n",
@@ -145,15 +145,15 @@ from aiohttp.client import ClientSession
 from websockets.asyncio.client import connect
 from websockets.sync.client import connect as sync_connect
 import localwhisper
-doors = (connect, sync_connect, ClientSession().ws_connect, lambda url: ClientSession().ws_connect(url=url))
-for door in doors:
+connects = (connect, sync_connect, ClientSession().ws_connect, lambda url: ClientSession().ws_connect(url=url))
+for connect in connects:
     for url in {refused!r}:
         try:
-            door(url)
+            connect(url)
         except openai.OpenAIError as error:
             print(type(error).__name__)
     for url in {opened!r}:
-        assert door(url) == url
+        assert connect(url) == url
 """
 REFUSED = [
     "wss://api.openai.com/v1/realtime?intent=transcription",
@@ -172,8 +172,8 @@ OPENED = [
 
 
 @pytest.mark.parametrize("order", [("openai", "websockets.asyncio.client"), ("websockets.sync.client", "openai")])
-def test_realtime_sockets_of_other_libraries(order: tuple[str, str], home: FaultServer, tmp_path: Path) -> None:
-    """Voice frameworks open them by themselves: refused before a look-up, whichever library was loaded first."""
+def test_realtime_sockets_of_other_libraries(order: tuple[str, str], local_server: FaultServer, tmp_path: Path) -> None:
+    """Those that voice frameworks open are refused before a look-up, in either order of the imports."""
     for name, text in SOCKETS.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,8 +187,8 @@ def test_realtime_sockets_of_other_libraries(order: tuple[str, str], home: Fault
     assert done.returncode == 0, done.stderr
 
 
-def test_the_hook_is_recognised_through_a_link(home: FaultServer, tmp_path: Path) -> None:
-    """A package that is reached by a symbolic link passes its folder on under that name."""
+def test_the_hook_is_recognised_through_a_link(local_server: FaultServer, tmp_path: Path) -> None:
+    """A package may be installed as a symbolic link, and PYTHONPATH then has the link's path."""
     (tmp_path / "link").symlink_to(installation.HOOK)
     code = (
         f"import subprocess, sys, os\nsys.exit(subprocess.call([sys.executable, '-c', {BOT!r}], env=dict(os.environ)))"

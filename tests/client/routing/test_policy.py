@@ -109,9 +109,9 @@ def test_what_the_lan_itself_says_is_not_hidden(drive: Driver, cloud: FaultServe
     assert not cloud.calls
 
 
-def test_a_lan_that_answers_is_never_in_the_way(drive: Driver, lan: FaultServer) -> None:
+def test_a_lan_that_answers_is_never_in_the_way(drive: Driver, local_server: FaultServer) -> None:
     """Whoever asked for what."""
-    client = drive.client(local_base_url=lan.url)
+    client = drive.client(local_base_url=local_server.url)
     for policy in Policy:
         copy = client.with_policy(policy)
         assert type(copy) is type(client)

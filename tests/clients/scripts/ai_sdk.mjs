@@ -11,20 +11,20 @@ const audio = fs.readFileSync(process.argv[2]);
 const ask = (model, options) =>
   transcribe({ model: openai.transcription(model), audio, maxRetries: 0, providerOptions: options && { openai: options } });
 
-const heard = {};
+const transcripts = {};
 for (const model of ["whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe"]) {
-  heard[model] = (await ask(model)).text;
+  transcripts[model] = (await ask(model)).text;
   // Any option makes these SDKs send timestamp_granularities, too.
-  heard[`${model} language`] = (await ask(model, { language: "en" })).text;
+  transcripts[`${model} language`] = (await ask(model, { language: "en" })).text;
 }
 const words = await ask("whisper-1", { timestampGranularities: ["word"] });
-heard.words = words.text;
+transcripts.words = words.text;
 const both = await ask("whisper-1", { timestampGranularities: ["word", "segment"], temperature: 0, prompt: "Shopping." });
-heard.both = both.text;
+transcripts.both = both.text;
 if (process.env.SEGMENTS) {
   // From AI SDK 5 on, whisper-1 with an option is asked for verbose_json.
   assert.equal(words.segments[0].text, "Please");
   assert.ok(both.segments[0].endSecond > 1);
   assert.equal(both.language, "en");
 }
-console.log(JSON.stringify(heard));
+console.log(JSON.stringify(transcripts));

@@ -4,9 +4,9 @@ import { OpenAIWhisperAudio } from "@langchain/community/document_loaders/fs/ope
 const [, , voice] = process.argv;
 const load = async (fields) => (await new OpenAIWhisperAudio(voice, fields).load())[0].pageContent;
 
-const heard = {
+const transcripts = {
   environment: await load(),
   clientOptions: await load({ clientOptions: { baseURL: process.env.OPENAI_BASE_URL } }),
   language: await load({ transcriptionCreateParams: { language: "en" } }),
 };
-console.log(JSON.stringify(heard));
+console.log(JSON.stringify(transcripts));

@@ -16,9 +16,9 @@ def load(**fields):
     return " ".join(document.page_content for document in loader.load())
 
 
-heard = {
+transcripts = {
     "json": load(),
     "language": load(language="en", temperature=0, prompt="Shopping."),
     "srt": load(response_format="srt"),
 }
-print(json.dumps(heard))
+print(json.dumps(transcripts))

@@ -60,7 +60,7 @@ with tempfile.TemporaryDirectory() as folder:
             with VOICE.open("rb") as file:
                 return client.audio.transcriptions.create(file=file, model="whisper", **fields)
 
-        heard = {
+        transcripts = {
             "json": ask().text,
             "language": ask(language="en", temperature=0, prompt="Shopping.").text,
             "verbose_json": ask(response_format="verbose_json", timestamp_granularities=["segment"]).text,
@@ -68,4 +68,4 @@ with tempfile.TemporaryDirectory() as folder:
     finally:
         proxy.terminate()
         proxy.wait(30)
-print(json.dumps(heard))
+print(json.dumps(transcripts))

@@ -31,7 +31,7 @@ async def ask_async():
 
 verbose = ask(response_format="verbose_json", timestamp_granularities=["word"])
 assert verbose["words"]
-heard = {
+transcripts = {
     "default": ask().text,
     "gpt-4o": ask("openai/gpt-4o-transcribe", response_format="json", language="en").text,
     "gpt-transcribe": ask("openai/gpt-transcribe", response_format="json", keywords=["milk"], languages=["en"]).text,
@@ -39,4 +39,4 @@ heard = {
     **{name: ask(response_format=name).text for name in ("text", "srt", "vtt")},
     "async": asyncio.run(ask_async()),
 }
-print(json.dumps(heard))
+print(json.dumps(transcripts))

@@ -29,13 +29,13 @@ async def ask(**fields):
 
 
 async def main():
-    heard = {
+    transcripts = {
         "default": await ask(),
         "whisper-1": await ask(model="whisper-1", detect_language=True),
         "gpt-4o-transcribe": await ask(model="gpt-4o-transcribe", language="en", prompt="Shopping."),
         "gpt-transcribe": await ask(model="gpt-transcribe", language=["en", "de"], keywords=["milk", "bread"]),
     }
-    print(json.dumps(heard))
+    print(json.dumps(transcripts))
 
 
 asyncio.run(main())

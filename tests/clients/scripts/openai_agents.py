@@ -17,13 +17,13 @@ if "SDK" in os.environ:
 
 
 class Listener(VoiceWorkflowBase):
-    """A workflow that keeps what it is told and says nothing."""
+    """A workflow that keeps its input and has no output."""
 
     def __init__(self):
-        self.heard = ""
+        self.transcript = ""
 
     async def run(self, transcription):
-        self.heard = transcription
+        self.transcript = transcription
         for answer in ():
             yield answer
 
@@ -38,17 +38,17 @@ async def ask(model=None, **settings):
     async for event in result.stream():
         if event.type == "voice_stream_event_error":
             raise event.error
-    return workflow.heard
+    return workflow.transcript
 
 
 async def main():
-    heard = {
+    transcripts = {
         "default": await ask(),
         "default language": await ask(language="en"),
         "whisper-1": await ask("whisper-1", language="en", prompt="Shopping.", temperature=0),
         "gpt-4o-transcribe": await ask("gpt-4o-transcribe"),
     }
-    print(json.dumps(heard))
+    print(json.dumps(transcripts))
 
 
 asyncio.run(main())

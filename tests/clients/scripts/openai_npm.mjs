@@ -10,26 +10,26 @@ const ask = (fields) =>
 
 const json = await ask({});
 assert.deepEqual(json.usage, { type: "duration", seconds: 5 });
-const heard = { json: json.text };
+const transcripts = { json: json.text };
 
-for (const response_format of ["text", "srt", "vtt"]) heard[response_format] = await ask({ response_format });
-assert.ok(heard.vtt.startsWith("WEBVTT\n\n"));
+for (const response_format of ["text", "srt", "vtt"]) transcripts[response_format] = await ask({ response_format });
+assert.ok(transcripts.vtt.startsWith("WEBVTT\n\n"));
 
 const verbose = await ask({ response_format: "verbose_json", timestamp_granularities: ["word", "segment"] });
 assert.equal(verbose.language, "english");
 assert.equal(Object.keys(verbose.segments[0]).length, 10);
 assert.equal(verbose.words[0].word, "Please");
-heard.verbose_json = verbose.text;
+transcripts.verbose_json = verbose.text;
 
 const events = [];
 for await (const event of await ask({ model: "gpt-4o-transcribe", stream: true })) events.push(event);
 const done = events.pop();
 assert.equal(done.type, "transcript.text.done");
 assert.equal(events.map((event) => event.delta).join(""), done.text);
-heard.stream = done.text;
+transcripts.stream = done.text;
 
 const translated = fs.createReadStream(voice);
-heard.translation = (await client.audio.translations.create({ file: translated, model: "whisper-1" })).text;
+transcripts.translation = (await client.audio.translations.create({ file: translated, model: "whisper-1" })).text;
 
 const models = [];
 for await (const model of client.models.list()) models.push(model.id);
@@ -43,4 +43,4 @@ assert.ok(unknown.requestID);
 const unreadable = await failure({ file: await OpenAI.toFile(Buffer.from("no sound"), "a.ogg") });
 assert.deepEqual([unreadable.constructor.name, unreadable.status], ["BadRequestError", 400]);
 
-console.log(JSON.stringify(heard));
+console.log(JSON.stringify(transcripts));

@@ -25,7 +25,7 @@ async def ask_async():
         return plain.text, "".join([event.delta async for event in stream if event.type == "transcript.text.delta"])
 
 
-heard = {
+transcripts = {
     "module": openai.audio.transcriptions.create(file=VOICE, model="whisper-1").text,
     "json": ask().text,
     **{name: ask(response_format=name) for name in ("text", "srt", "vtt")},
@@ -36,12 +36,12 @@ heard = {
 verbose = ask(response_format="verbose_json", timestamp_granularities=["word", "segment"])
 assert verbose.language == "english"
 assert verbose.segments
-heard["verbose_json"] = verbose.text
-heard["words"] = " ".join(word.word for word in verbose.words)
-heard["async"], heard["async_stream"] = asyncio.run(ask_async())
+transcripts["verbose_json"] = verbose.text
+transcripts["words"] = " ".join(word.word for word in verbose.words)
+transcripts["async"], transcripts["async_stream"] = asyncio.run(ask_async())
 try:
     ask(file=("a.ogg", b"no sound"))
 except openai.BadRequestError as error:
     refused = error.request_id
 assert refused
-print(json.dumps(heard))
+print(json.dumps(transcripts))

@@ -25,14 +25,14 @@ async def ask(*, include_prob_metrics=False, **settings):
 
 
 async def main():
-    heard = {
+    transcripts = {
         "default": await ask(),
         "keywords": await ask(keywords=["milk", "bread"]),
         "whisper-1": await ask(model="whisper-1", temperature=0.0, prompt="Shopping."),
         "whisper-1 probabilities": await ask(model="whisper-1", include_prob_metrics=True),
         "gpt-4o-transcribe probabilities": await ask(model="gpt-4o-transcribe", include_prob_metrics=True),
     }
-    print(json.dumps(heard))
+    print(json.dumps(transcripts))
 
 
 asyncio.run(main())

@@ -1,4 +1,4 @@
-"""A free loopback port for what a script starts."""
+"""A free loopback port for a program that a script starts."""
 
 import socket
 

@@ -8,8 +8,8 @@ import speech_recognition as sr
 recognizer = sr.Recognizer()
 with sr.AudioFile(sys.argv[2]) as source:
     audio = recognizer.record(source)
-heard = {
+transcripts = {
     "default": recognizer.recognize_openai(audio),
     "language": recognizer.recognize_openai(audio, model="gpt-4o-transcribe", language="en", prompt="Shopping."),
 }
-print(json.dumps(heard))
+print(json.dumps(transcripts))

@@ -1,4 +1,4 @@
-"""A stand-in for Telegram's Bot API on a loopback port: one voice message comes in, the bot's replies are kept."""
+"""A stand-in for Telegram's Bot API on a loopback port: it serves one voice message and keeps the bot's replies."""
 
 import contextlib
 import json

@@ -59,12 +59,12 @@ async def main():
         client = await connect(port, proxy)
         await client.write_event(Describe().event())
         assert (await receive(client, Info)).asr
-        heard = {model: await ask(client, model) for model in ("whisper-1", "gpt-transcribe")}
+        transcripts = {model: await ask(client, model) for model in ("whisper-1", "gpt-transcribe")}
         await client.disconnect()
     finally:
         proxy.terminate()
         proxy.wait(30)
-    print(json.dumps(heard))
+    print(json.dumps(transcripts))
 
 
 asyncio.run(main())

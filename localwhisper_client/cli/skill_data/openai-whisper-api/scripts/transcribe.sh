@@ -6,10 +6,10 @@ usage() {
   cat <<'EOF'
 Usage: transcribe.sh FILE [--model whisper-1] [--out PATH] [--language en] [--prompt TEXT] [--json] [--delete-input]
 
-Writes FILE's words beside it (voice.ogg -> voice.txt, with --json voice.json) and prints the path.
+Writes FILE's transcript beside it (voice.ogg -> voice.txt, with --json voice.json) and prints the path.
 The server is WHISPER_API_URL (default http://wsl.home:5000), its key WHISPER_API_KEY or LOCALWHISPER_API_KEY.
-FILE stays where it is unless --delete-input is given; it then goes once its words are surely on the disk. It stays all
-the same where it changed meanwhile, where it has no words, and where the answer does not prove that it is a transcript.
+With --delete-input, FILE is deleted after its transcript is safe on the disk. It stays if it changed meanwhile, if
+there are no words in it, or if the answer is not surely a transcript.
 EOF
 }
 
@@ -53,7 +53,7 @@ done
 [ -n "$in" ] || wrong 'which file?'
 [ -f "$in" ] || fail "no such file: $in"
 
-# A name that begins with a dash is a name all the same.
+# A name may begin with a dash.
 case $in in -*) in=./$in ;; esac
 name=${in##*/}
 extension=
@@ -71,16 +71,16 @@ url=${url%/audio/transcriptions}
 url=${url%/v1}/v1/audio/transcriptions
 key=${WHISPER_API_KEY:-${LOCALWHISPER_API_KEY:-}}
 
-# Device, inode, size and time of the last change of a file, by GNU's stat (busybox's, too) or BSD's (macOS).
+# Prints a file's device, inode, size and time of change, by the stat of GNU and busybox or of BSD (macOS).
 identity() {
   stat -L -c '%d %i %s %y' "$1" 2>/dev/null || stat -L -f '%d %i %z %Fm' "$1"
 }
 
-# Says why the recording is not what was opened, if so; what cannot be found out keeps it, too.
+# Says how the recording differs from what was opened, if it does or if that cannot be found out.
 changed() {
   [ -n "$before" ] || { echo 'this system does not tell whether it changed' && return; }
   [ "$(identity /dev/fd/3 2>/dev/null)" = "$before" ] || { echo 'it changed while it was transcribed' && return; }
-  # Where nothing is any more, nothing can be lost.
+  # If nothing has that name any more, nothing can be lost.
   [ ! -e "$in" ] || [ "$(identity "$in" 2>/dev/null)" = "$before" ] ||
     { echo 'another file took its place while it was transcribed' && return; }
   # Linux shows which programs have it open for writing (flags that end in 1 or 2).
@@ -93,7 +93,7 @@ changed() {
 }
 
 case $out in */*) mkdir -p -- "${out%/*}" ;; esac
-# Beside the output, so that the last step is a rename; made here, so that it has the permissions a new file has.
+# Beside the output, so that the last step is a rename; made here, so that it gets a new file's permissions.
 part=$out.$$.part
 (set -o noclobber && : >"$part") || fail "cannot write beside $out"
 trap 'rm -f -- "$part"' EXIT
@@ -101,10 +101,10 @@ trap 'rm -f -- "$part"' EXIT
 exec 3<"$in"
 before=$(identity /dev/fd/3 2>/dev/null) || before=
 
-# -q: nobody's ~/.curlrc. --noproxy: a proxy would carry the audio off the LAN; redirects are not followed.
-# The file comes in through standard input, so its name cannot mean anything to curl; and of the name only the kind of
-# file goes out. --form-string takes a value as it is, where -F would read a file at a leading @ or <.
-# The key comes in through a file descriptor, where no list of processes shows it.
+# -q: no ~/.curlrc. --noproxy: a proxy would carry the audio off the LAN. Redirects are not followed.
+# The file comes through standard input, so curl does not interpret its name; only the ending of the name is sent.
+# --form-string takes a value as it is, where -F would read a file at a leading @ or <.
+# The key comes through a file descriptor, so no list of processes shows it.
 set -- -q -sS --globoff --noproxy '*' --proto '=http,https' --connect-timeout 5 --max-time 3600 -H 'Expect:' \
   -D - -o "$part" -w '\n%{http_code} %{content_type}' \
   -F "file=@-;filename=audio$(printf %s "$extension" | LC_ALL=C tr -cd '.A-Za-z0-9')" \
@@ -120,7 +120,7 @@ if [ "${failed:-0}" != 0 ]; then
   fail "no answer from $url (curl says $failed). Is the server on? WHISPER_API_URL is its address."
 fi
 
-# Its headers, then a line of ours.
+# curl printed the answer's headers, and then the line of -w.
 last=${answer##*$'\n'}
 status=${last%% *} kind=${last#* }
 case $status in
@@ -136,13 +136,13 @@ case $format:$kind in
   text:text/html* | json:*) fail "$url answered with ${kind:-nothing}, which is not a transcript" ;;
 esac
 
-# The answer's JSON in one line and without what is escaped in its strings.
+# Prints the answer's JSON in one line, without the escapes in its strings.
 object() {
   LC_ALL=C tr -d '\r\n' <"$part" | LC_ALL=C sed -e 's/\\.//g' -e 's/[[:space:]]*$//'
 }
 
-# Says why the answer does not prove that the recording was transcribed, or that it is whole.
-doubtful() {
+# Says what the answer lacks to prove that it is a whole transcript.
+missing_proof() {
   local headers plain
   headers=$(printf %s "$answer" | LC_ALL=C tr '[:upper:]' '[:lower:]')
   case $headers in
@@ -151,7 +151,7 @@ doubtful() {
   esac
   if [ "$format" = json ]; then
     plain=$(object)
-    # Without its strings, and with each pair of brackets taken away from the inside out, nothing is left of a whole one.
+    # Of whole JSON nothing is left after its strings, and then its pairs of brackets from the inside out, are removed.
     [ -z "$(printf %s "$plain" | LC_ALL=C sed -e 's/"[^"]*"//g' -e :a -e 's/{[^][{}]*}//g' -e 's/\[[^][{}]*\]//g' -e ta)" ] ||
       { echo 'the answer is no whole JSON' && return; }
     printf %s "$plain" | LC_ALL=C grep -Eq '^[[:space:]]*\{.*"text"[[:space:]]*:[[:space:]]*"' ||
@@ -165,7 +165,7 @@ doubtful() {
   esac
 }
 
-# Whether the transcript has anything in it that was said.
+# Whether the transcript has any words.
 has_words() {
   if [ "$format" = json ]; then
     object | LC_ALL=C grep -Eq '"text"[[:space:]]*:[[:space:]]*"[^"]*[^"[:space:]]'
@@ -177,7 +177,7 @@ has_words() {
 kept=
 if [ "$delete" = yes ]; then
   [ -s "$part" ] || fail "the answer is empty; nothing was written or deleted"
-  wrong=$(doubtful)
+  wrong=$(missing_proof)
   [ -n "$wrong" ] || wrong=$(changed)
   [ -z "$wrong" ] || fail "$wrong; nothing was written or deleted"
   has_words || kept='there are no words in it'

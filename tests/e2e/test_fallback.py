@@ -1,4 +1,4 @@
-"""The client with a real server that is up, stopped, frozen, or killed in the middle of a call."""
+"""The client's fallback, with a real server that is up, stopped, frozen, or killed during a call."""
 
 import signal
 import threading
@@ -20,7 +20,7 @@ LONG = ROOT / "tests" / "voices" / "en-60s.ogg"
 
 
 class Client:
-    """A client of one server with a stand-in for the cloud, and the attempts it made."""
+    """A client of one server, with a stand-in for the cloud; it keeps the attempts that were made."""
 
     def __init__(self, server: Server, cloud: str, policy: str = "cloud") -> None:
         self.attempts: list[Attempt] = []
@@ -44,14 +44,14 @@ def cloud() -> Iterator[str]:
 
 
 def test_up(server: Server, cloud: str) -> None:
-    """A server that is up answers, and the cloud hears nothing."""
+    """A server that is up answers, and the cloud is not asked."""
     client = Client(server, cloud)
     assert "milk" in client.transcribe()
     assert [(attempt.verdict, attempt.cloud) for attempt in client.attempts] == [("answered", False)]
 
 
 def test_stopped(frail_server: Server, cloud: str) -> None:
-    """A stopped server costs one refused connection, then nothing: the cloud answers."""
+    """The cloud answers. A stopped server is asked once; while its breaker is open, it is not asked again."""
     client = Client(frail_server, cloud)
     frail_server.stop()
     assert client.transcribe() == STAND_IN_TEXT
@@ -64,7 +64,7 @@ def test_stopped(frail_server: Server, cloud: str) -> None:
 
 
 def test_stopped_and_local_only(frail_server: Server, cloud: str) -> None:
-    """Under local_only a stopped server is an error that names it, and the cloud hears nothing."""
+    """Under local_only the error names the stopped server, and the cloud is not asked."""
     client = Client(frail_server, cloud, policy="local_only")
     frail_server.stop()
     with pytest.raises(LocalServerUnavailable, match=r"127\.0\.0\.1"):
@@ -73,7 +73,7 @@ def test_stopped_and_local_only(frail_server: Server, cloud: str) -> None:
 
 
 def test_frozen(frail_server: Server, cloud: str) -> None:
-    """A frozen server accepts connections and says nothing: half of the call's time goes there, then the cloud."""
+    """A frozen server accepts connections and does not answer: after half of the call's time the cloud is asked."""
     client = Client(frail_server, cloud)
     frail_server.process.send_signal(signal.SIGSTOP)
     try:
@@ -85,8 +85,8 @@ def test_frozen(frail_server: Server, cloud: str) -> None:
     assert [attempt.cloud for attempt in client.attempts] == [False, True]
 
 
-def test_killed_in_mid_request(frail_server: Server, cloud: str) -> None:
-    """A server that dies while it works costs the call nothing but time: the whole file goes to the cloud."""
+def test_killed_during_a_request(frail_server: Server, cloud: str) -> None:
+    """If the server is killed while it works, the whole file goes to the cloud."""
     client = Client(frail_server, cloud)
     texts: list[str] = []
     caller = threading.Thread(target=lambda: texts.append(client.transcribe(LONG)))
