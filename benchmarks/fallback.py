@@ -1,7 +1,8 @@
-"""What a LAN server that is not there costs a call that the cloud takes: ours, the plain SDK, and LiteLLM where installed.
+"""The cost of a local server that is down, for a call that falls back to the cloud: ours, the plain SDK, and LiteLLM.
 
 A stand-in for the cloud on loopback answers at once. Ours and the plain SDK are called in turn within one run, so that
-whatever else the machine does falls on both alike; what is reported is the difference, and, for each, p50 and p95.
+other load on the machine affects both alike. Reported are p50 and p95 of each, and the difference. LiteLLM is measured
+if it is installed.
 
 | case | bar |
 |---|---|
@@ -76,7 +77,7 @@ def refusing() -> Iterator[str]:
 
 @contextlib.contextmanager
 def blackhole() -> Iterator[str]:
-    """Give an address that never says anything."""
+    """Give an address that never answers."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))
@@ -132,7 +133,7 @@ def breaker_open(url: str, calls: int) -> None:
 
 
 def first_calls(url: str) -> None:
-    """Measure calls that meet the dead box themselves, each with a client of its own."""
+    """Measure calls that find the server down themselves, each with a new client."""
     for name, dead, bar in (
         ("refused, first call to the cloud", refusing, 50.0),
         ("blackholed, first call to the cloud", blackhole, CONNECT_TIMEOUT * 1000 + 50),
@@ -155,7 +156,7 @@ def ours(lan: str) -> LocalWhisper:
 
 
 def litellm_router(url: str) -> None:
-    """Measure LiteLLM's router with the same dead box before the same cloud, as it comes."""
+    """Measure LiteLLM's router, with its defaults, with the same dead server before the same cloud."""
     try:
         import litellm  # noqa: PLC0415 - beside ours where it is installed
     except ImportError:

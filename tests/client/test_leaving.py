@@ -1,4 +1,4 @@
-"""Audio stays on the LAN under `local_only` and `wait`, whatever door of the SDK a program takes."""
+"""Audio stays on the LAN under `local_only` and `wait`, whichever method of the SDK a program calls."""
 
 from __future__ import annotations
 
@@ -193,15 +193,15 @@ def test_a_name_is_judged_by_what_it_resolves_to(
 
 
 def test_a_look_up_counts_for_a_minute() -> None:
-    """Then the name is asked again: it may have moved."""
+    """Then the name is looked up again, since its address may have changed."""
     now = [0.0]
     hosts = Hosts(lambda: now[0])
-    with names(box_example="127.0.0.1"):
-        assert hosts.on_lan("http://box.example", 5)
-    with names(box_example=PUBLIC):
-        assert hosts.on_lan("http://box.example", 5)
+    with names(pc2_example="127.0.0.1"):
+        assert hosts.on_lan("http://pc2.example", 5)
+    with names(pc2_example=PUBLIC):
+        assert hosts.on_lan("http://pc2.example", 5)
         now[0] = REMEMBERED
-        assert hosts.on_lan("http://box.example", 5) is False
+        assert hosts.on_lan("http://pc2.example", 5) is False
     assert hosts.on_lan("http://nowhere.example", 5) is None
 
 
@@ -255,21 +255,21 @@ TRANSCRIPTION = {**CONVERSATION, "extra_query": {"intent": "transcription"}}
 
 def realtime(client: Any) -> list[Any]:
     """Return every `connect` of the SDK's that streams audio, as far as this version has it."""
-    doors = [client.realtime.connect, client.beta.realtime.connect] if hasattr(client.beta, "realtime") else []
-    doors += [client.realtime.translations.connect] if hasattr(client.realtime, "translations") else []
-    return doors + ([client.live.connect] if hasattr(client, "live") else [])
+    methods = [client.realtime.connect, client.beta.realtime.connect] if hasattr(client.beta, "realtime") else []
+    methods += [client.realtime.translations.connect] if hasattr(client.realtime, "translations") else []
+    return methods + ([client.live.connect] if hasattr(client, "live") else [])
 
 
 @pytest.mark.parametrize("kind", [LocalWhisper, AsyncLocalWhisper])
 @pytest.mark.parametrize("policy", ["local_only", "wait"])
-@pytest.mark.parametrize("wish", [TRANSCRIPTION, CONVERSATION])
-def test_no_realtime_session_is_opened_to_the_cloud(kind: Any, policy: str, wish: Any) -> None:
+@pytest.mark.parametrize("session", [TRANSCRIPTION, CONVERSATION])
+def test_no_realtime_session_is_opened_to_the_cloud(kind: Any, policy: str, session: Any) -> None:
     """Both kinds send what is said; it is refused before a connection, in words that name the way out."""
     client = kind(policy=policy, api_key="k")
     assert len(realtime(client)) >= 2
     for connect in realtime(client) + realtime(client.with_options(timeout=3)):
         with pytest.raises(CloudNotAllowed, match=f"api.openai.com.*{policy}.*LOCALWHISPER_POLICY=cloud"):
-            connect(**wish)
+            connect(**session)
 
 
 @pytest.mark.parametrize("kind", [LocalWhisper, AsyncLocalWhisper])
