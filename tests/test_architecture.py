@@ -27,30 +27,28 @@ ARROWS = {
         "errors": set(),
     },
     "localwhisper_client": {
-        "__init__": {"client", "errors", "events", "last_call", "routing", "_version"},
+        "__init__": {"client", "errors", "events", "routing", "_version"},
         "__main__": {"cli"},
         "cli": {
-            "client", "patch", "settings", "errors", "events", "lan", "cloud", "routing", "shared", "server_process", "_version",
+            "client", "patch", "settings", "errors", "events", "lan", "cloud", "routing", "shared", "server_process",
+            "_version",
         },
-        "patch": {"client", "route", "endpoints", "lan"},
-        "client": {"calls", "endpoints", "realtime", "upload", "lan", "errors", "events", "last_call", "routing", "_background"},
+        "patch": {"client", "route", "lan", "routing"},
+        "client": {"calls", "route", "upload", "lan", "errors", "events", "routing", "_background"},
         "calls": {
-            "endpoints", "lan", "cloud", "settings", "errors", "events", "last_call", "routing", "_http", "_background",
+            "route", "lan", "cloud", "settings", "errors", "events", "routing", "_http", "_background",
         },
-        "realtime": {"calls", "endpoints", "lan", "errors", "routing", "settings"},
-        "endpoints": set(),
-        "lan": {"settings", "errors", "events", "routing", "shared", "_http", "_background", "_forks"},
+        "route": {"lan", "cloud", "settings", "errors", "events", "routing", "_http"},
+        "lan": {"settings", "errors", "events", "routing", "shared", "_http", "_background"},
         "cloud": {"errors", "events", "routing", "shared", "_http", "_background"},
         "settings": {"errors", "cloud", "routing", "shared"},
         "server_process": set(),
-        "errors": {"routing"},
-        "last_call": set(),
+        "errors": {"routing", "_http"},
         "upload": set(),
         "routing": {"events"},
         "events": set(),
         "shared": set(),
-        "_background": {"_forks"},
-        "_forks": set(),
+        "_background": set(),
         "_http": set(),
         "_version": set(),
     },
@@ -70,7 +68,8 @@ PURE = {
     ),
 }  # fmt: skip
 IO = {
-    "openai", "httpx", "httpx2", "anyio", "asyncio", "socket", "ssl", "os", "time", "random", "tempfile", "io", "pathlib",
+    "openai", "httpx", "httpx2", "anyio", "asyncio", "socket", "ssl", "os", "time", "random", "tempfile", "io",
+    "pathlib",
 }  # fmt: skip
 DATA = ("skill_data", "run_hook")
 

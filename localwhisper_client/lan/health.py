@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from localwhisper_client.routing.plan import Announce, Backend
 
-# The timeout is for one read or write. A whole request may take this many: to connect, to send, to hear the answer.
+# The timeout is for one read or write. A whole request may take this many: to connect, to send, to receive the answer.
 _TIMEOUTS = 3
 _UNAVAILABLE = 503
 

@@ -40,8 +40,8 @@ def drive(request: pytest.FixtureRequest) -> Iterator[Driver]:
 
 
 @pytest.fixture
-def lan() -> Iterator[FaultServer]:
-    """Run a server on the LAN that answers."""
+def local_server() -> Iterator[FaultServer]:
+    """Run a local server that answers."""
     with serving() as server:
         yield server
 

@@ -1,4 +1,4 @@
-"""A server on loopback that misbehaves as told, down to the bytes and the socket."""
+"""A server on loopback that misbehaves as a test says, down to the bytes and the socket."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Request:
 
 @dataclass
 class FaultServer:
-    """Answers each request as `behaviour` says; remembers calls and probes apart."""
+    """Answers each request as `behaviour` says; records calls and probes separately."""
 
     behaviour: Behaviour
     answers_probe: Behaviour | None = None
@@ -60,7 +60,7 @@ class FaultServer:
         self.thread.start()
 
     def stop(self) -> None:
-        """Refuse from now on, and drop whoever is connected."""
+        """Refuse new connections and drop the open ones."""
         self.stopped.set()
         with contextlib.suppress(OSError):
             self.listener.shutdown(socket.SHUT_RDWR)
@@ -79,7 +79,7 @@ class FaultServer:
             threading.Thread(target=self._serve, args=(conn,), daemon=True).start()
 
     def _serve(self, conn: socket.socket) -> None:
-        # The client may go away at any moment: that is what is being tested.
+        # Tests close the connection from the client's side too.
         with conn, contextlib.suppress(OSError, ValueError):
             while (request := self._receive(conn)) is not None:
                 if request.method == "GET":
@@ -138,7 +138,7 @@ def error(status: int, *headers: bytes) -> Behaviour:
 
 
 def in_turn(*turns: Behaviour, then: Behaviour) -> Behaviour:
-    """Behave once in each way, then in the last one for ever."""
+    """Behave once in each way, then always in the last one."""
     rest = iter(turns)
 
     def behave(conn: socket.socket, request: Request) -> None:
@@ -148,7 +148,7 @@ def in_turn(*turns: Behaviour, then: Behaviour) -> Behaviour:
 
 
 def reset(conn: socket.socket) -> None:
-    """Drop the connection the hard way."""
+    """Reset the connection."""
     conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     conn.close()
 
@@ -173,7 +173,7 @@ def refusing() -> Iterator[int]:
 
 @contextlib.contextmanager
 def blackhole() -> Iterator[int]:
-    """Yield a port whose queue is full: what knocks there gets no answer at all."""
+    """Yield a port whose queue is full: a connection gets no answer at all."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))

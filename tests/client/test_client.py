@@ -1,4 +1,4 @@
-"""What `LocalWhisper` keeps of the SDK, what it adds, and what it never does; both flavours."""
+"""What `LocalWhisper` keeps of the SDK, what it adds, and what it never sends; sync and async."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ANSWER = {"text": TEXT}
 
 @pytest.fixture
 def wire() -> Iterator[respx.Router]:
-    """Whatever HTTP library the SDK uses, answered without a socket."""
+    """Answer the SDK's HTTP library without a socket."""
     using = "httpcore2" if http.__name__ == "httpx2" else "httpcore"
     with respx.mock(using=using, assert_all_called=False) as router:
         router.post(LAN + SPEECH).respond(json=ANSWER)
@@ -66,10 +66,10 @@ CLOUDS_OWN = {
 
 @pytest.mark.parametrize("shape", SHAPES[:3])
 @pytest.mark.parametrize("local_api_key", [None, "lan-key"])
-def test_nothing_of_the_clouds_travels_to_the_lan(
+def test_no_key_or_header_of_the_clouds_is_sent_to_the_local_server(
     shape: str, local_api_key: str | None, drive: Driver, wire: respx.Router, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No key, header or query of it, from environment, constructor or call; the LAN server's own key does travel."""
+    """From the environment, the constructor or the call; only the local server's own key is sent."""
     for name, value in CLOUDS_OWN.items():
         monkeypatch.setenv(name, value)
     client = drive.client(
@@ -94,7 +94,7 @@ def test_nothing_of_the_clouds_travels_to_the_lan(
     assert request.headers["accept-encoding"] == "identity"
 
 
-def test_the_cloud_gets_what_it_always_got(drive: Driver, wire: respx.Router, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cloud_gets_what_the_sdk_sends(drive: Driver, wire: respx.Router, monkeypatch: pytest.MonkeyPatch) -> None:
     """Key, organisation, headers and query of the constructor, the call and the environment."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-cloud")
     monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
@@ -107,18 +107,18 @@ def test_the_cloud_gets_what_it_always_got(drive: Driver, wire: respx.Router, mo
     assert (request.headers["x-mine"], request.headers["x-call"], request.url.params["v"]) == ("1", "3", "2")
 
 
-def test_proxies_are_not_for_the_lan(
-    drive: Driver, lan: FaultServer, cloud: FaultServer, monkeypatch: pytest.MonkeyPatch
+def test_no_proxy_is_used_for_the_local_server(
+    drive: Driver, local_server: FaultServer, cloud: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A proxy in the environment would carry the audio off the LAN."""
     monkeypatch.setenv("http_proxy", cloud.url)
     monkeypatch.setenv("ALL_PROXY", cloud.url)
-    assert drive.call(drive.client(local_base_url=lan.url)) == TEXT
+    assert drive.call(drive.client(local_base_url=local_server.url)) == TEXT
     assert not cloud.calls
 
 
 def test_redirects_are_not_followed(drive: Driver, cloud: FaultServer) -> None:
-    """Neither by the call nor by the caller's wish: audio goes where it was sent, or nowhere."""
+    """Not even if the caller asks for it: a redirect could carry audio off the LAN."""
     with serving(says(307, b"text/plain", b"", b"location: " + cloud.url.encode() + SPEECH.encode())) as server:
         client = drive.client(local_base_url=server.url)
         with pytest.raises(openai.APIStatusError, match="redirect"):
@@ -126,8 +126,8 @@ def test_redirects_are_not_followed(drive: Driver, cloud: FaultServer) -> None:
     assert not cloud.calls
 
 
-def test_no_key_is_needed_in_the_lan(drive: Driver, wire: respx.Router) -> None:
-    """The cloud's parts then say what they need, when they are used, and send nothing."""
+def test_no_key_is_needed_for_the_local_server(drive: Driver, wire: respx.Router) -> None:
+    """Any other call then raises and says which key it needs; nothing is sent."""
     client = drive.client(local_base_url=LAN)
     assert drive.call(client) == TEXT
     assert drive.call(client.with_options(timeout=5)) == TEXT
@@ -137,14 +137,14 @@ def test_no_key_is_needed_in_the_lan(drive: Driver, wire: respx.Router) -> None:
     assert len(wire.calls) == 2
 
 
-def test_a_missing_key_is_an_error_at_once_where_the_cloud_may_be_asked() -> None:
+def test_without_a_key_policy_cloud_is_an_error_when_the_client_is_made() -> None:
     """As with the SDK."""
     with pytest.raises(openai.OpenAIError, match="OPENAI_API_KEY"):
         LocalWhisper(policy="cloud")
 
 
 def test_a_copy_that_may_not_leave_the_lan_stays(drive: Driver, cloud: FaultServer) -> None:
-    """The stricter wins: over the copy's wish, and over the client's."""
+    """The stricter policy wins, whether it is the copy's or the client's."""
     with refusing() as port:
         strict = drive.client(local_base_url=f"http://127.0.0.1:{port}/v1")
         loose = drive.client(local_base_url=f"http://127.0.0.1:{port}/v1", policy="cloud")
@@ -163,8 +163,8 @@ def test_the_environment_can_only_tighten(drive: Driver, cloud: FaultServer, mon
     assert not cloud.calls
 
 
-def test_copies_share_the_breaker_and_may_have_another_lan(drive: Driver, wire: respx.Router) -> None:
-    """What one learnt, all know; a copy with another address starts afresh, with what was not changed."""
+def test_copies_share_the_breaker_unless_they_have_another_server(drive: Driver, wire: respx.Router) -> None:
+    """A copy with another address has new breakers, and keeps every argument that was not changed."""
     client = drive.client(local_base_url=LAN, local_api_key="k", policy="wait", connect_timeout=0.5)
     copy = client.with_options(timeout=3)
     assert route(copy).servers is route(client).servers
@@ -181,15 +181,15 @@ def test_copies_share_the_breaker_and_may_have_another_lan(drive: Driver, wire: 
     assert route(client.copy(local_api_key="new")).servers.settings.local_base_urls == (LAN,)
 
 
-def test_a_wrong_policy_is_said() -> None:
-    """At construction, not at the first voice message of the night."""
+def test_an_unknown_policy_is_an_error() -> None:
+    """When the client is made, not at the first call."""
     with pytest.raises(ConfigurationError, match="policy"):
         LocalWhisper(policy="perhaps")
 
 
 @pytest.mark.parametrize("own", [{"base_url": "https://mine.example/v1"}, {}])
 def test_the_base_url_of_the_cloud(own: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The argument, else ours: never `OPENAI_BASE_URL`, which is the LAN server."""
+    """The argument, else OpenAI's: never `OPENAI_BASE_URL`, which may be the local server's."""
     monkeypatch.setenv("OPENAI_BASE_URL", LAN)
     client = LocalWhisper(api_key="k", **own)
     assert str(client.base_url).rstrip("/") == own.get("base_url", CLOUD)
@@ -198,7 +198,7 @@ def test_the_base_url_of_the_cloud(own: dict[str, str], monkeypatch: pytest.Monk
 
 
 def test_translations_and_text_formats_too(drive: Driver, wire: respx.Router) -> None:
-    """Everything that listens goes to the LAN server; what it answers keeps its type."""
+    """Both endpoints go to the local server; the answer keeps its type."""
     wire.post(LAN + "/audio/translations").respond(json={"text": "translated"})
     client = drive.client(local_base_url=LAN)
 
@@ -216,14 +216,14 @@ def test_translations_and_text_formats_too(drive: Driver, wire: respx.Router) ->
     assert drive.call(client, response_format="srt") == "1\n00:00:00,000 --> 00:00:01,000\n\n\n"
 
 
-def test_everything_else_goes_where_it_went(drive: Driver, wire: respx.Router) -> None:
-    """And never to the LAN server."""
+def test_other_calls_go_to_the_cloud(drive: Driver, wire: respx.Router) -> None:
+    """And never to the local server."""
     drive.run(drive.client(local_base_url=LAN, api_key="k").models.retrieve, "gpt")
     assert [str(call.request.url) for call in wire.calls] == [CLOUD + "/models/gpt"]
 
 
-def test_the_callers_own_trouble_is_the_callers(drive: Driver, wire: respx.Router) -> None:
-    """A file that cannot be read is no fault of any server's, and nobody else is asked."""
+def test_an_error_of_the_callers_own_is_raised_as_it_is(drive: Driver, wire: respx.Router) -> None:
+    """A file that cannot be read is the caller's error; no other backend is tried."""
     file = io.BytesIO(b"x")
     client = drive.client(local_base_url=LAN, policy="cloud", api_key="k")
     file.close()
@@ -233,8 +233,8 @@ def test_the_callers_own_trouble_is_the_callers(drive: Driver, wire: respx.Route
     assert not any(call.request.url.host == "api.openai.com" for call in wire.calls)
 
 
-def test_when_the_cloud_fails_too_the_error_tells_the_whole_story(drive: Driver, cloud: FaultServer) -> None:
-    """The SDK's own class, and both backends with their reasons."""
+def test_when_the_cloud_fails_too_the_error_names_both_backends(drive: Driver, cloud: FaultServer) -> None:
+    """It is of the SDK's own class and has both reasons."""
     cloud.behaviour = error(429)
     with refusing() as port:
         client = drive.client(local_base_url=f"http://127.0.0.1:{port}/v1", policy="cloud", max_retries=0)
@@ -255,8 +255,8 @@ def test_the_clouds_own_retries_stay(drive: Driver, cloud: FaultServer) -> None:
         assert drive.call(drive.client(local_base_url=f"http://127.0.0.1:{port}/v1", policy="cloud")) == "third"
 
 
-def test_a_key_that_cannot_be_had_is_the_error(drive: Driver, wire: respx.Router) -> None:
-    """Whatever the SDK raises of its own before it sends anything comes through as it is."""
+def test_an_error_of_the_key_function_is_raised_as_it_is(drive: Driver, wire: respx.Router) -> None:
+    """So is every error that the SDK raises before it sends anything."""
 
     def vault() -> str:
         raise MissingCloudKey
@@ -271,29 +271,29 @@ def test_a_key_that_cannot_be_had_is_the_error(drive: Driver, wire: respx.Router
 
 
 def test_a_call_without_a_deadline(drive: Driver, wire: respx.Router) -> None:
-    """`timeout=None` means for ever, on the LAN (but for the connection) and in the cloud."""
+    """`timeout=None` sets no limit, on the LAN (but for the connection) and in the cloud."""
     wire.post(LAN + SPEECH).respond(500)
     client = drive.client(local_base_url=LAN, policy="cloud", api_key="k", timeout=None)
     assert drive.call(client) == "from the cloud"
-    lan, cloud = (sent(wire, index).extensions["timeout"] for index in (0, 1))
-    assert lan == {"connect": 1.0, "read": None, "write": None, "pool": None}
+    local, cloud = (sent(wire, index).extensions["timeout"] for index in (0, 1))
+    assert local == {"connect": 1.0, "read": None, "write": None, "pool": None}
     assert set(cloud.values()) == {None}
 
 
 def test_the_callers_own_timeouts_are_only_shortened(drive: Driver, wire: respx.Router) -> None:
-    """Half for the LAN server, what is left for the cloud; a shorter connect timeout of the caller's stays."""
+    """The local server gets half, the cloud the rest; the caller's own connect timeout stays for the cloud."""
     wire.post(LAN + SPEECH).respond(500)
     client = drive.client(local_base_url=LAN, policy="cloud", api_key="k", timeout=openai.Timeout(60, connect=3))
     drive.call(client)
-    lan, cloud = (sent(wire, index).extensions["timeout"] for index in (0, 1))
-    assert lan["connect"] == 1.0
-    assert 29 < lan["read"] <= 30
+    local, cloud = (sent(wire, index).extensions["timeout"] for index in (0, 1))
+    assert local["connect"] == 1.0
+    assert 29 < local["read"] <= 30
     assert cloud["connect"] == 3
     assert 55 < cloud["read"] <= 60
 
 
 def test_the_cloud_is_asked_at_once(drive: Driver, cloud: FaultServer) -> None:
-    """After a refusal and with the breaker open alike, there is no pause of any kind."""
+    """There is no pause, neither after a refusal nor with the breaker open."""
     arrived: list[float] = []
 
     def note(conn: Any, request: Any) -> None:
@@ -315,32 +315,32 @@ def test_the_cloud_is_asked_at_once(drive: Driver, cloud: FaultServer) -> None:
         assert min(waits[False]) < 0.04
 
 
-def test_a_callback_that_raises_harms_nobody(drive: Driver, lan: FaultServer) -> None:
+def test_a_callback_that_raises_does_not_fail_the_call(drive: Driver, local_server: FaultServer) -> None:
     """The call goes on."""
 
     def faulty(event: Any) -> None:
         raise RuntimeError("in the bot's own code")
 
-    assert drive.call(drive.client(local_base_url=lan.url, on_event=faulty)) == TEXT
+    assert drive.call(drive.client(local_base_url=local_server.url, on_event=faulty)) == TEXT
 
 
-def test_events_name_no_credentials(drive: Driver, lan: FaultServer) -> None:
-    """A password in the URL is for the server alone."""
-    client = drive.client(local_base_url=lan.url.replace("http://", "http://me:pass@"))
+def test_events_name_no_credentials(drive: Driver, local_server: FaultServer) -> None:
+    """A password in the URL is sent to the server only."""
+    client = drive.client(local_base_url=local_server.url.replace("http://", "http://me:pass@"))
     assert drive.call(client) == TEXT
     (event,) = drive.events
-    assert event == Attempt(lan.url, "answered", "", event.seconds, cloud=False)
+    assert event == Attempt(local_server.url, "answered", "", event.seconds, cloud=False)
 
 
-def test_wait_is_served_by_a_lan_that_comes_back(drive: Driver) -> None:
-    """Refused at first, well again after a while: the call does not notice."""
+def test_wait_is_answered_by_a_server_that_comes_back(drive: Driver) -> None:
+    """The server resets three connections, then answers: the call succeeds."""
     with serving() as server:
         server.behaviour = in_turn(*[lambda conn, _: reset(conn)] * 3, then=answers)
         assert drive.call(drive.client(local_base_url=server.url, policy="wait", timeout=60)) == TEXT
 
 
 def test_wait_ends_with_its_deadline(drive: Driver) -> None:
-    """As a timeout of the SDK's, in time."""
+    """With the SDK's timeout error, in time."""
     with refusing() as port:
         client = drive.client(local_base_url=f"http://127.0.0.1:{port}/v1", policy="wait", timeout=0.6)
         started = time.monotonic()
@@ -396,15 +396,15 @@ def test_many_calls_make_one_probe() -> None:
         (lambda conn, _: reset(conn), False),
     ],
 )
-def test_what_counts_as_well(behaviour: Any, well: bool) -> None:  # noqa: FBT001
-    """Any sign of a server that could take a call; not a login page, not a server that is still loading."""
+def test_which_answers_count_as_healthy(behaviour: Any, well: bool) -> None:  # noqa: FBT001
+    """Any answer of a server, a 401 too; not a login page, a redirect or a server error."""
     with serving() as server:
         server.answers_probe = behaviour
         assert health.is_healthy(server.url.replace("/v1", "/health"), 5.0)[0] is well
 
 
 def test_a_probe_that_is_answered_byte_by_byte_comes_to_an_end() -> None:
-    """One that hung would be the last, since there is one at a time."""
+    """There is one probe at a time, so one that hung would stop all later ones."""
 
     def trickle(conn: socket.socket, _: Request) -> None:
         while True:
@@ -418,7 +418,7 @@ def test_a_probe_that_is_answered_byte_by_byte_comes_to_an_end() -> None:
         assert time.monotonic() - started < 5
 
 
-def test_a_closed_client_is_closed_towards_the_lan_too(drive: Driver) -> None:
+def test_close_closes_the_connections_to_local_servers_too(drive: Driver) -> None:
     """Nothing is left open."""
     client = drive.client(local_base_url=LAN, api_key="k")
     drive.run(client.close)
@@ -426,13 +426,13 @@ def test_a_closed_client_is_closed_towards_the_lan_too(drive: Driver) -> None:
     assert route(client).servers.all[0].client.is_closed()
 
 
-def test_a_forgotten_client_leaves_no_socket_open(lan: FaultServer) -> None:
-    """As the SDK's own: warnings are errors here, an unclosed socket's too."""
+def test_a_client_that_is_deleted_leaves_no_socket_open(local_server: FaultServer) -> None:
+    """As the SDK's own client. Warnings are errors here, that of an unclosed socket too."""
     # Finalizers run in the order of the collector's lists, which a collection in the middle would shuffle.
     gc.collect()
     gc.disable()
     try:
-        client = LocalWhisper(local_base_url=lan.url)
+        client = LocalWhisper(local_base_url=local_server.url)
         client.audio.transcriptions.create(model="whisper-1", file=b"x")
         del client
         gc.collect()
@@ -450,7 +450,7 @@ def test_every_argument_of_the_sdk_is_taken() -> None:
 
 
 def test_the_public_surface() -> None:
-    """What a program may import; anything else may change."""
+    """The names that programs may import; all others may change."""
     assert sorted(localwhisper_client.__all__) == [
         "AsyncLocalWhisper",
         "Attempt",

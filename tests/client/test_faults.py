@@ -98,7 +98,7 @@ class Fault:
         return short if self.behaviour in (_stalls, _stalls_in_body, _trickles) else 15.0
 
     @property
-    def patience(self) -> float:
+    def connect_timeout(self) -> float:
         """Return the seconds for a connection: few only where they will be waited for."""
         return 0.15 if self.verdict == OUTAGE else 5.0
 
@@ -112,7 +112,7 @@ class Fault:
             with blackhole() as port:
                 yield f"http://127.0.0.1:{port}/v1"
         elif self.name == "no such host":
-            yield "http://nobody.invalid:5000/v1"
+            yield "http://unknown.invalid:5000/v1"
         else:
             with serving(self.behaviour) as server:
                 server.reads_body = self.reads_body
@@ -159,11 +159,11 @@ every_fault = pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.n
 
 @pytest.fixture(autouse=True)
 def no_such_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make one name unknown without anybody being asked."""
+    """Make one name unknown without asking a name server."""
     resolve = socket.getaddrinfo
 
     def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
-        if host in ("nobody.invalid", b"nobody.invalid"):
+        if host in ("unknown.invalid", b"unknown.invalid"):
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return resolve(host, *args, **kwargs)
 
@@ -173,12 +173,12 @@ def no_such_host(monkeypatch: pytest.MonkeyPatch) -> None:
 @every_fault
 @pytest.mark.parametrize("shape", SHAPES)
 def test_each_fault_ends_as_the_table_says(fault: Fault, shape: str, drive: Driver, cloud: FaultServer) -> None:
-    """Under `cloud`: the next backend takes the call, once and whole; or it is raised, and the cloud hears nothing."""
+    """Under `cloud` the next backend gets the whole call, once; or the fault is raised and the cloud gets nothing."""
     with fault.url() as url:
         client = drive.client(
             local_base_url=url,
             policy="cloud",
-            connect_timeout=fault.patience,
+            connect_timeout=fault.connect_timeout,
             timeout=fault.seconds(1.0),
             max_retries=0,
         )
@@ -200,9 +200,9 @@ def test_each_fault_ends_as_the_table_says(fault: Fault, shape: str, drive: Driv
 
 @every_fault
 def test_nothing_leaves_the_lan_by_default(fault: Fault, drive: Driver, cloud: FaultServer) -> None:
-    """Under `local_only` each fault is an error of the SDK's that names the backend; the cloud hears nothing."""
+    """Under `local_only` each fault is an SDK error that names the backend; the cloud gets nothing."""
     with fault.url() as url:
-        client = drive.client(local_base_url=url, connect_timeout=fault.patience, timeout=fault.seconds(0.3))
+        client = drive.client(local_base_url=url, connect_timeout=fault.connect_timeout, timeout=fault.seconds(0.3))
         with pytest.raises(fault.error) as raised:
             drive.call(client, file=fault.file)
     assert isinstance(raised.value, openai.APIError)
@@ -213,11 +213,13 @@ def test_nothing_leaves_the_lan_by_default(fault: Fault, drive: Driver, cloud: F
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_lan_that_answers_keeps_the_call(shape: str, drive: Driver, lan: FaultServer, cloud: FaultServer) -> None:
+def test_a_local_server_that_answers_gets_the_call(
+    shape: str, drive: Driver, local_server: FaultServer, cloud: FaultServer
+) -> None:
     """No error, no cloud."""
-    client = drive.client(local_base_url=lan.url, policy="cloud")
+    client = drive.client(local_base_url=local_server.url, policy="cloud")
     assert drive.call(client, shape) == TEXT
-    assert len(lan.calls) == 1
+    assert len(local_server.calls) == 1
     assert not cloud.calls
 
 
@@ -229,7 +231,7 @@ def _breaks_after_first_event(conn: socket.socket, request: Request) -> None:
 
 @pytest.mark.parametrize("shape", EVENT_SHAPES)
 def test_a_stream_falls_back_only_before_its_first_event(shape: str, drive: Driver, cloud: FaultServer) -> None:
-    """What the caller has begun to read is not begun again elsewhere."""
+    """Once the caller has read an event, the stream is not started again at another backend."""
     with serving(_breaks_after_first_event) as server:
         client = drive.client(local_base_url=server.url, policy="cloud")
         with pytest.raises((openai.APIConnectionError, http.TransportError)):
@@ -238,8 +240,8 @@ def test_a_stream_falls_back_only_before_its_first_event(shape: str, drive: Driv
 
 
 @pytest.mark.parametrize("shape", EVENT_SHAPES)
-def test_half_a_stream_is_not_taken_for_a_whole_one(shape: str, drive: Driver) -> None:
-    """It ends as if that were all, and without the event that says so."""
+def test_a_stream_without_its_last_event_is_an_error(shape: str, drive: Driver) -> None:
+    """The connection ends properly, but the event that ends a transcript is missing."""
     for end, whole in ((b"", False), (b'data: {"type":"transcript.text.done","text":"a"}\n\n', True)):
         event = b'data: {"type":"transcript.text.delta","delta":"a"}\n\n'
         with serving(says(200, b"text/event-stream", event + end)) as server:
@@ -252,16 +254,16 @@ def test_half_a_stream_is_not_taken_for_a_whole_one(shape: str, drive: Driver) -
 
 
 @pytest.mark.parametrize("shape", EVENT_SHAPES)
-def test_the_streams_of_other_servers_may_end_as_they_like(shape: str, drive: Driver) -> None:
-    """Some send segments of their own kind, and none to say that there are no more."""
+def test_streams_of_other_servers_need_no_last_event(shape: str, drive: Driver) -> None:
+    """Some send segments of their own kind and no event at the end."""
     with serving(says(200, b"text/event-stream", b'data: {"text":"a"}\n\ndata: {"text":"b"}\n\n')) as server:
         drive.call(drive.client(local_base_url=server.url), shape)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_busy_lan_is_waited_for(shape: str, status: int, drive: Driver, cloud: FaultServer) -> None:
-    """A `Retry-After` that fits the deadline is obeyed, and the LAN server answers after all."""
+def test_a_busy_server_is_waited_for(shape: str, status: int, drive: Driver, cloud: FaultServer) -> None:
+    """A `Retry-After` that fits the deadline is obeyed, and the local server answers."""
     with serving() as server:
         server.behaviour = in_turn(
             error(status, b"retry-after: 0.05"), error(status, b"retry-after-ms: 50"), then=answers

@@ -1,4 +1,4 @@
-"""Audio stays on the LAN under `local_only` and `wait`, whatever door of the SDK a program takes."""
+"""Audio stays on the LAN under `local_only` and `wait`, whichever method of the SDK a program calls."""
 
 from __future__ import annotations
 
@@ -79,39 +79,43 @@ def test_the_answer_is_judged_by_what_is_sent(
     arguments: dict[str, Any],
     text: str | None,
     drive: Driver,
-    lan: FaultServer,
+    local_server: FaultServer,
     cloud: FaultServer,
 ) -> None:
     """`extra_body` goes over the arguments: a right answer is right, is not paid for, and opens no breaker."""
-    lan.behaviour = by_field
-    client = drive.client(local_base_url=lan.url, policy="cloud")
+    local_server.behaviour = by_field
+    client = drive.client(local_base_url=local_server.url, policy="cloud")
     for _ in range(4):
         fields = {"model": "whisper-1", "file": ("a.ogg", b"x"), "extra_body": body, **arguments}
         answer = drive.run(lambda fields: client.audio.transcriptions.create(**fields), fields)
         if text is not None:
             assert (answer if isinstance(answer, str) else answer.text) == text
-    assert len(lan.calls) == 4
+    assert len(local_server.calls) == 4
     assert not cloud.calls
 
 
-def test_a_stream_asked_for_in_extra_body_must_be_whole(drive: Driver, lan: FaultServer, cloud: FaultServer) -> None:
+def test_a_stream_asked_for_in_extra_body_must_be_whole(
+    drive: Driver, local_server: FaultServer, cloud: FaultServer
+) -> None:
     """Half of one is no answer, and the cloud is asked for what was asked for: a stream."""
-    lan.behaviour = says(200, b"text/event-stream", EVENTS.partition(b'data: {"type":"transcript.text.done')[0])
-    client = drive.client(local_base_url=lan.url, policy="cloud")
+    local_server.behaviour = says(
+        200, b"text/event-stream", EVENTS.partition(b'data: {"type":"transcript.text.done')[0]
+    )
+    client = drive.client(local_base_url=local_server.url, policy="cloud")
     assert drive.call(client, extra_body={"stream": True}).endswith(EVENTS.decode()[-20:])
     (call,) = cloud.calls
     assert call.wants_events
 
 
-def test_a_body_of_the_programs_own_goes_to_the_lan_alone(lan: FaultServer, cloud: FaultServer) -> None:
+def test_a_body_of_the_programs_own_goes_to_the_lan_alone(local_server: FaultServer, cloud: FaultServer) -> None:
     """Its fields cannot be read, so no model of the cloud's can be chosen for it."""
     options: Any = {"headers": {"Content-Type": "audio/ogg"}}
     name = "content" if "content" in inspect.signature(LocalWhisper.post).parameters else "body"
     own: Any = {"cast_to": object, "options": options, name: b"x"}
-    with LocalWhisper(local_base_url=lan.url, policy="cloud") as client:
+    with LocalWhisper(local_base_url=local_server.url, policy="cloud") as client:
         answer: Any = client.post("/audio/transcriptions", **own)
         assert answer["text"] == TEXT
-        lan.behaviour = says(500, b"application/json", b"{}")
+        local_server.behaviour = says(500, b"application/json", b"{}")
         with pytest.raises(LocalServerUnavailable, match="wrote the body itself"):
             client.post("/audio/transcriptions", **own)
     assert not cloud.calls
@@ -139,22 +143,24 @@ PATHS = [
 def test_no_spelling_of_a_path_escapes(
     path: str,
     patched: bool,  # noqa: FBT001
-    lan: FaultServer,
+    local_server: FaultServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A server would find the way from it, so the routing does; and the LAN server is asked at its own address."""
-    monkeypatch.setenv("LOCALWHISPER_BASE_URL", lan.url)
+    monkeypatch.setenv("LOCALWHISPER_BASE_URL", local_server.url)
     if patched:
         localwhisper.install()
     with openai.OpenAI(api_key="k") if patched else LocalWhisper(api_key="k") as client:
         answer: Any = client.post(path, cast_to=object, body={"model": "whisper-1"}, files={"file": ("a.ogg", b"x")})
     assert answer["text"] == TEXT
-    assert [call.path for call in lan.calls] == ["/v1/audio/transcriptions"]
+    assert [call.path for call in local_server.calls] == ["/v1/audio/transcriptions"]
 
 
-def test_a_path_split_between_base_url_and_call(lan: FaultServer) -> None:
+def test_a_path_split_between_base_url_and_call(local_server: FaultServer) -> None:
     """The two are one address."""
-    with LocalWhisper(local_base_url=lan.url, base_url="https://api.openai.com/v1/audio", api_key="k") as client:
+    with LocalWhisper(
+        local_base_url=local_server.url, base_url="https://api.openai.com/v1/audio", api_key="k"
+    ) as client:
         answer: Any = client.post("/transcriptions", cast_to=object, files={"file": ("a.ogg", b"x")})
     assert answer["text"] == TEXT
 
@@ -175,27 +181,27 @@ def test_a_gateway_in_openai_base_url_is_not_the_lan(
 
 
 def test_a_name_is_judged_by_what_it_resolves_to(
-    drive: Driver, lan: FaultServer, monkeypatch: pytest.MonkeyPatch
+    drive: Driver, local_server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`pc.example` is this machine; one that resolves to nothing is not there, and may not come to be elsewhere."""
-    monkeypatch.setenv("OPENAI_BASE_URL", f"http://pc.example:{lan.port}/v1")
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://pc.example:{local_server.port}/v1")
     assert drive.call(drive.client()) == TEXT
-    monkeypatch.setenv("OPENAI_BASE_URL", f"http://nowhere.example:{lan.port}/v1")
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://nowhere.example:{local_server.port}/v1")
     with pytest.raises(LocalServerUnavailable, match=r"nowhere\.example"):
         drive.call(drive.client(timeout=2))
-    assert len(lan.calls) == 1
+    assert len(local_server.calls) == 1
 
 
 def test_a_look_up_counts_for_a_minute() -> None:
-    """Then the name is asked again: it may have moved."""
+    """Then the name is looked up again, since its address may have changed."""
     now = [0.0]
     hosts = Hosts(lambda: now[0])
-    with names(box_example="127.0.0.1"):
-        assert hosts.on_lan("http://box.example", 5)
-    with names(box_example=PUBLIC):
-        assert hosts.on_lan("http://box.example", 5)
+    with names(pc2_example="127.0.0.1"):
+        assert hosts.on_lan("http://pc2.example", 5)
+    with names(pc2_example=PUBLIC):
+        assert hosts.on_lan("http://pc2.example", 5)
         now[0] = REMEMBERED
-        assert hosts.on_lan("http://box.example", 5) is False
+        assert hosts.on_lan("http://pc2.example", 5) is False
     assert hosts.on_lan("http://nowhere.example", 5) is None
 
 
@@ -215,10 +221,10 @@ def test_a_server_named_by_hand_may_be_anywhere_and_is_warned_of_once(caplog: py
 
 
 def test_the_answers_own_address_is_what_is_looked_at(
-    drive: Driver, lan: FaultServer, caplog: pytest.LogCaptureFixture
+    drive: Driver, local_server: FaultServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Of a real connection, both flavours: this machine is on the LAN."""
-    client = drive.client(local_base_url=lan.url)
+    client = drive.client(local_base_url=local_server.url)
     assert drive.call(client) == TEXT
     assert not [record for record in caplog.records if "not on the LAN" in record.message]
 
@@ -227,12 +233,12 @@ def test_the_answers_own_address_is_what_is_looked_at(
     "url", ["https://eu.api.openai.com/v1", "https://gateway.example/api/v1", "http://127.0.0.1:4000/v1"]
 )
 def test_what_is_not_speech_goes_where_the_sdk_sends_it(
-    url: str, lan: FaultServer, cloud: FaultServer, monkeypatch: pytest.MonkeyPatch
+    url: str, local_server: FaultServer, cloud: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`openai.OpenAI().chat` and `openai.chat` under the shim alike; speech goes to the cloud that is named for it."""
-    monkeypatch.setenv("LOCALWHISPER_BASE_URL", lan.url)
+    monkeypatch.setenv("LOCALWHISPER_BASE_URL", local_server.url)
     monkeypatch.setenv("OPENAI_BASE_URL", url)
-    lan.behaviour = says(500, b"application/json", b"{}")
+    local_server.behaviour = says(500, b"application/json", b"{}")
     with localwhisper.OpenAI(policy="cloud") as client:
         for each in (client, client.with_options(timeout=9)):
             assert str(each.base_url).rstrip("/") == url
@@ -249,21 +255,21 @@ TRANSCRIPTION = {**CONVERSATION, "extra_query": {"intent": "transcription"}}
 
 def realtime(client: Any) -> list[Any]:
     """Return every `connect` of the SDK's that streams audio, as far as this version has it."""
-    doors = [client.realtime.connect, client.beta.realtime.connect] if hasattr(client.beta, "realtime") else []
-    doors += [client.realtime.translations.connect] if hasattr(client.realtime, "translations") else []
-    return doors + ([client.live.connect] if hasattr(client, "live") else [])
+    methods = [client.realtime.connect, client.beta.realtime.connect] if hasattr(client.beta, "realtime") else []
+    methods += [client.realtime.translations.connect] if hasattr(client.realtime, "translations") else []
+    return methods + ([client.live.connect] if hasattr(client, "live") else [])
 
 
 @pytest.mark.parametrize("kind", [LocalWhisper, AsyncLocalWhisper])
 @pytest.mark.parametrize("policy", ["local_only", "wait"])
-@pytest.mark.parametrize("wish", [TRANSCRIPTION, CONVERSATION])
-def test_no_realtime_session_is_opened_to_the_cloud(kind: Any, policy: str, wish: Any) -> None:
+@pytest.mark.parametrize("session", [TRANSCRIPTION, CONVERSATION])
+def test_no_realtime_session_is_opened_to_the_cloud(kind: Any, policy: str, session: Any) -> None:
     """Both kinds send what is said; it is refused before a connection, in words that name the way out."""
     client = kind(policy=policy, api_key="k")
     assert len(realtime(client)) >= 2
     for connect in realtime(client) + realtime(client.with_options(timeout=3)):
         with pytest.raises(CloudNotAllowed, match=f"api.openai.com.*{policy}.*LOCALWHISPER_POLICY=cloud"):
-            connect(**wish)
+            connect(**session)
 
 
 @pytest.mark.parametrize("kind", [LocalWhisper, AsyncLocalWhisper])
@@ -324,11 +330,11 @@ def test_azure_is_answered_on_the_lan(
     model: str,
     asked: bytes,
     drive: Driver,
-    lan: FaultServer,
+    local_server: FaultServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Under the shim and patched; a deployment's name is the user's own, so OpenAI's stands for it."""
-    monkeypatch.setenv("LOCALWHISPER_BASE_URL", lan.url)
+    monkeypatch.setenv("LOCALWHISPER_BASE_URL", local_server.url)
     if patched:
         localwhisper.install()
     kind = "AzureOpenAI" if drive.flavour == "sync" else "AsyncAzureOpenAI"
@@ -337,7 +343,7 @@ def test_azure_is_answered_on_the_lan(
     for each in (client, client.with_options(timeout=5)):
         assert drive.call(each, model=model) == TEXT
     drive.run(client.close)
-    for call in lan.calls:
+    for call in local_server.calls:
         assert call.path == "/v1/audio/transcriptions"
         assert b'name="model"\r\n\r\n' + asked + b"\r\n" in call.body
         assert "api-key" not in call.headers

@@ -132,7 +132,7 @@ def test_what_is_openai() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wishes", "policy"),
+    ("given", "policy"),
     [
         ([], Policy.LOCAL_ONLY),
         ([None, None], Policy.LOCAL_ONLY),
@@ -141,9 +141,9 @@ def test_what_is_openai() -> None:
         ([Policy.WAIT, Policy.LOCAL_ONLY, Policy.CLOUD], Policy.LOCAL_ONLY),
     ],
 )
-def test_the_stricter_policy_wins(wishes: list[Policy | None], policy: Policy) -> None:
-    """And silence is no wish."""
-    assert strictest(wishes) is policy
+def test_the_stricter_policy_wins(given: list[Policy | None], policy: Policy) -> None:
+    """`None` sets no policy."""
+    assert strictest(given) is policy
     assert [p for p in Policy if p.leaves_lan] == [Policy.CLOUD]
     assert parse_policy("x", None) is None
 

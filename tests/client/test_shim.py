@@ -29,15 +29,15 @@ def fresh_module_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         localwhisper._current[1].close()
 
 
-def test_the_module_transcribes(lan: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_module_transcribes(local_server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a key; the client is made once, at the first call."""
-    monkeypatch.setenv("LOCALWHISPER_BASE_URL", lan.url)
+    monkeypatch.setenv("LOCALWHISPER_BASE_URL", local_server.url)
     assert localwhisper._current is None
     assert localwhisper.audio.transcriptions.create(model="whisper-1", file=b"x").text == TEXT
     with _deprecated_or_not():
         answer: Any = localwhisper.audio.translations.create(model="whisper-1", file=b"x")
     assert answer.text == TEXT
-    assert [call.path for call in lan.calls] == ["/v1/audio/transcriptions", "/v1/audio/translations"]
+    assert [call.path for call in local_server.calls] == ["/v1/audio/transcriptions", "/v1/audio/translations"]
     assert localwhisper._client() is localwhisper._client()
 
 

@@ -89,10 +89,10 @@ def test_what_was_sent_first_is_sent_whole_the_second_time(
     path.write_bytes(AUDIO)
     make, sign = KINDS[kind]
     file = make(path)
-    with serving(error(500)) as lan:
-        client = drive.client(local_base_url=lan.url, policy="cloud")
+    with serving(error(500)) as local_server:
+        client = drive.client(local_base_url=local_server.url, policy="cloud")
         assert drive.call(client, file=file) == TEXT
-        bodies = [lan.calls[0].body, cloud.calls[0].body]
+        bodies = [local_server.calls[0].body, cloud.calls[0].body]
     for body in bodies:
         assert AUDIO in body
         assert sign in body

@@ -34,11 +34,11 @@ HEALTH = {"status": "ok", "ready": True, "model": "base", "device": "cpu", "requ
 
 
 @pytest.fixture
-def local_server(lan: FaultServer, monkeypatch: pytest.MonkeyPatch) -> FaultServer:
+def local_server(local_server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> FaultServer:
     """A LAN server that the environment names, and that answers with words."""
-    monkeypatch.setenv("LOCALWHISPER_BASE_URL", lan.url)
-    lan.behaviour = WORDS
-    return lan
+    monkeypatch.setenv("LOCALWHISPER_BASE_URL", local_server.url)
+    local_server.behaviour = WORDS
+    return local_server
 
 
 @pytest.fixture

@@ -135,19 +135,21 @@ CASES = {
 }
 
 
-def by_command(recording: Path, case: Case, lan: FaultServer) -> int:
+def by_command(recording: Path, case: Case, local_server: FaultServer) -> int:
     """Run `localwhisper transcribe`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCALWHISPER_BASE_URL", lan.url)
+        patch.setenv("LOCALWHISPER_BASE_URL", local_server.url)
         patch.chdir(recording.parent)
         arguments = ["transcribe", recording.name, "--delete-after", "--format", case.format, *case.arguments]
         return CliRunner().invoke(app, arguments).exit_code
 
 
-def by_skill(recording: Path, case: Case, lan: FaultServer) -> int:
+def by_skill(recording: Path, case: Case, local_server: FaultServer) -> int:
     """Run the skill's script."""
     flags = ["--json"] if case.format == "json" else []
-    done = run_skill(recording.name, "--delete-input", *flags, *case.arguments, url=lan.url, cwd=recording.parent)
+    done = run_skill(
+        recording.name, "--delete-input", *flags, *case.arguments, url=local_server.url, cwd=recording.parent
+    )
     return int(done.returncode)
 
 
@@ -160,7 +162,7 @@ WAYS = [
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("way", WAYS)
-def test_no_recording_is_lost(way: Any, case: Case, lan: FaultServer, tmp_path: Path) -> None:
+def test_no_recording_is_lost(way: Any, case: Case, local_server: FaultServer, tmp_path: Path) -> None:
     """Only the recording that was sent is deleted, and only after a proven answer; a failure writes no transcript."""
     recording = tmp_path / "voice.ogg"
     recording.write_bytes(SOUND)
@@ -170,8 +172,8 @@ def test_no_recording_is_lost(way: Any, case: Case, lan: FaultServer, tmp_path: 
             case.meanwhile(recording)
         case.answer(conn, request)
 
-    lan.behaviour = behave
-    code = way(recording, case, lan)
+    local_server.behaviour = behave
+    code = way(recording, case, local_server)
     written = [path.name for path in tmp_path.iterdir() if path.name not in ("voice.ogg", ".moved")]
     assert recording.exists() is not case.deleted
     assert written == (["voice.txt" if case.format == "text" else "voice.json"] if case.written else [])
@@ -180,52 +182,52 @@ def test_no_recording_is_lost(way: Any, case: Case, lan: FaultServer, tmp_path: 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows this")
 @pytest.mark.parametrize("way", WAYS)
-def test_a_recording_that_is_open_for_writing_stays(way: Any, lan: FaultServer, tmp_path: Path) -> None:
+def test_a_recording_that_is_open_for_writing_stays(way: Any, local_server: FaultServer, tmp_path: Path) -> None:
     """A recorder that writes every few seconds may not have written while the server worked."""
     recording = tmp_path / "voice.ogg"
     with recording.open("wb") as recorder:
         recorder.write(SOUND)
         recorder.flush()
-        lan.behaviour = WORDS
-        assert way(recording, Case(), lan) == 1
+        local_server.behaviour = WORDS
+        assert way(recording, Case(), local_server) == 1
     assert recording.read_bytes() == SOUND
-    assert way(recording, Case(), lan) == 0
+    assert way(recording, Case(), local_server) == 0
     assert not recording.exists()
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_recording_that_is_being_read_may_go(way: Any, lan: FaultServer, tmp_path: Path) -> None:
+def test_a_recording_that_is_being_read_may_go(way: Any, local_server: FaultServer, tmp_path: Path) -> None:
     """Another reader keeps its open file."""
     recording = tmp_path / "voice.ogg"
     recording.write_bytes(SOUND)
-    lan.behaviour = WORDS
+    local_server.behaviour = WORDS
     with ExitStack() as stack:
         stack.enter_context(recording.open("rb"))
-        assert way(recording, Case(), lan) == 0
+        assert way(recording, Case(), local_server) == 0
     assert not recording.exists()
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_link_is_deleted_and_its_target_is_not(way: Any, lan: FaultServer, tmp_path: Path) -> None:
+def test_a_link_is_deleted_and_its_target_is_not(way: Any, local_server: FaultServer, tmp_path: Path) -> None:
     """The recording stays under its own name."""
     (tmp_path / "kept").mkdir()
     recording = tmp_path / "kept" / "a.ogg"
     recording.write_bytes(SOUND)
     link = tmp_path / "voice.ogg"
     link.symlink_to(recording)
-    lan.behaviour = WORDS
-    assert way(link, Case(), lan) == 0
+    local_server.behaviour = WORDS
+    assert way(link, Case(), local_server) == 0
     assert recording.read_bytes() == SOUND
     assert not link.is_symlink()
 
 
 def test_a_transcript_that_is_not_on_the_disk_deletes_nothing(
-    tmp_path: Path, lan: FaultServer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, local_server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the folder's entry cannot be synced, the recording stays."""
     recording = tmp_path / "voice.ogg"
     recording.write_bytes(SOUND)
-    lan.behaviour = WORDS
+    local_server.behaviour = WORDS
     synced: list[int] = []
     sync = os.fsync
 
@@ -236,7 +238,7 @@ def test_a_transcript_that_is_not_on_the_disk_deletes_nothing(
         sync(handle)
 
     monkeypatch.setattr(os, "fsync", fail_at_folders)
-    assert by_command(recording, Case(), lan) == 1
+    assert by_command(recording, Case(), local_server) == 1
     assert recording.exists()
     assert len(synced) == 2
 

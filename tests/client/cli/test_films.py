@@ -69,7 +69,7 @@ def test_only_a_film_has_a_soundtrack() -> None:
             media.soundtrack(content, io.BytesIO())
 
 
-def taking(limit: int, lan: FaultServer) -> list[int]:
+def taking(limit: int, local_server: FaultServer) -> list[int]:
     """Let a server take `limit` bytes; return a list to which the size of each request is added."""
     sizes: list[int] = []
 
@@ -81,14 +81,14 @@ def taking(limit: int, lan: FaultServer) -> list[int]:
         else:
             says(200, b"text/plain", b"milk\n", b"x-localwhisper-queue-seconds: 0.000")(conn, request)
 
-    lan.behaviour = behave
+    local_server.behaviour = behave
     return sizes
 
 
 @pytest.fixture
-def transcribe(lan: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def transcribe(local_server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run the command on one file."""
-    monkeypatch.setenv("LOCALWHISPER_BASE_URL", lan.url)
+    monkeypatch.setenv("LOCALWHISPER_BASE_URL", local_server.url)
 
     def run(content: bytes, *arguments: str) -> Any:
         (tmp_path / "film.mkv").write_bytes(content)
@@ -97,33 +97,37 @@ def transcribe(lan: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return run
 
 
-def test_the_sound_of_a_film_that_is_too_large_is_sent(transcribe: Any, lan: FaultServer, tmp_path: Path) -> None:
+def test_the_sound_of_a_film_that_is_too_large_is_sent(
+    transcribe: Any, local_server: FaultServer, tmp_path: Path
+) -> None:
     """The film is sent first, since the client does not know the server's limit. --delete-after works as usual."""
     content = film()
-    sizes = taking(len(content) // 2, lan)
+    sizes = taking(len(content) // 2, local_server)
     done = transcribe(content, "--delete-after")
     assert (done.exit_code, len(sizes)) == (0, 2), done.stderr
-    assert b'filename="sound.mka"' in lan.calls[1].body
+    assert b'filename="sound.mka"' in local_server.calls[1].body
     assert [path.name for path in tmp_path.iterdir()] == ["film.txt"]
 
 
-def test_sound_that_is_too_large_is_made_smaller(transcribe: Any, lan: FaultServer) -> None:
+def test_sound_that_is_too_large_is_made_smaller(transcribe: Any, local_server: FaultServer) -> None:
     """The sound of a film, or a recording without a picture, as Opus."""
-    taking(60_000, lan)
+    taking(60_000, local_server)
     assert transcribe(film()).exit_code == 0
-    assert b'filename="sound.ogg"' in lan.calls[2].body
-    lan.calls.clear()
+    assert b'filename="sound.ogg"' in local_server.calls[2].body
+    local_server.calls.clear()
     assert transcribe(film(picture=False), "--force").exit_code == 0
-    assert len(lan.calls) == 2
+    assert len(local_server.calls) == 2
 
 
-def test_the_message_says_what_to_do(transcribe: Any, lan: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_message_says_what_to_do(
+    transcribe: Any, local_server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It always has the server's option, and what to install if PyAV is missing."""
-    taking(10, lan)
+    taking(10, local_server)
     failed = transcribe(film())
     assert failed.exit_code == 1
     assert "--max-upload" in failed.stderr
     assert "transcode" not in failed.stderr
-    assert len(lan.calls) == 3
+    assert len(local_server.calls) == 3
     monkeypatch.setitem(sys.modules, "av", None)
     assert "localwhisper-lan[transcode]" in transcribe(film.__doc__.encode()).stderr

@@ -64,14 +64,14 @@ def parts(request: Request) -> dict[str, Any]:
     return found
 
 
-def test_words_go_beside_the_recording(voice: Path, lan: FaultServer) -> None:
+def test_words_go_beside_the_recording(voice: Path, local_server: FaultServer) -> None:
     """As the bundled skill does: voice.ogg becomes voice.txt, its path is printed, and the input stays."""
-    lan.behaviour = WORDS
-    done = run(voice, url=lan.url)
+    local_server.behaviour = WORDS
+    done = run(voice, url=local_server.url)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{voice.with_suffix('.txt')}\n"
     assert voice.with_suffix(".txt").read_text() == "Grüße, „Welt“ 🏠\n"
-    (call,) = lan.calls
+    (call,) = local_server.calls
     assert call.path == "/v1/audio/transcriptions"
     assert parts(call) == {
         "file": voice.read_bytes(),
@@ -82,14 +82,16 @@ def test_words_go_beside_the_recording(voice: Path, lan: FaultServer) -> None:
     assert sorted(path.name for path in voice.parent.iterdir()) == ["voice.ogg", "voice.txt"]
 
 
-def test_every_option_is_sent(voice: Path, lan: FaultServer, tmp_path: Path) -> None:
+def test_every_option_is_sent(voice: Path, local_server: FaultServer, tmp_path: Path) -> None:
     """Before or after the file; the folder of --out is made."""
-    lan.behaviour = OBJECT
+    local_server.behaviour = OBJECT
     out = tmp_path / "new folder" / "out.json"
-    done = run("--json", "--model", "small", "--language", "de", voice, "--prompt", "Peter", "--out", out, url=lan.url)
+    done = run(
+        "--json", "--model", "small", "--language", "de", voice, "--prompt", "Peter", "--out", out, url=local_server.url
+    )
     assert (done.returncode, done.stdout) == (0, f"{out}\n")
     assert out.read_text() == '{"text":"x"}'
-    sent = parts(lan.calls[0])
+    sent = parts(local_server.calls[0])
     assert [sent[name] for name in ("model", "language", "prompt", "response_format")] == [
         b"small",
         b"de",
@@ -110,11 +112,11 @@ def test_every_option_is_sent(voice: Path, lan: FaultServer, tmp_path: Path) -> 
         "$(id) `id`",
     ],
 )
-def test_a_prompt_may_have_any_characters(prompt: str, voice: Path, lan: FaultServer) -> None:
+def test_a_prompt_may_have_any_characters(prompt: str, voice: Path, local_server: FaultServer) -> None:
     """None of them is special to curl or to the shell."""
-    lan.behaviour = WORDS
-    assert run(voice, "--prompt", prompt, url=lan.url).returncode == 0
-    assert parts(lan.calls[0])["prompt"].replace(b"\r\n", b"\n").decode() == prompt
+    local_server.behaviour = WORDS
+    assert run(voice, "--prompt", prompt, url=local_server.url).returncode == 0
+    assert parts(local_server.calls[0])["prompt"].replace(b"\r\n", b"\n").decode() == prompt
 
 
 @pytest.mark.parametrize(
@@ -131,42 +133,44 @@ def test_a_prompt_may_have_any_characters(prompt: str, voice: Path, lan: FaultSe
         ("back\\slash.o\ngg", "back\\slash.txt"),
     ],
 )
-def test_a_file_may_have_any_name(name: str, output: str, tmp_path: Path, lan: FaultServer) -> None:
+def test_a_file_may_have_any_name(name: str, output: str, tmp_path: Path, local_server: FaultServer) -> None:
     """And a folder's name may have a dot. Of the name only the ending is sent."""
-    lan.behaviour = WORDS
+    local_server.behaviour = WORDS
     folder = tmp_path / "a.b"
     folder.mkdir()
     (folder / name).write_bytes(b"sound")
-    done = run("--", name, url=lan.url, cwd=folder)
+    done = run("--", name, url=local_server.url, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert (folder / output).exists()
-    sent = parts(lan.calls[0])
+    sent = parts(local_server.calls[0])
     assert sent["file"] == b"sound"
     assert sent["filename"].startswith("audio")
 
 
 @pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/", "/v1/audio/transcriptions"])
-def test_the_address_may_be_given_in_any_of_its_forms(end: str, voice: Path, lan: FaultServer) -> None:
+def test_the_address_may_be_given_in_any_of_its_forms(end: str, voice: Path, local_server: FaultServer) -> None:
     """With /v1 or without."""
-    lan.behaviour = WORDS
-    assert run(voice, url=lan.url.removesuffix("/v1") + end).returncode == 0
-    assert lan.calls[0].path == "/v1/audio/transcriptions"
+    local_server.behaviour = WORDS
+    assert run(voice, url=local_server.url.removesuffix("/v1") + end).returncode == 0
+    assert local_server.calls[0].path == "/v1/audio/transcriptions"
 
 
-def test_the_key_is_the_lan_servers(voice: Path, lan: FaultServer) -> None:
+def test_the_key_is_the_lan_servers(voice: Path, local_server: FaultServer) -> None:
     """OpenAI's key is never sent."""
-    lan.behaviour = WORDS
-    run(voice, url=lan.url, OPENAI_API_KEY="sk-secret")
-    run(voice, url=lan.url, OPENAI_API_KEY="sk-secret", LOCALWHISPER_API_KEY="ours")
-    run(voice, url=lan.url, WHISPER_API_KEY="mine", LOCALWHISPER_API_KEY="ours")
-    assert [call.headers.get("authorization") for call in lan.calls] == [None, "Bearer ours", "Bearer mine"]
+    local_server.behaviour = WORDS
+    run(voice, url=local_server.url, OPENAI_API_KEY="sk-secret")
+    run(voice, url=local_server.url, OPENAI_API_KEY="sk-secret", LOCALWHISPER_API_KEY="ours")
+    run(voice, url=local_server.url, WHISPER_API_KEY="mine", LOCALWHISPER_API_KEY="ours")
+    assert [call.headers.get("authorization") for call in local_server.calls] == [None, "Bearer ours", "Bearer mine"]
 
 
-def test_no_proxy_and_no_curlrc(voice: Path, lan: FaultServer, cloud: FaultServer, tmp_path: Path) -> None:
+def test_no_proxy_and_no_curlrc(voice: Path, local_server: FaultServer, cloud: FaultServer, tmp_path: Path) -> None:
     """Either could send the audio elsewhere."""
-    lan.behaviour = WORDS
+    local_server.behaviour = WORDS
     (tmp_path / ".curlrc").write_text(f"url = {cloud.url}\n")
-    assert run(voice, url=lan.url, http_proxy=cloud.url, ALL_PROXY=cloud.url, HOME=str(tmp_path)).returncode == 0
+    assert (
+        run(voice, url=local_server.url, http_proxy=cloud.url, ALL_PROXY=cloud.url, HOME=str(tmp_path)).returncode == 0
+    )
     assert not cloud.calls
 
 
@@ -183,24 +187,24 @@ def test_no_proxy_and_no_curlrc(voice: Path, lan: FaultServer, cloud: FaultServe
 )
 @pytest.mark.parametrize("existing", [None, "an older transcript"])
 def test_a_failure_changes_no_file(
-    behaviour: Any, said: str, existing: str | None, voice: Path, lan: FaultServer
+    behaviour: Any, said: str, existing: str | None, voice: Path, local_server: FaultServer
 ) -> None:
     """The server's message goes to standard error, the exit code is 1, and no output file is written."""
-    lan.behaviour = behaviour
+    local_server.behaviour = behaviour
     out = voice.with_suffix(".txt")
     if existing:
         out.write_text(existing)
-    done = run(voice, url=lan.url)
+    done = run(voice, url=local_server.url)
     assert (done.returncode, done.stdout) == (1, "")
     assert said in done.stderr
     assert {path.name for path in voice.parent.iterdir()} == {"voice.ogg", *(["voice.txt"] if existing else [])}
     assert not existing or out.read_text() == existing
 
 
-def test_a_text_answer_to_json(voice: Path, lan: FaultServer) -> None:
+def test_a_text_answer_to_json(voice: Path, local_server: FaultServer) -> None:
     """With --json only JSON is a transcript."""
-    lan.behaviour = WORDS
-    assert "not a transcript" in run(voice, "--json", url=lan.url).stderr
+    local_server.behaviour = WORDS
+    assert "not a transcript" in run(voice, "--json", url=local_server.url).stderr
 
 
 def test_no_server(voice: Path) -> None:

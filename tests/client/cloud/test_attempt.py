@@ -86,11 +86,11 @@ def at(client: Any, seconds: float) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_call_on_the_lan_saves_money(shape: str, drive: Driver, ledger: Path) -> None:
     """By the answer's usage, else by the file's length. Neither the text nor the file's name is written."""
-    with serving(metered) as lan:
+    with serving(metered) as local_server:
         file = ("secret.ogg", VOICE.read_bytes())
-        assert drive.call(drive.client(local_base_url=lan.url), shape, file=file) == TEXT
+        assert drive.call(drive.client(local_base_url=local_server.url), shape, file=file) == TEXT
         (row,) = rows(ledger)
-        assert (row.backend, row.cloud, row.reason, row.cost_usd) == (lan.url, False, "", 0.0)
+        assert (row.backend, row.cloud, row.reason, row.cost_usd) == (local_server.url, False, "", 0.0)
     assert row.audio_seconds == pytest.approx(60, abs=1.5)
     assert row.saved_usd == pytest.approx(MINUTE, rel=0.05)
     assert row.seconds > 0
@@ -147,36 +147,44 @@ def test_the_cost_of_a_failure(
     assert row.reason.startswith(reason)
 
 
-def test_without_a_ledger_nothing_is_written(drive: Driver, lan: FaultServer, tmp_path: Path, monkeypatch: Any) -> None:
+def test_without_a_ledger_nothing_is_written(
+    drive: Driver, local_server: FaultServer, tmp_path: Path, monkeypatch: Any
+) -> None:
     """The ledger is off by default."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    drive.call(drive.client(local_base_url=lan.url))
+    drive.call(drive.client(local_base_url=local_server.url))
     assert not list(tmp_path.iterdir())
     monkeypatch.setenv("LOCALWHISPER_LEDGER", "1")
-    drive.call(drive.client(local_base_url=lan.url))
+    drive.call(drive.client(local_base_url=local_server.url))
     assert len(rows(tmp_path / "localwhisper" / "ledger.sqlite3")) == 1
 
 
 def test_a_ledger_that_cannot_be_written_stops_no_call(
-    off: str, drive: Driver, lan: FaultServer, cloud: FaultServer, tmp_path: Path, monkeypatch: Any, caplog: Any
+    off: str,
+    drive: Driver,
+    local_server: FaultServer,
+    cloud: FaultServer,
+    tmp_path: Path,
+    monkeypatch: Any,
+    caplog: Any,
 ) -> None:
     """Neither on the LAN nor, without a budget, to the cloud; the log has a warning."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("LOCALWHISPER_LEDGER", str(tmp_path / "file" / "ledger"))
     with caplog.at_level(logging.WARNING, "localwhisper"):
-        assert drive.call(drive.client(local_base_url=lan.url)) == TEXT
+        assert drive.call(drive.client(local_base_url=local_server.url)) == TEXT
         assert drive.call(drive.client(local_base_url=off, policy="cloud")) == TEXT
     assert caplog.text.count("cannot be written") == 2
 
 
 def test_a_budget_that_cannot_be_checked_stops_the_cloud(
-    off: str, drive: Driver, lan: FaultServer, cloud: FaultServer, tmp_path: Path, monkeypatch: Any
+    off: str, drive: Driver, local_server: FaultServer, cloud: FaultServer, tmp_path: Path, monkeypatch: Any
 ) -> None:
     """The cloud is not asked; calls to the LAN server go on."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("LOCALWHISPER_LEDGER", str(tmp_path / "file" / "ledger"))
     monkeypatch.setenv("LOCALWHISPER_CLOUD_BUDGET", "5/month")
-    assert drive.call(drive.client(local_base_url=lan.url, policy="cloud")) == TEXT
+    assert drive.call(drive.client(local_base_url=local_server.url, policy="cloud")) == TEXT
     client = drive.client(local_base_url=off, policy="cloud")
     with pytest.raises(BudgetExceeded, match="cannot be checked"):
         drive.call(client)
@@ -406,15 +414,15 @@ def test_a_file_too_big_for_the_cloud(off: str, drive: Driver, cloud: FaultServe
     assert len(cloud.calls) == 1
 
 
-def test_last_call_is_the_tasks_own(lan: FaultServer) -> None:
+def test_last_call_is_the_tasks_own(local_server: FaultServer) -> None:
     """A thread that made no call has none."""
-    lan.behaviour = metered
-    with LocalWhisper(local_base_url=lan.url) as client:
+    local_server.behaviour = metered
+    with LocalWhisper(local_base_url=local_server.url) as client:
         client.audio.transcriptions.create(model="whisper-1", file=b"x")
     last = localwhisper.last_call()
     assert last is not None
     assert (last.backend, last.cloud, last.reason, last.cost, last.audio_seconds, last.attempts) == (
-        lan.url, False, "", 0.0, 60.0, 1,
+        local_server.url, False, "", 0.0, 60.0, 1,
     )  # fmt: skip
     others: list[Any] = []
     thread = threading.Thread(target=lambda: others.append(localwhisper.last_call()))
@@ -432,7 +440,7 @@ def test_a_failed_call_is_a_last_call_too(off: str, drive: Driver) -> None:
     assert "ConnectError" in drive.last.reason
 
 
-def test_a_span_for_each_call(drive: Driver, lan: FaultServer, monkeypatch: Any) -> None:
+def test_a_span_for_each_call(drive: Driver, local_server: FaultServer, monkeypatch: Any) -> None:
     """If OpenTelemetry is installed; without it calls go on."""
     from opentelemetry import trace
     from opentelemetry.sdk.trace import TracerProvider
@@ -443,13 +451,13 @@ def test_a_span_for_each_call(drive: Driver, lan: FaultServer, monkeypatch: Any)
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
-    drive.call(drive.client(local_base_url=lan.url))
+    drive.call(drive.client(local_base_url=local_server.url))
     (span,) = exporter.get_finished_spans()
     assert span.name == "localwhisper audio/transcriptions"
     assert span.attributes is not None
-    assert (span.attributes["localwhisper.backend"], span.attributes["localwhisper.cloud"]) == (lan.url, False)
+    assert (span.attributes["localwhisper.backend"], span.attributes["localwhisper.cloud"]) == (local_server.url, False)
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
-    assert drive.call(drive.client(local_base_url=lan.url)) == TEXT
+    assert drive.call(drive.client(local_base_url=local_server.url)) == TEXT
     assert len(exporter.get_finished_spans()) == 1
 
 

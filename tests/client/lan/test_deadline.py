@@ -74,13 +74,13 @@ def test_a_name_that_is_slow_to_fail_costs_no_call_its_deadline(drive: Driver, n
     assert threading.active_count() - threads <= 3  # the look-up, the probe, and a timer of the portal's
 
 
-def test_every_address_of_a_name_is_tried(drive: Driver, name_server: NameServer, lan: FaultServer) -> None:
+def test_every_address_of_a_name_is_tried(drive: Driver, name_server: NameServer, local_server: FaultServer) -> None:
     """The first address may be of a network that the machine has left."""
     name_server.done.set()
     name_server.addresses = ("127.0.0.9", "127.0.0.1")
-    client = drive.client(local_base_url=lan.url.replace("127.0.0.1", "pc.local"))
+    client = drive.client(local_base_url=local_server.url.replace("127.0.0.1", "pc.local"))
     assert drive.call(client) == TEXT
-    assert lan.calls[0].headers["host"] == f"pc.local:{lan.port}"
+    assert local_server.calls[0].headers["host"] == f"pc.local:{local_server.port}"
 
 
 def _drip(conn: socket.socket, data: bytes) -> None:

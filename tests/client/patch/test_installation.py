@@ -37,10 +37,10 @@ def uninstalled() -> Iterator[None]:
 
 
 @pytest.fixture
-def local_server(lan: FaultServer, monkeypatch: pytest.MonkeyPatch) -> FaultServer:
+def local_server(local_server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> FaultServer:
     """A LAN server that the environment names."""
-    monkeypatch.setenv("LOCALWHISPER_BASE_URL", lan.url)
-    return lan
+    monkeypatch.setenv("LOCALWHISPER_BASE_URL", local_server.url)
+    return local_server
 
 
 def transcribed(client: Any) -> str:

@@ -59,11 +59,11 @@ def test_transition(before: Circuit, signal: Signal, expected: Circuit) -> None:
 
 
 def test_the_table_is_whole() -> None:
-    """Every state meets every signal in it."""
+    """It has a row for every state and signal."""
     assert {(row[0].state, row[1]) for row in TABLE} == set(itertools.product(State, Signal))
 
 
-def test_the_cooldown_doubles_up_to_its_cap_however_long_the_box_is_off() -> None:
+def test_the_cooldown_doubles_up_to_its_cap_however_long_the_server_is_off() -> None:
     """2, 4, 5, 5 … seconds, and no overflow after months."""
     circuit, waits = after(CLOSED, Signal.OUTAGE, NOW, RULES), []
     for _ in range(2000):
@@ -74,7 +74,7 @@ def test_the_cooldown_doubles_up_to_its_cap_however_long_the_box_is_off() -> Non
 
 
 def test_one_probe_at_a_time() -> None:
-    """Of many who ask once the cooldown is over, one may probe."""
+    """Of many calls after the cooldown, one may probe."""
     breaker = Breaker(RULES)
     breaker.signal(Signal.OUTAGE, NOW)
     assert not breaker.allows_calls()

@@ -1,4 +1,4 @@
-"""`plan()` against a made-up clock: no sockets, no sleeping."""
+"""`plan()` with a clock of the test's own: no sockets, no sleeping."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class World:
         (BAD_CALL, ["pc"]),
     ],
 )
-def test_who_is_asked_under_cloud(outcome: Outcome, steps: list[str]) -> None:
+def test_which_backends_are_tried_under_cloud(outcome: Outcome, steps: list[str]) -> None:
     """The routing table, row by row."""
     world = World()
     ending = world.call(pc=outcome, cloud=OK)
@@ -154,7 +154,7 @@ def test_the_third_failure_in_a_row_opens_the_breaker() -> None:
 
 
 def test_without_an_alternative_health_is_asked_before_giving_up() -> None:
-    """A box that came back a moment ago serves the next call; audio is sent only to one that is well."""
+    """A server that has just come back answers the next call; audio is sent only after its probe succeeds."""
     world = World(Policy.LOCAL_ONLY)
     world.break_down("pc")
     ending = world.call()
@@ -166,7 +166,7 @@ def test_without_an_alternative_health_is_asked_before_giving_up() -> None:
     assert isinstance(world.events[0], BreakerClosed)
 
 
-def test_servers_in_the_lan_are_asked_in_order_and_the_sick_ones_last() -> None:
+def test_local_servers_are_tried_in_order_and_those_with_an_open_breaker_last() -> None:
     """The next one takes over from one that fails."""
     world = World(Policy.LOCAL_ONLY, names=("pc", "nas", "pi"))
     assert world.call(pc=OUTAGE, nas=FAILURE, pi=OK).outcome is OK
@@ -182,8 +182,8 @@ def test_servers_in_the_lan_are_asked_in_order_and_the_sick_ones_last() -> None:
     assert world.steps == ["ask pc", "pc", "ask nas", "nas"]
 
 
-def test_wait_asks_the_lan_again_until_the_deadline() -> None:
-    """Backoff doubles; once the box is known to be down it is probed, not sent audio; the end is a timeout."""
+def test_wait_retries_the_local_server_until_the_deadline() -> None:
+    """Backoff doubles; once the breaker is open the server is probed, and sent no audio; the end is a timeout."""
     world = World(Policy.WAIT, seconds=5)
     ending = world.call(pc=OUTAGE)
     assert world.steps == ["pc", "wait 0.25", "ask pc", "wait 0.5", "ask pc", "wait 1", "ask pc", "wait 2", "ask pc"]
@@ -192,7 +192,7 @@ def test_wait_asks_the_lan_again_until_the_deadline() -> None:
     assert len(ending.tried) == 2
 
 
-def test_wait_is_served_when_the_box_is_back() -> None:
+def test_wait_is_answered_when_the_server_is_back() -> None:
     """It does not wait for longer than needed."""
     world = World(Policy.WAIT, seconds=None)
     world.break_down("pc")
@@ -201,7 +201,7 @@ def test_wait_is_served_when_the_box_is_back() -> None:
     assert world.steps == ["ask pc", "pc", "wait 0.25", "ask pc", "pc"]
 
 
-def test_time_is_kept_for_those_who_come_after() -> None:
+def test_time_is_kept_for_the_backends_that_follow() -> None:
     """Half of what is left, while others are left; all of it for the last; for ever without a deadline."""
     world = World(names=("pc", "nas"), takes=10)
     world.call(pc=FAILURE, nas=FAILURE, cloud=OK)
@@ -236,7 +236,7 @@ def test_a_call_whose_time_is_up_goes_nowhere() -> None:
     assert ending.timed_out
 
 
-def test_events_tell_the_story() -> None:
+def test_events_of_a_fallback() -> None:
     """Attempt, breaker, fallback, attempt; seconds are those of the attempt."""
     world = World(takes=2)
     world.call(pc=OUTAGE, cloud=OK)
@@ -248,8 +248,8 @@ def test_events_tell_the_story() -> None:
     ]
 
 
-def test_a_driver_that_answers_nonsense_is_told() -> None:
-    """A `Try` without an outcome is a bug of the driver's."""
+def test_a_wrong_reply_of_the_driver_is_an_error() -> None:
+    """A `Try` must be answered with an outcome."""
     plan = Call([Backend("pc")], Backend("c"), Policy.CLOUD, 1, lambda: 0.0, lambda: 0.0, lambda _: None).plan()
     next(plan)
     with pytest.raises(TypeError, match="Outcome"):

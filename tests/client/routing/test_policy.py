@@ -1,4 +1,4 @@
-"""What may leave the LAN, and what is said when it may not; both flavours, on real sockets."""
+"""What may leave the LAN, and the error if it may not; sync and async, on real sockets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def dialled(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
-    """Stand guard at the door: whoever dials or looks up anything outside of this machine is noted, and refused."""
+    """Record and refuse every connection and look-up to another machine."""
     seen: set[str] = set()
 
     def guarded(real: Any, place: int) -> Any:
@@ -43,7 +43,7 @@ def dialled(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
     monkeypatch.setattr(socket.socket, "connect_ex", guarded(socket.socket.connect_ex, 1))
     monkeypatch.setattr(socket, "getaddrinfo", guarded(socket.getaddrinfo, 0))
     yield seen
-    # The guard is awake: what does go out, it sees.
+    # The guard itself works: a connection to another machine is seen.
     with pytest.raises(OSError, match="outside"), socket.socket() as out:
         out.connect(("192.0.2.1", 9))
     assert "192.0.2.1" in seen
@@ -78,7 +78,7 @@ def test_the_guard_sees_a_fallback(drive: Driver, dialled: set[str], monkeypatch
 
 @pytest.mark.parametrize("how", ["environment", "original", "block"])
 @pytest.mark.parametrize("strict", ["local_only", "wait"])
-def test_who_asked_for_the_cloud_is_told_who_forbade_it(
+def test_the_error_says_which_stricter_policy_forbade_the_cloud(
     how: str, strict: str, drive: Driver, cloud: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the environment, the client that was copied, or the block around the call; as an error that handlers know."""
@@ -100,8 +100,8 @@ def test_who_asked_for_the_cloud_is_told_who_forbade_it(
             assert drive.call(client, within=Policy.CLOUD) == TEXT
 
 
-def test_what_the_lan_itself_says_is_not_hidden(drive: Driver, cloud: FaultServer) -> None:
-    """A bad request would not have gone to the cloud, so nothing kept it at home."""
+def test_a_bad_request_is_raised_as_it_is(drive: Driver, cloud: FaultServer) -> None:
+    """A bad request would not have gone to the cloud under any policy, so it is raised as it is."""
     with serving(error(400)) as server:
         client = drive.client(local_base_url=server.url, policy="local_only").with_policy("cloud")
         with pytest.raises(openai.BadRequestError):
@@ -109,9 +109,9 @@ def test_what_the_lan_itself_says_is_not_hidden(drive: Driver, cloud: FaultServe
     assert not cloud.calls
 
 
-def test_a_lan_that_answers_is_never_in_the_way(drive: Driver, lan: FaultServer) -> None:
-    """Whoever asked for what."""
-    client = drive.client(local_base_url=lan.url)
+def test_under_every_policy_a_local_server_that_answers_gets_the_call(drive: Driver, local_server: FaultServer) -> None:
+    """Of the client, the copy and the block."""
+    client = drive.client(local_base_url=local_server.url)
     for policy in Policy:
         copy = client.with_policy(policy)
         assert type(copy) is type(client)
