@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import openai
 
-from localwhisper_client import _background, endpoints
+from localwhisper_client import _background
 from localwhisper_client._http import http
 from localwhisper_client.cloud.attempt import CloudAttempt, lan_row, usage_of
 from localwhisper_client.cloud.models import MODELS
@@ -21,6 +21,7 @@ from localwhisper_client.events import LastCall, remember
 from localwhisper_client.lan.classification import Expected, failed, queue_seconds
 from localwhisper_client.lan.resolution import needs_look_up
 from localwhisper_client.lan.servers import ClientT
+from localwhisper_client.routing import endpoints
 from localwhisper_client.routing.plan import Backend, Call, Ending, Find, Outcome, Probe, Try, Verdict, Wait
 from localwhisper_client.routing.policy import current, strictest
 from localwhisper_client.settings import DEFAULT_LOCAL_BASE_URL, without_credentials
@@ -79,7 +80,7 @@ class RoutedCall(Generic[ClientT]):
         if settings.gateway and not client.own_cloud and cloud_url.rstrip("/") == settings.gateway.rstrip("/"):
             cloud_url = settings.cloud_url
         timeout = client.timeout if isinstance(options.timeout, openai.NotGiven) else options.timeout
-        sent = endpoints.as_sent(options)
+        sent = endpoints.as_sent(options, openai.Omit)
         expected = Expected.of(sent.json_data, stream=stream)
         return cls(
             route, client, sent, files, expected, timeout, cloud_url, options.get_max_retries(client.max_retries)

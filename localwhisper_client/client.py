@@ -18,11 +18,11 @@ import openai
 
 from localwhisper_client import _background
 from localwhisper_client.calls import Pending, RoutedCall
-from localwhisper_client.endpoints import endpoint, starts_realtime
 from localwhisper_client.errors import MissingCloudKey
 from localwhisper_client.events import traced
 from localwhisper_client.lan.transport import aread, read, within, within_async
 from localwhisper_client.route import Route, split
+from localwhisper_client.routing.endpoints import endpoint, starts_realtime
 from localwhisper_client.routing.plan import Try, Wait
 from localwhisper_client.upload import Upload, needs_copy
 

@@ -12,6 +12,7 @@ COMMON = {"errors", "types", "observer", "settings"}
 # A folder, or a module at the top of a package, and what it may import of its own package beside itself.
 ARROWS = {
     "localwhisper_server": {
+        "__init__": set(),
         "__main__": {"cli"},
         "cli": {"server", "operations", "whisper", *COMMON},
         "server": {"runtime", "api", "operations", *COMMON},

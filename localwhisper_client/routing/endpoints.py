@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import openai
-
 _SPEECH_TO_TEXT = frozenset({"audio/transcriptions", "audio/translations"})
 _REALTIME = frozenset({"realtime", "live"})
 # These paths end a session and send no audio.
@@ -64,15 +62,18 @@ def fields(options: Any) -> Mapping[str, Any]:
     return options.json_data if isinstance(options.json_data, Mapping) else {}
 
 
-def as_sent(options: Any) -> Any:
-    """Return a request with the fields that it will send: those in `extra_body` override the arguments."""
+def as_sent(options: Any, omit: type) -> Any:
+    """Return a request with the fields that it will send: those in `extra_body` override the arguments.
+
+    `omit` is the SDK's class for a field that is left out.
+    """
     if options.json_data is not None and not isinstance(options.json_data, Mapping):
         return options
     if getattr(options, "content", None) is not None:
         return options
     sent = copy.copy(options)
     merged = {**fields(options), **(options.extra_json or {})}
-    sent.json_data = {name: value for name, value in merged.items() if not isinstance(value, openai.Omit)}
+    sent.json_data = {name: value for name, value in merged.items() if not isinstance(value, omit)}
     sent.extra_json = None
     if isinstance(stream := sent.json_data.get("stream"), str):
         sent.json_data["stream"] = stream.strip().lower() in ("true", "1")
