@@ -1,14 +1,14 @@
-"""Do the words stay the same? Error rates of several transcribers on the same clips, in one run, in turn.
+"""Error rates of several transcribers on the same clips, in one run, in turn.
 
-A transcriber is anything that maps a clip's samples to a text, so plain faster-whisper, our engine and our server are
-measured by the same code. As a script it compares plain faster-whisper, our engine's full window and its adaptive one,
-the latter two by way of a server that it starts, or that is running already::
+A transcriber is anything that turns a clip's samples into a text, so faster-whisper and a server are measured by the
+same code. The script compares plain faster-whisper with this server's full window and its adaptive window; it starts a
+server, unless one is running already::
 
     python benchmarks/accuracy.py [--model PATH_OR_NAME] [--server http://localhost:5000/v1]
 
 Rates are errors / reference words over all clips of a language (not a mean of clips). English passes through Whisper's
 own English normaliser, other languages through its basic one; Japanese and Chinese are counted in characters, since
-their words are not separated. On clips without speech every word that comes out is invented, and is counted as such.
+their words are not separated. On clips without speech every word counts as invented.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Transcriber(Protocol):
     """Anything that turns mono float32 samples at `corpus.RATE` into a text, its language unknown."""
 
     def __call__(self, audio: NDArray[np.float32], /) -> str:
-        """Return what is said in ``audio``; empty where nobody speaks."""
+        """Return what is said in ``audio``; empty if there is no speech."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def compare(
     clips: Sequence[corpus.Clip],
     now: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[Score]]:
-    """Let every transcriber have each clip before any has the next: a busy machine is busy for all of them."""
+    """Run every transcriber on each clip before the next clip, so that a busy machine slows all of them alike."""
     normalize = Normalizer()
     scores: dict[str, list[Score]] = {name: [] for name in transcribers}
     for clip in clips:
@@ -113,7 +113,7 @@ def compare(
 
 
 def report(scores: Mapping[str, Sequence[Score]]) -> list[str]:
-    """Return the tables as Markdown lines; the first transcriber is what the others are held against."""
+    """Return the tables as Markdown lines; the others are compared with the first transcriber."""
     names = list(scores)
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     silent: list[int] = []
@@ -162,7 +162,7 @@ def report(scores: Mapping[str, Sequence[Score]]) -> list[str]:
 
 
 def passed(scores: Mapping[str, Sequence[Score]]) -> bool:
-    """Whether the adaptive window keeps `BAR` to the full one in English and invents no more where nobody speaks."""
+    """Whether the adaptive window keeps `BAR` to the full one in English and invents no more without speech."""
     first, others = scores["full window"], [scores["adaptive"]]
 
     def english(part: Sequence[Score], group: str) -> float:
@@ -177,7 +177,7 @@ def passed(scores: Mapping[str, Sequence[Score]]) -> bool:
 
 
 def faster_whisper(model: WhisperModel, *, context: bool = True) -> Transcriber:
-    """Return plain faster-whisper as its users call it: beam 5, 30 s windows, temperature ladder, no voice filter.
+    """Return plain faster-whisper as its users call it: beam 5, 30 s windows, temperature fallback, no voice filter.
 
     Without ``context``, a window is not told what was said in the one before it.
     """
@@ -214,9 +214,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "localwhisper-bench")
     parser.add_argument("--group", action="append", choices=["shared", "debian", "generated"], help="only these clips")
-    parser.add_argument("--clips", type=int, default=0, help="no more than so many from packages, drawn by lot")
+    parser.add_argument("--clips", type=int, default=0, help="no more than so many from packages, chosen at random")
     parser.add_argument(
-        "--repeat", type=int, default=1, help="take every clip so many times: hot samples are drawn by lot"
+        "--repeat", type=int, default=1, help="take every clip so many times: high temperatures sample at random"
     )
     parser.add_argument("--prompt", default="", help="send this prompt along, to the server alone")
     parser.add_argument(

@@ -17,7 +17,7 @@ Nothing here is committed. Clips are read from three places, and each is left ou
     - ``sound-theme-freedesktop``: desktop sounds, of which those without a voice are used. CC-BY-SA-3.0, GPL-2+,
       CC-BY-3.0 by file (see its copyright file).
 ``generated``
-    Silence, noises, hums, tones, fans and clicks from a seeded generator: nobody's.
+    Silence, noises, hums, tones, fans and clicks from a seeded generator, without a licence.
 
 Prompts whose transcript does not say unambiguously which words are spoken are left out, since no normaliser can be
 fair to them: single letters, digits and units, key symbols (``*``, ``#``), stage directions, dotted fragments of under
@@ -55,7 +55,7 @@ RATE = 16_000
 """Samples per second of every clip's audio."""
 
 MIN_WORDS = 4
-"""Shorter prompts ("Goodbye.") make a rate of errors out of a matter of taste."""
+"""Shorter prompts ("Goodbye.") have too few words for an error rate."""
 
 NO_SPEECH = "zxx"
 """ISO 639's code for "no linguistic content": the language of silence, noise and music."""
@@ -100,7 +100,7 @@ MUSIC_SECONDS = 20.0
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Clip:
-    """One recording and what is said in it; ``reference`` is empty where nobody speaks."""
+    """One recording and what is said in it; ``reference`` is empty if there is no speech."""
 
     id: str
     seconds: float

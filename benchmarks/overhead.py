@@ -1,7 +1,7 @@
-"""The server's own time, without the model's: upload, decoding, voice activity, routing, rendering.
+"""The server's own time, without the model's: upload, decoding, voice activity detection, routing, formats.
 
-A real server on a real socket, whose engine answers at once, is asked over one connection for a five-second voice
-message again and again. What a request takes is then all the server's own. Bar: p50 under 25 ms.
+A real server on a real socket, with an engine that answers at once, gets a five-second voice message again and again
+over one connection. All the time of a request is then the server's own. Bar: p50 under 25 ms.
 
     python benchmarks/overhead.py [REQUESTS]
 """
@@ -26,9 +26,8 @@ from localwhisper_server import runtime, server
 from localwhisper_server.api import routes
 from localwhisper_server.audio.pool import decode
 from localwhisper_server.settings import Settings
-from localwhisper_server.types import Decoding, AudioChunk, Segment, Voice
+from localwhisper_server.types import AudioChunk, Decoding, Segment, Voice
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
-from localwhisper_server.whisper.devices import Device
 from localwhisper_server.whisper.vad import find_speech
 
 VOICE = Path(__file__).parents[1] / "localwhisper_client" / "demo.ogg"
@@ -39,14 +38,14 @@ class Instant:
 
     languages = frozenset({"en"})
 
-    def __init__(self, _folder: Path, _device: Device) -> None:
+    def __init__(self, *_: object) -> None:
         pass
 
     def warm_up(self) -> None:
-        """Nothing to warm."""
+        """Do nothing."""
 
     def prepare(self, piece: AudioChunk, decoding: Decoding, *, full_window: bool = False) -> Chunk:
-        """Return a chunk without features, which nobody will look at."""
+        """Return a chunk without features."""
         return Chunk(np.empty((80, 0), np.float32), piece.seconds, piece.offset, decoding, full_window=full_window)
 
     def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
@@ -90,7 +89,7 @@ def request() -> tuple[bytes, dict[str, str]]:
 
 
 def timed(work: Callable[[], object], count: int) -> list[float]:
-    """Return how long each of so many times took, in ms, sorted; the first ones warm up and do not count."""
+    """Return how long each of so many times took, in ms, sorted; without those of the first 20 runs."""
     taken = []
     for _ in range(count + 20):
         started = time.perf_counter()
@@ -127,7 +126,7 @@ def main() -> None:
     detector, decoding = timed(lambda: find_speech(samples, Voice()), count), timed(decoded, count)
     for name, taken in (
         ("request", whole),
-        ("  of it the voice detector, a model", detector),
+        ("  of it voice activity detection, a model", detector),
         ("  of it decoding, were it done here", decoding),
         ("request by the SDK, whose time is in it", sdk),
     ):

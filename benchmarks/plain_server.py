@@ -1,4 +1,4 @@
-"""What a user would write in ten minutes: faster-whisper behind the plainest threaded server. The one to compare with.
+"""The simplest server around faster-whisper, for comparison: FastAPI with a thread for each request.
 
 python benchmarks/plain_server.py MODEL_FOLDER PORT
 """

@@ -1,7 +1,7 @@
-"""How fast: our server and plain faster-whisper behind the plainest threaded server, in turn in one run.
+"""Speed of this server and of plain faster-whisper in the simplest server, in turn, in one run.
 
-Only the ratios mean anything on a machine that is not alone. Every part lets one server do its work while the other
-is idle, then the other, several times over.
+On a machine with other work only the ratios count. In every part one server works while the other is idle, then the
+other, several times.
 
     python benchmarks/speed.py [--model base] [alone] [clients] [minute] [long] [behind] [hour]
 """
@@ -109,7 +109,7 @@ def alone(rivals: Sequence[Rival], clips: Sequence[Upload], rounds: int = 2) -> 
 
 
 def clients(rivals: Sequence[Rival], clips: Sequence[Upload], counts: Sequence[int] = (1, 4, 8, 16)) -> None:
-    """Seconds for a pile of clips with several clients at once; printed as throughput, so more is better."""
+    """Throughput of many clips with several clients at once; more is better."""
     for count in counts:
         pile = list(itertools.islice(itertools.cycle(clips), max(len(clips), 2 * count)))
         walls: dict[str, float] = {}
@@ -143,7 +143,7 @@ def hour(rivals: Sequence[Rival], _clips: Sequence[Upload]) -> None:
 
 
 def watched(rival: Rival, recording: Upload) -> float:
-    """Transcribe with an eye on the server's memory, and return the seconds it took."""
+    """Transcribe, print the server's memory, and return the seconds it took."""
     rest = rival.memory()
     peak = [rest]
     with sampling(lambda: peak.append(rival.memory())):
@@ -160,7 +160,7 @@ def behind(rivals: Sequence[Rival], _clips: Sequence[Upload], times: int = 20) -
     recording = joined_to(LONG_SECONDS)
     worker = threading.Thread(target=rival.ask, args=(recording,))
     worker.start()
-    time.sleep(3)  # until it is in full swing
+    time.sleep(3)  # until its batches are full
     busy = []
     while worker.is_alive() and len(busy) < times:
         busy.append(rival.ask(short))
@@ -205,7 +205,7 @@ def _clips(longest: float) -> list[corpus.Clip]:
 
 
 def main() -> None:
-    """Run the parts asked for."""
+    """Run the given parts."""
     parser = argparse.ArgumentParser(description="Our server against plain faster-whisper, in turn.")
     parser.add_argument("--model", default="base", help="folder or name of the model")
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[])

@@ -62,7 +62,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Transcriber]:
     """Give the whole way of a request behind the routes, the jailed decoder and the base model included."""
     folder = weights.find("base", cache_dir=tmp_path_factory.mktemp("models"))
     engine = Engine(folder, Device("cpu", "int8", "test"), Workers(1, 2))
-    scheduler = Scheduler(engine.run, capacity=4, limits=BatchLimits(items=4, frames=6000, share=6000), clock=lambda: 0.0)
+    scheduler = Scheduler(
+        engine.run, capacity=4, limits=BatchLimits(items=4, frames=6000, share=6000), clock=lambda: 0.0
+    )
     with closing(decoder.Pool(environ=os.environ)) as pool:
         yield Transcriber(scheduler, engine.prepare, max_seconds=600, blocks=pool.blocks)
     assert scheduler.close(60)

@@ -46,6 +46,7 @@ class Engines(dict[str, Engine]):
 
     def __init__(self, cache_dir: Path) -> None:
         self.cache_dir = cache_dir
+        ctranslate2.set_random_seed(0)  # high temperatures sample at random
         self.aligned: list[tuple[int, int]] = []
 
     def folder(self, model: str) -> Path:
