@@ -1,11 +1,11 @@
-"""Who is told what the server does, and on behalf of which request."""
+"""The observer that the server reports its work to, and the id of the request that a log line belongs to."""
 
 import contextlib
 import contextvars
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
 
@@ -13,7 +13,7 @@ _GIVEN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 def new_request_id(given: str | None) -> str:
-    """Keep a caller's `x-request-id` if it is fit to print, else make one in OpenAI's shape."""
+    """Keep a caller's `x-request-id` if it is safe to print; otherwise make one in OpenAI's form."""
     if given and _GIVEN_ID.fullmatch(given):
         return given
     return f"req_{secrets.token_hex(16)}"
@@ -21,7 +21,7 @@ def new_request_id(given: str | None) -> str:
 
 @contextlib.contextmanager
 def on_behalf_of(ids: Iterable[str]) -> Iterator[None]:
-    """Log as of these requests, from a thread that works for several."""
+    """Log with the ids of these requests, in a thread that works for several."""
     token = request_id.set(",".join(dict.fromkeys(ids)) or "-")
     try:
         yield
@@ -30,35 +30,38 @@ def on_behalf_of(ids: Iterable[str]) -> Iterator[None]:
 
 
 class Observer(Protocol):
-    """Who is told what happens. Called from the event loop and from the engine's thread; must not block or raise."""
+    """Is told what the server does.
+
+    The event loop and the engine's threads call these methods, which must not block or raise.
+    """
 
     def answered(self, method: str, route: str | None, status: int, seconds: float) -> None:
-        """Note an answer; `route` is the template that matched, None where none did; status 0: the caller hung up."""
+        """Note a reply. `route` is the template that matched, None if none did; status 0: the caller hung up."""
 
     def transcribed(self, seconds: float) -> None:
-        """Note a recording of so many seconds that was transcribed."""
+        """Note that a recording of so many seconds was transcribed."""
 
     def waited(self, seconds: float) -> None:
-        """Note that a chunk waited so long for its batch."""
+        """Note that a chunk waited for so many seconds for its batch."""
 
     def decoded(self, chunks: int, most: int, sound: float, took: float) -> None:
-        """Note a batch: its chunks, how many it may hold, their seconds of sound, the seconds it took."""
+        """Note a batch: how many chunks it had and might have had, seconds of audio, and seconds that it took."""
 
     def retried(self, reason: str) -> None:
-        """Note a chunk that was done again with the full window, and why; see `gate`."""
+        """Note that a chunk is decoded again because the acceptance check rejected its text for this reason."""
 
     def model_loaded(self) -> None:
         """Note that the model was loaded."""
 
     def out_of_memory(self) -> None:
-        """Note that the device's memory ran out."""
+        """Note that the device ran out of memory."""
 
 
 class NullObserver:
-    """An observer who does not care."""
+    """An observer that ignores everything."""
 
     def answered(self, method: str, route: str | None, status: int, seconds: float) -> None:
-        """Ignore it, as all of this."""
+        """Ignore it."""
 
     def transcribed(self, seconds: float) -> None:
         """Ignore it."""
@@ -77,38 +80,3 @@ class NullObserver:
 
     def out_of_memory(self) -> None:
         """Ignore it."""
-
-
-class _Sounding(Protocol):
-    @property
-    def seconds(self) -> float: ...
-
-
-class _Doubted(Protocol):
-    @property
-    def rejected(self) -> str | None: ...
-
-
-Item = TypeVar("Item", bound=_Sounding)
-Result = TypeVar("Result", bound=_Doubted)
-
-
-def watched(
-    run: Callable[[Sequence[Item]], Sequence[Result]],
-    observer: Observer,
-    *,
-    most: int,
-    clock: Callable[[], float],
-) -> Callable[[Sequence[Item]], Sequence[Result]]:
-    """Return `run` with every batch that succeeds told to the observer; `most` is how many chunks one may hold."""
-
-    def running(items: Sequence[Item]) -> Sequence[Result]:
-        started = clock()
-        results = run(items)
-        observer.decoded(len(items), most, sum(item.seconds for item in items), clock() - started)
-        for result in results:
-            if result.rejected is not None:
-                observer.retried(result.rejected)
-        return results
-
-    return running

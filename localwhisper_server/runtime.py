@@ -12,14 +12,15 @@ from typing import IO, Any
 from localwhisper_client._version import __version__
 from localwhisper_server.audio import pool
 from localwhisper_server.errors import Busy, EngineFailed
-from localwhisper_server.observer import NullObserver, Observer, watched
+from localwhisper_server.observer import NullObserver, Observer
 from localwhisper_server.settings import Settings
-from localwhisper_server.transcription.preparation import Steps
+from localwhisper_server.transcription.coalescing import CoalescingTranscriber
+from localwhisper_server.transcription.preparation import StepRunner
 from localwhisper_server.transcription.scheduler import Scheduler
 from localwhisper_server.transcription.transcriber import Transcriber
 from localwhisper_server.types import AudioChunk, Decoding, Options, Segment, Transcript, Voice
 from localwhisper_server.whisper import calibration, cuda, devices, weights
-from localwhisper_server.whisper.chunks import Chunk, ChunkResult
+from localwhisper_server.whisper.chunks import Chunk
 from localwhisper_server.whisper.devices import Device, Workers
 from localwhisper_server.whisper.engine import Engine
 from localwhisper_server.whisper.model_manager import ModelManager
@@ -88,8 +89,8 @@ class Runtime:
         self._starting = False
         self._draining = False
         self._model_manager: ModelManager | None = None
-        self._scheduler: Scheduler[Chunk, ChunkResult] | None = None
-        self._transcriber: Transcriber | None = None
+        self._scheduler: Scheduler | None = None
+        self._transcriber: CoalescingTranscriber | None = None
         self._self_test: SelfTest | None = None
 
     def start(self) -> None:
@@ -135,30 +136,31 @@ class Runtime:
         )
         del loaded  # only the model manager may keep the engine, or unloading it would free no memory
         self._model_manager = model_manager
-        steps = Steps()
+        steps = StepRunner(clock=time.monotonic)
         self._scheduler = Scheduler(
-            watched(model_manager.run, self._observer, most=limits.items, clock=time.monotonic),
+            model_manager.run,
             capacity=self._settings.queue,
             limits=limits,
             clock=time.monotonic,
             max_wait=self._settings.max_wait,
             ahead=steps.seconds_ahead,
             idle=model_manager.idle,
-            waited=self._observer.waited,
+            observer=self._observer,
             workers=self._workers.count,
         )
         self._self_test = SelfTest(
             self._scheduler, message, stuck_after=self._stuck_after, when_idle=self._test_when_idle
         )
-        self._transcriber = Transcriber(
+        transcriber = Transcriber(
             self._scheduler,
             prepare,
-            max_seconds=self._settings.max_seconds,
+            find_speech,
             blocks=self._decoders.blocks,
             steps=steps,
-            kept=self._settings.cache,
+            max_seconds=self._settings.max_seconds,
             observer=self._observer,
         )
+        self._transcriber = CoalescingTranscriber(transcriber.transcribe, steps, kept=self._settings.cache)
         logger.info(
             "ready: %s on %s, %s (%s), loaded and warmed up in %.1f s, batches of up to %d",
             self.model,
@@ -242,7 +244,7 @@ class Runtime:
         if self._scheduler is not None:
             self._scheduler.require_room()
 
-    def _require_model(self) -> Transcriber:
+    def _require_model(self) -> CoalescingTranscriber:
         if self.failure is not None:
             raise EngineFailed("The model could not be loaded; the server's log says why.")
         if self._transcriber is None:
@@ -308,7 +310,7 @@ class SelfTest:
 
     def __init__(
         self,
-        scheduler: Scheduler[Chunk, ChunkResult],
+        scheduler: Scheduler,
         message: Chunk,
         *,
         stuck_after: float,

@@ -64,7 +64,7 @@ PURE = {
     "localwhisper_client": ("routing", "shared", "events", "cloud/adaptation", "cloud/models", "cloud/prices"),
     "localwhisper_server": (
         "types", "errors", "api/formats", "api/form", "whisper/decoding_rules", "whisper/tokens",
-        "whisper/chunks", "transcription/queue", "transcription/step_queue", "transcription/segmentation",
+        "whisper/chunks", "transcription/queue", "transcription/segmentation",
     ),
 }  # fmt: skip
 IO = {

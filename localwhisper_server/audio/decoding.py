@@ -1,6 +1,6 @@
-"""Bytes of any container to 16 kHz mono samples, under limits. The only importer of PyAV; runs in a worker process.
+"""Bytes of any container to 16 kHz mono samples. The only importer of PyAV; runs in a worker process.
 
-It imports no NumPy, so that a worker starts in a fifth of a second and weighs little.
+It does without NumPy, so that a worker starts in a fifth of a second and takes little memory.
 """
 
 import re
@@ -13,7 +13,7 @@ import av
 import av.error
 import av.logging
 
-# PyAV imports these only when it meets a subtitle track, and a worker in its jail cannot read their files any more.
+# PyAV imports these only when it meets a subtitle track, and a confined worker cannot read their files any more.
 import av.subtitles.codeccontext
 import av.subtitles.stream
 from av.codec import Codec
@@ -23,30 +23,30 @@ from av.stream import Disposition
 from localwhisper_client.shared import languages
 from localwhisper_server.errors import InvalidRequest, UnreadableAudio
 
-SAMPLE_RATE = 16_000  # chunks.SAMPLE_RATE, which NumPy comes with
+SAMPLE_RATE = 16_000  # as types.SAMPLE_RATE, whose module imports NumPy
 SAMPLE_BYTES = 2
-MIN_SECONDS = 0.1  # OpenAI's own floor
-# Frames of 20 ms are joined before they are resampled: half the time of doing each alone.
+MIN_SECONDS = 0.1  # OpenAI's limit
+# Frames of 20 ms are joined before they are resampled: that takes half the time.
 BLOCK_SAMPLES = 48_000
-# A hole in the timestamps becomes silence from this length on, as in FFmpeg's `aresample=async`.
+# A gap in the timestamps becomes silence if it is longer than this, as in FFmpeg's `aresample=async`.
 LEAST_GAP_SECONDS = 0.1
 LONGEST_GAP_SECONDS = 24 * 3600.0
-# The clock of MPEG streams and of Ogg may start anew; a longer hole there is no hole, as the ffmpeg tool has it.
+# The timestamps of MPEG streams and of Ogg may restart. There, a longer gap is a restart, as for the ffmpeg tool.
 LONGEST_JUMP_SECONDS = 10.0
 TS_DISCONT = 0x0200  # FFmpeg's flag of such formats
-# What has no clock: FFmpeg counts packets, and for some codecs wrongly.
-CLOCKLESS = ("avi",)
-# A clock that goes back by so much has started anew; by less, it is only imprecise.
+# Formats without timestamps: FFmpeg counts their packets, for some codecs wrongly.
+NO_TIMESTAMPS = ("avi",)
+# Timestamps that go back by more than this have restarted; by less, they are only imprecise.
 RESTART_SECONDS = 1.0
-# Stereo whose sum has less than this part of the power of its difference: the channels cancel each other.
+# If the sum of two channels has less than this part of the power of their difference, they cancel each other.
 CANCELLED = 0.25
-# Power is estimated from every 37th sample, which plain Python has the time for.
+# Power is estimated from every 37th sample, which is fast enough in plain Python.
 STEP = 37
 SAMPLE_CODES = {"u8": "B", "s16": "h", "s32": "i", "s64": "q", "flt": "f", "dbl": "d"}
-# Each track that gives no sound costs a pass over the file.
+# Each track without sound costs one pass over the file.
 MOST_TRACKS = 8
-# What a recording may come in (FFmpeg's names): what can be told by its bytes. FFmpeg's other demuxers read playlists,
-# pictures, subtitles and devices, some of which would open what they point at: our files, other machines.
+# The containers that are accepted, by FFmpeg's names: those it recognises by their bytes. FFmpeg's other demuxers read
+# playlists, pictures, subtitles and devices; some would open files of this machine, or connect to others.
 CONTAINERS = (
     *("aa", "aac", "ac3", "adx", "aea", "aiff", "alp", "amr", "amrnb", "amrwb", "ape", "apm", "argo_asf", "asf"),
     *("asf_o", "ast", "au", "avi", "caf", "dsf", "dts", "dtshd", "eac3", "film_cpk", "flac", "flv", "gxf", "iff"),
@@ -59,12 +59,12 @@ CONTAINERS = (
 def _decodes_sound(name: str) -> bool:
     try:
         return Codec(name, "r").type == "audio"
-    except UnknownCodecError:  # it only encodes
+    except UnknownCodecError:  # there is only an encoder
         return False
 
 
-# FFmpeg refuses anything else after it has recognised it and before it opens it, whatever it points at. Of the codecs,
-# every one of sound is allowed and none of pictures, so that a film costs no more than its sound.
+# FFmpeg recognises any other format and refuses it before it opens what the format refers to. All audio codecs are
+# allowed and no video codecs, so that a film costs no more than its sound.
 ALLOWED = {
     "format_whitelist": ",".join(CONTAINERS),
     "codec_whitelist": ",".join(sorted(filter(_decodes_sound, av.codecs_available))),
@@ -73,14 +73,14 @@ ALLOWED = {
 
 
 class Source(Protocol):
-    """What FFmpeg reads an upload through. It has no name, since FFmpeg would believe its ending."""
+    """A file that FFmpeg reads."""
 
     def read(self, size: int = -1, /) -> bytes:
         """Return up to `size` bytes; none at the end."""
         ...
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
-        """Move, as files do."""
+        """Move as files do."""
         ...
 
     def tell(self) -> int:
@@ -89,7 +89,7 @@ class Source(Protocol):
 
 
 class _Nameless:
-    """A source without its name."""
+    """A source without its name: FFmpeg would trust the file ending in it."""
 
     def __init__(self, source: Source) -> None:
         self.read = source.read
@@ -100,17 +100,16 @@ class _Nameless:
 def pcm(source: Source, *, max_seconds: float, language: str | None = None) -> Iterator[bytes]:
     """Decode one audio track of `source` (seekable, read from its start), a few seconds at a time.
 
-    Yields signed 16-bit samples at 16 kHz, mono, in this machine's byte order. The container is recognised by its
-    bytes; names, content types and what it says of its length play no part. Of several tracks it takes one in
-    `language` (a code of Whisper's), else the one marked as default, else the first; one that gives no sound is passed
-    over. Time runs from the container's start: a track that begins later and holes in its timestamps give silence, as
-    long as `max_seconds` is not exceeded by it. Damaged packets are skipped, as players do, as long as something
-    remains.
+    Yields signed 16-bit samples at 16 kHz, mono, in native byte order. FFmpeg recognises the container by its bytes;
+    the file's name, its content type and the duration in its header are ignored. Of several tracks, the first in
+    `language` (a Whisper code) is taken, else the default track, else the first; a track without sound is skipped. Time
+    runs from the container's start: a track that begins later, and gaps in its timestamps, become silence unless
+    `max_seconds` would be exceeded. Damaged packets are skipped, as players do, if others can be decoded.
 
     Raises:
-        UnreadableAudio: no audio track, no allowed container, or nothing that can be decoded.
-        InvalidRequest: a codec without a decoder; shorter than 0.1 s; or longer than `max_seconds` (noticed as soon as
-            it shows).
+        UnreadableAudio: no audio track, no accepted container, or nothing that can be decoded.
+        InvalidRequest: a codec without a decoder; shorter than 0.1 s; longer than `max_seconds` (raised as early as
+            possible).
 
     """
     count = 0
@@ -119,7 +118,7 @@ def pcm(source: Source, *, max_seconds: float, language: str | None = None) -> I
             count += len(part) // SAMPLE_BYTES
             _check_length(count / SAMPLE_RATE, max_seconds)
             yield part
-    # ValueError: PyAV's word for an option or a stream it cannot make sense of.
+    # PyAV raises ValueError for an option or a stream that it cannot handle.
     except (av.error.FFmpegError, ValueError, MemoryError) as failure:
         raise UnreadableAudio from failure
     if count < MIN_SECONDS * SAMPLE_RATE:
@@ -143,7 +142,7 @@ def _opened(source: Source) -> "av.container.InputContainer":
 
 
 def _decoded(source: Source, max_seconds: float, language: str | None) -> Iterator[bytes]:
-    """Yield the sound of the first track, in order of preference, that has any."""
+    """Yield the sound of the first track, in order of preference, that has any sound."""
     tried: set[int] = set()
     while len(tried) < MOST_TRACKS:
         with _opened(source) as container:
@@ -153,7 +152,7 @@ def _decoded(source: Source, max_seconds: float, language: str | None) -> Iterat
                 break
             tried.add(left[0])
             if (container.duration or 0) / av.time_base > max_seconds:
-                # It may be wrong. Counting packets is a hundred times faster than decoding ten hours to refuse them.
+                # The header may be wrong. Counting packets is a hundred times faster than decoding ten hours.
                 _check_length(_seconds_in_packets(source, left[0], max_seconds), max_seconds)
             parts = _resampled(container, left[0], max_seconds)
             if first := next(parts, None):
@@ -164,7 +163,7 @@ def _decoded(source: Source, max_seconds: float, language: str | None) -> Iterat
 
 
 def _seconds_in_packets(source: Source, index: int, max_seconds: float) -> float:
-    """Add up how long a track's packets are, until that is more than `max_seconds`; leaves `source` where it is."""
+    """Add up the durations of a track's packets until they exceed `max_seconds`; keep the position of `source`."""
     before = source.tell()
     with _opened(source) as container:
         track, ticks = container.streams[index], 0
@@ -188,12 +187,12 @@ def _by_preference(container: "av.container.InputContainer", language: str | Non
 
 
 def _has_decoder(track: "av.AudioStream") -> bool:
-    context: object | None = track.codec_context  # typed as if it were never None
+    context: object | None = track.codec_context  # PyAV's type says that it is never None
     return context is not None
 
 
 def _unknown_codec(source: Source) -> InvalidRequest:
-    """Return the error for sound that FFmpeg has no decoder for; it says the codec's name in its log alone."""
+    """Return the error for a codec without a decoder. FFmpeg tells the codec's name only in its log."""
     before = av.logging.get_level()
     av.logging.set_level(av.logging.WARNING)
     try:
@@ -210,25 +209,25 @@ def _unknown_codec(source: Source) -> InvalidRequest:
 
 
 def _resampled(container: "av.container.InputContainer", index: int, max_seconds: float) -> Iterator[bytes]:
-    """Yield pieces of 16 kHz mono, 16-bit, on the container's clock."""
+    """Yield 16-bit samples at 16 kHz, mono, with silence for the gaps in the timestamps."""
     mono = _Mono()
-    has_clock = container.format.name not in CLOCKLESS
+    timestamps = container.format.name not in NO_TIMESTAMPS
     longest = LONGEST_JUMP_SECONDS if container.format.flags & TS_DISCONT else LONGEST_GAP_SECONDS
     start, given = (container.start_time or 0) / av.time_base, 0.0
     for packet in container.demux(container.streams[index]):
         try:
             frames: list[Any] = packet.decode()
         except av.error.FFmpegError:
-            continue  # one damaged packet, by whichever name its decoder calls that; the next may be whole
+            continue  # a damaged packet; the next may be whole
         for frame in frames:
-            gap = frame.time - start - given if has_clock and frame.time is not None else 0.0
+            gap = frame.time - start - given if timestamps and frame.time is not None else 0.0
             most = min(max_seconds - given, longest if given else LONGEST_GAP_SECONDS)
             if LEAST_GAP_SECONDS < gap <= most:
                 yield from mono.end()
                 yield from _silence(gap)
                 given += gap
             elif gap > LEAST_GAP_SECONDS or gap < -RESTART_SECONDS:
-                start += gap  # another clock from here on
+                start += gap  # the timestamps have restarted
             given += frame.samples / frame.sample_rate
             yield from mono.write(frame)
     yield from mono.end()
@@ -242,65 +241,66 @@ def _silence(seconds: float) -> Iterator[bytes]:
 
 
 class _Mono:
-    """Frames of any kind to 16 kHz mono, 16-bit."""
+    """Converts frames of any format to 16-bit samples at 16 kHz, mono."""
 
     def __init__(self) -> None:
         self._joined = av.AudioFifo()
         self._resampler: av.AudioResampler | None = None
-        self._kinds: list[tuple[str, str, int] | None] = [None, None]  # of what is joined, and of what is resampled
+        self._joined_format: tuple[str, str, int] | None = None
+        self._resampled_format: tuple[str, str, int] | None = None
 
     def write(self, frame: av.AudioFrame) -> Iterator[bytes]:
         """Take a frame; yield what is ready."""
-        if _kind(frame) != self._kinds[0]:  # files joined end to end change their kind in the middle
+        if _format(frame) != self._joined_format:  # files joined end to end change their format in the middle
             yield from self.end()
-            self._kinds[0] = _kind(frame)
-        frame.pts = None  # the resampler would refuse what does not follow on
+            self._joined_format = _format(frame)
+        frame.pts = None  # the resampler would refuse timestamps with gaps
         self._joined.write(frame)
         if self._joined.samples >= BLOCK_SAMPLES:
             yield from self._resample(self._joined.read())
 
     def end(self) -> Iterator[bytes]:
-        """Yield all that is left; what is written after that begins anew."""
+        """Yield the remaining samples; the next frame may have another format."""
         if self._joined.samples:
             yield from self._resample(self._joined.read())
         yield from self._resample(None)
-        self._joined, self._kinds[0] = av.AudioFifo(), None
+        self._joined, self._joined_format = av.AudioFifo(), None
 
     def _resample(self, frame: av.AudioFrame | None) -> Iterator[bytes]:
         if frame is not None:
             frame = _mixable(frame)
-        if (kind := _kind(frame) if frame else None) != self._kinds[1]:
+        if (form := _format(frame) if frame else None) != self._resampled_format:
             if self._resampler is not None:
                 yield from _samples(self._resampler.resample(None))
             self._resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE) if frame else None
-            self._kinds[1] = kind
+            self._resampled_format = form
         if frame is not None and self._resampler is not None:
             yield from _samples(self._resampler.resample(frame))
 
 
-def _kind(frame: av.AudioFrame) -> tuple[str, str, int]:
+def _format(frame: av.AudioFrame) -> tuple[str, str, int]:
     return frame.format.name, frame.layout.name, frame.sample_rate
 
 
 def _samples(frames: list[av.AudioFrame]) -> Iterator[bytes]:
     for frame in frames:
-        # A plane is longer than what is in it.
+        # A plane is longer than its samples.
         yield bytes(frame.planes[0])[: frame.samples * SAMPLE_BYTES]
 
 
 def _mixable(frame: av.AudioFrame) -> av.AudioFrame:
-    """Return the frame, or its loudest channel alone where a mix of its channels would lose the sound."""
+    """Return the frame, or only its loudest channel if a mix of the channels would lose sound."""
     stereo = frame.layout.nb_channels == 2  # noqa: PLR2004 - which is what stereo means
-    # Where nothing tells the channels' places, FFmpeg takes a recorder's six microphones for a cinema's loudspeakers,
-    # and leaves out the bass; more than eight it does not mix at all.
+    # If the channels have no positions, FFmpeg mixes six microphones of a recorder as 5.1 surround sound and leaves one
+    # out; it does not mix more than eight.
     if not stereo and not frame.layout.name.endswith(" channels"):
         return frame
     channels = _channels(frame)
     middle = 128 if channels[0].typecode == "B" else 0
-    looked_at = [[value - middle for value in channel[::STEP]] for channel in channels]
-    if stereo and _power(map(add, *looked_at)) >= CANCELLED * _power(map(sub, *looked_at)):
+    estimates = [[value - middle for value in channel[::STEP]] for channel in channels]
+    if stereo and _power(map(add, *estimates)) >= CANCELLED * _power(map(sub, *estimates)):
         return frame
-    powers = [_power(values) for values in looked_at]
+    powers = [_power(values) for values in estimates]
     alone = av.AudioFrame(format=frame.format.packed.name, layout="mono", samples=frame.samples)
     alone.sample_rate = frame.sample_rate
     alone.planes[0].update(channels[powers.index(max(powers))].tobytes())
@@ -310,7 +310,7 @@ def _mixable(frame: av.AudioFrame) -> av.AudioFrame:
 def _channels(frame: av.AudioFrame) -> list["array[Any]"]:
     form, count = frame.format, frame.layout.nb_channels
     code: Any = SAMPLE_CODES[form.packed.name]
-    size = frame.samples * form.bytes * (1 if form.is_planar else count)  # a plane is longer than what is in it
+    size = frame.samples * form.bytes * (1 if form.is_planar else count)  # a plane is longer than its samples
     planes = [array(code, bytes(plane)[:size]) for plane in frame.planes]
     return planes if form.is_planar else [planes[0][number::count] for number in range(count)]
 

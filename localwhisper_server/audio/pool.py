@@ -1,7 +1,7 @@
-"""Decoding out of harm's way: a few processes that do nothing else, each of which may die without the server.
+"""The pool of decoding processes: an upload goes to one of them, and samples come back.
 
-FFmpeg reads whatever strangers send, in C. What it makes of a hostile file happens in a worker (`decoder_worker`),
-and the worst it can do is end that worker; the upload is then refused like any other that cannot be decoded.
+FFmpeg is C code that reads bytes from anywhere. A hostile file can at worst end its worker (`audio.worker`); the upload
+is then refused like any other that cannot be decoded.
 """
 
 import contextlib
@@ -24,45 +24,45 @@ from localwhisper_server.types import Samples
 
 logger = logging.getLogger(__name__)
 
-# -I and the order of the path: what lies in the current folder, in PYTHONPATH or wherever else this process found its
-# packages cannot take the place of the standard library, and is found after the packages of Python itself.
+# -I, and the server's import path behind the interpreter's own: a module in the current folder, in PYTHONPATH or at the
+# front of the server's path cannot replace one of the standard library.
 COMMAND = (
     *(sys.executable, "-I", "-c"),
     "import sys; sys.path += sys.argv[1:]; from localwhisper_server.audio.worker import main; main()",
     *filter(None, sys.path),
 )
-# What a Python process may need to start; the rest of the environment, keys among it, is none of a worker's business.
-ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
-# So many wait for work; a recording of hours keeps one for itself until its end, so more are started as they go.
+# The variables a Python process may need to start. A worker sees nothing else of the environment, so no keys.
+ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+# Idle workers kept ready. A recording of hours occupies a worker until its end, so more are started when needed.
 SPARE = 2
 MOST = 32
-# FFmpeg may leak; a process that is replaced now and then cannot for long.
+# FFmpeg may leak memory, so a worker is replaced after so many uploads.
 JOBS_PER_WORKER = 500
 RETRY_SECONDS = 10.0
 EXIT_SECONDS = 5.0
-# A Python process killed by SIGKILL; what the limits of a worker end, ends otherwise.
+# The exit status after SIGKILL. The limits of a worker end it with other signals.
 KILLED = -9
 
 
-# To be closed where it is not read to its end.
-Decoding = Generator[Samples, None, None]
+Blocks = Generator[Samples, None, None]
+"""Samples of a recording, a few seconds at a time. Close it if it is not read to its end."""
 
 
-class Blocks(Protocol):
-    """Decodes an upload block by block."""
+class Decode(Protocol):
+    """Decodes an upload block by block: `Pool.blocks`, or `blocks` in this process."""
 
-    def __call__(self, source: IO[bytes], *, max_seconds: float, language: str | None = None) -> Decoding:
-        """Yield float32 samples in [-1, 1], shape (n,), at 16 kHz; see `Pool.blocks`."""
+    def __call__(self, source: IO[bytes], *, max_seconds: float, language: str | None = None) -> Blocks:
+        """Yield float32 samples in [-1, 1], shape (n,), at 16 kHz; see `decoding.pcm`."""
 
 
-def blocks(source: IO[bytes], *, max_seconds: float, language: str | None = None) -> Decoding:
-    """Decode in this process: for recordings of one's own."""
+def blocks(source: IO[bytes], *, max_seconds: float, language: str | None = None) -> Blocks:
+    """Decode in this process: only for recordings that can be trusted."""
     for part in decoding.pcm(source, max_seconds=max_seconds, language=language):
         yield _samples(part)
 
 
 def decode(source: IO[bytes], *, max_seconds: float) -> Samples:
-    """Decode all of a recording of one's own at once, in this process."""
+    """Decode a whole recording at once, in this process: only for one that can be trusted."""
     return np.concatenate(list(blocks(source, max_seconds=max_seconds)))
 
 
@@ -71,9 +71,9 @@ def _samples(pcm: bytes) -> Samples:
 
 
 class Pool:
-    """Worker processes, kept warm. Safe for any number of threads.
+    """Worker processes, `spare` of them idle and ready, and `most` in all. Safe for any number of threads.
 
-    `environ` is the environment to take a worker's few variables from.
+    A worker gets a few variables of `environ` (see ENVIRONMENT) and is replaced after `jobs` uploads.
     """
 
     def __init__(
@@ -82,10 +82,12 @@ class Pool:
         environ: Mapping[str, str],
         spare: int = SPARE,
         most: int = MOST,
+        jobs: int = JOBS_PER_WORKER,
         command: Sequence[str] = COMMAND,
     ) -> None:
         self._spare = spare
         self._most = most
+        self._jobs = jobs
         self._command = command
         self._environ = {name: environ[name] for name in ENVIRONMENT if name in environ}
         self._lock = threading.Lock()
@@ -94,33 +96,27 @@ class Pool:
         self._closed = False
 
     def start(self) -> None:
-        """Start the spare workers; returns before they are warm."""
+        """Start the spare workers; return before they are ready."""
         with self._lock:
             self._refill(self._spare)
 
     def close(self) -> None:
-        """End all workers, those at work too."""
+        """End all workers, busy ones included."""
         with self._lock:
             self._closed = True
             workers, self._workers, self._idle = self._workers, set(), []
         for worker in workers:
             worker.end()
 
-    @property
-    def pids(self) -> tuple[int, ...]:
-        """The process ids of all workers."""
-        with self._lock:
-            return tuple(worker.pid for worker in self._workers)
-
-    def blocks(self, source: IO[bytes], *, max_seconds: float, language: str | None = None) -> Decoding:
-        """Decode one audio track of `source` (seekable) in a worker, a few seconds at a time; see `audio.pcm`.
+    def blocks(self, source: IO[bytes], *, max_seconds: float, language: str | None = None) -> Blocks:
+        """Decode one audio track of `source` (seekable) in a worker, a few seconds at a time; see `decoding.pcm`.
 
         Yields float32 samples in [-1, 1], shape (n,), at 16 kHz. Closing the generator frees its worker.
 
         Raises:
-            UnreadableAudio: no audio in it that can be decoded, or decoding it took its worker's life.
-            InvalidRequest: too short, longer than `max_seconds`, or in a codec without a decoder.
-            Busy: no worker is free and no more may be started.
+            UnreadableAudio: it has no audio that can be decoded, or its worker died.
+            InvalidRequest: it is too short, longer than `max_seconds`, or in a codec without a decoder.
+            Busy: no worker is idle and no more may be started.
 
         """
         for last in (False, True):
@@ -130,7 +126,7 @@ class Pool:
             except (EOFError, OSError) as failure:
                 status = worker.end()
                 if status == KILLED and not worker.answered and not last:
-                    continue  # from outside, most likely before it saw the upload: that is not to blame
+                    continue  # killed from outside before it read the upload: try another worker
                 logger.warning("a decoding process ended in the middle of an upload (%s)", status)
                 raise UnreadableAudio from failure
             finally:
@@ -152,28 +148,28 @@ class Pool:
                         retry_after=RETRY_SECONDS,
                     )
                 worker = self._idle.pop()
-            self._refill(1)  # so that the next one finds it warm
+            self._refill(1)  # ready for the next upload
             return worker
 
     def _give_back(self, worker: "_Worker") -> None:
         with self._lock:
             if self._closed:
                 return
-            # One more than the spare ones is kept, or each busy moment would start and end a process.
-            fit = worker.free and worker.alive and not worker.gives_way and worker.jobs < JOBS_PER_WORKER
-            if fit and len(self._idle) <= self._spare:
+            reusable = worker.free and worker.alive and not worker.low_priority and worker.jobs < self._jobs
+            # Keep one more than the spare workers: otherwise each second upload would start and end a process.
+            if reusable and len(self._idle) <= self._spare:
                 self._idle.append(worker)
                 return
             self._drop(worker)
             self._refill(self._spare)
 
     def _refill(self, count: int) -> None:
-        """Start workers until `count` are idle; fewer where no more may be started, or can be."""
+        """Start workers until `count` are idle, or until no more may or can be started."""
         while len(self._idle) < count and len(self._workers) < self._most and not self._closed:
             try:
                 worker = _Worker(self._command, self._environ)
-            except OSError as failure:  # too many open files, too little memory: it passes
-                logger.error("no decoding process can be started: %s", failure.strerror)  # noqa: TRY400 - said whole
+            except OSError as failure:  # too many open files or too little memory, for now
+                logger.error("no decoding process can be started: %s", failure.strerror)  # noqa: TRY400 - no traceback
                 return
             self._workers.add(worker)
             self._idle.append(worker)
@@ -184,7 +180,7 @@ class Pool:
 
 
 class _Worker:
-    """One process; used by one recording at a time."""
+    """One process. Only one recording may use it at a time."""
 
     def __init__(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
         self._process = subprocess.Popen(  # noqa: S603 - our own module
@@ -199,30 +195,23 @@ class _Worker:
         self._channel = Channel(self._process.stdout, self._process.stdin)  # type: ignore[arg-type]
         self.jobs = 0
         self._up = False
-        self.free = True
-        self.answered = False
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
+        self.free = True  # nothing of an upload is in the pipes
+        self.answered = False  # it has shown that it reads the present upload
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs."""
+        """Whether the process still runs."""
         return self._process.poll() is None
 
     @property
-    def gives_way(self) -> bool:
-        """Whether it has taken so long for an upload that all others go first; see `decoder_worker.NICENESS`."""
-        if sys.platform == "win32":
-            return False
-        return os.getpriority(os.PRIO_PROCESS, self.pid) > os.getpriority(os.PRIO_PROCESS, 0)
+    def low_priority(self) -> bool:
+        """Whether the process has lowered its priority, because of a slow upload; see `worker.NICENESS`."""
+        return os.getpriority(os.PRIO_PROCESS, self._process.pid) > os.getpriority(os.PRIO_PROCESS, 0)
 
     def end(self) -> int | None:
-        """End the process and return its exit status, a signal's as a negative number."""
+        """End the process and return its exit status, which is negative after a signal."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            # One that closed its pipes is about to end by itself, for a reason worth knowing.
+            # A worker that closed its pipes is about to end by itself: wait for the status that says why.
             self._process.wait(0.2 if not self.free else 0)
         self._process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -233,11 +222,12 @@ class _Worker:
                     pipe.close()
         return self._process.returncode
 
-    def decode(self, source: IO[bytes], max_seconds: float, language: str | None) -> Decoding:
+    def decode(self, source: IO[bytes], max_seconds: float, language: str | None) -> Blocks:
         """Yield blocks as `Pool.blocks` does.
 
         Raises:
-            EOFError, OSError: the process died, or does not speak as agreed.
+            EOFError, OSError: the process died, or broke the protocol.
+            UnreadableAudio, InvalidRequest: the process reported it.
 
         """
         if not self._up:
@@ -260,7 +250,7 @@ class _Worker:
         self._channel.send(kind, payload)
 
     def _answer(self, source: IO[bytes]) -> tuple[bytes, bytes]:
-        """Return the next message that is not a request for more of the upload."""
+        """Return the next message; answer requests for more of the upload until then."""
         while (message := self._channel.receive())[0] == b"R":
             offset, size = REQUEST.unpack(message[1])
             source.seek(offset)
@@ -279,7 +269,7 @@ def _failure(payload: bytes) -> InvalidRequest:
     """Return the error that a worker reports.
 
     Raises:
-        EOFError: it is not one.
+        EOFError: the payload is no report.
 
     """
     try:

@@ -1,94 +1,127 @@
-"""The same upload asked for twice is computed once: followers of a running transcription, and the last finished ones.
+"""Request coalescing: the same upload with the same options is transcribed once for all who ask meanwhile.
 
-A client that lost its connection asks again; two bots in one chat ask for the same file. The key is everything that
-decides the answer, so whoever shares one gets the same.
+A client that lost its connection asks again; two bots in one chat ask for the same file. The key is the hash of the
+bytes and the options: everything that decides the answer.
 """
 
 import asyncio
+import hashlib
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Hashable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Generic, TypeVar
+from typing import IO
 
-Value = TypeVar("Value")
+from localwhisper_server.transcription.preparation import RequestSteps, StepRunner
+from localwhisper_server.types import Options, Segment, Transcript
+
+# What one step hashes.
+HASHED_BYTES = 16 << 20
+
+Item = Segment | Transcript
+Transcribe = Callable[[IO[bytes], Options], AsyncGenerator[Item]]
+_Key = tuple[bytes, Options]
 
 
-class _Run(Generic[Value]):
-    """One computation: what it has given so far, and how it ended."""
+class _Run:
+    """One transcription: what it has given so far, how it ended, and how many callers follow it."""
 
     def __init__(self) -> None:
-        self.values: list[Value] = []
-        self.failure: BaseException | None = None
+        self.items: list[Item] = []
+        self.failure: Exception | None = None
         self.ended = False
         self.followers = 0
-        self.grown = asyncio.Event()
-        self.task: asyncio.Task[None] | None = None
+        self.changed = asyncio.Event()
 
-    def wake(self) -> None:
-        """Tell every follower that there is more, or an end."""
-        self.grown.set()
-        self.grown = asyncio.Event()
+    def notify(self) -> None:
+        """Wake every follower: there is a new item, or the end."""
+        self.changed.set()
+        self.changed = asyncio.Event()
 
 
-class Coalescer(Generic[Value]):
-    """Async generators by key. The last follower to leave takes an unfinished one along.
+class CoalescingTranscriber:
+    """Wraps `transcribe` of a Transcriber, and has the same contract.
 
-    `kept` finished runs are remembered, the least recently used forgotten first; failed ones never are.
+    A transcription is cancelled when its last caller has left. The last `kept` finished transcripts stay in memory for
+    later callers; the least recently used is dropped first. A failure is never kept. `steps` runs the hashing.
     """
 
-    def __init__(self, kept: int = 0) -> None:
+    def __init__(self, transcribe: Transcribe, steps: StepRunner, *, kept: int = 0) -> None:
+        self._transcribe = transcribe
+        self._steps = steps
         self._kept = kept
-        self._running: dict[Hashable, _Run[Value]] = {}
-        self._finished: OrderedDict[Hashable, list[Value]] = OrderedDict()
+        self._running: dict[_Key, tuple[_Run, asyncio.Task[None]]] = {}
+        self._finished: OrderedDict[_Key, list[Item]] = OrderedDict()
 
-    def known(self, key: Hashable) -> bool:
-        """Whether following `key` needs no new computation."""
-        return key in self._running or key in self._finished
+    async def transcribe(self, source: IO[bytes], options: Options) -> AsyncGenerator[Item]:
+        """Yield the segments, then the transcript; see `Transcriber.transcribe`."""
+        started = False
+        try:
+            key = (await self._hash(source, RequestSteps(options.bulk)), options)
+            if key in self._finished:
+                self._finished.move_to_end(key)
+                for item in self._finished[key]:
+                    yield item
+                return
+            if key not in self._running:
+                started, run = True, _Run()
+                task = asyncio.create_task(self._compute(key, run, self._transcribe(source, options)))
+                self._running[key] = run, task
+            async with aclosing(self._follow(key, *self._running[key])) as items:
+                async for item in items:
+                    yield item
+        finally:
+            if not started:
+                source.close()
 
-    async def follow(self, key: Hashable, start: Callable[[], AsyncGenerator[Value]]) -> AsyncGenerator[Value]:
-        """Yield the values of `key` from its first; `start` computes them if nobody does."""
-        if key in self._finished:
-            self._finished.move_to_end(key)
-            for value in self._finished[key]:
-                yield value
-            return
-        run = self._running.get(key)
-        if run is None:
-            run = self._running[key] = _Run()
-            run.task = asyncio.create_task(self._compute(key, run, start()))
+    async def _hash(self, source: IO[bytes], request: RequestSteps) -> bytes:
+        """Return the SHA-256 of the whole of `source`."""
+        sha, more = hashlib.sha256(), True
+        source.seek(0)
+
+        def read_on() -> bool:
+            data = source.read(HASHED_BYTES)
+            sha.update(data)
+            return len(data) == HASHED_BYTES
+
+        while more:
+            more = await self._steps.run(request, read_on)
+        return sha.digest()
+
+    async def _follow(self, key: _Key, run: _Run, task: asyncio.Task[None]) -> AsyncGenerator[Item]:
+        """Yield the items of a run from its first; cancel the run if its last follower leaves before the end."""
         run.followers += 1
         try:
             position = 0
             while True:
-                while position < len(run.values):
-                    yield run.values[position]
+                while position < len(run.items):
+                    yield run.items[position]
                     position += 1
                 if run.failure is not None:
                     raise run.failure
                 if run.ended:
                     return
-                await run.grown.wait()
+                await run.changed.wait()
         finally:
             run.followers -= 1
-            if not run.followers and not run.ended and run.task is not None:
+            if not run.followers and not run.ended:
                 self._running.pop(key, None)
-                run.task.cancel()
-                await asyncio.gather(run.task, return_exceptions=True)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
 
-    async def _compute(self, key: Hashable, run: _Run[Value], values: AsyncGenerator[Value]) -> None:
+    async def _compute(self, key: _Key, run: _Run, items: AsyncGenerator[Item]) -> None:
         try:
-            async with aclosing(values):
-                async for value in values:
-                    run.values.append(value)
-                    run.wake()
+            async with aclosing(items):
+                async for item in items:
+                    run.items.append(item)
+                    run.notify()
             if self._kept:
-                self._finished[key] = run.values
+                self._finished[key] = run.items
                 while len(self._finished) > self._kept:
                     self._finished.popitem(last=False)
         except Exception as failure:  # noqa: BLE001 - every follower raises it
             run.failure = failure
         finally:
             run.ended = True
-            if self._running.get(key) is run:
+            if key in self._running and self._running[key][0] is run:
                 del self._running[key]
-            run.wake()
+            run.notify()

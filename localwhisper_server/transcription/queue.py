@@ -1,72 +1,81 @@
-"""Whose turn it is: admission, fairness and batches. Pure: no clock, no thread, no I/O."""
+"""The fair queue: which requests are admitted, and which chunks make up the next batch. Pure: no clock, no thread."""
 
 from collections import deque
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
 
 from localwhisper_server.types import BatchLimits
+from localwhisper_server.whisper.chunks import Chunk, ChunkResult
+from localwhisper_server.whisper.decoding_rules import FRAMES_PER_SECOND
+
+# All chunks of a batch are encoded with the longest window among them. So a chunk may be longer than the batch's first
+# chunk by this factor at most.
+LONGEST_RATIO = 1.5
+# After so many batches in a row that took nothing of a request, the request comes first.
+MAX_SKIPS = 4
+# Requests are ordered by the number of batches they were in, up to this number. So a message of a few chunks, or one
+# whose chunk is decoded again, goes before a long recording.
+FEW_BATCHES = 4
 
 
-class Work(Protocol):
-    """What the scheduler needs to know of a chunk."""
+@dataclass(slots=True, eq=False)
+class Job:
+    """A chunk in the queue, and the future of its result.
 
-    @property
-    def frames(self) -> int:
-        """What the encoder is given, in frames of 10 ms: the cost."""
+    `since` is when it was submitted, by the scheduler's clock. `request_id` goes into the log.
+    """
+
+    chunk: Chunk
+    future: Future[ChunkResult]
+    since: float = 0.0
+    request_id: str = "-"
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """An open request: admitted, and not yet left."""
+
+    key: Hashable
+    bulk: bool
+    batches: int = 0
+    skipped: int = 0
+    waiting: deque[Job] = field(default_factory=deque)
 
     @property
     def seconds(self) -> float:
-        """How much sound it is."""
+        return sum(job.chunk.seconds for job in self.waiting)
+
+    @property
+    def frames(self) -> int:
+        return sum(job.chunk.frames for job in self.waiting)
 
 
-Item = TypeVar("Item", bound=Work)
+class FairQueue:
+    """The waiting chunks of all open requests. At most `capacity` requests are open beyond one full batch.
 
-# A chunk joins a batch whose first chunk is not much shorter: all are encoded with the longest window among them.
-WIDEST = 1.5
-# So many batches a request may be passed over before it comes first, whatever came after it.
-MAX_SKIPS = 4
-# A request goes before those that were in more batches, up to so many: a message that is heard again, or has a few
-# chunks, before a long recording.
-FEW = 4
-FRAMES_PER_SECOND = 100
+    A request is admitted, submits chunks in order, and leaves. A batch begins with the first chunk of the first request
+    in order. Chunks of the others fill it, one of each request in turn, as long as they are not much longer. The order
+    is:
 
+    1. the request skipped most often, if it was skipped MAX_SKIPS times or more;
+    2. interactive requests before bulk requests;
+    3. requests that were in fewer batches first (see FEW_BATCHES);
+    4. the request that has waited longest since its last batch, or since it was admitted.
 
-class Full(Exception):
-    """The queue holds as many requests as it may."""
-
-
-@dataclass(slots=True)
-class _Open(Generic[Item]):
-    """A request that was admitted and has not left."""
-
-    bulk: bool
-    served: int = 0  # batches
-    waiting: deque[tuple[Item, Future[Any]]] = field(default_factory=deque)
-    passed: int = 0
-
-
-class FairQueue(Generic[Item]):
-    """The waiting work of all open requests.
-
-    A request is admitted, hands in chunks in order, and leaves. Each batch begins with the first chunk of the request
-    whose turn it is and is filled with chunks of others, in turn, that are not much longer; those of requests being
-    served do not fill up the batch that a new one begins, which would take longer for it. Turns: interactive before
-    bulk; a new request before those already served, of these one that was in few batches, and of all others the one
-    served longest ago; but first the one passed over most often, where that was MAX_SKIPS times or more. So a short
-    message that comes while hour-long files are decoded is in the very next batch, and nobody is passed over more than
-    MAX_SKIPS times and once for each other.
+    Chunks of requests already in progress never join a new request's first batch: they would make it slower. So a short
+    message is in the very next batch even while hour-long files are decoded. No request is skipped more often than
+    MAX_SKIPS times plus once for each other open request.
     """
 
     def __init__(self, *, capacity: int, limits: BatchLimits) -> None:
         self._capacity = capacity
-        self.limits = limits
-        # New ones in the order of their arrival, served ones in the order of their last turn.
-        self._open: dict[Hashable, _Open[Item]] = {}
+        self._limits = limits
+        # New requests in order of arrival; a request that was in a batch moves to the end.
+        self._open: dict[Hashable, _Request] = {}
 
     def __len__(self) -> int:
-        """Count the chunks that wait."""
+        """Count the waiting chunks."""
         return sum(len(request.waiting) for request in self._open.values())
 
     @property
@@ -76,127 +85,107 @@ class FairQueue(Generic[Item]):
 
     @property
     def full(self) -> bool:
-        """Whether as many requests are being served and waiting as may."""
-        return len(self._open) >= self.limits.items + self._capacity
+        """Whether there is no room for one more request."""
+        return len(self._open) >= self._limits.items + self._capacity
 
     def seconds_ahead(self) -> float:
-        """Return the seconds of sound decoded before a request that came now: one turn of each that is open."""
-        return sum(
-            min(self.limits.share / FRAMES_PER_SECOND, sum(item.seconds for item, _ in request.waiting))
-            for request in self._open.values()
-            if not request.bulk
-        )
+        """Return the seconds of audio decoded before a new request: one share of each interactive request."""
+        share = self._limits.share / FRAMES_PER_SECOND
+        return sum(min(share, request.seconds) for request in self._open.values() if not request.bulk)
 
     def admit(self, key: Hashable, *, bulk: bool = False) -> None:
-        """Open a request.
+        """Open a request. The caller checks `full` first."""
+        self._open[key] = _Request(key, bulk)
 
-        Raises:
-            Full: as many are being served and waiting as may.
-
-        """
-        if self.full:
-            raise Full
-        self._open[key] = _Open(bulk)
-
-    def put(self, key: Hashable, entries: Sequence[tuple[Item, Future[Any]]], *, first: bool = False) -> bool:
-        """Add chunks to an open request, behind its others or before them; False where it has left."""
+    def put(self, key: Hashable, jobs: Sequence[Job], *, first: bool = False) -> bool:
+        """Add chunks of an open request, before its others if `first`; return False if the request has left."""
         request = self._open.get(key)
         if request is None:
             return False
         if first:
-            request.waiting.extendleft(reversed(entries))
+            request.waiting.extendleft(reversed(jobs))
         else:
-            request.waiting.extend(entries)
+            request.waiting.extend(jobs)
         return True
 
-    def leave(self, key: Hashable) -> list[Future[Any]]:
-        """Close a request and return the futures of what it had waiting."""
+    def leave(self, key: Hashable) -> list[Job]:
+        """Close a request and return its waiting chunks."""
         request = self._open.pop(key, None)
-        return [future for _, future in request.waiting] if request else []
+        return list(request.waiting) if request else []
 
-    def clear(self) -> list[Future[Any]]:
-        """Close all requests and return the futures of what they had waiting."""
-        return [future for key in list(self._open) for future in self.leave(key)]
+    def clear(self) -> list[Job]:
+        """Close all requests and return their waiting chunks."""
+        return [job for key in list(self._open) for job in self.leave(key)]
 
     def late(self, seconds: float) -> list[Hashable]:
-        """Return the waiting requests, none of them begun, that are not through after so many seconds of sound."""
+        """Return the requests that were in no batch yet and do not end within so many seconds of audio."""
         ahead, late = 0.0, []
-        for key in self._turns():
-            request = self._open[key]
-            ahead += sum(item.seconds for item, _ in request.waiting)
-            if ahead > seconds and not request.served:
-                late.append(key)
+        for request in self._order():
+            ahead += request.seconds
+            if ahead > seconds and not request.batches:
+                late.append(request.key)
         return late
 
-    def ready(self, *, light: bool = False) -> bool:
-        """Whether `take` would give anything."""
-        return any(self._next(request, light=light) is not None for request in self._open.values())
+    def ready(self, *, within_share: bool = False) -> bool:
+        """Whether `take` would return a chunk."""
+        return any(self._next(request, within_share=within_share) is not None for request in self._open.values())
 
-    def take(self, *, most: float = float("inf"), light: bool = False) -> list[tuple[Item, Future[Any]]]:
-        """Return the next batch, of at most so many chunks; empty if nothing waits.
+    def take(self, *, most: float = float("inf"), within_share: bool = False) -> list[Job]:
+        """Remove and return the next batch, of at most `most` chunks; empty if no chunk waits.
 
-        A `light` one holds no chunk above the share: nothing that would keep the next request waiting for long.
+        With `within_share`, every chunk has at most as many frames as the share, so that the batch is soon done.
         """
-        turns = [key for key in self._turns() if self._next(self._open[key], light=light) is not None]
-        # Whoever is new is not slowed by those who are being served.
-        new = bool(turns) and not self._open[turns[0]].served
-        together = [key for key in turns if not (new and self._open[key].served)]
-        batch: list[tuple[Item, Future[Any]]] = []
-        served: dict[Hashable, int] = {}  # frames of each request in this batch
-        ending = {key for key in together if self._frames(self._open[key]) <= self.limits.end}
+        order = [request for request in self._order() if self._next(request, within_share=within_share) is not None]
+        new = bool(order) and not order[0].batches
+        joining = [request for request in order if not (new and request.batches)]
+        ending = {request for request in joining if request.frames <= self._limits.end}
+        batch: list[Job] = []
+        frames: dict[_Request, int] = {}
         progress = True
         while progress:
             progress = False
-            for key in together:
-                request = self._open[key]
-                at = self._next(request, light=light)
-                if (
-                    at is not None
-                    and len(batch) < most
-                    and self._fits(request.waiting[at][0], batch, 0 if key in ending else served.get(key, 0))
-                ):
-                    item, future = request.waiting[at]
+            for request in joining:
+                at = self._next(request, within_share=within_share)
+                if at is None or len(batch) >= most:
+                    continue
+                job = request.waiting[at]
+                if self._fits(job.chunk, batch, 0 if request in ending else frames.get(request, 0)):
                     del request.waiting[at]
-                    batch.append((item, future))
-                    served[key] = served.get(key, 0) + item.frames
+                    batch.append(job)
+                    frames[request] = frames.get(request, 0) + job.chunk.frames
                     progress = True
-        for key in turns:
-            if key in served:
-                request = self._open.pop(key)
-                request.served, request.passed = request.served + 1, 0
-                self._open[key] = request  # to the end of all turns
+        for request in order:
+            if request in frames:
+                request.batches, request.skipped = request.batches + 1, 0
+                self._open[request.key] = self._open.pop(request.key)  # to the end
             else:
-                self._open[key].passed += 1
+                request.skipped += 1
         return batch
 
-    def _next(self, request: _Open[Item], *, light: bool) -> int | None:
-        """Return which of a request's waiting chunks may be taken; None for none."""
-        if not light:
+    def _next(self, request: _Request, *, within_share: bool) -> int | None:
+        """Return the index of the chunk that the request would add to a batch; None if it has none."""
+        if not within_share:
             return 0 if request.waiting else None
-        return next((at for at, (item, _) in enumerate(request.waiting) if item.frames <= self.limits.share), None)
+        return next((at for at, job in enumerate(request.waiting) if job.chunk.frames <= self._limits.share), None)
 
-    @staticmethod
-    def _frames(request: _Open[Item]) -> int:
-        return sum(item.frames for item, _ in request.waiting)
-
-    def _turns(self) -> list[Hashable]:
-        waiting = [key for key, request in self._open.items() if request.waiting]
-        # Stable: within a class, the order of turns holds.
-        waiting.sort(key=lambda key: (self._open[key].bulk, min(self._open[key].served, FEW)))
-        longest = max(waiting, key=lambda key: self._open[key].passed, default=None)
-        if longest is not None and self._open[longest].passed >= MAX_SKIPS:
-            # One alone, so that it takes a batch's first place and not all of them.
+    def _order(self) -> list[_Request]:
+        waiting = [request for request in self._open.values() if request.waiting]
+        waiting.sort(key=lambda request: (request.bulk, min(request.batches, FEW_BATCHES)))
+        longest = max(waiting, key=lambda request: request.skipped, default=None)
+        if longest is not None and longest.skipped >= MAX_SKIPS:
+            # Only one: otherwise the skipped requests could fill the whole batch.
             waiting.remove(longest)
             waiting.insert(0, longest)
         return waiting
 
-    def _fits(self, item: Item, batch: Sequence[tuple[Item, Future[Any]]], served: int) -> bool:
+    def _fits(self, chunk: Chunk, batch: Sequence[Job], frames: int) -> bool:
+        """Whether a chunk may join the batch, in which its request has so many frames already."""
         if not batch:
-            return True  # whatever it costs, somebody has to be first
-        widest = max(item.frames, *(other.frames for other, _ in batch))
+            return True  # even a chunk above every limit has to be decoded
+        longest = max(chunk.frames, *(job.chunk.frames for job in batch))
         return (
-            len(batch) < self.limits.items
-            and item.frames <= WIDEST * batch[0][0].frames
-            and (len(batch) + 1) * widest <= self.limits.frames
-            and (not served or served + item.frames <= self.limits.share)
+            len(batch) < self._limits.items
+            and chunk.frames <= LONGEST_RATIO * batch[0].chunk.frames
+            and (len(batch) + 1) * longest <= self._limits.frames
+            and (not frames or frames + chunk.frames <= self._limits.share)
         )

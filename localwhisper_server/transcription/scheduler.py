@@ -1,114 +1,103 @@
-"""Work handed to the engine, batch by batch: the threads around `turns.Queue`, which decides."""
+"""The threads that take batches from the fair queue, run them through the model, and hand out the results."""
 
 import contextlib
 import itertools
 import logging
 import math
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
 
-from localwhisper_server import observer
 from localwhisper_server.errors import Busy, EngineFailed, ServerError
-from localwhisper_server.transcription.queue import FairQueue, Item
+from localwhisper_server.observer import NullObserver, Observer, on_behalf_of, request_id
+from localwhisper_server.transcription.queue import FairQueue, Job
 from localwhisper_server.types import BatchLimits
+from localwhisper_server.whisper.chunks import Chunk, ChunkResult
 
 logger = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
-
-# A stranger's machine, before anything was measured: seconds of sound decoded in a second.
+# The shortest pause between two calls of `idle`.
 IDLE_CHECK_SECONDS = 0.01
+# Seconds of audio decoded in a second: a guess until the first batch is measured.
 FIRST_SPEED = 5.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Batch(Generic[Item]):
-    """A batch in flight."""
+class _Batch:
+    """A batch that the model is decoding, and when that began."""
 
-    items: list[Item]
-    futures: list[Future[Any]]
+    jobs: list[Job]
     since: float
 
     @property
     def seconds(self) -> float:
-        return sum(item.seconds for item in self.items)
+        return sum(job.chunk.seconds for job in self.jobs)
 
     @property
     def frames(self) -> int:
-        return max(item.frames for item in self.items)
+        return max(job.chunk.frames for job in self.jobs)
 
 
-class _Asked(Future[Any]):
-    """Knows since when it waits, and for which request."""
+class Ticket:
+    """An admitted request. Close it when the request ends, for whatever reason."""
 
-    def __init__(self, since: float) -> None:
-        super().__init__()
-        self.since = since
-        self.request_id = observer.request_id.get()
-
-
-class Ticket(Generic[Item, Result]):
-    """An admitted request's way to hand in chunks. Close it when the request ends, however it ends."""
-
-    def __init__(self, scheduler: "Scheduler[Item, Result]", number: int) -> None:
+    def __init__(self, scheduler: "Scheduler", number: int) -> None:
         self._scheduler = scheduler
         self._number = number
 
-    def submit(self, items: Sequence[Item], *, first: bool = False) -> "list[Future[Result]]":
-        """FairQueue chunks, so that they may share a batch; each future gives a result, or a ServerError.
+    def submit(self, chunks: Sequence[Chunk], *, first: bool = False) -> list[Future[ChunkResult]]:
+        """Queue chunks, which may share a batch; each future gives a result or raises a ServerError.
 
-        `first` puts them before the request's others: what is left of earlier ones.
-
-        Cancelling one drops its chunk. They are cancelled already where the ticket or the scheduler is closed.
+        `first` puts them before the request's other chunks. Cancelling a future removes its chunk from the queue.
+        After the ticket or the scheduler is closed, the futures come back cancelled.
         """
-        return self._scheduler._submit(self._number, items, first=first)  # noqa: SLF001 - the ticket is the scheduler's own face
+        return self._scheduler._submit(self._number, chunks, first=first)  # noqa: SLF001 - one class in two parts
 
     def close(self) -> None:
-        """Leave the queue with everything that still waits."""
+        """Leave the queue and cancel the chunks that still wait."""
         self._scheduler._leave(self._number)  # noqa: SLF001 - as above
 
 
-class Scheduler(Generic[Item, Result]):
-    """Threads that feed batches to `run`, which returns one result per chunk; as many as `run` has room for at once.
+class Scheduler:
+    """Runs batches in `workers` threads; `run` returns one result per chunk and is called by all threads at once.
 
-    Of several, one is kept from chunks above the share (a full window), which take seconds, as long as others wait.
+    Chunks above a request's share, such as those with the full window, take seconds. So one of several workers takes
+    none while all others are decoding such chunks.
 
-    `max_wait` is the longest wait in seconds that a new request is let in for; `ahead` estimates what it waits before
-    it hands in its first chunk. `idle` is called from a thread while nothing waits or runs, with the seconds since the
-    last batch, and returns after how many more it wants to be called again, None for not before there was work.
-    `waited` is called with the seconds that each chunk waited for its batch.
+    `max_wait` is the longest estimated wait, in seconds, with which a request is admitted. `ahead` estimates the wait
+    before a request submits its first chunk. While no chunk waits or runs, a thread calls `idle` with the seconds since
+    the last batch; it returns after how many seconds to call it again, or None for not before the next batch. `clock`
+    gives seconds from any start.
     """
 
     def __init__(
         self,
-        run: Callable[[Sequence[Item]], Sequence[Result]],
+        run: Callable[[Sequence[Chunk]], Sequence[ChunkResult]],
         *,
         capacity: int,
         limits: BatchLimits,
         clock: Callable[[], float],
         max_wait: float = float("inf"),
         ahead: Callable[[], float] = lambda: 0.0,
-        idle: Callable[[float], float | None] | None = None,
-        waited: Callable[[float], None] | None = None,
+        idle: Callable[[float], float | None] = lambda _: None,
+        observer: Observer | None = None,
         workers: int = 1,
     ) -> None:
         self._run = run
         self._clock = clock
         self._max_wait = max_wait
         self._idle = idle
-        self._waited = waited
+        self._observer = observer or NullObserver()
         self._ahead = ahead
-        self._queue: FairQueue[Item] = FairQueue(capacity=capacity, limits=limits)
+        self._limits = limits
+        self._queue = FairQueue(capacity=capacity, limits=limits)
         self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._closed = False
         self._refusal: ServerError | None = None
-        self._in_flight: list[_Batch[Item]] = []
-        self._last = time.monotonic()
+        self._in_flight: list[_Batch] = []
+        self._last = clock()  # when the last batch ended
         self._failures = 0
         self._speed = FIRST_SPEED / workers  # of one worker
         self._threads = [
@@ -126,52 +115,48 @@ class Scheduler(Generic[Item, Result]):
 
     @property
     def full(self) -> bool:
-        """Whether one more request would be turned away for want of room."""
+        """Whether the queue has no room for one more request."""
         with self._changed:
             return self._queue.full
 
     @property
     def running_seconds(self) -> float | None:
-        """How long the batch in flight has been running, of several the first; None where there is none."""
+        """How long the oldest running batch has been running; None if none runs."""
         with self._changed:
             return max((self._clock() - batch.since for batch in self._in_flight), default=None)
 
     @property
     def failures(self) -> int:
-        """How many batches in a row, up to the last, gave nothing but faults of the engine."""
+        """How many batches in a row, up to the last, gave only EngineFailed."""
         return self._failures
 
     @property
     def speed(self) -> float:
-        """Seconds of sound decoded in a second: a running estimate."""
+        """Seconds of audio decoded in a second: a running estimate."""
         return self._speed * len(self._threads)
 
     @property
     def queue_seconds(self) -> float:
-        """Estimate how long a request that came now would wait for its first chunk's turn, in seconds."""
+        """Estimate how long the first chunk of a new request would wait, in seconds."""
         with self._changed:
             return self._wait()
 
-    def set_limits(self, limits: BatchLimits) -> None:
-        """Change how large a batch may be."""
-        with self._changed:
-            self._queue.limits = limits
-
-    def admit(self, *, bulk: bool = False) -> Ticket[Item, Result]:
+    def admit(self, *, bulk: bool = False) -> Ticket:
         """Open a request.
 
         Raises:
-            Busy: the queue is full, or the wait longer than it may be; `retry_after` estimates when it will not be.
+            Busy: the queue is full, or the estimated wait is longer than `max_wait`. `retry_after` estimates when the
+                request would be admitted.
 
         """
-        number = next(self._numbers)
         with self._changed:
             self._require_room()
+            number = next(self._numbers)
             self._queue.admit(number, bulk=bulk)
         return Ticket(self, number)
 
     def require_room(self) -> None:
-        """Raise Busy where `admit` would, for who wants to know before it has anything to hand in."""
+        """Raise Busy if `admit` would."""
         with self._changed:
             self._require_room()
 
@@ -186,159 +171,159 @@ class Scheduler(Generic[Item, Result]):
             raise Busy("The server is busy: its queue is full. Try again later.", retry_after=wait)
 
     def send_away(self, refusal: ServerError, *, later_than: float) -> None:
-        """Fail the requests that have not begun and would not be through in so many seconds, by the present speed."""
+        """Fail the requests that have not begun and would not end within so many seconds at the present speed."""
         with self._changed:
             running = sum(batch.seconds for batch in self._in_flight)
             late = self._queue.late(later_than * self.speed - running)
-            left = [future for key in late for future in self._queue.leave(key)]
+            left = [job.future for key in late for job in self._queue.leave(key)]
         _fail(left, refusal)
 
     def refuse(self, refusal: ServerError) -> None:
-        """Fail whatever waits or runs, and whatever will still be handed in; nobody hears of the batch in flight."""
+        """Fail every chunk that waits or runs, and every chunk submitted from now on."""
         with self._changed:
             self._refusal = refusal
-            left = self._queue.clear() + [future for batch in self._in_flight for future in batch.futures]
-        _fail(left, refusal)
+            left = self._queue.clear() + [job for batch in self._in_flight for job in batch.jobs]
+        _fail([job.future for job in left], refusal)
 
     def close(self, timeout: float | None = None) -> bool:
-        """Stop after what is in flight, cancelling what waits; False if it still runs after `timeout` seconds."""
+        """Cancel the waiting chunks; return whether all running batches end within `timeout` seconds."""
         with self._changed:
             self._closed = True
             left = self._queue.clear()
             self._changed.notify_all()
-        for future in left:
-            future.cancel()
-        until = None if timeout is None else time.monotonic() + timeout
+        for job in left:
+            job.future.cancel()
+        until = None if timeout is None else self._clock() + timeout
         for thread in self._threads:
-            thread.join(None if until is None else max(0.0, until - time.monotonic()))
+            thread.join(None if until is None else max(0.0, until - self._clock()))
         return not any(thread.is_alive() for thread in self._threads)
 
-    def _submit(self, number: int, items: Sequence[Item], *, first: bool) -> "list[Future[Result]]":
+    def _submit(self, number: int, chunks: Sequence[Chunk], *, first: bool) -> list[Future[ChunkResult]]:
         now = self._clock()
-        futures: list[Future[Result]] = [_Asked(now) for _ in items]
+        jobs = [Job(chunk, Future(), now, request_id.get()) for chunk in chunks]
+        futures = [job.future for job in jobs]
         with self._changed:
             refusal = self._refusal
-            taken = refusal is None and self._queue.put(number, list(zip(items, futures, strict=True)), first=first)
+            taken = refusal is None and self._queue.put(number, jobs, first=first)
             self._changed.notify_all()
         if refusal is not None:
             _fail(futures, refusal)
         elif not taken:
             for future in futures:
-                future.cancel()  # nobody would ever answer it
+                future.cancel()
         return futures
 
     def _leave(self, number: int) -> None:
         with self._changed:
             left = self._queue.leave(number)
-        for future in left:
-            future.cancel()
+        for job in left:
+            job.future.cancel()
 
     def _wait(self) -> float:
         ahead = self._ahead()
-        # A worker that is free takes who comes now.
-        running = sum(batch.seconds for batch in self._in_flight)
         if not self._queue and len(self._in_flight) < len(self._threads):
-            return ahead
+            return ahead  # an idle worker takes the first chunk at once
+        running = sum(batch.seconds for batch in self._in_flight)
         return ahead + (running + self._queue.seconds_ahead()) / self.speed
 
     def _work(self) -> None:
         while (batch := self._next()) is not None:
-            with observer.on_behalf_of(future.request_id for future in batch.futures if isinstance(future, _Asked)):
-                outcomes = self._outcomes(batch.items)
+            with on_behalf_of(job.request_id for job in batch.jobs):
+                outcomes = self._outcomes([job.chunk for job in batch.jobs])
             failed = all(isinstance(outcome, EngineFailed) for outcome in outcomes)
             self._failures = self._failures + 1 if failed else 0
-            for future, outcome in zip(batch.futures, outcomes, strict=True):
-                # A caller who left meanwhile has cancelled nothing: a future that runs cannot be. It may be refused.
+            for job, outcome in zip(batch.jobs, outcomes, strict=True):
+                # `refuse` may have failed the future meanwhile. A running future cannot be cancelled.
                 with contextlib.suppress(InvalidStateError):
                     if isinstance(outcome, BaseException):
-                        future.set_exception(outcome)
+                        job.future.set_exception(outcome)
                     else:
-                        future.set_result(outcome)
-            took = max(self._clock() - batch.since, 1e-6)
+                        job.future.set_result(outcome)
+            now = self._clock()
+            took = max(now - batch.since, 1e-6)
             with self._changed:
                 self._in_flight.remove(batch)
-                self._last = time.monotonic()  # as the wait for it counts
-                # A running mean over the last few batches follows a machine that gets busier or idle. What failed says
-                # nothing: a device that refuses everything would be the fastest of all.
+                self._last = now
+                # A running mean over the last few batches follows a machine that gets busier or idle. A failed batch
+                # does not count: it ends early and would look fast.
                 if not all(isinstance(outcome, BaseException) for outcome in outcomes):
                     self._speed += (max(batch.seconds / took, 1e-3) - self._speed) / 4
 
-    def _next(self) -> _Batch[Item] | None:
-        """Wait for the next batch of chunks that somebody still wants; None when closed."""
-        seconds: float | None = 0.0
+    def _next(self) -> _Batch | None:
+        """Wait for the next batch of chunks whose futures are not cancelled; None when closed."""
+        pause: float | None = 0.0
         while True:
             with self._changed:
-                if self._changed.wait_for(self._needed, seconds):
+                if self._changed.wait_for(lambda: self._closed or self._queue.ready(), pause):
                     if self._closed:
                         return None
-                    light = self._guarded and self._queue.ready(light=True)
-                    entries = self._queue.take(most=self._part(), light=light)
-                    wanted = [entry for entry in entries if entry[1].set_running_or_notify_cancel()]
-                    if wanted:
-                        items, futures = map(list, zip(*wanted, strict=True))
-                        batch = _Batch(items, futures, self._clock())
+                    within_share = self._last_free_worker and self._queue.ready(within_share=True)
+                    taken = self._queue.take(most=self._batch_size(), within_share=within_share)
+                    jobs = [job for job in taken if job.future.set_running_or_notify_cancel()]
+                    if jobs:
+                        batch = _Batch(jobs, self._clock())
                         self._in_flight.append(batch)
-                        self._tell_waits(batch)
+                        for job in jobs:
+                            self._observer.waited(batch.since - job.since)
                         return batch
                     continue
-                since = None if self._in_flight else time.monotonic() - self._last
-            # Without the lock: it may take its time, and callers are being admitted. A worker that is at work does
-            # this when it is through.
-            seconds = None if since is None else self._be_idle(since)
+                since = None if self._in_flight else self._clock() - self._last
+            # Without the lock, since unloading a model takes long and requests are admitted meanwhile. While another
+            # worker decodes, the model is in use: that worker calls `idle` when it is done.
+            pause = None if since is None else self._be_idle(since)
 
-    def _part(self) -> int:
-        """Return how many chunks one worker may take: no more than its part.
+    def _batch_size(self) -> int:
+        """Return how many chunks this worker may take, so that the workers share the chunks evenly.
 
-        Of what waits, shared by the workers that are idle; and of what waits or runs, shared by all, since those that
-        run will soon be idle, too.
+        The idle workers share the waiting chunks. All workers share the waiting and the running chunks: the workers
+        that are busy now will soon be idle.
         """
         idle = len(self._threads) - len(self._in_flight)
-        running = sum(len(batch.items) for batch in self._in_flight)
+        running = sum(len(batch.jobs) for batch in self._in_flight)
         waiting = len(self._queue)
         return min(math.ceil(waiting / idle), max(1, (waiting + running) // len(self._threads)))
 
-    def _needed(self) -> bool:
-        return self._closed or self._queue.ready()
-
     @property
-    def _guarded(self) -> bool:
-        """Whether the next batch had better not take long, since others do: one worker is soon free for who comes."""
-        heavy = [batch for batch in self._in_flight if batch.frames > self._queue.limits.share]
-        return 0 < len(heavy) >= len(self._threads) - 1
-
-    def _tell_waits(self, batch: _Batch[Item]) -> None:
-        if self._waited is not None:
-            for future in batch.futures:
-                if isinstance(future, _Asked):
-                    self._waited(batch.since - future.since)
+    def _last_free_worker(self) -> bool:
+        """Whether all other workers are decoding chunks above the share."""
+        long = [batch for batch in self._in_flight if batch.frames > self._limits.share]
+        return 0 < len(long) >= len(self._threads) - 1
 
     def _be_idle(self, seconds: float) -> float | None:
         try:
-            again = self._idle(seconds) if self._idle is not None else None
-        except Exception:  # the thread has to live: the next batch will meet whatever is wrong
-            logger.exception("could not go idle")
+            pause = self._idle(seconds)
+        except Exception:  # the thread has to go on: the next batch will show what is wrong
+            logger.exception("unloading the model while idle failed")
             return None
-        return None if again is None else max(again, IDLE_CHECK_SECONDS)
+        return None if pause is None else max(pause, IDLE_CHECK_SECONDS)
 
-    def _outcomes(self, items: Sequence[Item]) -> "Sequence[Result | ServerError]":
-        """Run a batch; if it fails, each chunk alone, so that one bad chunk does not take its neighbours along."""
+    def _outcomes(self, chunks: Sequence[Chunk]) -> Sequence[ChunkResult | ServerError]:
+        """Run a batch; if it fails, run each chunk alone, so that only the bad chunk fails."""
+        started = self._clock()
         try:
-            outcomes = self._run(items)
+            results = self._run(chunks)
         except ServerError as failure:
-            return [failure for _ in items]
+            return [failure for _ in chunks]
         except Exception:
-            logger.exception("a batch of %d failed", len(items))
+            logger.exception("a batch of %d failed", len(chunks))
         else:
-            if len(outcomes) == len(items):
-                return outcomes
-            logger.error("a batch of %d gave %d results", len(items), len(outcomes))
-        if len(items) == 1:
+            if len(results) == len(chunks):
+                self._observe(chunks, results, self._clock() - started)
+                return results
+            logger.error("a batch of %d gave %d results", len(chunks), len(results))
+        if len(chunks) == 1:
             return [EngineFailed()]
-        return [outcome for item in items for outcome in self._outcomes([item])]
+        return [outcome for chunk in chunks for outcome in self._outcomes([chunk])]
+
+    def _observe(self, chunks: Sequence[Chunk], results: Sequence[ChunkResult], took: float) -> None:
+        self._observer.decoded(len(chunks), self._limits.items, sum(chunk.seconds for chunk in chunks), took)
+        for result in results:
+            if result.rejected is not None:
+                self._observer.retried(result.rejected)
 
 
-def _fail(futures: Sequence[Future[Any]], failure: ServerError) -> None:
+def _fail(futures: Sequence[Future[ChunkResult]], failure: ServerError) -> None:
     for future in futures:
-        with contextlib.suppress(InvalidStateError, RuntimeError):  # answered already, or in this very moment
+        with contextlib.suppress(InvalidStateError, RuntimeError):  # another thread has just answered it
             if future.running() or future.set_running_or_notify_cancel():
                 future.set_exception(failure)

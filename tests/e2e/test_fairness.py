@@ -1,4 +1,4 @@
-"""A short message beside others' long files, at a real server."""
+"""A short message at a real server that is busy with long files."""
 
 import contextlib
 import statistics
@@ -25,7 +25,7 @@ def _ask(http: httpx2.Client, server: Server, prompt: str, file: bytes) -> float
 
 @contextlib.contextmanager
 def _silences(server: Server) -> Iterator[None]:
-    """Keep the server busy with files of 5.9 h of silence; their callers hang up at the end."""
+    """Keep the server busy with files of 5.9 h of silence."""
     silence = opus_of_silence(hours=5.9)
     clients = [httpx2.Client(timeout=120) for _ in range(SILENT)]
     with ThreadPoolExecutor(SILENT) as pool:
@@ -38,11 +38,11 @@ def _silences(server: Server) -> Iterator[None]:
                 time.sleep(0.1)
             yield
         finally:
-            server.process.kill()  # a stop would wait for them
+            server.process.kill()  # a stop would wait for their requests
 
 
 def test_a_message_does_not_wait_for_hours_of_silence(frail_server: Server) -> None:
-    """It is prepared between the short steps of three such files, which take minutes; so `benchmarks/fairness.py`."""
+    """It is prepared between the short steps of three such files; see also `benchmarks/fairness.py`."""
     voice = ENGLISH.read_bytes()
     with httpx2.Client(timeout=120) as http:
         alone = [_ask(http, frail_server, f"alone {number}", voice) for number in range(3)]

@@ -1,6 +1,6 @@
-"""Every container and codec that FFmpeg writes here, and what else a film holds, heard by the real model.
+"""Every container and codec that FFmpeg writes, and films with all their tracks, transcribed by the base model.
 
-The suite compares sound (`tests/server/audio/test_media.py`); this asks for the words. Takes minutes: `nox -s media`.
+`tests/server/audio/test_media.py` compares samples; these tests compare words. They take minutes: `nox -s media`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ import av.error
 import jiwer
 import pytest
 
-from localwhisper_server.audio import pool as decoder
+from localwhisper_server.audio.pool import Pool, decode
 from localwhisper_server.errors import ServerError
-from localwhisper_server.types import BatchLimits
+from localwhisper_server.transcription.preparation import StepRunner
 from localwhisper_server.transcription.scheduler import Scheduler
 from localwhisper_server.transcription.transcriber import Transcriber
-from localwhisper_server.types import Decoding, Options, Transcript
+from localwhisper_server.types import BatchLimits, Decoding, Options, Transcript
 from localwhisper_server.whisper import weights
 from localwhisper_server.whisper.devices import Device, Workers
 from localwhisper_server.whisper.engine import Engine
+from localwhisper_server.whisper.vad import find_speech
 from tests.server import media
 from tests.server.sound import encode
 
@@ -43,38 +44,38 @@ pytestmark = [
 ]
 
 WORDS = "please buy milk and bread on the way home and call me when you are there"
-MOST_WRONG = 0.25  # what 8 kbit/s and one-bit codecs (real_144, dfpwm) cost; others cost a word at most
-# What a codec adds before the first sound, and the model's own uncertainty.
+MOST_WRONG = 0.25  # the word error rate of 8 kbit/s and one-bit codecs (real_144, dfpwm)
+# A codec's delay before the first sound, and the precision of the model.
 FIRST_WORD_SECONDS = 0.3
-# What FFmpeg writes with a clock that is wrong: its second packet is ten packets late.
-WRONG_CLOCK = {("wtv", "flac"), ("asf", "flac")}
+# FFmpeg writes wrong timestamps into these: the second packet is ten packets late.
+WRONG_TIMESTAMPS = {("wtv", "flac"), ("asf", "flac")}
 
 
 @pytest.fixture(scope="module")
 def speech(voices: dict[str, Path]) -> Samples:
     """Give five seconds of speech."""
     with voices["demo"].open("rb") as file:
-        return decoder.decode(file, max_seconds=60)
+        return decode(file, max_seconds=60)
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Transcriber]:
-    """Give the whole way of a request behind the routes, the jailed decoder and the base model included."""
+def transcriber(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Transcriber]:
+    """Give a transcriber with real confined workers and the base model."""
     folder = weights.find("base", cache_dir=tmp_path_factory.mktemp("models"))
     engine = Engine(folder, Device("cpu", "int8", "test"), Workers(1, 2))
-    scheduler = Scheduler(
-        engine.run, capacity=4, limits=BatchLimits(items=4, frames=6000, share=6000), clock=lambda: 0.0
-    )
-    with closing(decoder.Pool(environ=os.environ)) as pool:
-        yield Transcriber(scheduler, engine.prepare, max_seconds=600, blocks=pool.blocks)
+    limits = BatchLimits(items=4, frames=6000, share=6000)
+    scheduler = Scheduler(engine.run, capacity=4, limits=limits, clock=lambda: 0.0)
+    steps = StepRunner(clock=lambda: 0.0)
+    with closing(Pool(environ=os.environ)) as pool:
+        yield Transcriber(scheduler, engine.prepare, find_speech, blocks=pool.blocks, steps=steps, max_seconds=600)
     assert scheduler.close(60)
 
 
-async def _fault(service: Transcriber, data: bytes, *, at: float = 0.0, language: str | None = "en") -> str | None:
-    """Return what is wrong with what was heard, None where nothing is; the speech begins `at` seconds in."""
+async def _fault(transcriber: Transcriber, data: bytes, *, at: float = 0.0, language: str | None = "en") -> str | None:
+    """Return what is wrong with the transcript, or None; the speech begins `at` seconds in."""
     options = Options(Decoding(words=True, language=language))
     try:
-        items = [item async for item in service.transcribe(io.BytesIO(data), options)]
+        items = [item async for item in transcriber.transcribe(io.BytesIO(data), options)]
     except ServerError as failure:
         return failure.message
     transcript = items[-1]
@@ -88,21 +89,21 @@ async def _fault(service: Transcriber, data: bytes, *, at: float = 0.0, language
 
 
 @pytest.mark.parametrize("container", media.muxers())
-async def test_every_codec(service: Transcriber, speech: Samples, container: str) -> None:
-    """What FFmpeg writes and reads back is understood, and its first word is where it is."""
+async def test_every_codec(transcriber: Transcriber, speech: Samples, container: str) -> None:
+    """What FFmpeg can write and decode is transcribed, and its first word has the right time."""
     faults, right = {}, []
     for codec in media.encoders():
         try:
             data = media.recording(speech, container, codec)
         except (av.error.FFmpegError, ValueError, OverflowError):
             continue  # not a codec for this container
-        fault = await _fault(service, data)
+        fault = await _fault(transcriber, data)
         if fault is None:
             right.append(codec)
         elif (plain := media.plainly(data)) is not None and media.found_at(speech, plain)[1] > 0.9:
             faults[codec] = fault
-    print(f"\n| {container} | {len(right)} | {' '.join(right)} |")  # noqa: T201 - the table that this is run for
-    assert {codec: fault for codec, fault in faults.items() if (container, codec) not in WRONG_CLOCK} == {}
+    print(f"\n| {container} | {len(right)} | {' '.join(right)} |")  # noqa: T201 - the table is the purpose of the run
+    assert {codec: fault for codec, fault in faults.items() if (container, codec) not in WRONG_TIMESTAMPS} == {}
 
 
 FILMS = {
@@ -139,13 +140,13 @@ CHAPTERS |= {
     "wma": "-c:a wmav2",
     "nut": "-c:a mp2",
 }
-# These write both tracks from their first sound on: FFmpeg keeps no offset in them.
+# FFmpeg writes no offset of a track into these.
 NO_OFFSET = {"avi", "mxf"}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, speech: Samples) -> Path:
-    """Give what films are made of: speech, a tone, a picture, subtitles, chapters."""
+    """Give a folder with the parts of films: speech, a tone, a picture, subtitles, chapters."""
     if shutil.which("ffmpeg") is None:
         pytest.skip("no ffmpeg here")
     made = tmp_path_factory.mktemp("films")
@@ -178,46 +179,46 @@ def _film(folder: Path, name: str, inputs: str, options: str) -> bytes:
 
 
 @pytest.mark.parametrize("extension", FILMS)
-async def test_a_film(service: Transcriber, folder: Path, extension: str) -> None:
-    """With its pictures."""
+async def test_a_film(transcriber: Transcriber, folder: Path, extension: str) -> None:
+    """With a video track."""
     data = _film(folder, f"film.{extension}", f"{PICTURES} -i speech.wav", FILMS[extension])
-    assert await _fault(service, data) is None
+    assert await _fault(transcriber, data) is None
 
 
 @pytest.mark.parametrize("extension", [extension for extension in FILMS if extension not in NO_OFFSET])
-async def test_sound_that_begins_later(service: Transcriber, folder: Path, extension: str) -> None:
-    """Five seconds into the pictures."""
+async def test_sound_that_begins_later(transcriber: Transcriber, folder: Path, extension: str) -> None:
+    """Five seconds after the video."""
     inputs = f"{PICTURES} -itsoffset 5 -i speech.wav"
-    assert await _fault(service, _film(folder, f"later.{extension}", inputs, FILMS[extension]), at=5.0) is None
+    assert await _fault(transcriber, _film(folder, f"later.{extension}", inputs, FILMS[extension]), at=5.0) is None
 
 
 @pytest.mark.parametrize(("extension", "kind"), [(name, kind) for name, kinds in TEXTS.items() for kind in kinds])
-async def test_subtitles(service: Transcriber, folder: Path, extension: str, kind: str) -> None:
-    """Of every kind that the container takes."""
+async def test_subtitles(transcriber: Transcriber, folder: Path, extension: str, kind: str) -> None:
+    """Of every kind that the container may have."""
     inputs = f"{PICTURES} -i speech.wav -i text.srt"
     data = _film(folder, f"text-{kind}.{extension}", inputs, f"{FILMS[extension]} -c:s {kind} -map 0 -map 1 -map 2")
-    assert await _fault(service, data) is None
+    assert await _fault(transcriber, data) is None
 
 
 @pytest.mark.parametrize("extension", COVERS)
-async def test_a_cover(service: Transcriber, folder: Path, extension: str) -> None:
-    """A picture beside the sound."""
+async def test_a_cover(transcriber: Transcriber, folder: Path, extension: str) -> None:
+    """A picture beside the audio track."""
     options = f"{COVERS[extension]} -map 0 -map 1 -c:v png -disposition:v attached_pic"
-    assert await _fault(service, _film(folder, f"cover.{extension}", "-i speech.wav -i cover.png", options)) is None
+    assert await _fault(transcriber, _film(folder, f"cover.{extension}", "-i speech.wav -i cover.png", options)) is None
 
 
 @pytest.mark.parametrize("extension", CHAPTERS)
-async def test_chapters(service: Transcriber, folder: Path, extension: str) -> None:
-    """Two of them."""
+async def test_chapters(transcriber: Transcriber, folder: Path, extension: str) -> None:
+    """A recording in two chapters."""
     options = f"-map 0 -map_metadata 1 -map_chapters 1 {CHAPTERS[extension]}"
     data = _film(folder, f"chapters.{extension}", "-i speech.wav -i chapters.txt", options)
-    assert await _fault(service, data) is None
+    assert await _fault(transcriber, data) is None
 
 
 @pytest.mark.parametrize("extension", ["mkv", "mp4", "mov", "ts", "mpg", "wmv", "avi", "nut", "ogv", "mxf", "webm"])
 @pytest.mark.parametrize("spoken", [0, 1], ids=["the first", "the second"])
-async def test_a_second_track(service: Transcriber, folder: Path, extension: str, spoken: int) -> None:
-    """The first is taken; the second where it is in the asked language, as far as the container says so."""
+async def test_a_second_track(transcriber: Transcriber, folder: Path, extension: str, spoken: int) -> None:
+    """The first is used, or the second if it is in the requested language and the container says so."""
     tracks = ("-i speech.wav -i tone.wav", "-i tone.wav -i speech.wav")[spoken]
     options = f"{FILMS[extension]} -map 0 -map 1 -map 2 -metadata:s:a:{spoken} language=eng"
     options += f" -metadata:s:a:{1 - spoken} language=ger"
@@ -226,4 +227,4 @@ async def test_a_second_track(service: Transcriber, folder: Path, extension: str
         named = [track.metadata.get("language") for track in container.streams.audio]
     if spoken and named[1] != "eng":
         pytest.skip("it does not keep the language")
-    assert await _fault(service, data) is None
+    assert await _fault(transcriber, data) is None

@@ -1,4 +1,4 @@
-"""Speech in any container and codec that this PyAV can write, with what else a film may hold; finding it again."""
+"""Recordings for tests, in every container and codec that PyAV writes; and speech found again in what was decoded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RATE = 16_000
 RATES = {"real_144": 8000, "g723_1": 8000, "libopencore_amrnb": 8000, "nellymoser": 8000, "adpcm_swf": 22_050}
 RATES |= {"roq_dpcm": 22_050, "swf": 22_050, "gxf": 48_000, "mxf": 48_000, "mxf_opatom": 48_000, "flv": 44_100}
 STEREO = {"vorbis", "aptx", "aptx_hd"}  # FFmpeg's own encoders of these take nothing else
-# Muxers that write no file of sound: devices, networks, several files, text, sums of what they are given.
+# Muxers that write no audio file: they write to devices, networks or several files, or write text or checksums.
 NO_FILES = {
     *("alsa", "oss", "xv", "sdl", "fbdev", "hls", "dash", "hds", "segment", "stream_segment,ssegment", "tee", "null"),
     *("hash", "md5", "crc", "framecrc", "framehash", "framemd5", "streamhash", "uncodedframecrc", "mkvtimestamp_v2"),
@@ -38,7 +38,7 @@ def muxers() -> list[str]:
 
 
 def encoders() -> list[str]:
-    """Return FFmpeg's names of the codecs of sound that it encodes, those that drop it left out."""
+    """Return FFmpeg's names of the audio codecs that it encodes, except for those without sound."""
     return sorted(name for name in av.codecs_available - {"anull", "comfortnoise"} if _encodes_sound(name))
 
 
@@ -49,7 +49,7 @@ def recording(
     *,
     rate: int | None = None,
     start: float = 0.0,
-    hole: tuple[float, float] = (0.0, 0.0),
+    gap: tuple[float, float] = (0.0, 0.0),
     subtitles: str | None = None,
     film: bool = False,
     metadata: dict[str, str] | None = None,
@@ -57,19 +57,19 @@ def recording(
 ) -> bytes:
     """Return float samples at 16 kHz, shape (n,), in a container.
 
-    The sound begins `start` seconds in. `hole` is where its clock jumps and by how much. `subtitles` names a codec for
-    a track of those, `film` adds pictures from the start on, `before` another track of sound: codec, metadata, samples.
+    The sound begins `start` seconds in. `gap` is where its timestamps jump and by how much. `subtitles` is the codec of
+    a subtitle track, `film` adds a video track, and `before` another audio track: codec, metadata, samples.
     """
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
         rate = rate or _rate(container, codec)
         tracks = [_sound(output, before[0], before[2], rate, before[1])] if before else []
-        tracks.append(_sound(output, codec, samples, rate, metadata or {}, start, hole))
+        tracks.append(_sound(output, codec, samples, rate, metadata or {}, start, gap))
         if film:
-            tracks.append(_film(output, start + hole[1] + samples.size / RATE))
+            tracks.append(_film(output, start + gap[1] + samples.size / RATE))
         if subtitles:
             tracks.append(_text(output, subtitles))
-        # Every track is to be known before the first packet is written.
+        # All tracks have to be added before the first packet is written.
         packets = [packet for encoded in tracks for packet in encoded()]
         packets.sort(key=lambda packet: (packet.dts or 0) * packet.time_base)
         for packet in packets:
@@ -78,7 +78,7 @@ def recording(
 
 
 def plainly(data: bytes) -> Samples | None:
-    """Decode as FFmpeg does when it is left alone: the first track, no limits, no clock; None where it cannot."""
+    """Decode with FFmpeg alone: the first track, without limits and timestamps. Return None if that fails."""
     resampler, parts = av.AudioResampler(format="flt", layout="mono", rate=RATE), []
     try:
         with av.open(io.BytesIO(data)) as container:
@@ -92,9 +92,9 @@ def plainly(data: bytes) -> Samples | None:
 
 
 def found_at(original: Samples, decoded: Samples) -> tuple[float, float]:
-    """Return where `original` lies in `decoded`, in seconds, and how alike they are there: 1 is the same loudness."""
+    """Return where `original` lies in `decoded`, in seconds, and the correlation of their loudness there."""
     wanted, there = _loudness(original), _loudness(decoded)
-    # With room for what a codec adds or drops at either end.
+    # Codecs add or drop samples at both ends.
     there = np.pad(there, wanted.size)
     at = int(np.correlate(there, wanted - wanted.mean(), "valid").argmax())
     found = there[at : at + wanted.size]
@@ -136,7 +136,7 @@ def _sound(
     rate: int,
     metadata: dict[str, str],
     start: float = 0.0,
-    hole: tuple[float, float] = (0.0, 0.0),
+    gap: tuple[float, float] = (0.0, 0.0),
 ) -> Callable[[], Iterator[av.Packet]]:
     layout = "stereo" if codec in STEREO else "mono"
     stream = output.add_stream(codec, rate=rate, layout=layout)
@@ -153,7 +153,7 @@ def _sound(
             for packet in stream.encode(piece):
                 for stamp in ("pts", "dts"):
                     if (ticks := getattr(packet, stamp)) is not None:
-                        moved = start + (hole[1] if ticks * packet.time_base >= hole[0] else 0.0)
+                        moved = start + (gap[1] if ticks * packet.time_base >= gap[0] else 0.0)
                         setattr(packet, stamp, ticks + round(moved / packet.time_base))
                 yield packet
 

@@ -13,7 +13,7 @@ import av.error
 import numpy as np
 import pytest
 
-from localwhisper_server.audio import pool as decoder
+from localwhisper_server.audio.pool import Pool, decode
 from localwhisper_server.errors import InvalidRequest, ServerError, UnreadableAudio
 from tests.server import media
 from tests.server.sound import encode, tone
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="module")
-def pool() -> Iterator[decoder.Pool]:
-    """Give decoding processes in their jail: what they have not loaded they cannot load."""
-    with closing(decoder.Pool(environ=os.environ)) as workers:
+def pool() -> Iterator[Pool]:
+    """Give a pool of confined workers: they cannot load a library later."""
+    with closing(Pool(environ=os.environ)) as workers:
         workers.start()
         yield workers
 
@@ -37,31 +37,31 @@ def pool() -> Iterator[decoder.Pool]:
 def speech(voices: dict[str, Path]) -> Samples:
     """Give five seconds of speech."""
     with voices["demo"].open("rb") as file:
-        samples = decoder.decode(file, max_seconds=60)
+        samples = decode(file, max_seconds=60)
     return samples / np.abs(samples).max() * np.float32(0.7)
 
 
-def _decode(pool: decoder.Pool, data: bytes, *, max_seconds: float = 600.0, language: str | None = None) -> Samples:
+def _decode(pool: Pool, data: bytes, *, max_seconds: float = 600.0, language: str | None = None) -> Samples:
     with closing(pool.blocks(io.BytesIO(data), max_seconds=max_seconds, language=language)) as blocks:
         return np.concatenate(list(blocks))
 
 
-def _is_heard(decoded: Samples | None, speech: Samples, at: float = 0.0) -> bool:
-    """Whether the speech is all there, and begins within 0.1 s of where it should."""
+def _has_speech(decoded: Samples | None, speech: Samples, at: float = 0.0) -> bool:
+    """Whether all the speech is there and begins within 0.1 s of `at`."""
     if decoded is None:
         return False
     found, likeness = media.found_at(speech, decoded)
     return abs(found - at) < 0.1 and likeness > 0.9 and decoded.size >= speech.size - 3200
 
 
-# What FFmpeg writes with a clock that is wrong: its second packet is ten packets late.
-WRONG_CLOCK = {("wtv", "flac"), ("asf", "flac")}
+# FFmpeg writes wrong timestamps into these: the second packet is ten packets late.
+WRONG_TIMESTAMPS = {("wtv", "flac"), ("asf", "flac")}
 
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("container", media.muxers())
-def test_every_codec_in_every_container(pool: decoder.Pool, speech: Samples, container: str) -> None:
-    """What FFmpeg writes and reads back comes out of the jail whole and in its place; nothing else is a wrong text."""
+def test_every_codec_in_every_container(pool: Pool, speech: Samples, container: str) -> None:
+    """A confined worker decodes whatever FFmpeg by itself can write and decode."""
     lost, read = [], 0
     for codec in media.encoders():
         try:
@@ -69,11 +69,11 @@ def test_every_codec_in_every_container(pool: decoder.Pool, speech: Samples, con
         except (av.error.FFmpegError, ValueError, OverflowError):
             continue  # not a codec for this container
         try:
-            heard = _is_heard(_decode(pool, data), speech)
+            heard = _has_speech(_decode(pool, data), speech)
         except ServerError:
             heard = False
         read += heard
-        if not heard and (container, codec) not in WRONG_CLOCK and _is_heard(media.plainly(data), speech):
+        if not heard and (container, codec) not in WRONG_TIMESTAMPS and _has_speech(media.plainly(data), speech):
             lost.append(codec)
     assert lost == []
     if container in {"matroska", "mp4", "mov", "webm", "ogg", "wav", "mpegts", "asf", "avi", "flv", "caf", "nut", "wv"}:
@@ -95,7 +95,7 @@ def test_every_codec_in_every_container(pool: decoder.Pool, speech: Samples, con
     ],
 )
 def test_codecs_that_only_the_tool_writes(
-    pool: decoder.Pool, speech: Samples, tmp_path: Path, extension: str, options: str
+    pool: Pool, speech: Samples, tmp_path: Path, extension: str, options: str
 ) -> None:
     """DTS, TrueHD, MLP, Speex, GSM: PyAV's FFmpeg decodes them and does not encode them."""
     if shutil.which("ffmpeg") is None:
@@ -105,7 +105,7 @@ def test_codecs_that_only_the_tool_writes(
     command = ["ffmpeg", "-v", "error", "-i", str(source), *options.split(), str(target)]
     if subprocess.run(command, capture_output=True, check=False, timeout=60).returncode:
         pytest.skip("this ffmpeg does not write it")
-    assert _is_heard(_decode(pool, target.read_bytes()), speech)
+    assert _has_speech(_decode(pool, target.read_bytes()), speech)
 
 
 @pytest.mark.parametrize(
@@ -117,12 +117,10 @@ def test_codecs_that_only_the_tool_writes(
         ("mov", "aac", "mov_text"),
     ],
 )
-def test_subtitles_are_no_hindrance(
-    pool: decoder.Pool, speech: Samples, container: str, codec: str, subtitles: str
-) -> None:
-    """PyAV loads what it needs for them when it meets them; the jail is closed by then."""
+def test_subtitles_are_ignored(pool: Pool, speech: Samples, container: str, codec: str, subtitles: str) -> None:
+    """PyAV loads modules when it meets subtitles; a confined worker must have loaded them before."""
     data = media.recording(speech, container, codec, rate=48_000, subtitles=subtitles)
-    assert _is_heard(_decode(pool, data), speech)
+    assert _has_speech(_decode(pool, data), speech)
 
 
 # Time
@@ -132,42 +130,40 @@ FILMS = [("matroska", "aac"), ("mp4", "aac"), ("mov", "pcm_s16le"), ("mpegts", "
 
 
 @pytest.mark.parametrize(("container", "codec"), FILMS)
-def test_sound_that_begins_later_is_heard_later(
-    pool: decoder.Pool, speech: Samples, container: str, codec: str
-) -> None:
-    """Time runs from the container's start, as a player shows it and subtitles need it."""
+def test_a_track_that_begins_later_begins_with_silence(pool: Pool, speech: Samples, container: str, codec: str) -> None:
+    """Time runs from the container's start, as in a player: subtitles need that."""
     data = media.recording(speech, container, codec, start=5.0, film=True, rate=48_000)
-    assert _is_heard(_decode(pool, data), speech, at=5.0)
+    assert _has_speech(_decode(pool, data), speech, at=5.0)
 
 
-def test_the_start_of_the_container_is_its_own(pool: decoder.Pool, speech: Samples) -> None:
-    """A clock that reads an hour at the first sound, as a broadcast's does, begins there."""
-    assert _is_heard(_decode(pool, media.recording(speech, "mpegts", "mp2", start=3600.0)), speech)
-    assert _is_heard(_decode(pool, media.recording(speech, "matroska", "aac", start=3600.0)), speech)
+def test_timestamps_that_begin_late_give_no_silence(pool: Pool, speech: Samples) -> None:
+    """A broadcast's timestamps may begin at an hour; the recording begins there."""
+    assert _has_speech(_decode(pool, media.recording(speech, "mpegts", "mp2", start=3600.0)), speech)
+    assert _has_speech(_decode(pool, media.recording(speech, "matroska", "aac", start=3600.0)), speech)
 
 
 @pytest.mark.parametrize(("container", "codec"), [("matroska", "libopus"), ("mp4", "aac"), ("flv", "aac")])
 @pytest.mark.parametrize("seconds", [0.5, 6.0])
-def test_a_hole_in_the_timestamps_is_silence(
-    pool: decoder.Pool, speech: Samples, container: str, codec: str, seconds: float
+def test_a_gap_in_the_timestamps_is_silence(
+    pool: Pool, speech: Samples, container: str, codec: str, seconds: float
 ) -> None:
-    """What comes after it stays where it is."""
+    """The sound after it keeps its time."""
     twice = np.concatenate([speech, speech])
     at = speech.size / media.RATE
-    data = media.recording(twice, container, codec, rate=48_000 if codec == "libopus" else 44_100, hole=(at, seconds))
+    data = media.recording(twice, container, codec, rate=48_000 if codec == "libopus" else 44_100, gap=(at, seconds))
     decoded = _decode(pool, data)
-    assert _is_heard(decoded[: speech.size], speech)
-    assert _is_heard(decoded[speech.size :], speech, at=seconds)
+    assert _has_speech(decoded[: speech.size], speech)
+    assert _has_speech(decoded[speech.size :], speech, at=seconds)
     middle = decoded[speech.size + 1600 : round((at + seconds) * media.RATE) - 1600]
     assert not np.abs(middle).max() > 0.05
 
 
 @pytest.mark.parametrize("container", ["mpegts", "matroska"])
-def test_a_clock_that_starts_anew_is_no_hole(pool: decoder.Pool, speech: Samples, container: str) -> None:
-    """Streams joined end to end, whose second begins hours later or earlier: 10 s of sound, not 11 h."""
+def test_timestamps_that_restart_give_no_silence(pool: Pool, speech: Samples, container: str) -> None:
+    """Of two streams joined end to end, the second begins 11 h later or earlier: that is 10 s of sound, not 11 h."""
     first, second = (media.recording(speech, container, "mp2", start=start) for start in (0.0, 11 * 3600.0))
-    if container == "matroska":  # which cannot be joined; here one clock jumps
-        joined = media.recording(np.concatenate([speech, speech]), container, "mp2", hole=(4.9, 11 * 3600.0))
+    if container == "matroska":  # which cannot be joined; its timestamps jump
+        joined = media.recording(np.concatenate([speech, speech]), container, "mp2", gap=(4.9, 11 * 3600.0))
         orders = [joined]
     else:
         orders = [first + second, second + first]
@@ -176,12 +172,12 @@ def test_a_clock_that_starts_anew_is_no_hole(pool: decoder.Pool, speech: Samples
 
 
 @pytest.mark.parametrize("codec", ["g722", "libmp3lame", "pcm_s16le", "vorbis"])
-def test_an_avi_has_no_clock(pool: decoder.Pool, speech: Samples, codec: str) -> None:
-    """FFmpeg counts its packets, some by the wrong unit: that must not become minutes of silence."""
-    assert _is_heard(_decode(pool, media.recording(speech, "avi", codec)), speech)
+def test_the_timestamps_of_an_avi_are_ignored(pool: Pool, speech: Samples, codec: str) -> None:
+    """FFmpeg counts its packets, some in a wrong unit: that must not become minutes of silence."""
+    assert _has_speech(_decode(pool, media.recording(speech, "avi", codec)), speech)
 
 
-# Headers that lie
+# Wrong headers
 
 
 def _xing(speech: Samples) -> bytes:
@@ -211,7 +207,7 @@ def _wav(speech: Samples, size: int) -> bytes:
     return bytes(data)
 
 
-LIARS = {
+WRONG_HEADERS = {
     "the frames of an MP3": _xing,
     "the samples of a FLAC": _flac,
     "the duration of a WebM": _webm,
@@ -221,19 +217,19 @@ LIARS = {
 }
 
 
-@pytest.mark.parametrize("name", LIARS)
-def test_the_length_is_what_is_there(pool: decoder.Pool, speech: Samples, name: str) -> None:
-    """A header's word for it refuses nothing and cuts nothing off."""
-    decoded = _decode(pool, LIARS[name](speech), max_seconds=30.0)
-    assert _is_heard(decoded, speech)
+@pytest.mark.parametrize("name", WRONG_HEADERS)
+def test_a_wrong_length_in_the_header_is_ignored(pool: Pool, speech: Samples, name: str) -> None:
+    """The recording is neither refused nor cut."""
+    decoded = _decode(pool, WRONG_HEADERS[name](speech), max_seconds=30.0)
+    assert _has_speech(decoded, speech)
     assert decoded.size == pytest.approx(speech.size, abs=3200)
 
 
-@pytest.mark.parametrize("name", ["start", "hole"])
-def test_silence_is_not_made_beyond_the_limit(pool: decoder.Pool, speech: Samples, name: str) -> None:
-    """A hole that would make the recording too long is no hole: the speech is not refused for it."""
-    start, hole = (100.0, (0.0, 0.0)) if name == "start" else (0.0, (2.0, 100.0))
-    data = media.recording(speech, "matroska", "aac", film=name == "start", start=start, hole=hole)
+@pytest.mark.parametrize("name", ["start", "gap"])
+def test_silence_never_exceeds_the_maximum(pool: Pool, speech: Samples, name: str) -> None:
+    """A gap that would make the recording too long is ignored, and the speech is decoded."""
+    start, gap = (100.0, (0.0, 0.0)) if name == "start" else (0.0, (2.0, 100.0))
+    data = media.recording(speech, "matroska", "aac", film=name == "start", start=start, gap=gap)
     assert _decode(pool, data, max_seconds=60.0).size == pytest.approx(speech.size, abs=4800)
     assert _decode(pool, data, max_seconds=600.0).size > 100 * media.RATE
 
@@ -247,31 +243,31 @@ def _stereo(left: Samples, right: Samples, codec: str) -> bytes:
 
 
 @pytest.mark.parametrize("codec", ["pcm_s16le", "pcm_f32le", "pcm_u8", "pcm_s24le", "flac"])
-def test_channels_in_opposite_phase_are_heard(pool: decoder.Pool, speech: Samples, codec: str) -> None:
-    """Their mix is silence; one of them is taken."""
-    assert _is_heard(_decode(pool, _stereo(speech, -speech, codec)), speech)
-    assert _is_heard(_decode(pool, _stereo(speech, -0.8 * speech, codec)), speech)
+def test_channels_in_opposite_phase_do_not_cancel(pool: Pool, speech: Samples, codec: str) -> None:
+    """Their mix would be silence, so one of them is used."""
+    assert _has_speech(_decode(pool, _stereo(speech, -speech, codec)), speech)
+    assert _has_speech(_decode(pool, _stereo(speech, -0.8 * speech, codec)), speech)
 
 
-def test_speakers_on_either_side_are_both_heard(pool: decoder.Pool, speech: Samples) -> None:
-    """Each on a channel of one's own, one after the other and at once; as before, by mixing."""
+def test_speakers_on_two_channels_are_mixed(pool: Pool, speech: Samples) -> None:
+    """Each on one channel, one after the other or both at once."""
     silence = np.zeros_like(speech)
     decoded = _decode(pool, _stereo(np.r_[speech, silence], np.r_[silence, speech[::-1]], "pcm_s16le"))
-    assert _is_heard(decoded[: speech.size], speech)
-    assert _is_heard(decoded[speech.size :], speech[::-1])
+    assert _has_speech(decoded[: speech.size], speech)
+    assert _has_speech(decoded[speech.size :], speech[::-1])
     both = _decode(pool, _stereo(speech, speech[::-1].copy(), "pcm_s16le"))
     assert np.abs(both - (speech + speech[::-1]) / 2).max() < 0.01
 
 
 @pytest.mark.parametrize("channels", [3, 6, 9, 64])
-def test_any_number_of_channels_is_read(pool: decoder.Pool, speech: Samples, channels: int) -> None:
-    """A recorder of many tracks, whose places nothing tells: the loudest is taken."""
+def test_any_number_of_channels_is_read(pool: Pool, speech: Samples, channels: int) -> None:
+    """If a recorder's channels have no positions, the loudest is used."""
     sound = np.zeros((speech.size, channels), "<i2")
     sound[:, -1] = speech * 32767
     form = struct.pack("<IHHIIHH", 16, 1, channels, media.RATE, media.RATE * channels * 2, channels * 2, 16)
     body = b"WAVEfmt " + form + b"data" + struct.pack("<I", sound.nbytes) + sound.tobytes()
     decoded = _decode(pool, b"RIFF" + struct.pack("<I", len(body)) + body)
-    assert _is_heard(decoded, speech)
+    assert _has_speech(decoded, speech)
     assert decoded.size == speech.size
 
 
@@ -295,34 +291,34 @@ def _two(speech: Samples, first: dict[str, str], second: dict[str, str], codec: 
     ],
 )
 def test_the_track_in_the_asked_language(
-    pool: decoder.Pool, speech: Samples, first: str, second: str, asked: str | None, *, heard: bool
+    pool: Pool, speech: Samples, first: str, second: str, asked: str | None, *, heard: bool
 ) -> None:
-    """By its metadata, in any usual spelling; the default where there is none."""
+    """By its metadata, in any usual spelling; the default track if there is none."""
     data = _two(speech, {"language": first}, {"language": second})
-    assert _is_heard(_decode(pool, data, language=asked), speech) is heard
+    assert _has_speech(_decode(pool, data, language=asked), speech) is heard
 
 
-def test_the_default_track_is_taken(pool: decoder.Pool, speech: Samples) -> None:
-    """Where none is in the language: in an MP4 the enabled one, wherever it stands."""
+def test_the_default_track_is_taken(pool: Pool, speech: Samples) -> None:
+    """If none is in the language. In an MP4, it is the enabled one, whatever its place."""
     quiet = tone(speech.size / media.RATE)[0]
     data = bytearray(media.recording(speech, "mp4", "aac", before=("aac", {}, quiet)))
     first = data.index(b"tkhd")
     second = data.index(b"tkhd", first + 4)
     data[first + 7] &= ~1
     data[second + 7] |= 1
-    assert _is_heard(_decode(pool, bytes(data)), speech)
-    assert _is_heard(_decode(pool, bytes(data), language="de"), speech)
+    assert _has_speech(_decode(pool, bytes(data)), speech)
+    assert _has_speech(_decode(pool, bytes(data), language="de"), speech)
 
 
-def test_a_track_that_gives_no_sound_is_passed_over(pool: decoder.Pool, speech: Samples) -> None:
-    """Whether nothing knows its codec or its packets are no sound."""
+def test_a_track_without_sound_is_skipped(pool: Pool, speech: Samples) -> None:
+    """Its codec is unknown, so the other track is decoded."""
     unknown = _two(speech, {}, {}, "libopus").replace(b"A_OPUS", b"A_WHAT")
-    assert _is_heard(_decode(pool, unknown), speech)
+    assert _has_speech(_decode(pool, unknown), speech)
 
 
 @pytest.mark.parametrize("language", ["de", None])
-def test_a_codec_without_a_decoder_is_named(pool: decoder.Pool, speech: Samples, language: str | None) -> None:
-    """OpenAI's code for what is not supported; not that the file may be corrupted."""
+def test_a_codec_without_a_decoder_is_named(pool: Pool, speech: Samples, language: str | None) -> None:
+    """The error has OpenAI's code for unsupported values, and does not say that the file may be corrupted."""
     wav = bytearray(media.recording(speech, "wav", "pcm_s16le"))
     wav[20:22] = struct.pack("<H", 0x9999)  # the codec's number
     with pytest.raises(InvalidRequest, match=r"^Unsupported audio codec .*0x9999") as failure:

@@ -14,8 +14,6 @@ from localwhisper_server import observer, server
 from localwhisper_server.api import routes
 from localwhisper_server.operations import logs, tracing
 from localwhisper_server.settings import Settings
-from localwhisper_server.transcription.scheduler import Scheduler
-from localwhisper_server.types import BatchLimits
 from localwhisper_server.whisper.devices import Device
 from localwhisper_server.whisper.model_manager import ModelManager
 from tests.server.driving import FakeBackend, call
@@ -111,36 +109,11 @@ class Notes(observer.NullObserver):
     def __init__(self) -> None:
         self.notes: list[tuple[Any, ...]] = []
 
-    def waited(self, seconds: float) -> None:
-        self.notes.append(("waited", seconds))
-
-    def decoded(self, chunks: int, most: int, sound: float, took: float) -> None:
-        self.notes.append(("decoded", chunks, most, sound, took))
-
-    def retried(self, reason: str) -> None:
-        self.notes.append(("retried", reason))
-
     def model_loaded(self) -> None:
         self.notes.append(("loaded",))
 
     def out_of_memory(self) -> None:
         self.notes.append(("memory",))
-
-
-def test_a_batch_is_told() -> None:
-    """How full, how much sound, how long, and which answers were in doubt; one that fails is not."""
-    notes, times = Notes(), iter([1.0, 3.5, 5.0])
-    results = [SimpleNamespace(rejected=None), SimpleNamespace(rejected="pace")]
-    run = observer.watched(lambda _: results, notes, most=4, clock=lambda: next(times))
-    assert run([SimpleNamespace(seconds=2.0), SimpleNamespace(seconds=3.0)]) == results
-    assert notes.notes == [("decoded", 2, 4, 5.0, 2.5), ("retried", "pace")]
-
-    def fail(_: Any) -> Any:
-        raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        observer.watched(fail, notes, most=4, clock=lambda: next(times))([])
-    assert len(notes.notes) == 2
 
 
 def test_the_keeper_tells_of_loads_and_of_memory() -> None:
@@ -160,25 +133,6 @@ def test_the_keeper_tells_of_loads_and_of_memory() -> None:
     model_manager.unload()
     model_manager.run([3])
     assert notes.notes == [("loaded",), ("memory",), ("loaded",)]
-
-
-def test_the_scheduler_tells_how_long_a_chunk_waited() -> None:
-    """From being handed in to its batch, on the scheduler's clock."""
-    notes, now = Notes(), iter(range(100))
-    scheduler: Scheduler[Any, Any] = Scheduler(
-        lambda items: items,
-        capacity=1,
-        limits=BatchLimits(items=1, frames=1000, share=1000),
-        clock=lambda: float(next(now)),
-        waited=notes.waited,
-    )
-    ticket = scheduler.admit()
-    item = SimpleNamespace(frames=100, seconds=1.0)
-    assert ticket.submit([item])[0].result(10) is item
-    scheduler.close()
-    ((what, seconds),) = notes.notes
-    assert what == "waited"
-    assert 1.0 <= seconds <= 5.0  # ticks of the clock, which others look at as well
 
 
 # Traces

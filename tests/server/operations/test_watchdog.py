@@ -8,9 +8,8 @@ import logging
 import signal
 import socket
 import sys
-import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import uvicorn
@@ -18,16 +17,9 @@ from uvicorn.lifespan.off import LifespanOff
 
 from localwhisper_server import cli, server
 from localwhisper_server import server as server_module
-from localwhisper_server.errors import Busy
 from localwhisper_server.operations import watchdog
 from localwhisper_server.operations.watchdog import Notifier, watchdog_seconds
-from localwhisper_server.transcription.queue import Queue
-from localwhisper_server.transcription.scheduler import Scheduler
-from localwhisper_server.types import BatchLimits
 from localwhisper_server.whisper import weights
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 unix = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="sd_notify is for Unix")
 
@@ -209,80 +201,6 @@ async def test_a_stop_drains_first_and_gives_up_when_time_is_over() -> None:
 class _Connection:
     def shutdown(self) -> None:
         pass
-
-
-# What a scheduler does with those who wait.
-
-
-class _Sound:
-    frames = 100
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-
-
-LIMITS = BatchLimits(items=1, frames=10_000, share=10_000)
-
-
-def test_the_late_are_those_who_have_not_begun_and_would_not_be_through() -> None:
-    """In order of their turns; who was served stays, whatever it still has waiting."""
-    queue: Queue[_Sound] = Queue(capacity=9, limits=LIMITS)
-    for key, seconds in (("begun", 5.0), ("soon", 5.0), ("later", 5.0)):
-        queue.admit(key)
-        queue.put(key, [(_Sound(seconds), None)])  # type: ignore[list-item]
-        if key == "begun":
-            queue.take()
-    queue.put("begun", [(_Sound(1000.0), None)])  # type: ignore[list-item]
-    assert queue.late(100.0) == []
-    assert queue.late(7.0) == ["later"]
-    assert queue.late(0.0) == ["soon", "later"]
-
-
-def test_a_stopping_scheduler_sends_away_whom_it_must() -> None:
-    """First those who would be late; at the end all, the batch in flight too, whose results nobody hears of."""
-    entered, gate = threading.Event(), threading.Event()
-
-    def run(items: Sequence[_Sound]) -> list[str]:
-        entered.set()
-        assert gate.wait(10)
-        return ["heard" for _ in items]
-
-    now = 0.0
-    scheduler: Scheduler[_Sound, str] = Scheduler(run, capacity=5, limits=LIMITS, clock=lambda: now)
-    first, second, third = (scheduler.admit() for _ in range(3))
-    running = first.submit([_Sound(1.0)])[0]
-    assert entered.wait(10)
-    now = 3.0
-    assert scheduler.running_seconds == 3.0
-    waiting, late = second.submit([_Sound(1.0)])[0], third.submit([_Sound(1000.0)])[0]
-    refusal = Busy("stopping", retry_after=9)
-    scheduler.send_away(refusal, later_than=30.0)
-    assert late.exception(5) is refusal
-    assert not waiting.done()
-    scheduler.refuse(refusal)
-    assert waiting.exception(5) is refusal
-    assert running.exception(5) is refusal
-    assert first.submit([_Sound(1.0)])[0].exception(5) is refusal
-    gate.set()
-    assert scheduler.close(5)
-    assert scheduler.running_seconds is None
-
-
-def test_a_scheduler_counts_the_batches_that_failed_in_a_row() -> None:
-    """Those of which no chunk gave anything, until one works; `/ready` and the watchdog ask."""
-
-    def run(items: Sequence[_Sound]) -> list[str]:
-        if any(item.seconds < 1 for item in items):
-            raise RuntimeError("an illegal memory access was encountered")
-        return ["heard" for _ in items]
-
-    scheduler: Scheduler[_Sound, str] = Scheduler(run, capacity=5, limits=LIMITS, clock=lambda: 0.0)
-    ticket, counted = scheduler.admit(), []
-    for seconds in (0.5, 0.5, 1.0, 0.5):
-        ticket.submit([_Sound(seconds)])[0].exception(5)
-        counted.append(scheduler.failures)
-    assert scheduler.close(5)
-    assert (counted, scheduler.failures) == ([1, 2, 0, 1], 1)
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,13 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from concurrent.futures import Future
-from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from localwhisper_server.transcription.queue import MAX_SKIPS, WIDEST, FairQueue, Full
+from localwhisper_server.transcription.queue import LONGEST_RATIO, MAX_SKIPS, FairQueue, Job
 from localwhisper_server.types import BatchLimits
 from tests.server.items import SHORT, Item
 
@@ -20,35 +19,27 @@ LONG, WHOLE = 1800, 3000  # frames of a piece of a file, of the full window
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """Holds the queue to a model of it: what each request handed in and has not had back."""
+    """Compares the queue with a model of it: what each request submitted and has not got back."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.limits = LIMITS
-        self.queue: FairQueue[Item] = FairQueue(capacity=CAPACITY, limits=LIMITS)
-        self.waiting: dict[int, deque[tuple[Item, Future[Any]]]] = {}
+        self.queue: FairQueue = FairQueue(capacity=CAPACITY, limits=LIMITS)
+        self.waiting: dict[int, deque[Job]] = {}
         self.bulk: dict[int, bool] = {}
-        self.new: list[int] = []  # never served, in the order they came
-        self.passed_over: Counter[int] = Counter()
+        self.new: list[int] = []  # in no batch yet, in the order they came
+        self.skipped: Counter[int] = Counter()
         self.requests = self.items = 0
-
-    @property
-    def room(self) -> int:
-        """How many requests may be open."""
-        return self.limits.items + CAPACITY
 
     @rule(bulk=st.booleans())
     def admit(self, bulk: bool) -> None:  # noqa: FBT001 - a strategy's value
-        """As many as may be served and wait, and not one more."""
-        if len(self.waiting) < self.room:
+        """The queue is full with the requests of one batch and `capacity` more."""
+        assert self.queue.full == (len(self.waiting) >= LIMITS.items + CAPACITY)
+        if not self.queue.full:
             self.queue.admit(self.requests, bulk=bulk)
             self.waiting[self.requests] = deque()
             self.bulk[self.requests] = bulk
             self.new.append(self.requests)
-        else:
-            with pytest.raises(Full):
-                self.queue.admit(self.requests, bulk=bulk)
-        self.requests += 1
+            self.requests += 1
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data(), frames=st.lists(st.sampled_from([800, 900, 1200, 1800, 3000]), min_size=1, max_size=4))
@@ -56,92 +47,85 @@ class QueueMachine(RuleBasedStateMachine):
         """An open request hands in chunks of any length."""
         request = data.draw(st.sampled_from(sorted(self.waiting)))
         for count in frames:
-            entry = (Item((request, self.items), count), Future[Any]())
-            assert self.queue.put(request, [entry])
-            self.waiting[request].append(entry)
+            job = Job(Item((request, self.items), count), Future())
+            assert self.queue.put(request, [job])
+            self.waiting[request].append(job)
             self.items += 1
 
     @rule()
-    def put_by_a_stranger(self) -> None:
+    def put_without_a_request(self) -> None:
         """Chunks of a request that is not open are refused."""
-        assert not self.queue.put(-1, [(Item((-1, 0)), Future())])
+        assert not self.queue.put(-1, [Job(Item((-1, 0)), Future())])
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
         """What waited comes back, all of it; leaving twice gives nothing."""
         request = data.draw(st.sampled_from(sorted(self.waiting)))
-        assert self.queue.leave(request) == [future for _, future in self.waiting.pop(request)]
+        assert self.queue.leave(request) == list(self.waiting.pop(request))
         assert self.queue.leave(request) == []
-        del self.passed_over[request]
+        del self.skipped[request]
         if request in self.new:
             self.new.remove(request)
 
-    @rule(
-        limits=st.sampled_from([LIMITS, BatchLimits(items=1, frames=3000, share=1500), BatchLimits(8, 100_000, 3000)])
-    )
-    def resize(self, limits: BatchLimits) -> None:
-        """Batches may be made larger or smaller at any time."""
-        self.queue.limits = self.limits = limits
-
     @rule()
     def take(self) -> None:
-        """A batch keeps its limits and each request's order, wastes no place, and lets nobody wait for ever."""
+        """A batch keeps its limits and each request's order, and wastes no place; no request waits for ever."""
         ready = [request for request, items in self.waiting.items() if items]
         batch = self.queue.take()
         assert bool(batch) == bool(ready)
         if not batch:
             return
         spent: Counter[int] = Counter()
-        for entry in batch:
-            assert entry == self.waiting[entry[0].number[0]].popleft()
-            spent[entry[0].number[0]] += entry[0].frames
+        for job in batch:
+            assert job is self.waiting[job.chunk.number[0]].popleft()
+            spent[job.chunk.number[0]] += job.chunk.frames
         new = set(self.new)
-        self._check_limits([item for item, _ in batch], spent)
-        self._check_turns(batch[0][0], ready, spent)
-        self._check_full([item for item, _ in batch], spent, new)
+        self._check_limits([job.chunk for job in batch], spent)
+        self._check_order(batch[0].chunk, ready, spent)
+        self._check_full([job.chunk for job in batch], spent, new)
 
     def _check_limits(self, items: list[Item], spent: Counter[int]) -> None:
         widest = max(item.frames for item in items)
-        assert len(items) <= self.limits.items
-        assert widest <= WIDEST * items[0].frames
-        assert len(items) == 1 or len(items) * widest <= self.limits.frames
+        assert len(items) <= LIMITS.items
+        assert widest <= LONGEST_RATIO * items[0].frames
+        assert len(items) == 1 or len(items) * widest <= LIMITS.frames
         served = Counter(item.number[0] for item in items)
-        assert all(served[request] == 1 or frames <= self.limits.share for request, frames in spent.items())
+        assert all(served[request] == 1 or frames <= LIMITS.share for request, frames in spent.items())
 
     def _check_full(self, items: list[Item], spent: Counter[int], new: set[int]) -> None:
-        """Whoever still waits would not have fitted, or is being served while the batch is a new one's."""
+        """A chunk that still waits did not fit, or a new request began the batch and its own is not new."""
         if items[0].number[0] in new:
             assert set(spent) <= new
         for request, waiting in self.waiting.items():
             if waiting:
-                item = waiting[0][0]
+                item = waiting[0].chunk
                 widest = max(item.frames, *(other.frames for other in items), 0)
                 assert (
-                    len(items) == self.limits.items
-                    or item.frames > WIDEST * items[0].frames
-                    or (len(items) + 1) * widest > self.limits.frames
+                    len(items) == LIMITS.items
+                    or item.frames > LONGEST_RATIO * items[0].frames
+                    or (len(items) + 1) * widest > LIMITS.frames
                     or (items[0].number[0] in new and request not in new)
-                    or (request in spent and spent[request] + item.frames > self.limits.share)
+                    or (request in spent and spent[request] + item.frames > LIMITS.share)
                 )
 
-    def _check_turns(self, head: Item, ready: list[int], spent: Counter[int]) -> None:
-        """The one passed over longest, else interactive before bulk, else new before served and in order."""
+    def _check_order(self, head: Item, ready: list[int], spent: Counter[int]) -> None:
+        """The request skipped most often is first, else interactive before bulk, else new requests in order."""
         first = head.number[0]
-        most = max(self.passed_over[request] for request in ready)
+        most = max(self.skipped[request] for request in ready)
         if most >= MAX_SKIPS:
-            assert self.passed_over[first] == most
+            assert self.skipped[first] == most
         elif any(not self.bulk[request] for request in ready):
             assert not self.bulk[first]
             new = [request for request in self.new if request in ready and not self.bulk[request]]
             assert not new or first == new[0]
         for request in ready:
-            self.passed_over[request] = 0 if request in spent else self.passed_over[request] + 1
+            self.skipped[request] = 0 if request in spent else self.skipped[request] + 1
         self.new = [request for request in self.new if request not in spent]
-        # The bound. Once passed over MAX_SKIPS times, a request can only be preceded by those passed over as often:
-        # nobody joins these (who is served begins at 0, and all that wait count alike), and each batch that passes
-        # it over is headed by one of them. There are at most all the others.
-        assert all(count <= MAX_SKIPS + 8 + CAPACITY - 1 for count in self.passed_over.values())
+        # A request that was skipped MAX_SKIPS times is preceded only by requests skipped as often. Their number never
+        # grows: a request in a batch starts again at 0, and all waiting ones count alike. Each batch that skips the
+        # request begins with one of them, and they are at most all others.
+        assert all(count <= MAX_SKIPS + LIMITS.items + CAPACITY - 1 for count in self.skipped.values())
 
     @invariant()
     def counts(self) -> None:
@@ -151,12 +135,12 @@ class QueueMachine(RuleBasedStateMachine):
 
     @invariant()
     def estimates(self) -> None:
-        """Who comes now waits for one turn of each interactive request at most."""
-        share = self.limits.share / 100
+        """A new request waits for one share of each interactive request."""
+        share = LIMITS.share / 100
         assert self.queue.seconds_ahead() == pytest.approx(
             sum(
-                min(share, sum(item.seconds for item, _ in items))
-                for request, items in self.waiting.items()
+                min(share, sum(job.chunk.seconds for job in jobs))
+                for request, jobs in self.waiting.items()
                 if not self.bulk[request]
             )
         )
@@ -166,29 +150,29 @@ TestQueue = QueueMachine.TestCase
 TestQueue.settings = settings(max_examples=100, stateful_step_count=40)
 
 
-def _queue(limits: BatchLimits = LIMITS, **waiting: int) -> FairQueue[Item]:
-    queue: FairQueue[Item] = FairQueue(capacity=64, limits=limits)
+def _queue(limits: BatchLimits = LIMITS, **waiting: int) -> FairQueue:
+    queue: FairQueue = FairQueue(capacity=64, limits=limits)
     for request, count in waiting.items():
         _join(queue, request, *[LONG if request.startswith("hour") else SHORT] * count)
     return queue
 
 
-def _join(queue: FairQueue[Item], request: str, *frames: int, bulk: bool = False) -> None:
+def _join(queue: FairQueue, request: str, *frames: int, bulk: bool = False) -> None:
     queue.admit(request, bulk=bulk)
     for number, count in enumerate(frames):
-        queue.put(request, [(Item(f"{request}{number}", count), Future())])
+        queue.put(request, [Job(Item(f"{request}{number}", count), Future())])
 
 
-def _names(queue: FairQueue[Item]) -> list[str]:
-    return [item.number for item, _ in queue.take()]
+def _names(queue: FairQueue) -> list[str]:
+    return [job.chunk.number for job in queue.take()]
 
 
 @pytest.mark.parametrize("batches", [1, 3, 7, 20])
 @pytest.mark.parametrize("frames", [SHORT, LONG, WHOLE])
 @pytest.mark.parametrize("bulk", [False, True])
 def test_a_short_message_is_in_the_very_next_batch(batches: int, frames: int, bulk: bool) -> None:  # noqa: FBT001
-    """However long the file before it is, and however wide either of them."""
-    queue: FairQueue[Item] = FairQueue(capacity=64, limits=LIMITS)
+    """However long the file before it is, and however long the chunks of either are."""
+    queue: FairQueue = FairQueue(capacity=64, limits=LIMITS)
     _join(queue, "hour", *[LONG] * 100, bulk=bulk)
     for _ in range(batches):
         queue.take()
@@ -198,8 +182,8 @@ def test_a_short_message_is_in_the_very_next_batch(batches: int, frames: int, bu
 
 @pytest.mark.parametrize("bulk", [False, True])
 def test_a_short_message_is_in_the_very_next_batch_of_many_files(bulk: bool) -> None:  # noqa: FBT001
-    """It comes first, or beside the one file that was passed over too often; and the files go on."""
-    queue: FairQueue[Item] = FairQueue(capacity=64, limits=LIMITS)
+    """It comes first, or beside the one file that was skipped too often; and the files go on."""
+    queue: FairQueue = FairQueue(capacity=64, limits=LIMITS)
     for file in "abcde":
         _join(queue, file, *[LONG] * 100, bulk=bulk)
     for _ in range(5):
@@ -214,8 +198,8 @@ def test_a_short_message_is_in_the_very_next_batch_of_many_files(bulk: bool) -> 
     assert all(served[file] >= 100 // (MAX_SKIPS + 5) for file in "abcde")
 
 
-def test_a_wide_one_is_ruled_out_by_a_narrow_head_for_one_batch_alone() -> None:
-    """What came before it goes before it; what comes after it cannot."""
+def test_a_long_chunk_misses_one_batch_of_short_chunks_at_most() -> None:
+    """Only requests that came before it go before it."""
     queue = _queue(a=1)
     _join(queue, "wide", WHOLE)
     assert _names(queue) == ["a0"]
@@ -224,28 +208,28 @@ def test_a_wide_one_is_ruled_out_by_a_narrow_head_for_one_batch_alone() -> None:
     assert _names(queue)[0] == "wide0"
 
 
-def test_a_wide_one_is_not_starved_by_narrow_ones() -> None:
-    """Those already served go before it only until it has been passed over MAX_SKIPS times."""
-    queue: FairQueue[Item] = FairQueue(capacity=64, limits=BatchLimits(items=1, frames=3000, share=1500))
+def test_a_long_chunk_does_not_wait_for_ever_for_short_ones() -> None:
+    """Other requests go before it until it was skipped MAX_SKIPS times."""
+    queue: FairQueue = FairQueue(capacity=64, limits=BatchLimits(items=1, frames=3000, share=1500))
     _join(queue, "wide", *[WHOLE] * 20)
+    served = 0
     for batch in range(50):
         _join(queue, f"new{batch}.", SHORT)
-        queue.take()
+        served += _names(queue)[0].startswith("wide")
     assert len(queue) <= 50 + 20 - 50
-    waiting = [request for request in queue._open.values() if request.waiting]
-    assert max(request.passed for request in waiting) < MAX_SKIPS + len(waiting)
+    assert served >= 50 // (MAX_SKIPS + 2)
 
 
 def test_waiting_is_bounded_by_the_number_of_others() -> None:
-    """With n requests open and nobody new, each is served once in ceil(n / batch) batches."""
+    """With n requests open and none new, each is in one of any ceil(n / batch) batches."""
     queue = _queue(BatchLimits(items=2, frames=3000, share=1500), **dict.fromkeys("abcdefg", 10))
     for _ in range(5):
         served = [name[0] for _ in range(math.ceil(7 / 2)) for name in _names(queue)]
         assert set(served) == set("abcdefg")
 
 
-def test_newcomers_do_not_starve_a_long_file() -> None:
-    """One new short message a batch leaves the file at least one batch in MAX_SKIPS + 1, whatever their widths."""
+def test_new_requests_do_not_stop_a_long_file() -> None:
+    """With one new short message for each batch, the file is in one of MAX_SKIPS + 1 batches at least."""
     queue = _queue(hour=50)
     served = 0
     for number in range(20):
@@ -256,7 +240,7 @@ def test_newcomers_do_not_starve_a_long_file() -> None:
 
 
 def test_new_requests_are_served_in_the_order_they_came() -> None:
-    """Those who go on arriving must not keep the first ones waiting."""
+    """Later requests do not delay earlier ones."""
     queue = _queue(BatchLimits(items=2, frames=3000, share=1500), a=1, b=1, c=1)
     assert _names(queue) == ["a0", "b0"]
     _join(queue, "d", SHORT)
@@ -265,9 +249,9 @@ def test_new_requests_are_served_in_the_order_they_came() -> None:
 
 @pytest.mark.parametrize("bulk", [False, True])
 @pytest.mark.parametrize("items", [1, 2, 4])
-def test_a_flood_of_new_requests_leaves_a_seat_for_the_old(items: int, bulk: bool) -> None:  # noqa: FBT001
-    """Batches could be filled with new ones for ever; a long file still comes to its end, bulk or not."""
-    queue: FairQueue[Item] = FairQueue(
+def test_a_flood_of_new_requests_leaves_places_for_older_ones(items: int, bulk: bool) -> None:  # noqa: FBT001
+    """New requests could fill every batch; a long file still comes to its end, bulk or not."""
+    queue: FairQueue = FairQueue(
         capacity=1000, limits=BatchLimits(items=items, frames=items * SHORT, share=items * SHORT)
     )
     for request in ("hour", "other"):
@@ -285,17 +269,17 @@ def test_a_flood_of_new_requests_leaves_a_seat_for_the_old(items: int, bulk: boo
 
 
 def test_interactive_goes_before_bulk() -> None:
-    """Whoever came first; what is left of a batch is for bulk."""
-    queue: FairQueue[Item] = FairQueue(capacity=9, limits=BatchLimits(items=2, frames=3000, share=SHORT))
+    """Even if the bulk request came first; it fills what is left of a batch."""
+    queue: FairQueue = FairQueue(capacity=9, limits=BatchLimits(items=2, frames=3000, share=SHORT))
     _join(queue, "bulk", *[SHORT] * 9, bulk=True)
     _join(queue, "a", SHORT, SHORT)
     _join(queue, "b", SHORT)
     assert [_names(queue) for _ in range(3)] == [["b0", "a0"][::-1], ["a1", "bulk0"], ["bulk1"]]
 
 
-def test_bulk_is_not_starved() -> None:
-    """Two busy interactive files leave it one batch in MAX_SKIPS + 1."""
-    queue: FairQueue[Item] = FairQueue(capacity=9, limits=BatchLimits(items=1, frames=3000, share=1500))
+def test_bulk_requests_do_not_wait_for_ever() -> None:
+    """Beside two long interactive files, it is in one of MAX_SKIPS + 1 batches."""
+    queue: FairQueue = FairQueue(capacity=9, limits=BatchLimits(items=1, frames=3000, share=1500))
     _join(queue, "bulk", *[SHORT] * 9, bulk=True)
     _join(queue, "a", *[SHORT] * 50)
     _join(queue, "c", *[SHORT] * 50)
@@ -304,19 +288,19 @@ def test_bulk_is_not_starved() -> None:
 
 
 def test_a_lone_request_fills_the_batch_up_to_its_share() -> None:
-    """With its own chunks, in order; a message that comes meanwhile must not wait for more."""
+    """With its own chunks, in order; a message that comes meanwhile waits for no more than that."""
     queue = _queue(a=3)
     assert [_names(queue) for _ in range(3)] == [["a0", "a1"], ["a2"], []]
 
 
 def test_a_request_near_its_end_may_have_the_batch() -> None:
-    """What is left of it fits into one, so nobody waits for long; a long one is held to its share until then."""
+    """Its last chunks fit into one batch, so other requests wait for it once only; before, its share applies."""
     queue = _queue(BatchLimits(items=9, frames=9 * SHORT, share=SHORT, end=3 * SHORT), a=5)
     assert [_names(queue) for _ in range(4)] == [["a0"], ["a1"], ["a2", "a3", "a4"], []]
 
 
 def test_a_chunk_above_every_limit_is_run_alone() -> None:
-    """Somebody has to be first."""
+    """It has to be decoded at some time."""
     queue = _queue(BatchLimits(items=4, frames=SHORT, share=SHORT))
     _join(queue, "a", WHOLE, WHOLE)
     assert [_names(queue) for _ in range(3)] == [["a0"], ["a1"], []]
@@ -325,40 +309,53 @@ def test_a_chunk_above_every_limit_is_run_alone() -> None:
 def test_what_is_left_of_earlier_chunks_goes_first() -> None:
     """Before the request's others, in its own order."""
     queue = _queue(BatchLimits(items=1, frames=10**6, share=10**6), a=2)
-    assert queue.put("a", [(Item("left"), Future()), (Item("and left"), Future())], first=True)
+    assert queue.put("a", [Job(Item("left"), Future()), Job(Item("and left"), Future())], first=True)
     assert [_names(queue)[0] for _ in range(4)] == ["left", "and left", "a0", "a1"]
 
 
-def test_a_light_batch_leaves_long_work_aside() -> None:
+def test_a_batch_within_the_share_leaves_long_chunks_waiting() -> None:
     """Of each request the first chunk within the share is taken; the others keep their places."""
-    queue: FairQueue[Item] = FairQueue(capacity=9, limits=BatchLimits(items=9, frames=10**6, share=LONG))
+    queue: FairQueue = FairQueue(capacity=9, limits=BatchLimits(items=9, frames=10**6, share=LONG))
     _join(queue, "a", WHOLE, SHORT, WHOLE)
     _join(queue, "b", WHOLE)
-    assert queue.ready(light=True)
-    assert [item.frames for item, _ in queue.take(light=True)] == [SHORT]
-    assert not queue.ready(light=True)
-    assert queue.take(light=True) == []
+    assert queue.ready(within_share=True)
+    assert [job.chunk.frames for job in queue.take(within_share=True)] == [SHORT]
+    assert not queue.ready(within_share=True)
+    assert queue.take(within_share=True) == []
     assert queue.ready()
-    assert [item.frames for item, _ in queue.take(most=1)] == [WHOLE]
+    assert [job.chunk.frames for job in queue.take(most=1)] == [WHOLE]
     assert len(queue) == 2
 
 
-def test_clearing_gives_everything_back() -> None:
-    """What waited, of all requests, which are closed."""
+def test_clearing_returns_every_chunk() -> None:
+    """All requests are closed, and their waiting chunks are returned."""
     queue = _queue(a=2, b=1)
     assert len(queue.clear()) == 3
     assert (len(queue), queue.requests, queue.take()) == (0, 0, [])
 
 
-def test_a_message_that_is_heard_again_goes_before_a_long_file() -> None:
-    """Its second chunk is in the next batch, although the file was served longer ago."""
-    queue: FairQueue[Item] = FairQueue(capacity=8, limits=BatchLimits(items=1, frames=10**6, share=LONG))
+def test_a_chunk_that_is_decoded_again_goes_before_a_long_file() -> None:
+    """It is in the next batch, although the file was in none for longer."""
+    queue: FairQueue = FairQueue(capacity=8, limits=BatchLimits(items=1, frames=10**6, share=LONG))
     queue.admit("film")
-    queue.put("film", [(Item(("film", number), LONG), Future()) for number in range(20)])
+    queue.put("film", [Job(Item(("film", number), LONG), Future()) for number in range(20)])
     for _ in range(8):
         queue.take()
     queue.admit("message")
     for part in ("short window", "full window"):
-        queue.put("message", [(Item(("message", part)), Future())])
-        ((item, _),) = queue.take()
-        assert item.number == ("message", part)
+        queue.put("message", [Job(Item(("message", part)), Future())])
+        (job,) = queue.take()
+        assert job.chunk.number == ("message", part)
+
+
+def test_late_requests_are_those_not_begun_that_would_not_end_in_time() -> None:
+    """In their order. A request that was in a batch is never late, whatever it still has waiting."""
+    queue: FairQueue = FairQueue(capacity=9, limits=BatchLimits(items=1, frames=10_000, share=10_000))
+    for key in ("begun", "soon", "later"):
+        _join(queue, key, 500)
+        if key == "begun":
+            queue.take()
+    queue.put("begun", [Job(Item("more", 100_000), Future())])
+    assert queue.late(100.0) == []
+    assert queue.late(7.0) == ["later"]
+    assert queue.late(0.0) == ["soon", "later"]

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import logging
 import threading
-import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -11,77 +12,27 @@ from localwhisper_server import observer
 from localwhisper_server.errors import Busy, EngineFailed
 from localwhisper_server.transcription.scheduler import FIRST_SPEED, Scheduler
 from localwhisper_server.types import BatchLimits
-from tests.server.items import Item
+from localwhisper_server.whisper.chunks import ChunkResult
+from tests.server.items import SECONDS, Engine, Item
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-SECONDS = 10.0
-
-
-class Clock:
-    """Stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Engine:
-    """Doubles numbers, in `took` seconds a batch; raises what it is handed; stands still while `gate` is shut."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.batches: list[list[Any]] = []
-        self.gate, self.entered = threading.Event(), threading.Semaphore(0)
-        self.gate.set()
-        self.together, self.inside = 0, 0
-        self.clock, self.took = clock, 1.0
-
-    def run(self, items: Sequence[Item]) -> list[Any]:
-        """Run one batch."""
-        self.inside += 1
-        self.together = max(self.together, self.inside)
-        self.batches.append([item.number for item in items])
-        self.entered.release()
-        assert self.gate.wait(SECONDS)
-        self.clock.now += self.took
-        self.inside -= 1
-        for item in items:
-            if isinstance(item.number, Exception):
-                raise item.number
-        return [item.number * 2 for item in items]
-
-    def wait(self) -> None:
-        """Return when a batch has come."""
-        assert self.entered.acquire(timeout=SECONDS)
+Start = Callable[..., Scheduler]
 
 
 @pytest.fixture
-def clock() -> Clock:
-    """Give a clock that the engine moves."""
-    return Clock()
-
-
-@pytest.fixture
-def engine(clock: Clock) -> Engine:
+def engine() -> Engine:
     """Give an engine double."""
-    return Engine(clock)
-
-
-def _limits(items: int) -> BatchLimits:
-    return BatchLimits(items=items, frames=100_000, share=100_000)
+    return Engine()
 
 
 @pytest.fixture
-def start(engine: Engine, clock: Clock) -> Iterator[Callable[..., Scheduler[Any, Any]]]:
+def start(engine: Engine) -> Iterator[Start]:
     """Give a function that starts a scheduler on it; all are closed at the end."""
-    started: list[Scheduler[Any, Any]] = []
+    started: list[Scheduler] = []
 
-    def begin(**settings: Any) -> Scheduler[Any, Any]:
-        defaults: dict[str, Any] = {"capacity": 8, "limits": _limits(settings.pop("batch", 2)), "clock": clock}
-        started.append(Scheduler(settings.pop("run", engine.run), **defaults | settings))
+    def begin(*, batch: int = 2, **settings: Any) -> Scheduler:
+        limits = BatchLimits(items=batch, frames=100_000, share=100_000)
+        defaults: dict[str, Any] = {"run": engine.run, "capacity": 8, "limits": limits, "clock": engine.clock}
+        started.append(Scheduler(**defaults | settings))
         return started[-1]
 
     yield begin
@@ -90,8 +41,8 @@ def start(engine: Engine, clock: Clock) -> Iterator[Callable[..., Scheduler[Any,
         assert scheduler.close(SECONDS)
 
 
-def test_each_future_gets_its_own_result(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
-    """From many requests at once, through one engine that is never called twice at a time."""
+def test_each_future_gets_its_own_result(engine: Engine, start: Start) -> None:
+    """Many requests at once share one engine, which is never called twice at a time."""
     scheduler = start(capacity=100)
     tickets = [scheduler.admit() for _ in range(10)]
     futures = [(number, tickets[number % 10].submit([Item(number)])[0]) for number in range(100)]
@@ -100,8 +51,8 @@ def test_each_future_gets_its_own_result(engine: Engine, start: Callable[..., Sc
     assert max(map(len, engine.batches)) <= 2
 
 
-def test_one_bad_chunk_takes_no_neighbour_along(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
-    """The others of its batch are run again, alone; it gets EngineFailed, and its cause stays in the log."""
+def test_one_bad_chunk_fails_no_other(engine: Engine, start: Start) -> None:
+    """The chunks of its batch are run again, each alone. The bad one gets EngineFailed; the cause is only logged."""
     engine.gate.clear()
     scheduler = start(batch=3)
     ticket = scheduler.admit()
@@ -114,25 +65,25 @@ def test_one_bad_chunk_takes_no_neighbour_along(engine: Engine, start: Callable[
     with pytest.raises(EngineFailed) as failure:
         futures[1].result(SECONDS)
     assert "CUDA" not in failure.value.message
-    assert ticket.submit([Item(5)])[0].result(SECONDS) == 10  # and life goes on
+    assert ticket.submit([Item(5)])[0].result(SECONDS) == 10  # the worker goes on
 
 
-def test_an_error_that_knows_its_answer_is_passed_on(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
-    """To the whole batch, which is not run again: a device whose memory is taken would only be asked once more."""
+def test_a_server_error_fails_the_whole_batch(engine: Engine, start: Start) -> None:
+    """The batch is not run again: a device without memory would only fail once more."""
     engine.gate.clear()
     scheduler = start(batch=3)
     ticket = scheduler.admit()
-    ticket.submit([Item(0)])[0]
+    ticket.submit([Item(0)])
     engine.wait()
     busy = Busy("no memory", retry_after=60)
     futures = [ticket.submit([Item(number)])[0] for number in (1, busy)]
     engine.gate.set()
     assert [future.exception(SECONDS) for future in futures] == [busy, busy]
-    assert engine.batches == [[0], [1, busy]]
+    assert engine.numbers == [[0], [1, busy]]
 
 
-def test_an_engine_that_loses_a_result_does_not_stop_the_thread(start: Callable[..., Scheduler[Any, Any]]) -> None:
-    """A fault of the engine's is an error of the request, never a hang of all that come after."""
+def test_a_missing_result_fails_its_request_alone(start: Start) -> None:
+    """The worker goes on with the next batch."""
     scheduler = start(run=lambda _: [])
     ticket = scheduler.admit()
     for _ in range(2):
@@ -140,8 +91,8 @@ def test_an_engine_that_loses_a_result_does_not_stop_the_thread(start: Callable[
             ticket.submit([Item(1)])[0].result(SECONDS)
 
 
-def test_cancelled_chunks_are_skipped(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
-    """They are not paid for."""
+def test_cancelled_chunks_are_skipped(engine: Engine, start: Start) -> None:
+    """The engine does not decode them."""
     engine.gate.clear()
     ticket = start(batch=1).admit()
     running, dropped, kept = (ticket.submit([Item(number)])[0] for number in (1, 2, 3))
@@ -150,11 +101,11 @@ def test_cancelled_chunks_are_skipped(engine: Engine, start: Callable[..., Sched
     assert not running.cancel()
     engine.gate.set()
     assert kept.result(SECONDS) == 6
-    assert engine.batches == [[1], [3]]
+    assert engine.numbers == [[1], [3]]
 
 
-def test_a_closed_ticket_takes_its_chunks_along(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
-    """Those that wait are cancelled; the one in the engine ends; others are untouched."""
+def test_closing_a_ticket_cancels_its_chunks(engine: Engine, start: Start) -> None:
+    """Waiting chunks are cancelled, the running one ends, and those of other tickets are untouched."""
     engine.gate.clear()
     scheduler = start(batch=1)
     leaving, staying = scheduler.admit(), scheduler.admit()
@@ -168,12 +119,12 @@ def test_a_closed_ticket_takes_its_chunks_along(engine: Engine, start: Callable[
         waiting.result(0)
     engine.gate.set()
     assert (running.result(SECONDS), other.result(SECONDS)) == (2, 6)
-    assert engine.batches == [[1], [3]]
+    assert engine.numbers == [[1], [3]]
 
 
 @pytest.mark.parametrize("late", ["after leaving", "after closing"])
-def test_a_chunk_handed_in_too_late_is_cancelled(late: str, start: Callable[..., Scheduler[Any, Any]]) -> None:
-    """NullObserver would ever answer it; a caller must not wait."""
+def test_a_chunk_submitted_too_late_is_cancelled(late: str, start: Start) -> None:
+    """Otherwise its caller would wait for ever."""
     scheduler = start()
     ticket = scheduler.admit()
     if late == "after leaving":
@@ -183,8 +134,8 @@ def test_a_chunk_handed_in_too_late_is_cancelled(late: str, start: Callable[...,
     assert ticket.submit([Item(1)])[0].cancelled()
 
 
-def test_closing_ends_after_the_batch_in_flight(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
-    """What is being decoded gets its result, what waits is cancelled; a long batch is not waited for."""
+def test_closing_ends_after_the_batch_in_flight(engine: Engine, start: Start) -> None:
+    """The running batch gives its results, waiting chunks are cancelled, and the timeout is kept."""
     engine.gate.clear()
     scheduler = start(batch=1)
     ticket = scheduler.admit()
@@ -197,29 +148,14 @@ def test_closing_ends_after_the_batch_in_flight(engine: Engine, start: Callable[
     assert waiting.cancelled()
 
 
-def test_batches_can_be_made_smaller(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
-    """While it runs; what waits is batched anew."""
-    engine.gate.clear()
-    scheduler = start(batch=3)
-    ticket = scheduler.admit()
-    futures = [ticket.submit([Item(number)])[0] for number in range(4)]
-    engine.wait()
-    scheduler.set_limits(_limits(1))
-    engine.gate.set()
-    for future in futures:
-        future.result(SECONDS)
-    assert engine.batches[-1] == [3]
-    assert {len(batch) for batch in engine.batches[1:]} == {1}
-
-
-def test_the_batch_in_flight_is_told(engine: Engine, clock: Clock, start: Callable[..., Scheduler[Any, Any]]) -> None:
-    """How long it has been running, for whoever watches over the engine."""
+def test_it_tells_how_long_the_batch_has_been_running(engine: Engine, start: Start) -> None:
+    """The self-test sees from it whether the engine is stuck."""
     engine.gate.clear()
     scheduler = start()
     assert scheduler.running_seconds is None
     future = scheduler.admit().submit([Item(1)])[0]
     engine.wait()
-    clock.now += 7.0
+    engine.clock.now += 7.0
     assert scheduler.running_seconds == 7.0
     engine.gate.set()
     future.result(SECONDS)
@@ -230,8 +166,8 @@ def test_the_batch_in_flight_is_told(engine: Engine, clock: Clock, start: Callab
 # Several workers
 
 
-def test_two_workers_run_two_batches_side_by_side(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
-    """Never three; and each future still gets its own result."""
+def test_two_workers_run_two_batches_side_by_side(engine: Engine, start: Start) -> None:
+    """Never three, and each future still gets its own result."""
     scheduler = start(workers=2, capacity=100)
     engine.gate.clear()
     tickets = [scheduler.admit() for _ in range(10)]
@@ -244,10 +180,8 @@ def test_two_workers_run_two_batches_side_by_side(engine: Engine, start: Callabl
     assert engine.together == 2
 
 
-def test_what_comes_together_is_shared_by_who_is_idle(
-    engine: Engine, start: Callable[..., Scheduler[Any, Any]]
-) -> None:
-    """Four chunks are two batches of two where both workers are free, and one of four where one is."""
+def test_idle_workers_share_what_waits(engine: Engine, start: Start) -> None:
+    """Four chunks are two batches of two if both workers are idle."""
     scheduler = start(workers=2, batch=8)
     engine.gate.clear()
     ticket = scheduler.admit()
@@ -258,11 +192,11 @@ def test_what_comes_together_is_shared_by_who_is_idle(
     engine.gate.set()
     assert [future.result(SECONDS) for future in first + second] == [2 * number for number in range(8)]
     assert sorted(map(len, engine.batches[:2])) == [2, 2]
-    assert sorted(number for batch in engine.batches for number in batch) == list(range(8))
+    assert sorted(item.number for item in engine.items) == list(range(8))
 
 
-def test_who_finds_a_free_worker_does_not_wait(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
-    """Whatever the others are busy with."""
+def test_an_idle_worker_means_no_wait(engine: Engine, start: Start) -> None:
+    """Whatever the other worker is doing."""
     scheduler = start(workers=2)
     engine.gate.clear()
     ticket = scheduler.admit()
@@ -274,39 +208,38 @@ def test_who_finds_a_free_worker_does_not_wait(engine: Engine, start: Callable[.
     assert scheduler.queue_seconds > 0.0
 
 
-def test_nobody_is_idle_while_another_works(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
-    """Or the model would leave the memory under a batch."""
-    idle = threading.Event()
-    scheduler = start(workers=2, idle=lambda _: idle.set())
-    assert idle.wait(SECONDS)
+def test_idle_is_not_called_while_another_worker_works(engine: Engine, start: Start) -> None:
+    """Otherwise the model would be unloaded under a running batch."""
+    idle = threading.Semaphore(0)
+    scheduler = start(workers=2, idle=lambda _: idle.release())
+    for _ in range(2):  # once for each worker
+        assert idle.acquire(timeout=SECONDS)
     engine.gate.clear()
-    time.sleep(0.01)  # until the other worker has said so, too
     future = scheduler.admit().submit([Item(1)])[0]
     engine.wait()
-    idle.clear()
-    assert not idle.wait(0.1)
+    assert not idle.acquire(timeout=0.1)
     engine.gate.set()
     assert future.result(SECONDS) == 2
-    assert idle.wait(SECONDS)
+    assert idle.acquire(timeout=SECONDS)
 
 
-def test_one_worker_is_kept_from_what_takes_long(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
-    """While the other is at such a chunk, only short ones are taken; then the next long one."""
+def test_one_worker_is_kept_for_short_chunks(engine: Engine, start: Start) -> None:
+    """While the other decodes a long chunk, it takes only short ones."""
     scheduler = start(workers=2, limits=BatchLimits(items=1, frames=10**6, share=1000))
     engine.gate.clear()
-    futures = scheduler.admit().submit([Item("one", 3000), Item("two", 3000), Item("short", 800)])
+    futures = scheduler.admit().submit([Item(1, 3000), Item(2, 3000), Item(3, 800)])
     engine.wait()
     engine.wait()
-    assert sorted(number for batch in engine.batches for number in batch) == ["one", "short"]
+    assert sorted(item.number for item in engine.items) == [1, 3]
     engine.gate.set()
-    assert [future.result(SECONDS) for future in futures] == ["oneone", "twotwo", "shortshort"]
+    assert [future.result(SECONDS) for future in futures] == [2, 4, 6]
 
 
 # Admission
 
 
-def test_admission_is_bounded(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
-    """One more than fits gets Busy with an estimate; a place that gets free can be had."""
+def test_admission_is_bounded(engine: Engine, start: Start) -> None:
+    """One request too many gets Busy with an estimate; when another leaves, there is room again."""
     engine.gate.clear()
     scheduler = start(capacity=1, batch=1)
     tickets = [scheduler.admit()]
@@ -324,8 +257,8 @@ def test_admission_is_bounded(engine: Engine, start: Callable[..., Scheduler[Any
     scheduler.admit()
 
 
-def test_the_wait_follows_what_batches_took(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
-    """Nothing waits, nothing to wait for; then seconds of sound by the seconds of sound decoded in one lately."""
+def test_the_wait_follows_what_batches_took(engine: Engine, start: Start) -> None:
+    """Nothing at first; then the seconds of waiting audio, divided by the speed of the last batches."""
     engine.gate.clear()
     engine.took = 4.0
     scheduler = start(batch=1)
@@ -348,10 +281,8 @@ def test_the_wait_follows_what_batches_took(engine: Engine, start: Callable[...,
     assert scheduler.queue_seconds == pytest.approx(8 / scheduler.speed)
 
 
-def test_who_asks_for_room_is_told_as_who_asks_for_a_place(
-    engine: Engine, start: Callable[..., Scheduler[Any, Any]]
-) -> None:
-    """Without getting one."""
+def test_requiring_room_raises_as_admission_does(engine: Engine, start: Start) -> None:
+    """But opens no request."""
     engine.gate.clear()
     scheduler = start(capacity=0, batch=1)
     scheduler.require_room()
@@ -364,47 +295,44 @@ def test_who_asks_for_room_is_told_as_who_asks_for_a_place(
     assert scheduler.requests == 0
 
 
-def test_a_device_that_refuses_everything_is_not_fast(
-    engine: Engine, start: Callable[..., Scheduler[Any, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What failed leaves the estimate alone, and is logged as of the request it failed for."""
+def test_a_failed_batch_does_not_count_for_the_speed(engine: Engine, start: Start) -> None:
+    """A device that fails at once is not fast. The log names the request that failed."""
     engine.took = 0.001
     scheduler = start(batch=1)
     ids = []
-    monkeypatch.setattr(
-        "localwhisper_server.transcription.scheduler.logger.exception", lambda *_: ids.append(observer.request_id.get())
-    )
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            ids.append(observer.request_id.get())
+
+    handler = Handler()
+    logging.getLogger("localwhisper_server.transcription.scheduler").addHandler(handler)
     token = observer.request_id.set("req_unlucky")
     try:
         future = scheduler.admit().submit([Item(RuntimeError("an illegal memory access"), 800)])[0]
     finally:
         observer.request_id.reset(token)
     assert isinstance(future.exception(SECONDS), EngineFailed)
+    logging.getLogger("localwhisper_server.transcription.scheduler").removeHandler(handler)
     assert scheduler.speed == FIRST_SPEED
     assert ids == ["req_unlucky"]
 
 
-def test_a_batch_without_duration_is_no_division_by_zero(
-    engine: Engine, start: Callable[..., Scheduler[Any, Any]]
-) -> None:
-    """Some clocks tick slowly."""
+def test_a_batch_without_duration_is_no_division_by_zero(engine: Engine, start: Start) -> None:
+    """A clock may tick slowly."""
     engine.took = 0.0
     ticket = start(batch=1).admit()
     for number in range(3):
         ticket.submit([Item(number)])[0].result(SECONDS)
 
 
-def test_who_would_wait_too_long_is_told_when_to_come_back(
-    engine: Engine, start: Callable[..., Scheduler[Any, Any]]
-) -> None:
-    """Before any work is done for them: Retry-After is when the wait will be as short as it may be."""
+def test_a_request_that_would_wait_too_long_is_refused(engine: Engine, start: Start) -> None:
+    """Before any work is done for it. Retry-After is when the wait will be short enough."""
     engine.gate.clear()
     scheduler = start(capacity=100, batch=1, max_wait=10.0)
     tickets = [scheduler.admit() for _ in range(3)]
     for number, ticket in enumerate(tickets):
-        ticket.submit([Item(number, 3000)])[
-            0
-        ]  # half a minute each: six seconds at the first guess of five times as fast
+        ticket.submit([Item(number, 3000)])  # half a minute each: six seconds at the first guess of the speed
     engine.wait()
     assert scheduler.queue_seconds == pytest.approx(18.0)
     with pytest.raises(Busy, match="about 18 s") as refused:
@@ -419,8 +347,8 @@ def test_who_would_wait_too_long_is_told_when_to_come_back(
     scheduler.admit()
 
 
-def test_an_hour_long_file_closes_no_door(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
-    """A message waits for its share of a batch, not for its end; bulk work is not waited for at all."""
+def test_an_hour_long_file_counts_with_its_share_alone(engine: Engine, start: Start) -> None:
+    """A message does not wait for the end of a long file, and not for bulk requests at all."""
     engine.gate.clear()
     scheduler = start(limits=BatchLimits(items=1, frames=3000, share=1500), max_wait=7.0)
     for bulk in (False, True):
@@ -435,8 +363,8 @@ def test_an_hour_long_file_closes_no_door(engine: Engine, start: Callable[..., S
 # Idleness
 
 
-def test_idle_is_called_when_there_is_no_work(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
-    """And again after the next work; an error in it is logged and does no harm."""
+def test_idle_is_called_when_there_is_no_work(engine: Engine, start: Start) -> None:
+    """And again after the next batch; an error in it is logged, and the worker goes on."""
     calls = threading.Semaphore(0)
     count = 0
 
@@ -444,7 +372,7 @@ def test_idle_is_called_when_there_is_no_work(engine: Engine, start: Callable[..
         nonlocal count
         count += 1
         calls.release()
-        raise RuntimeError("cannot let go")
+        raise RuntimeError("the model cannot be unloaded")
 
     scheduler = start(idle=idle)
     for times in (1, 2):
@@ -454,27 +382,27 @@ def test_idle_is_called_when_there_is_no_work(engine: Engine, start: Callable[..
         assert scheduler.admit().submit([Item(times)])[0].result(SECONDS) == 2 * times
 
 
-def test_idle_says_when_it_wants_to_be_called_again(start: Callable[..., Scheduler[Any, Any]]) -> None:
-    """With the seconds since the last batch, until it has nothing more to do."""
+def test_idle_says_when_to_call_it_again(engine: Engine, start: Start) -> None:
+    """With the seconds since the last batch by the clock, until it returns None."""
     calls: list[float] = []
     done = threading.Event()
 
     def idle(seconds: float) -> float | None:
         calls.append(seconds)
+        engine.clock.now += 5.0
         if len(calls) < 3:
-            return 0.02
+            return 0.01
         done.set()
         return None
 
-    start(idle=idle)
+    scheduler = start(idle=idle)
     assert done.wait(SECONDS)
-    assert calls[2] >= calls[1] + 0.01 >= calls[0] + 0.02
-    time.sleep(0.05)
-    assert len(calls) == 3
+    assert scheduler.close(SECONDS)
+    assert calls == [0.0, 5.0, 10.0]
 
 
-def test_callers_are_admitted_while_it_goes_idle(start: Callable[..., Scheduler[Any, Any]]) -> None:
-    """Letting go of a model takes its time."""
+def test_requests_are_admitted_while_the_model_is_unloaded(start: Start) -> None:
+    """Unloading takes long, and holds no lock."""
     entered, gate = threading.Event(), threading.Event()
 
     def idle(_: float) -> None:
@@ -489,26 +417,27 @@ def test_callers_are_admitted_while_it_goes_idle(start: Callable[..., Scheduler[
     assert future.result(SECONDS) == 2
 
 
-def test_idleness_counts_from_the_last_batch_of_any_worker(
-    engine: Engine, start: Callable[..., Scheduler[Any, Any]]
-) -> None:
-    """A worker that had nothing to do for long does not send away what the other has just used."""
+def test_idleness_counts_from_the_last_batch_of_any_worker(engine: Engine, start: Start) -> None:
+    """A worker without a batch for hours does not unload a model that the other has just used."""
+    engine.took = 3600.0
     calls: list[float] = []
+    called = threading.Semaphore(0)
 
     def idle(seconds: float) -> float:
         calls.append(seconds)
-        return 0.3 - seconds
+        called.release()
+        return 0.01
 
-    scheduler = start(workers=2, idle=idle)
-    ticket = scheduler.admit()
+    ticket = start(workers=2, idle=idle).admit()
     for _ in range(8):
         ticket.submit([Item(1)])[0].result(SECONDS)
-        time.sleep(0.1)
-    assert max(calls) < 0.3
+    for _ in range(4):
+        assert called.acquire(timeout=SECONDS)
+    assert max(calls) < 3600.0
 
 
-def test_the_wait_counts_what_comes_before_the_queue(engine: Engine, start: Callable[..., Scheduler[Any, Any]]) -> None:
-    """A free engine is no use to a request whose recording is not prepared: it is told, or turned away."""
+def test_the_wait_counts_what_comes_before_the_queue(engine: Engine, start: Start) -> None:
+    """An idle engine does not help a request whose recording has to wait for its preparation."""
     ahead = [4.0]
     scheduler = start(ahead=lambda: ahead[0], max_wait=10.0)
     assert scheduler.queue_seconds == 4.0
@@ -519,3 +448,76 @@ def test_the_wait_counts_what_comes_before_the_queue(engine: Engine, start: Call
     assert refused.value.retry_after == 1.0
     with pytest.raises(Busy):
         scheduler.admit()
+
+
+# The end, failures and the observer
+
+
+def test_stopping_refuses_late_requests_first_and_then_all(engine: Engine, start: Start) -> None:
+    """The running batch is refused with all others; its results are dropped."""
+    engine.gate.clear()
+    scheduler = start(batch=1)
+    first, second, third = (scheduler.admit() for _ in range(3))
+    (running,) = first.submit([Item(1)])
+    engine.wait()
+    (waiting,), (late,) = second.submit([Item(2)]), third.submit([Item(3, 100_000)])
+    refusal = Busy("stopping", retry_after=9)
+    scheduler.send_away(refusal, later_than=30.0)
+    assert late.exception(SECONDS) is refusal
+    assert not waiting.done()
+    scheduler.refuse(refusal)
+    assert waiting.exception(SECONDS) is refusal
+    assert running.exception(SECONDS) is refusal
+    assert first.submit([Item(4)])[0].exception(SECONDS) is refusal
+    engine.gate.set()
+    assert scheduler.close(SECONDS)
+    assert scheduler.running_seconds is None
+
+
+def test_batches_that_fail_in_a_row_are_counted(start: Start) -> None:
+    """Until one gives a result."""
+    scheduler = start(batch=1)
+    ticket, counted = scheduler.admit(), []
+    for number in (RuntimeError("an illegal memory access"), RuntimeError("again"), 1, RuntimeError("and again")):
+        ticket.submit([Item(number)])[0].exception(SECONDS)
+        counted.append(scheduler.failures)
+    assert counted == [1, 2, 0, 1]
+
+
+class Notes(observer.NullObserver):
+    """An observer that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[tuple[Any, ...]] = []
+
+    def waited(self, seconds: float) -> None:
+        self.notes.append(("waited", seconds))
+
+    def decoded(self, chunks: int, most: int, sound: float, took: float) -> None:
+        self.notes.append(("decoded", chunks, most, sound, took))
+
+    def retried(self, reason: str) -> None:
+        self.notes.append(("retried", reason))
+
+
+def test_the_observer_is_told_of_batches(engine: Engine, start: Start) -> None:
+    """How long each chunk waited, how full the batch was, its audio and time, and rejected texts; not of failures."""
+    notes = Notes()
+    engine.gate.clear()
+    ticket = start(observer=notes).admit()
+    futures = ticket.submit([Item(1)])
+    engine.wait()
+    futures += ticket.submit([Item(RuntimeError("failed"))])
+    engine.clock.now += 2.0
+    engine.gate.set()
+    for future in futures:
+        future.exception(SECONDS)
+    assert notes.notes == [("waited", 0.0), ("decoded", 1, 2, 8.0, 3.0), ("waited", 3.0)]
+
+
+def test_the_observer_is_told_of_rejected_texts(start: Start) -> None:
+    """With the reason."""
+    notes, result = Notes(), ChunkResult(None, (), rejected="speed")
+    scheduler = start(observer=notes, run=lambda chunks: [result for _ in chunks])
+    assert scheduler.admit().submit([Item(1)])[0].result(SECONDS) is result
+    assert notes.notes[-1] == ("retried", "speed")
