@@ -85,7 +85,7 @@ def minimums_server(session: nox.Session) -> None:
 def cuda(session: nox.Session) -> None:
     """Load CUDA's libraries from their wheels (2 GB); needs no GPU."""
     session.install("-e.[server,offline,cuda]", *group("test"))
-    session.run("pytest", "tests/server/whisper/test_cuda_libraries.py", *session.posargs)
+    session.run("pytest", "tests/server/whisper/test_cuda.py", *session.posargs)
 
 
 @nox.session(name="sdk-2")

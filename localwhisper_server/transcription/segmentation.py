@@ -24,7 +24,7 @@ EDGE_SECONDS = 1.0
 
 
 class FindSpeech(Protocol):
-    """Voice activity detection; see `whisper.engine.find_speech`."""
+    """Voice activity detection; see `whisper.vad.find_speech`."""
 
     def __call__(self, samples: Samples, voice: Voice, *, longest: float) -> Sequence[Span]:
         """Return where somebody speaks, in seconds, in order; spans fit into chunks of `longest` seconds."""

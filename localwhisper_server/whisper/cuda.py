@@ -29,17 +29,6 @@ _LIBRARIES = {
         "lib/libcudnn.so.9",
     ),
 }
-_WINDOWS_LIBRARIES = {
-    "cublas": ("bin/cublasLt64_12.dll", "bin/cublas64_12.dll"),
-    "cuda_nvrtc": ("bin/nvrtc64_120_0.dll",),
-    "cudnn": (
-        "bin/cudnn_graph64_9.dll",
-        "bin/cudnn_ops64_9.dll",
-        "bin/cudnn_cnn64_9.dll",
-        "bin/cudnn_adv64_9.dll",
-        "bin/cudnn64_9.dll",
-    ),
-}
 _CUDNN = frozenset({"cuda_nvrtc", "cudnn"})
 
 
@@ -89,15 +78,16 @@ def load_libraries(
     """Load the libraries that CTranslate2 will open, wheels first, and return where each came from.
 
     A missing library is no error here: CTranslate2 raises one when it needs it, and `doctor` explains it. `folders` are
-    those of the package `nvidia`; `open_library` is `ctypes.CDLL` with global symbols.
+    those of the package `nvidia`; `open_library` is `ctypes.CDLL` with global symbols. Only Linux has such wheels.
     """
-    wheels = {"linux": _LIBRARIES, "win32": _WINDOWS_LIBRARIES}.get(platform, {})
+    if platform != "linux":
+        return []
     folders = _package_folders("nvidia") if folders is None else folders
     needs_cudnn = asks_for_cudnn() if needs_cudnn is None else needs_cudnn
     open_library = open_library or functools.partial(ctypes.CDLL, mode=ctypes.RTLD_GLOBAL)
     return [
         _load_library(file, package, folders, open_library)
-        for package, files in wheels.items()
+        for package, files in _LIBRARIES.items()
         if needs_cudnn or package not in _CUDNN
         for file in files
     ]
@@ -134,8 +124,7 @@ def ctranslate2_binaries() -> list[Path]:
     return [
         file
         for folder in _package_folders("ctranslate2")
-        for pattern in ("../ctranslate2.libs/libctranslate2*", "ctranslate2*.dll")
-        for file in sorted(folder.glob(pattern))
+        for file in sorted(folder.glob("../ctranslate2.libs/libctranslate2*"))
     ]
 
 

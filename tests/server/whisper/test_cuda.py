@@ -79,15 +79,6 @@ def test_a_damaged_wheel_gives_way_to_the_system(tmp_path):
     assert [library.path for library in found] == list(LINUX)
 
 
-def test_windows_has_its_own_names(tmp_path):
-    """The wheels for Windows keep DLLs in bin/."""
-    folder = wheels(tmp_path, "cublas/bin/cublas64_12.dll", "cublas/bin/cublasLt64_12.dll")
-    found = cuda.load_libraries(platform="win32", folders=[folder], needs_cudnn=False, open_library=Loader())
-    assert [library.path for library in found] == [
-        str(folder / "cublas/bin" / name) for name in ("cublasLt64_12.dll", "cublas64_12.dll")
-    ]
-
-
 def test_a_mac_has_no_cuda():
     """Nothing is loaded there."""
     assert cuda.load_libraries(platform="darwin", open_library=Loader()) == []

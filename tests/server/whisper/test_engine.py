@@ -13,12 +13,16 @@ import pytest
 from tokenizers import Tokenizer as Vocabulary
 
 from localwhisper_client.shared.languages import NAMES
+from localwhisper_server.audio import pool
+from localwhisper_server.transcription.preparation import StepRunner
 from localwhisper_server.transcription.scheduler import Scheduler
 from localwhisper_server.transcription.transcriber import Transcriber
 from localwhisper_server.types import SAMPLE_RATE, AudioChunk, BatchLimits, Decoding, Options, Span
 from localwhisper_server.whisper import weights
 from localwhisper_server.whisper.devices import Device, Workers
 from localwhisper_server.whisper.engine import Engine, take_rows, to_storage
+from localwhisper_server.whisper.vad import find_speech
+from tests.server import media
 from tests.server.sound import encode
 from tests.server.whisper.recordings import prepared, samples_of
 
@@ -46,6 +50,7 @@ class Engines(dict[str, Engine]):
 
     def __init__(self, cache_dir: Path) -> None:
         self.cache_dir = cache_dir
+        ctranslate2.set_random_seed(0)  # high temperatures sample at random
         self.aligned: list[tuple[int, int]] = []
 
     def folder(self, model: str) -> Path:
@@ -362,7 +367,8 @@ def service(base: Engine) -> Iterator[Transcriber]:
     """Give a transcriber on the base model."""
     limits = BatchLimits(items=4, frames=6000, share=6000)
     scheduler = Scheduler(base.run, capacity=4, limits=limits, clock=lambda: 0.0)
-    yield Transcriber(scheduler, base.prepare, max_seconds=600)
+    steps = StepRunner(clock=lambda: 0.0)
+    yield Transcriber(scheduler, base.prepare, find_speech, blocks=pool.blocks, steps=steps, max_seconds=600)
     assert scheduler.close(60)
 
 
@@ -396,6 +402,28 @@ async def test_each_stretch_is_transcribed_in_its_own_language(service: Transcri
     assert {"heute", "wetter", "park", "milk", "bread", "home"} < set(words)
     assert words.count("milk") == 2
     assert words.index("milk") < words.index("wetter") < len(words) - 1 - words[::-1].index("milk")
+
+
+@pytest.mark.model
+@pytest.mark.anyio
+@pytest.mark.parametrize(("container", "codec", "start"), [("matroska", "libopus", 5.0), ("mp4", "aac", 20.0)])
+async def test_the_words_of_a_film_have_the_film_s_times(
+    service: Transcriber, voices: dict[str, Path], container: str, codec: str, start: float
+) -> None:
+    """Its sound begins later than its pictures, and so do the first cue and the first word; no word lasts long.
+
+    One film fits into one chunk, the other does not.
+    """
+    data = media.recording(samples_of(voices["demo"]), container, codec, rate=48_000, start=start, film=True)
+    *segments, transcript = [
+        item async for item in service.transcribe(io.BytesIO(data), Options(Decoding(words=True, language="en")))
+    ]
+    assert _words(transcript.text) == WORDS  # type: ignore[union-attr]
+    _check_words(segments, start + 5.2)  # type: ignore[arg-type]
+    words = [word for segment in segments for word in segment.words]  # type: ignore[union-attr]
+    assert segments[0].start == pytest.approx(start, abs=0.3)  # type: ignore[union-attr]
+    assert words[0].start == pytest.approx(start, abs=0.3)
+    assert max(word.end - word.start for word in words) < 1.0
 
 
 @pytest.mark.model
