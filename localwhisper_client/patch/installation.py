@@ -89,7 +89,7 @@ def _library() -> Any:
     Under `localwhisper run` one of our own modules may be the first to load the SDK. The hook then loads this module
     while that one is half loaded.
     """
-    from localwhisper_client import client
+    from localwhisper_client import client  # noqa: PLC0415
     from localwhisper_client.lan import servers  # noqa: PLC0415
     from localwhisper_client.routing import endpoints  # noqa: PLC0415 - as the docstring says
 

@@ -23,13 +23,15 @@ FEW_BATCHES = 4
 class Job:
     """A chunk in the queue, and the future of its result.
 
-    `since` is when it was submitted, by the scheduler's clock. `request_id` goes into the log.
+    `since` is when it was submitted, by the scheduler's clock. `request_id` goes into the log. `long` is set when it is
+    taken: whether its request is a long one.
     """
 
     chunk: Chunk
     future: Future[ChunkResult]
     since: float = 0.0
     request_id: str = "-"
+    long: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +43,11 @@ class _Request:
     batches: int = 0
     skipped: int = 0
     waiting: deque[Job] = field(default_factory=deque)
+
+    @property
+    def long(self) -> bool:
+        """Whether it was in more batches than a message is: a recording of minutes or hours."""
+        return self.batches >= FEW_BATCHES
 
     @property
     def seconds(self) -> float:
@@ -82,6 +89,11 @@ class FairQueue:
     def requests(self) -> int:
         """How many requests are open."""
         return len(self._open)
+
+    @property
+    def has_long(self) -> bool:
+        """Whether a long recording is open: one that was in FEW_BATCHES batches or more."""
+        return any(request.long for request in self._open.values())
 
     @property
     def full(self) -> bool:
@@ -126,16 +138,17 @@ class FairQueue:
                 late.append(request.key)
         return late
 
-    def ready(self, *, within_share: bool = False) -> bool:
+    def ready(self, *, within_share: bool = False, no_long: bool = False) -> bool:
         """Whether `take` would return a chunk."""
-        return any(self._next(request, within_share=within_share) is not None for request in self._open.values())
+        return any(self._next(request, within_share, no_long) is not None for request in self._open.values())
 
-    def take(self, *, most: float = float("inf"), within_share: bool = False) -> list[Job]:
+    def take(self, *, most: float = float("inf"), within_share: bool = False, no_long: bool = False) -> list[Job]:
         """Remove and return the next batch, of at most `most` chunks; empty if no chunk waits.
 
-        With `within_share`, every chunk has at most as many frames as the share, so that the batch is soon done.
+        With `within_share`, every chunk has at most as many frames as the share, so that the batch is soon done. With
+        `no_long`, no chunk is of a long recording.
         """
-        order = [request for request in self._order() if self._next(request, within_share=within_share) is not None]
+        order = [request for request in self._order() if self._next(request, within_share, no_long) is not None]
         new = bool(order) and not order[0].batches
         joining = [request for request in order if not (new and request.batches)]
         ending = {request for request in joining if request.frames <= self._limits.end}
@@ -145,12 +158,13 @@ class FairQueue:
         while progress:
             progress = False
             for request in joining:
-                at = self._next(request, within_share=within_share)
+                at = self._next(request, within_share, no_long)
                 if at is None or len(batch) >= most:
                     continue
                 job = request.waiting[at]
                 if self._fits(job.chunk, batch, 0 if request in ending else frames.get(request, 0)):
                     del request.waiting[at]
+                    job.long = request.long
                     batch.append(job)
                     frames[request] = frames.get(request, 0) + job.chunk.frames
                     progress = True
@@ -162,8 +176,10 @@ class FairQueue:
                 request.skipped += 1
         return batch
 
-    def _next(self, request: _Request, *, within_share: bool) -> int | None:
+    def _next(self, request: _Request, within_share: bool, no_long: bool) -> int | None:  # noqa: FBT001 - passed on
         """Return the index of the chunk that the request would add to a batch; None if it has none."""
+        if no_long and request.long:
+            return None
         if not within_share:
             return 0 if request.waiting else None
         return next((at for at, job in enumerate(request.waiting) if job.chunk.frames <= self._limits.share), None)

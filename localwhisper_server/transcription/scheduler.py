@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 IDLE_CHECK_SECONDS = 0.01
 # Seconds of audio decoded in a second: a guess until the first batch is measured.
 FIRST_SPEED = 5.0
+# People send messages one after the other: for so long after one, a worker is kept free of long recordings.
+RESERVED_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,6 +39,10 @@ class _Batch:
     @property
     def frames(self) -> int:
         return max(job.chunk.frames for job in self.jobs)
+
+    @property
+    def long(self) -> bool:
+        return any(job.long for job in self.jobs)
 
 
 class Ticket:
@@ -63,7 +69,8 @@ class Scheduler:
     """Runs batches in `workers` threads; `run` returns one result per chunk and is called by all threads at once.
 
     Chunks above a request's share, such as those with the full window, take seconds. So one of several workers takes
-    none while all others are decoding such chunks.
+    none while all others are decoding such chunks. Nor does it take a chunk of a long recording for RESERVED_SECONDS
+    after another request came: the next message then finds a free worker. A long recording alone has all workers.
 
     `max_wait` is the longest estimated wait, in seconds, with which a request is admitted. `ahead` estimates the wait
     before a request submits its first chunk. While no chunk waits or runs, a thread calls `idle` with the seconds since
@@ -97,6 +104,7 @@ class Scheduler:
         self._closed = False
         self._refusal: ServerError | None = None
         self._in_flight: list[_Batch] = []
+        self._reserved_until = -math.inf
         self._last = clock()  # when the last batch ended
         self._failures = 0
         self._speed = FIRST_SPEED / workers  # of one worker
@@ -151,6 +159,8 @@ class Scheduler:
         """
         with self._changed:
             self._require_room()
+            if self._queue.has_long and not bulk:
+                self._reserved_until = self._clock() + RESERVED_SECONDS
             number = next(self._numbers)
             self._queue.admit(number, bulk=bulk)
         return Ticket(self, number)
@@ -254,11 +264,12 @@ class Scheduler:
         pause: float | None = 0.0
         while True:
             with self._changed:
-                if self._changed.wait_for(lambda: self._closed or self._queue.ready(), pause):
+                if self._changed.wait_for(lambda: self._closed or self._queue.ready(no_long=self._reserved), pause):
                     if self._closed:
                         return None
-                    within_share = self._last_free_worker and self._queue.ready(within_share=True)
-                    taken = self._queue.take(most=self._batch_size(), within_share=within_share)
+                    no_long = self._reserved
+                    within_share = self._last_free_worker and self._queue.ready(within_share=True, no_long=no_long)
+                    taken = self._queue.take(most=self._batch_size(), within_share=within_share, no_long=no_long)
                     jobs = [job for job in taken if job.future.set_running_or_notify_cancel()]
                     if jobs:
                         batch = _Batch(jobs, self._clock())
@@ -268,6 +279,9 @@ class Scheduler:
                         return batch
                     continue
                 since = None if self._in_flight else self._clock() - self._last
+                if self._reserved:
+                    pause = self._reserved_until - self._clock()
+                    continue
             # Without the lock, since unloading a model takes long and requests are admitted meanwhile. While another
             # worker decodes, the model is in use: that worker calls `idle` when it is done.
             pause = None if since is None else self._be_idle(since)
@@ -282,6 +296,12 @@ class Scheduler:
         running = sum(len(batch.jobs) for batch in self._in_flight)
         waiting = len(self._queue)
         return min(math.ceil(waiting / idle), max(1, (waiting + running) // len(self._threads)))
+
+    @property
+    def _reserved(self) -> bool:
+        """Whether this worker must leave long recordings to the others, which are at them."""
+        at_long = sum(batch.long for batch in self._in_flight)
+        return 0 < at_long >= len(self._threads) - 1 and self._clock() < self._reserved_until
 
     @property
     def _last_free_worker(self) -> bool:

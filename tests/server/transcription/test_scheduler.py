@@ -10,7 +10,8 @@ import pytest
 
 from localwhisper_server import observer
 from localwhisper_server.errors import Busy, EngineFailed
-from localwhisper_server.transcription.scheduler import FIRST_SPEED, Scheduler
+from localwhisper_server.transcription.queue import FEW_BATCHES
+from localwhisper_server.transcription.scheduler import FIRST_SPEED, RESERVED_SECONDS, Scheduler
 from localwhisper_server.types import BatchLimits
 from localwhisper_server.whisper.chunks import ChunkResult
 from tests.server.items import SECONDS, Engine, Item
@@ -521,3 +522,33 @@ def test_the_observer_is_told_of_rejected_texts(start: Start) -> None:
     scheduler = start(observer=notes, run=lambda chunks: [result for _ in chunks])
     assert scheduler.admit().submit([Item(1)])[0].result(SECONDS) is result
     assert notes.notes[-1] == ("retried", "speed")
+
+
+def test_a_worker_is_kept_for_messages_beside_a_long_recording(engine: Engine, start: Start) -> None:
+    """For a while after a message came; then the long recording has all workers again."""
+    engine.took = 0.0
+    scheduler = start(workers=2, batch=1)
+    long = scheduler.admit()
+    for number in range(FEW_BATCHES):
+        assert long.submit([Item(number)])[0].result(SECONDS) == 2 * number
+    engine.gate.clear()
+    while engine.entered.acquire(blocking=False):
+        pass
+    message = scheduler.admit()
+    waiting = long.submit([Item(10), Item(11)])
+    engine.wait()
+    answer = message.submit([Item(20)])[0]
+    engine.wait()
+    assert sorted(engine.numbers[FEW_BATCHES:]) == [[10], [20]]
+    engine.gate.set()
+    assert answer.result(SECONDS) == 40
+    assert [future.result(SECONDS) for future in waiting] == [20, 22]
+    engine.gate.clear()
+    while engine.entered.acquire(blocking=False):
+        pass
+    engine.clock.now += RESERVED_SECONDS
+    both = long.submit([Item(12), Item(13)])
+    engine.wait()
+    engine.wait()
+    engine.gate.set()
+    assert [future.result(SECONDS) for future in both] == [24, 26]
