@@ -353,7 +353,7 @@ def test_a_server_from_start_to_stop(
 
     def use(client: httpx2.Client) -> None:
         answer = _post(client, voices["demo"])
-        assert answer.json() == {"text": "ja", "usage": {"type": "duration", "seconds": 5}}
+        assert answer.json() == {"text": "Hello.", "usage": {"type": "duration", "seconds": 5}}
         ids.append(answer.headers["x-request-id"])
 
     ids: list[str] = []
@@ -377,7 +377,7 @@ def test_the_log_is_written_to_a_file_as_well(
     assert line in console
     assert f"the log is kept in {file}" in console
     assert re.search(
-        r' req_\w{32} POST /v1/audio/transcriptions 200 [\d.]+s, "upload", 4\.9 s of de, [\d.]+ x real time$', line
+        r' req_\w{32} POST /v1/audio/transcriptions 200 [\d.]+s, "upload", 4\.9 s of en, [\d.]+ x real time$', line
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from localwhisper_client._version import __version__
 from localwhisper_server.api import routes
+from localwhisper_server.api.limits import Limits
 from localwhisper_server.errors import Busy, EngineFailed
 from localwhisper_server.runtime import FAILURES_IN_A_ROW, Runtime, SelfTest, voice_message
 from localwhisper_server.settings import Settings
@@ -190,7 +191,7 @@ async def test_the_server_survives_a_failure_of_the_device(
     engine = EngineDouble()
     runtime = _runtime(settings, engine)
     runtime.start()
-    app = routes.create_app(runtime, max_upload=10**6)
+    app = routes.create_app(runtime, limits=Limits(max_upload=10**6))
     headers, body = multipart(file=voices["demo"].read_bytes())
     engine.failures = [RuntimeError(message)]
     failed = await call(app, "POST", "/v1/audio/transcriptions", headers, body)

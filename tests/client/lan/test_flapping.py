@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import threading
@@ -120,7 +121,7 @@ def test_every_call_is_answered_once_or_fails_with_an_error_of_the_sdks(
         else:
             assert policy == "local_only"
             assert isinstance(result, openai.APIError), result
-    with Ledger.open(tmp_path / "ledger") as ledger:
+    with contextlib.closing(Ledger(tmp_path / "ledger")) as ledger:
         rows = ledger.rows()
     assert len(rows) == sum(isinstance(result, str) for result in results)
     paid = [row for row in rows if row.cloud]
