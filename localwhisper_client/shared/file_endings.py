@@ -6,10 +6,12 @@ always sent, and the server recognises a container by its bytes.
 
 ENDINGS = frozenset(
     (
-        *("3g2", "3gp", "aac", "ac3", "aif", "aifc", "aiff", "amr", "asf", "au", "avi", "awb", "caf", "dts", "eac3"),
-        *("f4v", "flac", "flv", "latm", "loas", "m2ts", "m4a", "m4b", "m4v", "mka", "mkv", "mlp", "mov", "mp1", "mp2"),
-        *("mp3", "mp4", "mpeg", "mpg", "mpga", "mts", "oga", "ogg", "ogv", "opus", "qt", "snd", "spx", "thd", "ts"),
-        *("tta", "vob", "w64", "wav", "wave", "webm", "wma", "wmv", "wv"),
+        *("3g2", "3gp", "aa", "aac", "ac3", "aea", "aif", "aifc", "aiff", "amr", "ape", "asf", "au", "avi", "awb"),
+        *("caf", "dsf", "dts", "dtshd", "eac3", "f4v", "flac", "flv", "gxf", "ircam", "latm", "loas", "m2ts", "m4a"),
+        *("m4b", "m4v", "mka", "mkv", "mlp", "mov", "mp1", "mp2", "mp3", "mp4", "mpc", "mpeg", "mpg", "mpga", "mts"),
+        *("mxf", "nut", "oga", "ogg", "ogv", "oma", "opus", "qcp", "qt", "ra", "rm", "shn", "snd", "sph", "spx"),
+        *("swf", "tak", "thd", "ts", "tta", "vob", "voc", "w64", "wav", "wave", "webm", "wma", "wmv", "wtv", "wv"),
+        *("xwma"),
     )
 )
 """Lower case, without the dot."""

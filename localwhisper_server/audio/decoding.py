@@ -167,10 +167,11 @@ def _seconds_in_packets(source: Source, index: int, max_seconds: float) -> float
     before = source.tell()
     with _opened(source) as container:
         track, ticks = container.streams[index], 0
-        unit = float(track.time_base or 0)
+        unit = float(track.time_base or 1)
+        most = max_seconds / unit
         for packet in container.demux(track):
             ticks += packet.duration or 0
-            if ticks * unit > max_seconds:
+            if ticks > most:
                 break
     source.seek(before)
     return ticks * unit

@@ -126,7 +126,7 @@ def test_hostile_files_are_refused_at_once(pool: Pool, tmp_path: Path, name: str
         started = time.monotonic()
         with pytest.raises(InvalidRequest):
             _decode(pool, data, 6 * 3600.0)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 4
         with pytest.raises(BlockingIOError):
             bait.accept()
     assert canary.stat().st_atime_ns == read_before
