@@ -4,8 +4,9 @@ A step is 16 MB to hash, or speech detection and features for about 30 s of audi
 """
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,6 +22,10 @@ from localwhisper_server.whisper.chunks import Chunk
 Value = TypeVar("Value")
 
 SLOTS = 2
+# So many recordings are decoded at a time. A decoder that is slower than DECODER_SECONDS no longer counts: it has a low
+# priority by then, and a message must not wait for it.
+DECODERS = 4
+DECODER_SECONDS = 0.5
 FIRST_STEP_SECONDS = 0.05  # a guess until the first step is measured
 # One step in so many goes to the request that has waited longest, so that a long recording always makes progress.
 OLDEST_EVERY = 4
@@ -67,6 +72,7 @@ class StepRunner:
         self._clock = clock
         self._waiting: list[tuple[RequestSteps, Callable[[], Any], Future[Any]]] = []
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="localwhisper-step")
+        self._decoders = asyncio.Semaphore(DECODERS)
         self._lock = threading.Lock()
         self._busy = self._long = 0  # threads at work, and those of them that run a step of a long recording
         self._started = 0
@@ -78,6 +84,18 @@ class StepRunner:
             if not self._waiting:
                 return 0.0
             return (self._busy + len(self._waiting)) * self._seconds / self._slots
+
+    @contextlib.asynccontextmanager
+    async def decoder(self) -> AsyncIterator[None]:
+        """Wait until a recording may be decoded; the place is free again after the block, or after DECODER_SECONDS."""
+        await self._decoders.acquire()
+        late = asyncio.get_running_loop().call_later(DECODER_SECONDS, self._decoders.release)
+        try:
+            yield
+        finally:
+            if late.when() > asyncio.get_running_loop().time():
+                late.cancel()
+                self._decoders.release()
 
     async def run(self, request: RequestSteps, work: Callable[[], Value]) -> Value:
         """Run `work` as the request's next step; return what it returns or raise what it raises."""
@@ -142,7 +160,8 @@ class Recording:
             UnreadableAudio, InvalidRequest, Busy: see `pool.Pool.blocks`.
 
         """
-        await anyio.to_thread.run_sync(self._read, limiter=self._reader)
+        async with self._steps.decoder():
+            await anyio.to_thread.run_sync(self._read, limiter=self._reader)
         return await self._steps.run(self._request, self._cut)
 
     def close(self) -> None:

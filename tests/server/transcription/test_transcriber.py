@@ -4,6 +4,7 @@ import asyncio
 import gc
 import io
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from localwhisper_server.audio import pool
 from localwhisper_server.errors import Busy, EngineFailed, InvalidRequest, UnreadableAudio
 from localwhisper_server.transcription._pipeline import LOOKAHEAD
-from localwhisper_server.transcription.preparation import StepRunner
+from localwhisper_server.transcription.preparation import DECODERS, StepRunner
 from localwhisper_server.transcription.scheduler import Scheduler
 from localwhisper_server.transcription.segmentation import LONGEST_SECONDS
 from localwhisper_server.transcription.transcriber import Transcriber
@@ -353,6 +354,26 @@ async def test_slow_decoders_delay_no_other_request(make: Callable[..., Transcri
     assert not any(task.done() for task in slow)
     gate.set()
     await asyncio.gather(*slow)
+    assert many.close(SECONDS)
+
+
+async def test_few_recordings_are_decoded_at_a_time(make: Callable[..., Transcriber], engine: Engine) -> None:
+    """Each decoder is a process that has to start: a hundred callers at once must not start one each."""
+    lock, now, most = threading.Lock(), 0, 0
+
+    def blocks(_source: Any, **_: Any) -> Any:
+        nonlocal now, most
+        with lock:
+            now, most = now + 1, max(most, now + 1)
+        time.sleep(0.001)  # so that others could be decoded at the same time
+        with lock:
+            now -= 1
+        yield np.ones(SAMPLE_RATE, np.float32)
+
+    many = Scheduler(engine.run, capacity=100, limits=LIMITS, clock=Clock())
+    transcriber = make(scheduler=many, blocks=blocks)
+    await asyncio.gather(*(_all(transcriber, b"%d" % number) for number in range(50)))
+    assert 1 < most <= DECODERS
     assert many.close(SECONDS)
 
 
