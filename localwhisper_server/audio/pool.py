@@ -35,6 +35,8 @@ COMMAND = (
 ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 # Idle workers kept ready. A recording of hours occupies a worker until its end, so more are started when needed.
 SPARE = 2
+# So many stay after a busy moment: as many as decode at a time (`transcription.preparation.DECODERS`), and one more.
+KEPT = 5
 MOST = 32
 # FFmpeg may leak memory, so a worker is replaced after so many uploads.
 JOBS_PER_WORKER = 500
@@ -156,8 +158,8 @@ class Pool:
             if self._closed:
                 return
             reusable = worker.free and worker.alive and not worker.low_priority and worker.jobs < self._jobs
-            # Keep one more than the spare workers: otherwise each second upload would start and end a process.
-            if reusable and len(self._idle) <= self._spare:
+            # Keep more than the spare workers: otherwise each busy moment would start and end processes.
+            if reusable and len(self._idle) < max(KEPT, self._spare + 1):
                 self._idle.append(worker)
                 return
             self._drop(worker)
