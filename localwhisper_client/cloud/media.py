@@ -108,7 +108,8 @@ def _header_seconds(content: Any) -> float | None:
 def _tinytag_seconds(content: Any) -> float | None:
     from tinytag import TinyTag  # noqa: PLC0415 - an extra
 
-    return TinyTag.get(file_obj=_opened(content), tags=False).duration
+    duration: float | None = TinyTag.get(file_obj=_opened(content), tags=False).duration
+    return duration
 
 
 def to_opus(content: Any) -> bytes:
