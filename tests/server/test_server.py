@@ -40,7 +40,7 @@ def test_an_ipv6_address_has_brackets() -> None:
 def test_an_address_of_another_machine_is_refused() -> None:
     """Before a model is loaded for nothing."""
     with pytest.raises(OSError, match="assign"):
-        listen("192.0.2.1", 0)  # TEST-NET-1, which nobody has
+        listen("192.0.2.1", 0)  # TEST-NET-1, which no machine has
 
 
 def test_a_server_whose_model_fails_stops_and_says_why(tmp_path: Path) -> None:
