@@ -6,6 +6,8 @@ import sys
 
 def main() -> None:
     """Run the command; exits by SystemExit."""
+    if sys.platform == "win32":
+        sys.exit("localwhisper-server runs on Linux, on macOS and in WSL 2, not on Windows itself: see docs/wsl2.md")
     # The import takes a second, in which Ctrl-C must not print a traceback.
     signal.signal(signal.SIGINT, lambda *_: sys.exit(128 + signal.SIGINT))
     try:

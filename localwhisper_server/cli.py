@@ -19,7 +19,6 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
 from localwhisper_client._version import __version__
-from localwhisper_server import server
 from localwhisper_server.operations import logs
 from localwhisper_server.operations.doctor import doctor
 from localwhisper_server.operations.doctor.machine import this_machine
@@ -74,8 +73,8 @@ class _Parser(argparse.ArgumentParser):
 def main(
     argv: Sequence[str] | None = None,
     *,
-    serve: Serve = server.run,
-    listen: Callable[[str, int], socket.socket] = server.listen,
+    serve: Serve | None = None,
+    listen: Callable[[str, int], socket.socket] | None = None,
     examine: Callable[..., int] = doctor.run,
     platform: str = sys.platform,
 ) -> None:
@@ -93,10 +92,11 @@ def main(
         _serve(_settings(parser, arguments), serve, listen)
 
 
-def _serve(settings: Settings, serve: Serve, listen: Callable[[str, int], socket.socket]) -> None:
+def _serve(settings: Settings, serve: Serve | None, listen: Callable[[str, int], socket.socket] | None) -> None:
     # onnxruntime, which the voice detector runs on, sends telemetry from version 1.32 on. Nothing may leave the LAN.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     # Imported here because it loads the engine: `doctor` must also run where that fails.
+    from localwhisper_server import server  # noqa: PLC0415
     from localwhisper_server.whisper import weights  # noqa: PLC0415
 
     # Until uvicorn takes the signals: a stop that was asked for is a success.
@@ -104,8 +104,8 @@ def _serve(settings: Settings, serve: Serve, listen: Callable[[str, int], socket
     clean = False
     try:
         weights.check_name(settings.model)  # before anything listens
-        with _logging(settings) as finished, _bound(settings, listen) as listening:
-            clean = serve(settings, listening, environ=os.environ)
+        with _logging(settings) as finished, _bound(settings, listen or server.listen) as listening:
+            clean = (serve or server.run)(settings, listening, environ=os.environ)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except (server.Misconfigured, weights.UnknownModel) as failure:

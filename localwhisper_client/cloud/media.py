@@ -181,10 +181,17 @@ def soundtrack(content: Any, target: IO[bytes]) -> IO[bytes] | None:
 
 
 def _opened(content: Any) -> Any:
-    """Return a file over the content, at its beginning; neither PyAV nor tinytag closes it."""
+    """Return a file over the content, at its beginning and without a name: FFmpeg would believe a name's ending."""
     if isinstance(content, str):
         content = content.encode()
     if isinstance(content, (bytes, bytearray, memoryview)):
         return io.BytesIO(content)
     content.seek(0)
-    return content
+    return _Nameless(content)
+
+
+class _Nameless:
+    """A file that is read, and has nothing else; neither PyAV nor tinytag can close it."""
+
+    def __init__(self, file: Any) -> None:
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell

@@ -167,8 +167,8 @@ def _seconds_in_packets(source: Source, index: int, max_seconds: float) -> float
     before = source.tell()
     with _opened(source) as container:
         track, ticks = container.streams[index], 0
-        unit = float(track.time_base or 1)
-        most = max_seconds / unit
+        unit = float(track.time_base or 0)
+        most = max_seconds / unit if unit else float("inf")
         for packet in container.demux(track):
             ticks += packet.duration or 0
             if ticks > most:

@@ -72,7 +72,8 @@ class StepRunner:
         self._clock = clock
         self._waiting: list[tuple[RequestSteps, Callable[[], Any], Future[Any]]] = []
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="localwhisper-step")
-        self._decoders = asyncio.Semaphore(DECODERS)
+        # Apart for short requests and for long recordings, so that a message waits for no recording of hours.
+        self._decoders = {short: asyncio.Semaphore(DECODERS) for short in (True, False)}
         self._lock = threading.Lock()
         self._busy = self._long = 0  # threads at work, and those of them that run a step of a long recording
         self._started = 0
@@ -86,16 +87,17 @@ class StepRunner:
             return (self._busy + len(self._waiting)) * self._seconds / self._slots
 
     @contextlib.asynccontextmanager
-    async def decoder(self) -> AsyncIterator[None]:
-        """Wait until a recording may be decoded; the place is free again after the block, or after DECODER_SECONDS."""
-        await self._decoders.acquire()
-        late = asyncio.get_running_loop().call_later(DECODER_SECONDS, self._decoders.release)
+    async def decoder(self, request: RequestSteps) -> AsyncIterator[None]:
+        """Wait until a request may be decoded; its place is free again after the block, or after DECODER_SECONDS."""
+        places = self._decoders[request.short]
+        await places.acquire()
+        late = asyncio.get_running_loop().call_later(DECODER_SECONDS, places.release)
         try:
             yield
         finally:
             if late.when() > asyncio.get_running_loop().time():
                 late.cancel()
-                self._decoders.release()
+                places.release()
 
     async def run(self, request: RequestSteps, work: Callable[[], Value]) -> Value:
         """Run `work` as the request's next step; return what it returns or raise what it raises."""
@@ -160,7 +162,7 @@ class Recording:
             UnreadableAudio, InvalidRequest, Busy: see `pool.Pool.blocks`.
 
         """
-        async with self._steps.decoder():
+        async with self._steps.decoder(self._request):
             await anyio.to_thread.run_sync(self._read, limiter=self._reader)
         return await self._steps.run(self._request, self._cut)
 

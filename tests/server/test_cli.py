@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import errno
 import functools
+import json
 import os
 import re
 import runpy
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -438,3 +440,18 @@ def test_the_module_is_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert __version__ in capsys.readouterr().out
     runpy.run_module("localwhisper_server.__main__", run_name="imported")
     assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("missing", ["ctranslate2", "faster_whisper", "uvicorn"])
+def test_the_doctor_examines_an_engine_that_cannot_be_imported(missing: str) -> None:
+    """That is one of its findings; help and version do not need the engine either."""
+    start = f"import sys; sys.modules[{missing!r}] = None; from localwhisper_server.cli import main; main(sys.argv[1:])"
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", start, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    assert run("--version").returncode == run("--help").returncode == 0
+    done = run("doctor", "--json", "--model", "tiny.en")
+    assert "Traceback" not in done.stderr
+    assert json.loads(done.stdout)

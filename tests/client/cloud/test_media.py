@@ -135,3 +135,12 @@ def test_the_size_of_a_file() -> None:
     file.seek(2)
     assert [media.size(each) for each in (b"12345", "123é", file, bytearray(5))] == [5, 5, 5, 5]
     assert file.tell() == 2
+
+
+def test_a_file_is_not_measured_by_its_name(tmp_path: Path) -> None:
+    """FFmpeg believes the ending of a name: these bytes would be a third of a second of A-law."""
+    junk = tmp_path / "voice.al"
+    junk.write_bytes(bytes(range(256)) * 11)
+    with junk.open("rb") as file:
+        assert media.counted_seconds(file) is None
+        assert not file.closed
