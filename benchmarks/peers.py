@@ -92,7 +92,7 @@ async def hanging_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
 KINDS = {"tiny-chunks": tiny_chunks, "idle": idle, "never-reading": never_reading, "hanging-up": hanging_up}
 
 
-# Decoding processes that a busy moment needed are kept, each with its pipes, and for a while the threads that read them.
+# Decoding processes of a busy moment are kept, each with its pipes, and for a while the threads that read them.
 MORE = {"threads": 4 + 2 * DECODERS, "open files": 4 + 2 * pool.KEPT}
 
 
