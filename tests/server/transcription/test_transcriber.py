@@ -4,7 +4,6 @@ import asyncio
 import gc
 import io
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -360,12 +359,13 @@ async def test_slow_decoders_delay_no_other_request(make: Callable[..., Transcri
 async def test_few_recordings_are_decoded_at_a_time(make: Callable[..., Transcriber], engine: Engine) -> None:
     """Each decoder is a process that has to start: a hundred callers at once must not start one each."""
     lock, now, most = threading.Lock(), 0, 0
+    two = threading.Barrier(2)  # so that two at least are decoded at the same time
 
     def blocks(_source: Any, **_: Any) -> Any:
         nonlocal now, most
         with lock:
             now, most = now + 1, max(most, now + 1)
-        time.sleep(0.001)  # so that others could be decoded at the same time
+        two.wait(SECONDS)
         with lock:
             now -= 1
         yield np.ones(SAMPLE_RATE, np.float32)
