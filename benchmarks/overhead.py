@@ -27,9 +27,8 @@ from localwhisper_server.api import routes
 from localwhisper_server.audio.pool import decode
 from localwhisper_server.settings import Settings
 from localwhisper_server.types import AudioChunk, Decoding, Segment, Voice
-from localwhisper_server.whisper.chunks import Chunk, ChunkResult
+from localwhisper_server.whisper.chunks import Chunk, ChunkResult, find_speech
 from localwhisper_server.whisper.devices import Device
-from localwhisper_server.whisper.vad import find_speech
 
 VOICE = Path(__file__).parents[1] / "localwhisper_client" / "demo.ogg"
 
