@@ -55,7 +55,8 @@ class ModelManager:
     """Runs batches on an engine, which it loads and unloads with `load`.
 
     `smaller` is the precision to fall back to when memory runs out, if any. `unload_after` is the idle time in seconds
-    after which the model is unloaded, None for never.
+    after which the model is unloaded, None for never. `engine`, `warm_up` and `run` raise Busy if not even one chunk
+    fits into memory.
     """
 
     def __init__(
@@ -94,12 +95,7 @@ class ModelManager:
         return self._engine is not None
 
     def engine(self) -> Engine:
-        """Return the engine; load the model first if necessary, in the smaller precision if memory is short.
-
-        Raises:
-            Busy: it does not fit.
-
-        """
+        """Return the engine; load the model first if necessary, in the smaller precision if memory is short."""
         with self._lock:
             if self._engine is None and self._clock() >= self._retry_at:
                 self._device = self._wanted  # it has to be loaded in any case
@@ -113,12 +109,7 @@ class ModelManager:
             return self._engine
 
     def warm_up(self) -> Engine:
-        """Load the model, in the smaller precision if memory is short, and run it once.
-
-        Raises:
-            Busy: it does not fit.
-
-        """
+        """Load the model, in the smaller precision if memory is short, and run it once."""
         while True:
             try:
                 self.engine().warm_up()
@@ -177,12 +168,7 @@ class ModelManager:
                 self._drop()
 
     def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
-        """Decode a batch, in parts if memory is short.
-
-        Raises:
-            Busy: not even one chunk fits.
-
-        """
+        """Decode a batch, in parts if memory is short."""
         if self._batch_size and self._clock() >= self._retry_at:
             self._batch_size = 0
         results: list[ChunkResult] = []

@@ -127,7 +127,7 @@ def test_two_threads_load_one_model() -> None:
 
 @pytest.mark.parametrize("failure", [CUDA, CUBLAS, MemoryError()], ids=str)
 def test_a_batch_that_does_not_fit_is_halved(failure: Exception) -> None:
-    """Until it fits; the next batch is cut to that size at once."""
+    """Until it fits; the next batch is cut to that size at once, and whole ones come back after a while."""
     gpu = Gpu({"float16": 2}, failure)
     model_manager = gpu.model_manager()
     _run(model_manager, 8)
@@ -139,7 +139,12 @@ def test_a_batch_that_does_not_fit_is_halved(failure: Exception) -> None:
     gpu.batches.clear()
     _run(model_manager, 4)
     assert [size for _, size in gpu.batches] == [2, 1, 1, 1, 1]
-    assert model_manager.device == GPU
+    gpu.room["float16"] = 8
+    gpu.now = RETRY_SECONDS
+    gpu.batches.clear()
+    _run(model_manager, 8)
+    assert gpu.batches == [("float16", 8)]
+    assert gpu.loaded == ["float16"]
 
 
 def test_a_single_chunk_that_does_not_fit_needs_the_smaller_precision() -> None:
@@ -171,20 +176,13 @@ def test_a_model_that_does_not_fit_is_busy() -> None:
     for _ in range(2):
         with pytest.raises(Busy):
             model_manager.run(_chunks(1))
+    gpu.room[SMALLEST] = 0  # the model fits, but not a chunk
+    with pytest.raises(Busy):
+        model_manager.warm_up()
     gpu.room[SMALLEST] = 4
+    model_manager.warm_up()
     _run(model_manager, 1)
     assert model_manager.device.compute_type == SMALLEST
-
-
-def test_warming_up_falls_back_too() -> None:
-    """Warming up falls back to the smaller precision too, and raises Busy if that does not fit either."""
-    gpu = Gpu({SMALLEST: 1})
-    model_manager = gpu.model_manager()
-    model_manager.warm_up()
-    assert model_manager.device.compute_type == SMALLEST
-    gpu = Gpu({"float16": 0, SMALLEST: 0})
-    with pytest.raises(Busy):
-        gpu.model_manager().warm_up()
 
 
 @pytest.mark.parametrize("failure", [ValueError("do not support"), RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED")])
@@ -232,21 +230,17 @@ def test_the_first_precision_comes_back() -> None:
     assert gpu.loaded == ["float16", SMALLEST, "float16"]  # and there it stays
 
 
-def test_a_load_that_does_not_fit_does_not_halve_the_batch() -> None:
-    """One load fails; the smaller model runs this and all later batches whole."""
-    gpu = Gpu({SMALLEST: 8})
-    model_manager = gpu.model_manager()
-    for _ in range(2):
-        _run(model_manager, 8)
-    assert gpu.tried == ["float16", SMALLEST]
-    assert gpu.batches == [(SMALLEST, 8)] * 2
-
-
 def test_a_failed_recovery_costs_one_load() -> None:
-    """The smaller model is loaded again before the next request; the next attempt comes later."""
+    """The smaller model is loaded again before the next request; the next attempt comes later.
+
+    A load that does not fit does not halve the batch.
+    """
     gpu = Gpu({SMALLEST: 8})
     model_manager = gpu.model_manager()
     _run(model_manager, 8)
+    _run(model_manager, 8)
+    assert gpu.tried == ["float16", SMALLEST]
+    assert gpu.batches == [(SMALLEST, 8)] * 2
     for times in (1, 2, 4):
         gpu.tried.clear()
         gpu.now += times * RETRY_SECONDS
@@ -271,18 +265,6 @@ def test_an_unloaded_model_is_loaded_in_its_first_precision() -> None:
     gpu.now = RETRY_SECONDS
     _run(model_manager, 1)
     assert model_manager.device == GPU
-
-
-def test_whole_batches_come_back_without_a_load() -> None:
-    """If only the batch was too large."""
-    gpu = Gpu({"float16": 1})
-    model_manager = gpu.model_manager()
-    _run(model_manager, 2)
-    gpu.room["float16"] = 2
-    gpu.now = RETRY_SECONDS
-    _run(model_manager, 2)
-    assert gpu.batches[-1] == ("float16", 2)
-    assert len(gpu.loaded) == 1
 
 
 def test_another_error_is_raised() -> None:
