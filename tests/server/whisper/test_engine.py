@@ -207,6 +207,7 @@ def test_a_batch_gives_the_results_of_each_chunk_alone(engines: Engines, voices:
 def test_the_english_only_model(base: Engine, tiny_en: Engine, voices: dict[str, Path]) -> None:
     """Its vocabulary differs, and English is its only language; Cantonese came with large-v3."""
     assert (base.languages, tiny_en.languages) == (frozenset(NAMES) - {"yue"}, {"en"})
+    tiny_en.warm_up()
     ((*_, result),) = decoded(tiny_en, [prepared(tiny_en, samples_of(voices["demo"]), words=True, logprobs=True)])
     assert result.language == "en"
     assert words_of(result.segments) == words_of("".join(_words(result.segments, 4.9))) == WORDS
