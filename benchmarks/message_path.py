@@ -22,11 +22,11 @@ from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
 
+from measuring import ROOT, VOICE
+
 from localwhisper_server import server
 from localwhisper_server.settings import Settings
 
-ROOT = Path(__file__).resolve().parents[1]
-VOICE = ROOT / "localwhisper_client" / "demo.ogg"
 PACKAGES = tuple(str(ROOT / name) + os.sep for name in ("localwhisper_client", "localwhisper_server"))
 MOST_FILES, MOST_CHANGES = 18, 90
 START_SECONDS = 300.0

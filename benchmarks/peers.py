@@ -26,12 +26,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2
-from load import memory
+from measuring import VOICE, memory, percentile
 
 from localwhisper_client.server_process import ServerProcess, serving
 from localwhisper_server.audio import pool
@@ -39,7 +38,6 @@ from localwhisper_server.server import raise_file_limit
 from localwhisper_server.transcription.preparation import DECODERS
 from localwhisper_server.whisper import weights
 
-VOICE = Path(__file__).parents[1] / "localwhisper_client" / "demo.ogg"
 HEALTH_MS = 250.0
 MESSAGE_RATIO = 3.0
 LOG_BYTES = 1_000_000
@@ -169,11 +167,6 @@ class Beside:
                 took.append(time.monotonic() - started)
                 await asyncio.sleep(0.05)
         return took
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """Return the value that this share of them does not exceed."""
-    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
 async def most_open_files(server: ServerProcess, temporary: Path) -> int:

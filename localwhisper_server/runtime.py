@@ -19,12 +19,11 @@ from localwhisper_server.transcription.preparation import StepRunner
 from localwhisper_server.transcription.scheduler import Scheduler
 from localwhisper_server.transcription.transcriber import Transcriber
 from localwhisper_server.types import AudioChunk, Decoding, Options, Segment, Transcript, Voice
-from localwhisper_server.whisper import calibration, cuda, devices, weights
-from localwhisper_server.whisper.chunks import Chunk
+from localwhisper_server.whisper import devices, weights
+from localwhisper_server.whisper.chunks import Chunk, find_speech
 from localwhisper_server.whisper.devices import Device, Workers
 from localwhisper_server.whisper.engine import Engine
 from localwhisper_server.whisper.model_manager import ModelManager
-from localwhisper_server.whisper.vad import find_speech
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +70,8 @@ class Runtime:
         self._stuck_after = stuck_after
         # Not with idle unloading: the self-test would keep the model loaded.
         self._test_when_idle = self_test and not settings.idle_unload
-        self._cuda_devices = cuda.device_count() if cuda_devices is None else cuda_devices
-        cuda_types = cuda.cuda_compute_types()
+        self._cuda_devices = devices.device_count() if cuda_devices is None else cuda_devices
+        cuda_types = devices.cuda_compute_types()
         self._device = devices.choose_device(
             settings.device, settings.compute_type, cuda_devices=self._cuda_devices, cuda_types=cuda_types
         )
@@ -125,13 +124,7 @@ class Runtime:
         self.languages = loaded.languages
         prepare = loaded.prepare
         message = prepare(voice_message(), Decoding(language="en"))
-        limits = calibration.measure_limits(
-            loaded,
-            message,
-            on_cpu=self._device.name == "cpu",
-            items=self._settings.batch,
-            clock=time.perf_counter,
-        )
+        limits = model_manager.measure_limits(message, items=self._settings.batch)
         del loaded  # only the model manager may keep the engine, or unloading it would free no memory
         self._model_manager = model_manager
         steps = StepRunner(clock=time.monotonic)

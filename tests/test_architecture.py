@@ -64,7 +64,7 @@ ONLY = {
 PURE = {
     "localwhisper_client": ("routing", "shared", "events", "cloud/adaptation", "cloud/models", "cloud/budget"),
     "localwhisper_server": (
-        "types", "errors", "api/formats", "api/form", "whisper/decoding_rules", "whisper/tokens",
+        "types", "errors", "api/formats", "api/form", "whisper/acceptance", "whisper/alignment",
         "whisper/chunks", "transcription/queue", "transcription/segmentation",
     ),
 }  # fmt: skip

@@ -6,8 +6,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from localwhisper_server.types import BatchLimits
-from localwhisper_server.whisper.chunks import Chunk, ChunkResult
-from localwhisper_server.whisper.decoding_rules import FRAMES_PER_SECOND
+from localwhisper_server.whisper.chunks import FRAMES_PER_SECOND, Chunk, ChunkResult
 
 # All chunks of a batch are encoded with the longest window among them. So a chunk may be longer than the batch's first
 # chunk by this factor at most.

@@ -24,9 +24,9 @@ from localwhisper_server.transcription.scheduler import Scheduler
 from localwhisper_server.transcription.transcriber import Transcriber
 from localwhisper_server.types import BatchLimits, Decoding, Options, Transcript
 from localwhisper_server.whisper import weights
+from localwhisper_server.whisper.chunks import find_speech
 from localwhisper_server.whisper.devices import Device, Workers
 from localwhisper_server.whisper.engine import Engine
-from localwhisper_server.whisper.vad import find_speech
 from tests.server import media
 from tests.server.sound import encode
 

@@ -187,10 +187,10 @@ def _free_bytes(folder: str) -> int | None:
 def inspect_engine(model: str, device: str, compute_type: str, cache_dir: str | None) -> dict[str, Any]:
     """Return the device and precision that the server would choose, CUDA's libraries, and the model's folder."""
     # Imported here because a failure is one of the results.
-    from localwhisper_server.whisper import cuda, devices, weights  # noqa: PLC0415
+    from localwhisper_server.whisper import devices, weights  # noqa: PLC0415
 
-    count = cuda.device_count()
-    chosen = devices.choose_device(device, compute_type, cuda_devices=count, cuda_types=cuda.cuda_compute_types())
+    count = devices.device_count()
+    chosen = devices.choose_device(device, compute_type, cuda_devices=count, cuda_types=devices.cuda_compute_types())
     name = weights.default_model(chosen.name) if model == "auto" else model
     folder, problem, downloadable = None, "", False
     try:
@@ -203,9 +203,9 @@ def inspect_engine(model: str, device: str, compute_type: str, cache_dir: str | 
         "cuda_devices": count,
         "device": chosen.name,
         "compute_type": chosen.compute_type,
-        "compute_types": sorted(cuda.compute_types(chosen.name if count else "cpu")),
-        "needs_cudnn": cuda.asks_for_cudnn(),
-        "libraries": [asdict(library) for library in cuda.load_libraries()],
+        "compute_types": sorted(devices.compute_types(chosen.name if count else "cpu")),
+        "needs_cudnn": devices.opens(b"cudnn"),
+        "libraries": [asdict(library) for library in devices.load_libraries()],
         "model": name,
         "folder": str(folder) if folder else None,
         "model_bytes": (folder / "model.bin").stat().st_size if folder else 0,

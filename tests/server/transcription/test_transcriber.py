@@ -27,8 +27,7 @@ from localwhisper_server.types import (
     Transcript,
     Voice,
 )
-from localwhisper_server.whisper.chunks import Chunk, ChunkResult
-from localwhisper_server.whisper.vad import find_speech
+from localwhisper_server.whisper.chunks import Chunk, ChunkResult, find_speech
 from tests.server import items
 from tests.server.items import SECONDS, Clock
 
