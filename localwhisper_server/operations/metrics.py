@@ -5,13 +5,16 @@ Labels come from fixed lists, never from a request, so that no caller can make t
 
 import importlib
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
+
+from localwhisper_server.observer import Observer
 
 logger = logging.getLogger(__name__)
 
@@ -26,61 +29,36 @@ Memory = tuple[str, int, int]
 """A device's number, its bytes in use and its bytes in total."""
 
 
-class Metrics:
-    """An `observer.Observer` that counts into `registry`."""
+class Metrics(Observer):
+    """Counts into `registry` what it is told."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
-        self._requests = Counter(
-            "localwhisper_requests", "Requests answered.", ["method", "route", "status"], registry=registry
-        )
-        self._request_seconds = Histogram(
-            "localwhisper_request_seconds",
+        counter = partial(Counter, namespace="localwhisper", registry=registry)
+        histogram = partial(Histogram, namespace="localwhisper", registry=registry)
+        self._requests = counter("requests", "Requests answered.", ["method", "route", "status"])
+        self._request_seconds = histogram(
+            "request_seconds",
             "Seconds from the head of a request to the end of its response.",
             ["route"],
             buckets=_SECONDS,
-            registry=registry,
         )
-        self._audio_seconds = Counter(
-            "localwhisper_audio_seconds", "Seconds of recordings transcribed, silence included.", registry=registry
+        self._audio_seconds = counter("audio_seconds", "Seconds of recordings transcribed, silence included.")
+        self._decoded_seconds = counter("decoded_seconds", "Seconds of audio that the model decoded.")
+        self._engine_seconds = counter(
+            "engine_seconds", "Seconds the model worked. Divided by decoded seconds, this is the real-time factor."
         )
-        self._decoded_seconds = Counter(
-            "localwhisper_decoded_seconds", "Seconds of audio that the model decoded.", registry=registry
+        self._real_time = histogram(
+            "real_time_factor", "Seconds of work per second of audio, by batch.", buckets=_REAL_TIME
         )
-        self._engine_seconds = Counter(
-            "localwhisper_engine_seconds",
-            "Seconds the model worked. Divided by decoded seconds, this is the real-time factor.",
-            registry=registry,
+        self._queue = histogram("queue_seconds", "Seconds a chunk waited for its batch.", buckets=_SECONDS)
+        self._fill = histogram("batch_fill", "Chunks in a batch, as a share of its limit.", buckets=_FILL)
+        self._chunks = counter("chunks", "Chunks decoded.")
+        self._retries = counter(
+            "full_window_retries", "Chunks decoded again with the full window, by reason.", ["reason"]
         )
-        self._real_time = Histogram(
-            "localwhisper_real_time_factor",
-            "Seconds of work per second of audio, by batch.",
-            buckets=_REAL_TIME,
-            registry=registry,
-        )
-        self._queue = Histogram(
-            "localwhisper_queue_seconds",
-            "Seconds a chunk waited for its batch.",
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._fill = Histogram(
-            "localwhisper_batch_fill",
-            "Chunks in a batch, as a share of its limit.",
-            buckets=_FILL,
-            registry=registry,
-        )
-        self._chunks = Counter("localwhisper_chunks", "Chunks decoded.", registry=registry)
-        self._retries = Counter(
-            "localwhisper_full_window_retries",
-            "Chunks decoded again with the full window, by reason.",
-            ["reason"],
-            registry=registry,
-        )
-        self._loads = Counter("localwhisper_model_loads", "Times the model was loaded.", registry=registry)
-        self._memory = Counter(
-            "localwhisper_out_of_memory", "Times the device ran out of memory during a batch.", registry=registry
-        )
+        self._loads = counter("model_loads", "Times the model was loaded.")
+        self._memory = counter("out_of_memory", "Times the device ran out of memory during a batch.")
 
     def read_at_scrape(
         self,
@@ -95,7 +73,7 @@ class Metrics:
             ("open_requests", "Transcriptions that wait or run.", open_requests),
             ("model_in_memory", "1 while the model is loaded.", loaded),
         ):
-            Gauge(f"localwhisper_{name}", text, registry=self._registry).set_function(read)
+            Gauge(name, text, namespace="localwhisper", registry=self._registry).set_function(read)
         if memory is not None:
             self._registry.register(_VideoMemory(memory))
 
@@ -147,23 +125,16 @@ class _VideoMemory(Collector):
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
         """Name the families; without this the registry would read the device to find out."""
-        return self._families()
+        for state, text in (("used", "Video memory used by all programs."), ("total", "Video memory in total.")):
+            yield GaugeMetricFamily(f"localwhisper_vram_{state}_bytes", text, labels=["device"])
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterable[GaugeMetricFamily]:
         """Read every device once."""
-        used, total = self._families()
+        used, total = self.describe()
         for device, bytes_used, bytes_total in self._read():
             used.add_metric([device], bytes_used)
             total.add_metric([device], bytes_total)
-        yield used
-        yield total
-
-    @staticmethod
-    def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily]:
-        return (
-            GaugeMetricFamily("localwhisper_vram_used_bytes", "Video memory used by all programs.", labels=["device"]),
-            GaugeMetricFamily("localwhisper_vram_total_bytes", "Video memory in total.", labels=["device"]),
-        )
+        return used, total
 
 
 def video_memory(load: Callable[[str], Any] = importlib.import_module) -> Callable[[], list[Memory]] | None:

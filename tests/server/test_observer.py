@@ -9,7 +9,7 @@ from localwhisper_server.whisper.devices import Device
 from localwhisper_server.whisper.model_manager import ModelManager
 
 
-class Notes(observer.NullObserver):
+class Notes(observer.Observer):
     """An observer that keeps what it is told."""
 
     def __init__(self) -> None:
