@@ -22,9 +22,8 @@ from localwhisper_client._version import __version__
 from localwhisper_server.operations import logs
 from localwhisper_server.operations.doctor import doctor
 from localwhisper_server.operations.doctor.machine import this_machine
-from localwhisper_server.operations.service import settings_file
-from localwhisper_server.operations.service.systemd import Service, settings_path
-from localwhisper_server.settings import Settings, written
+from localwhisper_server.operations.service import Service, settings_path
+from localwhisper_server.settings import Settings, variable, written
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +216,7 @@ def _service(arguments: list[str], platform: str) -> int:
 
 def _assignments(settings: Settings) -> dict[str, str]:
     """Return what the command line or the environment set, as variables of the settings file."""
-    return {settings_file.variable(name): written(getattr(settings, name)) for name in settings.model_fields_set}
+    return {variable(name): written(getattr(settings, name)) for name in settings.model_fields_set}
 
 
 def _parser(program: str, description: str) -> argparse.ArgumentParser:

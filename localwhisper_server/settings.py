@@ -15,6 +15,11 @@ ENV_PREFIX = "LOCALWHISPER_SERVER_"
 _USABLE_KEY = re.compile(r"[!#-+\--:<-~]+")
 
 
+def variable(name: str) -> str:
+    """Return the environment variable of a setting."""
+    return ENV_PREFIX + name.upper()
+
+
 def written(value: object) -> str:
     """Return a setting's value as text for an environment variable."""
     if isinstance(value, SecretStr):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from localwhisper_server.operations.service import systemd
+from localwhisper_server.operations.service import STOP_SECONDS
 from localwhisper_server.settings import ENV_PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -163,7 +163,7 @@ def test_compose_runs_the_images(service, dockerfile):
     assert described["read_only"] is True
     assert described["tmpfs"] == ["/tmp"]  # noqa: S108 - the container's own, where uploads are spooled
     assert described["cap_drop"] == ["ALL"]
-    assert described["stop_grace_period"] == f"{systemd.STOP_SECONDS}s"
+    assert described["stop_grace_period"] == f"{STOP_SECONDS}s"
     assert {key.removeprefix(ENV_PREFIX).lower() for key in described["environment"]} <= Settings.model_fields.keys()
 
 
