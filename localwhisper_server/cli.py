@@ -21,8 +21,8 @@ from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 from localwhisper_client._version import __version__
 from localwhisper_server.operations import logs
 from localwhisper_server.operations.doctor import doctor
-from localwhisper_server.operations.doctor.machine import this_machine
-from localwhisper_server.operations.service import Service, settings_path
+from localwhisper_server.operations.doctor.machine import Machine
+from localwhisper_server.operations.service import LOGS, STATUS, Service, settings_path
 from localwhisper_server.settings import Settings, variable, written
 
 logger = logging.getLogger(__name__)
@@ -184,7 +184,7 @@ def _doctor(arguments: list[str], examine: Callable[..., int]) -> int:
     parser.add_argument("--env-file", metavar="FILE", help="Settings file of the server to check.")
     settings = _settings(parser, arguments, default_file=settings_path(os.environ, Path.home()))
     as_json = parser.parse_args(arguments).json
-    return examine(this_machine(os.environ), settings, as_json=as_json, out=sys.stdout, progress=sys.stderr)
+    return examine(Machine(os.environ), settings, as_json=as_json, out=sys.stdout, progress=sys.stderr)
 
 
 def _service(arguments: list[str], platform: str) -> int:
@@ -202,9 +202,9 @@ def _service(arguments: list[str], platform: str) -> int:
             case ["uninstall"]:
                 return service.uninstall()
             case ["status"]:
-                return service.status()
+                return service.show(*STATUS)
             case ["logs", *rest] if rest in ([], ["--follow"], ["-f"]):
-                return service.logs(follow=bool(rest))
+                return service.show(*LOGS, "--follow" if rest else "--no-pager")
             case _:
                 print(SERVICE_HELP, end="", file=sys.stderr)
                 return os.EX_USAGE

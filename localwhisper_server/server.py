@@ -26,7 +26,6 @@ from localwhisper_server.api.protocol import HttpProtocol
 from localwhisper_server.operations import mdns, watchdog
 from localwhisper_server.operations.host import outbound_address, own_names, server_url
 from localwhisper_server.operations.metrics import Metrics, video_memory
-from localwhisper_server.operations.watchdog import Notifier
 from localwhisper_server.runtime import Runtime
 from localwhisper_server.settings import Settings
 
@@ -189,7 +188,7 @@ def run(
         ModelError, RuntimeError, ValueError, OSError: the model could not be found or loaded.
 
     """
-    notifier = watchdog.Notifier(environ.get("NOTIFY_SOCKET"))
+    notify = partial(watchdog.notify, environ.get("NOTIFY_SOCKET"))
     watched = watchdog.watchdog_seconds(environ, os.getpid())
     period = watched or watchdog.WATCHDOG_SECONDS
     rules = access_rules(settings, own_names())
@@ -213,7 +212,7 @@ def run(
     def load_model() -> None:
         try:
             runtime.start()
-            notifier.ready()
+            notify("READY=1")
         except Exception as failure:  # noqa: BLE001 - raised again below, in the main thread
             runtime.failure = failure
             server.should_exit = True
@@ -224,7 +223,7 @@ def run(
         threading.Thread(target=load_model, name="localwhisper-load", daemon=True).start()
         logger.info("listening on %s and loading the model", url(listening, tls=tls))
         seconds = period / watchdog.CHECKS_PER_WATCHDOG
-        watching = asyncio.create_task(watchdog.watch(runtime.healthy, notifier, seconds=seconds))
+        watching = asyncio.create_task(watchdog.watch(runtime.healthy, notify, seconds=seconds))
         async with contextlib.AsyncExitStack() as stack:
             if other_api is not None:
                 stack.push_async_callback(other_api.aclose)
@@ -244,7 +243,7 @@ def run(
         lifespan=lifespan,
     )
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", **options)
-    server = DrainingServer(config, runtime, notifier, drain=settings.drain)
+    server = DrainingServer(config, runtime, notify, drain=settings.drain)
     server.run(sockets=[listening])
     if runtime.failure is not None:
         runtime.stop()
@@ -263,7 +262,7 @@ class DrainingServer(uvicorn.Server):
         self,
         config: uvicorn.Config,
         runtime: Runtime,
-        notifier: Notifier,
+        notify: Callable[[str], object],
         *,
         drain: float,
         leave: Callable[[int], object] = os._exit,
@@ -271,7 +270,7 @@ class DrainingServer(uvicorn.Server):
         super().__init__(config)
         config.timeout_graceful_shutdown = int(drain) + LAST_WORDS_SECONDS
         self._runtime = runtime
-        self._notifier = notifier
+        self._notify = notify
         self._drain = drain
         self._leave = leave
 
@@ -308,7 +307,8 @@ class DrainingServer(uvicorn.Server):
             logger.info("stopping; %d request(s) have %g s to finish", running, self._drain)
         else:
             logger.info("stopping")
-        self._notifier.stopping(self._drain + 2 * LAST_WORDS_SECONDS)
+        seconds = self._drain + 2 * LAST_WORDS_SECONDS
+        self._notify(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
         self._runtime.drain(self._drain)
         giving_up = asyncio.get_running_loop().call_later(self._drain, self._runtime.give_up)
         try:

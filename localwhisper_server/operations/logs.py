@@ -123,16 +123,14 @@ def default_log_file(port: int) -> Path:
 class _Queue(QueueHandler):
     """Formats a record for the thread that writes it. If the queue is full, the line is dropped and counted."""
 
+    dropped = 0
+
     def __init__(self, lines: int) -> None:
         self.lines: queue.Queue[Any] = queue.Queue(lines)
         super().__init__(self.lines)
-        self.dropped = 0
 
-    def enqueue(self, record: logging.LogRecord) -> None:
-        try:
-            self.lines.put_nowait(record)
-        except queue.Full:
-            self.dropped += 1
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 - logging's name
+        self.dropped += 1
 
 
 class _Writer(QueueListener):

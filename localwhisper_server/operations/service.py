@@ -26,10 +26,11 @@ START_SECONDS = 3600
 STOP_SECONDS = 45
 # -E and -P: import nothing from PYTHONPATH or from the folder that the service starts in, which is the home folder.
 RUN_SERVER = ("-E", "-P", "-m", "localwhisper_server")
+STATUS = ("systemctl", "--user", "status", "--no-pager", UNIT)
+LOGS = ("journalctl", "--user", "--unit", UNIT, "--lines", "100")
 # The exit status that a shell gives for a command that does not exist.
 NO_SUCH_COMMAND = 127
 
-_ASSIGNMENT = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)\s*=")
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@%+,=-]*")
 # systemd and python-dotenv read these differently, even between single quotes.
 _UNSAFE = re.compile(r"[\x00-\x1f'\\]")
@@ -136,17 +137,8 @@ class Service:
         self._say(f"removed {self.unit}; your settings stay in {self.settings}")
         return 0
 
-    def status(self) -> int:
-        """Show what systemd says about the service."""
-        return self._show("systemctl", "--user", "status", "--no-pager", UNIT)
-
-    def logs(self, *, follow: bool = False) -> int:
-        """Show the last 100 lines of the log; `follow` also shows each new line."""
-        return self._show(
-            "journalctl", "--user", "--unit", UNIT, "--lines", "100", "--follow" if follow else "--no-pager"
-        )
-
-    def _show(self, *line: str) -> int:
+    def show(self, *line: str) -> int:
+        """Run a command that shows the service."""
         if not self.unit.exists():
             self._say("no service is installed: localwhisper-server service install")
             return os.EX_UNAVAILABLE
@@ -234,7 +226,7 @@ def template() -> str:
 
 
 def merged(text: str, changes: Mapping[str, str]) -> str:
-    """Return `text` with the variables in `changes` set: in their lines, or after their comments, or at the end.
+    """Return `text` with the variables in `changes` set: in their lines, or at the end.
 
     Raises:
         ValueError: systemd and python-dotenv would read a value differently.
@@ -248,16 +240,7 @@ def merged(text: str, changes: Mapping[str, str]) -> str:
         if _UNSAFE.search(value):
             raise ValueError(f"{name} cannot hold a single quote, a backslash or a line break here.")
         assignment = f"{name}={value}" if _PLAIN.fullmatch(value) else f"{name}='{value}'"
-        places = [number for number, line in enumerate(lines) if _assigned(line) == name]
-        hints = [number for number, line in enumerate(lines) if _assigned(line.lstrip("# ")) == name]
-        if places:
-            # systemd and dotenv use the last one.
-            lines[places[-1]] = assignment
-        else:
-            lines.insert(hints[-1] + 1 if hints else len(lines), assignment)
+        # systemd and dotenv use the last one of several.
+        places = [number for number, line in enumerate(lines) if re.match(rf"\s*{name}\s*=", line)] or [len(lines)]
+        lines[places[-1] : places[-1] + 1] = [assignment]
     return "\n".join(lines) + "\n"
-
-
-def _assigned(line: str) -> str | None:
-    match = _ASSIGNMENT.match(line)
-    return match[1] if match else None

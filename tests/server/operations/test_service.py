@@ -193,18 +193,13 @@ def test_uninstalling_keeps_the_settings_and_can_be_repeated(tmp_path):
 def test_showing_the_service(tmp_path):
     """Status and log are systemd's; one line says that no service is installed, or that a command is missing."""
     made = Installed(tmp_path)
-    assert made.status() == os.EX_UNAVAILABLE
+    assert made.show(*service.STATUS) == os.EX_UNAVAILABLE
     assert made.lines == []
     made.install({})
-    made.lines.clear()
-    assert (made.status(), made.logs(), made.logs(follow=True)) == (0, 0, 0)
-    assert made.lines == [
-        "systemctl --user status --no-pager localwhisper.service",
-        "journalctl --user --unit localwhisper.service --lines 100 --no-pager",
-        "journalctl --user --unit localwhisper.service --lines 100 --follow",
-    ]
+    assert made.show(*service.LOGS, "--follow") == 0
+    assert made.lines[-1] == "journalctl --user --unit localwhisper.service --lines 100 --follow"
     missing = Installed(tmp_path, "journalctl", status=127)
-    assert missing.logs() == 127
+    assert missing.show(*service.LOGS) == 127
     assert "no command 'journalctl'" in missing.text
 
 
@@ -223,12 +218,12 @@ def test_the_template_explains_every_setting_and_sets_none():
 
 
 def test_what_the_user_wrote_stays():
-    """Only the named settings change: in their place, after their commented line, or at the end."""
+    """Only the named settings change: in their place, or at the end."""
     text = "# mine\nLOCALWHISPER_SERVER_PORT=1\n#LOCALWHISPER_SERVER_MODEL=auto\nHF_HOME=/data\n"
     changes = {"LOCALWHISPER_SERVER_PORT": "2", "LOCALWHISPER_SERVER_MODEL": "small", "X": "a b"}
     assert service.merged(text, changes) == (
-        "# mine\nLOCALWHISPER_SERVER_PORT=2\n#LOCALWHISPER_SERVER_MODEL=auto\nLOCALWHISPER_SERVER_MODEL=small\n"
-        "HF_HOME=/data\nX='a b'\n"
+        "# mine\nLOCALWHISPER_SERVER_PORT=2\n#LOCALWHISPER_SERVER_MODEL=auto\nHF_HOME=/data\n"
+        "LOCALWHISPER_SERVER_MODEL=small\nX='a b'\n"
     )
 
 
