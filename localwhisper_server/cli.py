@@ -10,9 +10,9 @@ import signal
 import socket
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import dotenv
 from pydantic import ValidationError
@@ -51,15 +51,6 @@ usage: {PROGRAM} service install [options of {PROGRAM}]
 
 Run the server as a systemd service of this user, on Linux and in WSL 2.
 """
-# The placeholder of an option's value in --help, by its Python type.
-VALUES = {int: "N", float: "N", Path: "PATH"}
-
-
-class Serve(Protocol):
-    """What runs the server on a bound socket until it is stopped; see `server.run`."""
-
-    def __call__(self, settings: Settings, listening: socket.socket, /, *, environ: Mapping[str, str]) -> bool:
-        """Return whether it ended with no work in flight."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -72,12 +63,12 @@ class _Parser(argparse.ArgumentParser):
 def main(
     argv: Sequence[str] | None = None,
     *,
-    serve: Serve | None = None,
+    serve: Callable[..., bool] | None = None,
     listen: Callable[[str, int], socket.socket] | None = None,
     examine: Callable[..., int] = doctor.run,
     platform: str = sys.platform,
 ) -> None:
-    """Run the command; exits by SystemExit. A test replaces the server, its socket, the doctor and the platform."""
+    """Run the command; exits by SystemExit. A test replaces `server.run`, its socket, the doctor and the platform."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["--version"]:
         print(f"{PROGRAM} {__version__}")
@@ -91,7 +82,7 @@ def main(
         _serve(_settings(parser, arguments), serve, listen)
 
 
-def _serve(settings: Settings, serve: Serve | None, listen: Callable[[str, int], socket.socket] | None) -> None:
+def _serve(settings: Settings, serve: Callable[..., bool] | None, listen: Callable[..., socket.socket] | None) -> None:
     # onnxruntime, which the voice detector runs on, sends telemetry from version 1.32 on. Nothing may leave the LAN.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     # Imported here because it loads the engine: `doctor` must also run where that fails.
@@ -133,7 +124,11 @@ def _serve(settings: Settings, serve: Serve | None, listen: Callable[[str, int],
 @contextlib.contextmanager
 def _logging(settings: Settings) -> Iterator[list[bool]]:
     """Log to standard error and to the log file while the block runs; see `logs.logging_to`."""
-    targets, problem, file = [logs.console(sys.stderr, quiet=settings.quiet)], "", _log_file(settings)
+    targets, problem, file = [logs.console(sys.stderr, quiet=settings.quiet)], "", None
+    if settings.log_file == "auto" and settings.port:
+        file = logs.default_log_file(settings.port)
+    elif settings.log_file not in {"auto", "none"}:
+        file = Path(settings.log_file).expanduser()
     if file is not None:
         try:
             if settings.log_file == "auto":
@@ -149,12 +144,6 @@ def _logging(settings: Settings) -> Iterator[list[bool]]:
         elif file is not None:
             logger.info("the log is kept in %s", file)
         yield finished
-
-
-def _log_file(settings: Settings) -> Path | None:
-    if settings.log_file == "none" or (settings.log_file == "auto" and not settings.port):
-        return None
-    return logs.default_log_file(settings.port) if settings.log_file == "auto" else Path(settings.log_file).expanduser()
 
 
 def _bound(settings: Settings, listen: Callable[[str, int], socket.socket]) -> socket.socket:
@@ -198,7 +187,8 @@ def _service(arguments: list[str], platform: str) -> int:
         match arguments:
             case ["install", *rest]:
                 settings = _settings(_parser(f"{PROGRAM} service install", INSTALL_HELP), rest)
-                return service.install(_assignments(settings))
+                changes = {variable(name): written(getattr(settings, name)) for name in settings.model_fields_set}
+                return service.install(changes)
             case ["uninstall"]:
                 return service.uninstall()
             case ["status"]:
@@ -212,11 +202,6 @@ def _service(arguments: list[str], platform: str) -> int:
         _fail(str(failure), os.EX_USAGE)
     except OSError as failure:
         _fail(f"{failure.filename}: {failure.strerror}", os.EX_OSERR)
-
-
-def _assignments(settings: Settings) -> dict[str, str]:
-    """Return what the command line or the environment set, as variables of the settings file."""
-    return {variable(name): written(getattr(settings, name)) for name in settings.model_fields_set}
 
 
 def _parser(program: str, description: str) -> argparse.ArgumentParser:
@@ -236,13 +221,8 @@ def _add_option(parser: argparse.ArgumentParser, *names: str, **option: Any) -> 
     shown = default and default != "false" and not isinstance(field.default, tuple)
     option["help"] = f"{field.description} (default: {default})" if shown else field.description
     if option.get("metavar"):
-        kinds = [kind for kind in typing.get_args(field.annotation) or (field.annotation,) if isinstance(kind, type)]
-        choices = typing.get_origin(field.annotation) is typing.Literal
-        option["metavar"] = (
-            "|".join(map(str, typing.get_args(field.annotation)))
-            if choices
-            else next((VALUES[kind] for kind in kinds if kind in VALUES), "TEXT")
-        )
+        choices = typing.get_args(field.annotation) if typing.get_origin(field.annotation) is typing.Literal else ()
+        option["metavar"] = "|".join(choices) or "VALUE"
     return parser.add_argument(*names, **option)
 
 
@@ -258,17 +238,12 @@ def _settings(parser: argparse.ArgumentParser, arguments: list[str], *, default_
         dotenv.load_dotenv(file or default_file, override=False, interpolate=False)
     try:
         return CliApp.run(Settings, cli_args=arguments, cli_settings_source=source)
-    except (ValidationError, SettingsError) as failure:
-        _fail(_explain(failure), os.EX_USAGE)
-
-
-def _explain(failure: ValidationError | SettingsError) -> str:
-    if isinstance(failure, SettingsError):
-        return str(failure)
-    return "; ".join(
-        f"--{'.'.join(map(str, error['loc'])).replace('_', '-')}: {error['msg'].removeprefix('Value error, ')}"
-        for error in failure.errors()
-    )
+    except SettingsError as failure:
+        _fail(str(failure), os.EX_USAGE)
+    except ValidationError as failure:
+        wrong = [(".".join(map(str, error["loc"])), error["msg"]) for error in failure.errors()]
+        problems = [f"--{name.replace('_', '-')}: {message.removeprefix('Value error, ')}" for name, message in wrong]
+        _fail("; ".join(problems), os.EX_USAGE)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -10,7 +10,7 @@ import signal
 import socket
 import ssl
 import threading
-from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,15 @@ class Misconfigured(Exception):
     """A setting cannot be used on this machine: a file that does not exist, or that holds no certificate."""
 
 
+@contextlib.contextmanager
+def _reading(options: str) -> Iterator[None]:
+    """Raise Misconfigured, with the options' names, if a file that they name cannot be used."""
+    try:
+        yield
+    except (OSError, ValueError) as failure:
+        raise Misconfigured(f"{options}: {failure}") from failure
+
+
 def access_rules(settings: Settings, names: Sequence[str]) -> Rules:
     """Return who may come in; `names` are the machine's own.
 
@@ -58,10 +67,8 @@ def access_rules(settings: Settings, names: Sequence[str]) -> Rules:
         Misconfigured: the file of keys cannot be read, or a key cannot be told apart in a header.
 
     """
-    try:
+    with _reading("--api-key, --api-key-file"):
         keys = settings.keys()
-    except (OSError, ValueError) as failure:
-        raise Misconfigured(f"--api-key, --api-key-file: {failure}") from failure
     return Rules(
         allow_from=settings.allow_from,
         trusted_proxies=settings.trusted_proxy,
@@ -104,11 +111,9 @@ def uvicorn_options(settings: Settings, limits: ConnectionLimits | None = None) 
         "server_header": False,
     }
     if settings.certfile is not None:
-        try:
-            # Once for the sake of a clear message, before anything slow.
+        # Once for the sake of a clear message, before anything slow.
+        with _reading("--certfile, --keyfile"):
             ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(settings.certfile, settings.keyfile)
-        except (OSError, ssl.SSLError) as failure:
-            raise Misconfigured(f"--certfile, --keyfile: {failure}") from failure
         options |= {"ssl_certfile": settings.certfile, "ssl_keyfile": settings.keyfile}
     return options
 
@@ -127,10 +132,8 @@ def upstream(settings: Settings, keys: Sequence[str]) -> "Upstream | None":
     # Imported here because the SDK's HTTP library is slow to import.
     from localwhisper_server.api.upstream import Upstream  # noqa: PLC0415
 
-    try:
+    with _reading("--upstream-api-key-file"):
         own_key = settings.upstream_key()
-    except (OSError, ValueError) as failure:
-        raise Misconfigured(f"--upstream-api-key-file: {failure}") from failure
     return Upstream(settings.upstream, keys=keys, own_key=own_key)
 
 
@@ -199,11 +202,7 @@ def run(
     ProcessCollector(registry=registry)
     metrics = Metrics(registry)
     runtime = make_runtime(
-        settings,
-        environ=environ,
-        stuck_after=period / 2,
-        self_test=watched is not None,
-        observer=metrics,
+        settings, environ=environ, stuck_after=period / 2, self_test=watched is not None, observer=metrics
     )
     metrics.read_at_scrape(
         lambda: runtime.queue_seconds, lambda: runtime.open_requests, lambda: runtime.loaded, video_memory()

@@ -101,7 +101,7 @@ class Machine:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             socket.create_server((host, port), family=family).close()
         except OSError as failure:
-            return failure.strerror or str(failure)
+            return str(failure.strerror).partition(" (while")[0]  # without the address, which the report has
         return ""
 
     def health(self, url: str) -> dict[str, Any] | None:
