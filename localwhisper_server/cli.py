@@ -30,12 +30,14 @@ logger = logging.getLogger(__name__)
 PROGRAM = "localwhisper-server"
 COMMANDS = f"""\
 other commands:
-  {PROGRAM} doctor [--json]      check this machine, and say how to fix what is wrong
-  {PROGRAM} service install      keep the server running, as a systemd service of this user
-  {PROGRAM} service status | logs [--follow] | uninstall
+  {PROGRAM} doctor [--json]           check this machine, and name the page that says how to fix what is wrong
+  {PROGRAM} service install           keep the server running, as a systemd service of this user
+  {PROGRAM} service status
+  {PROGRAM} service logs [--follow]
+  {PROGRAM} service uninstall
   {PROGRAM} --version
 """
-DOCTOR_HELP = """Check this machine for everything that the server needs, and say how to fix what is wrong.
+DOCTOR_HELP = """Check this machine for everything that the server needs, and name the page of docs/ for what is wrong.
 
 The options are those of the server to check. Without options, it is the server that `service install` set up. The
 last check sends a voice message to the server. Exit status: 0 if there is no fault, 1 otherwise."""
@@ -43,14 +45,6 @@ INSTALL_HELP = """Install the server as a systemd service of this user, and star
 
 systemd starts it again whenever it ends, and when you log in. Options are written to the service's settings file,
 which you can edit. You can repeat this command: it writes what changed and restarts the service."""
-SERVICE_HELP = f"""\
-usage: {PROGRAM} service install [options of {PROGRAM}]
-       {PROGRAM} service status
-       {PROGRAM} service logs [--follow]
-       {PROGRAM} service uninstall
-
-Run the server as a systemd service of this user, on Linux and in WSL 2.
-"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -178,7 +172,7 @@ def _doctor(arguments: list[str], examine: Callable[..., int]) -> int:
 
 def _service(arguments: list[str], platform: str) -> int:
     if arguments in (["--help"], ["-h"]):
-        print(SERVICE_HELP, end="")
+        print(COMMANDS, end="")
         return 0
     if platform != "linux":
         _fail("a service needs systemd, on Linux or in WSL 2. Here, start the server yourself.", os.EX_UNAVAILABLE)
@@ -196,7 +190,7 @@ def _service(arguments: list[str], platform: str) -> int:
             case ["logs", *rest] if rest in ([], ["--follow"], ["-f"]):
                 return service.show(*LOGS, "--follow" if rest else "--no-pager")
             case _:
-                print(SERVICE_HELP, end="", file=sys.stderr)
+                print(COMMANDS, end="", file=sys.stderr)
                 return os.EX_USAGE
     except ValueError as failure:
         _fail(str(failure), os.EX_USAGE)
