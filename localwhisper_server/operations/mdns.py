@@ -51,7 +51,7 @@ async def announced(
         reached = reachable_at(host, interface_addresses() if addresses is None else addresses)
         try:
             if reached:
-                await _register(stack, reached, port, model, interfaces, scheme="https" if tls else "http")
+                await _register(stack, reached, port, model, interfaces, tls=tls)
             else:
                 logger.warning("not announced: other machines cannot reach %s. --host 0.0.0.0 listens on all", host)
         except ModuleNotFoundError as missing:
@@ -70,7 +70,7 @@ async def _register(
     model: str,
     interfaces: Sequence[str] | None,
     *,
-    scheme: str,
+    tls: bool,
 ) -> None:
     from zeroconf import InterfaceChoice, ServiceInfo  # noqa: PLC0415 - an extra
     from zeroconf.asyncio import AsyncZeroconf  # noqa: PLC0415 - the same
@@ -82,7 +82,7 @@ async def _register(
         f"{name}-{port}.{SERVICE}",
         port=port,
         parsed_addresses=list(addresses),
-        properties={"path": "/v1", "version": __version__, "model": model, "scheme": scheme},
+        properties={"path": "/v1", "version": __version__, "model": model, "scheme": "https" if tls else "http"},
         server=f"{name}.local.",
     )
     network = AsyncZeroconf(interfaces=list(interfaces) if interfaces else InterfaceChoice.All)

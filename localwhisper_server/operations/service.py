@@ -59,11 +59,7 @@ def run_command(line: Sequence[str]) -> int:
 
 def settings_path(environ: Mapping[str, str], home: Path) -> Path:
     """Return the file that holds the settings of a user's service, whether or not it exists."""
-    return _config(environ, home) / NAME / "server.env"
-
-
-def _config(environ: Mapping[str, str], home: Path) -> Path:
-    return Path(environ.get("XDG_CONFIG_HOME") or home / ".config")
+    return Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / NAME / "server.env"
 
 
 class Service:
@@ -86,8 +82,8 @@ class Service:
         self._wsl = is_wsl() if wsl is None else wsl
         self._run = run
         self._say = say
-        self.unit = _config(environ, home) / "systemd" / "user" / UNIT
         self.settings = settings_path(environ, home)
+        self.unit = self.settings.parents[1] / "systemd" / "user" / UNIT
 
     def install(self, changes: Mapping[str, str]) -> int:
         """Write the unit and the settings, and start the service. `changes` are settings to write, by variable.

@@ -5,6 +5,7 @@ guide to Blackwell (compute capability 12 needs CUDA 12.8 and driver 570), and M
 (https://learn.microsoft.com/windows/wsl/networking).
 """
 
+import contextlib
 import ipaddress
 import time
 from collections.abc import Callable
@@ -18,8 +19,6 @@ from localwhisper_server.settings import Settings
 
 SMI_FIELDS = "name,driver_version,compute_cap,memory.total,memory.free"
 SMI_PLACES = ("/usr/lib/wsl/lib/nvidia-smi", "/usr/lib/wsl/drivers/*/nvidia-smi")
-NVIDIA_PCI = "/sys/bus/pci/devices/*/vendor"
-NVIDIA_VENDOR = "0x10de"
 MIN_DRIVER = 525
 BLACKWELL = 12.0  # compute capability of an RTX 50
 BLACKWELL_DRIVER = 570
@@ -114,6 +113,10 @@ def gather(machine: Machine, settings: Settings) -> Facts:
     query = (f"--query-gpu={SMI_FIELDS}", "--format=csv,noheader,nounits")
     places = ["nvidia-smi", *(path for place in SMI_PLACES for path in machine.find(place))]
     output = next((output for place in places if (output := machine.run([place, *query]))), None)
+    gpu = None
+    with contextlib.suppress(ValueError):
+        name, driver, capability, total, free = (output.text if output else "").strip().partition("\n")[0].split(", ")
+        gpu = Gpu(name, int(driver.partition(".")[0]), float(capability), int(total) * MIB, int(free) * MIB)
     cache_dir = str(settings.cache_dir) if settings.cache_dir else None
     asked = {"model": settings.model, "device": settings.device, "compute_type": settings.compute_type}
     engine, ended = machine.inspect_engine(asked | {"cache_dir": cache_dir})
@@ -122,18 +125,7 @@ def gather(machine: Machine, settings: Settings) -> Facts:
         failure = "hung" if ended.status is None else f"ended with status {ended.status}: {ended.last_line}"
     elif "error" in engine:
         failure = f"cannot be loaded: {engine['error']}"
-    return Facts(machine, settings, output, _first_gpu(output), {} if failure else engine or {}, failure)
-
-
-def _first_gpu(output: Output | None) -> Gpu | None:
-    if output is None or output.status != 0:
-        return None
-    values = [value.strip() for value in output.text.strip().partition("\n")[0].split(",")]
-    try:
-        name, driver, capability, total, free = values
-        return Gpu(name, int(driver.partition(".")[0]), float(capability), int(total) * MIB, int(free) * MIB)
-    except ValueError:
-        return None
+    return Facts(machine, settings, output, gpu, {} if failure else engine or {}, failure)
 
 
 def check_engine(facts: Facts) -> Finding:
@@ -160,7 +152,8 @@ def check_gpu(facts: Facts) -> Finding:
     if facts.smi is not None:
         said = "did not answer" if facts.smi.status is None else f"says: {facts.smi.last_line}"
         return Finding("GPU", "fault", f"nvidia-smi {said}", page)
-    card = facts.wsl or any((machine.read(path) or "").strip() == NVIDIA_VENDOR for path in machine.find(NVIDIA_PCI))
+    vendors = [(machine.read(path) or "").strip() for path in machine.find("/sys/bus/pci/devices/*/vendor")]
+    card = facts.wsl or "0x10de" in vendors  # NVIDIA's number
     if card or device == "cuda":
         return Finding("GPU", "fault" if device == "cuda" else "warning", "no NVIDIA driver was found", page)
     return Finding("GPU", "ok", "none; the model runs on the CPU")
