@@ -25,6 +25,7 @@ import uvicorn
 from localwhisper_server import runtime, server
 from localwhisper_server.api import routes
 from localwhisper_server.audio.pool import decode
+from localwhisper_server.operations import host
 from localwhisper_server.settings import Settings
 from localwhisper_server.types import AudioChunk, Decoding, Segment, Voice
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
@@ -63,7 +64,7 @@ def serving() -> Iterator[str]:
         Path(folder, "model.bin").touch()
         backend = runtime.Runtime(Settings(model=folder), load=Instant, cuda_devices=0)  # type: ignore[arg-type]
         backend.start()
-        listening = server.listen("127.0.0.1", 0)
+        listening = host.listen("127.0.0.1", 0)
         config = uvicorn.Config(routes.create_app(backend), log_config=None, access_log=False)
         serve = uvicorn.Server(config)
         thread = threading.Thread(target=lambda: serve.run(sockets=[listening]))

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
 from localwhisper_client._version import __version__
-from localwhisper_server.operations import logs
+from localwhisper_server.operations import host, logs
 from localwhisper_server.operations.doctor import doctor
 from localwhisper_server.operations.doctor.machine import Machine
 from localwhisper_server.operations.service import LOGS, STATUS, Service, settings_path
@@ -58,7 +58,7 @@ def main(
     argv: Sequence[str] | None = None,
     *,
     serve: Callable[..., bool] | None = None,
-    listen: Callable[[str, int], socket.socket] | None = None,
+    listen: Callable[[str, int], socket.socket] = host.listen,
     examine: Callable[..., int] = doctor.run,
     platform: str = sys.platform,
 ) -> None:
@@ -76,7 +76,7 @@ def main(
         _serve(_settings(parser, arguments), serve, listen)
 
 
-def _serve(settings: Settings, serve: Callable[..., bool] | None, listen: Callable[..., socket.socket] | None) -> None:
+def _serve(settings: Settings, serve: Callable[..., bool] | None, listen: Callable[..., socket.socket]) -> None:
     # onnxruntime, which the voice detector runs on, sends telemetry from version 1.32 on. Nothing may leave the LAN.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     # Imported here because it loads the engine: `doctor` must also run where that fails.
@@ -88,7 +88,7 @@ def _serve(settings: Settings, serve: Callable[..., bool] | None, listen: Callab
     clean = False
     try:
         weights.check_name(settings.model)  # before anything listens
-        with _logging(settings) as finished, _bound(settings, listen or server.listen) as listening:
+        with _logging(settings) as finished, _bound(settings, listen) as listening:
             clean = (serve or server.run)(settings, listening, environ=os.environ)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)

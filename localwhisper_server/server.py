@@ -149,25 +149,6 @@ def raise_file_limit() -> int:
     return hard
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Bind the listening socket. This comes before all that is slow, so that a busy port is reported at once.
-
-    Raises:
-        OSError: the address is in use or not this machine's.
-
-    """
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    listening = socket.socket(family, kind, protocol)
-    try:
-        # After a restart, do not wait until the connections of the old process time out.
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-    except OSError:
-        listening.close()
-        raise
-    return listening
-
-
 def url(listening: socket.socket, *, tls: bool = False) -> str:
     """Return the URL of a bound socket; if it listens on all addresses, with the one that others most likely use."""
     host, port = listening.getsockname()[:2]

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from localwhisper_server import server
-from localwhisper_server.server import listen, url
+from localwhisper_server.operations.host import listen
+from localwhisper_server.server import url
 from localwhisper_server.settings import Settings
 from localwhisper_server.whisper.weights import ModelError
 

@@ -21,7 +21,7 @@ from typing import Any
 import openai
 
 from localwhisper_client._http import http
-from localwhisper_server.operations.host import interface_addresses, read_text
+from localwhisper_server.operations.host import interface_addresses, listen, read_text
 
 COMMAND_SECONDS = 20.0
 # Enough to import CTranslate2 and to ask the driver; after that, the driver hangs.
@@ -98,10 +98,9 @@ class Machine:
     def bind(self, host: str, port: int) -> str:
         """Return why an address cannot be listened on; "" if it can."""
         try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            socket.create_server((host, port), family=family).close()
+            listen(host, port).close()
         except OSError as failure:
-            return str(failure.strerror).partition(" (while")[0]  # without the address, which the report has
+            return failure.strerror or str(failure)
         return ""
 
     def health(self, url: str) -> dict[str, Any] | None:
