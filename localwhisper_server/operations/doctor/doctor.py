@@ -26,50 +26,6 @@ STYLES = {"ok": "green", "warning": "yellow", "fault": "bold red"}
 Say = Callable[[str], None]
 
 
-def run(
-    machine: Machine,
-    settings: Settings,
-    *,
-    as_json: bool,
-    out: TextIO,
-    progress: TextIO,
-    trial: Callable[..., Finding] | None = None,
-) -> int:
-    """Print the report to `out` and progress to `progress`; return 1 if there is a fault, else 0.
-
-    JSON is {"ok", "version", "findings": [{"name", "status", "message", "page"}]}. `trial` replaces `try_out`.
-    """
-    with Console(file=progress).status("") as status:
-        findings = examine(machine, settings, lambda text: status.update(f"{text} …"), trial=trial)
-    faults, warnings = (sum(each.status == kind for each in findings) for kind in ("fault", "warning"))
-    if as_json:
-        report = {"ok": not faults, "version": __version__, "findings": [asdict(finding) for finding in findings]}
-        print(json.dumps(report, indent=2, ensure_ascii=False), file=out)
-        return 1 if faults else 0
-    table = Table.grid(padding=(0, 2))
-    for finding in findings:
-        message = f"{finding.message}; see {finding.page}" if finding.page else finding.message
-        table.add_row(Text(finding.status, STYLES[finding.status]), finding.name, Text(message))
-    console = Console(file=out, highlight=False)
-    console.print(table)
-    verdict = "Fix the first fault, then run this again." if faults else "The server works."
-    console.print(f"\nfaults: {faults}, warnings: {warnings}. {verdict}")
-    return 1 if faults else 0
-
-
-def examine(
-    machine: Machine, settings: Settings, say: Say, *, trial: Callable[..., Finding] | None = None
-) -> list[Finding]:
-    """Make all checks; `say` is told what takes time."""
-    say("asking CTranslate2 and the driver")
-    facts = checks.gather(machine, settings)
-    made = checks.CHECKS + (checks.ENGINE_CHECKS if facts.engine else ()) + checks.NETWORK_CHECKS
-    findings = [finding for check in made if (finding := check(facts))]
-    if any(finding.status == "fault" for finding in findings):
-        return [*findings, Finding(TRIAL, "warning", "not tried, because of a fault above", TROUBLE)]
-    return [*findings, (trial or try_out)(facts, say=say)]
-
-
 def try_out(facts: Facts, *, say: Say) -> Finding:
     """Send a voice message through the running server, or through one that is started for this check."""
     settings = facts.settings
@@ -127,3 +83,47 @@ def variables(settings: Settings) -> dict[str, str]:
     chosen |= {"certfile": "", "keyfile": "", "announce": "false"}
     chosen |= {"log_file": "none", "log_format": "text", "log_level": "info", "quiet": "false"}
     return {variable(name): value for name, value in chosen.items()}
+
+
+def run(
+    machine: Machine,
+    settings: Settings,
+    *,
+    as_json: bool,
+    out: TextIO,
+    progress: TextIO,
+    trial: Callable[..., Finding] = try_out,
+) -> int:
+    """Print the report to `out` and progress to `progress`; return 1 if there is a fault, else 0.
+
+    JSON is {"ok", "version", "findings": [{"name", "status", "message", "page"}]}. A test replaces the `trial`.
+    """
+    with Console(file=progress).status("") as status:
+        findings = examine(machine, settings, lambda text: status.update(f"{text} …"), trial=trial)
+    faults, warnings = (sum(each.status == kind for each in findings) for kind in ("fault", "warning"))
+    if as_json:
+        report = {"ok": not faults, "version": __version__, "findings": [asdict(finding) for finding in findings]}
+        print(json.dumps(report, indent=2, ensure_ascii=False), file=out)
+        return 1 if faults else 0
+    table = Table.grid(padding=(0, 2))
+    for finding in findings:
+        message = f"{finding.message}; see {finding.page}" if finding.page else finding.message
+        table.add_row(Text(finding.status, STYLES[finding.status]), finding.name, Text(message))
+    console = Console(file=out, highlight=False)
+    console.print(table)
+    verdict = "Fix the first fault, then run this again." if faults else "The server works."
+    console.print(f"\nfaults: {faults}, warnings: {warnings}. {verdict}")
+    return 1 if faults else 0
+
+
+def examine(
+    machine: Machine, settings: Settings, say: Say, *, trial: Callable[..., Finding] = try_out
+) -> list[Finding]:
+    """Make all checks; `say` is told what takes time."""
+    say("asking CTranslate2 and the driver")
+    facts = checks.gather(machine, settings)
+    made = checks.CHECKS + (checks.ENGINE_CHECKS if facts.engine else ()) + checks.NETWORK_CHECKS
+    findings = [finding for check in made if (finding := check(facts))]
+    if any(finding.status == "fault" for finding in findings):
+        return [*findings, Finding(TRIAL, "warning", "not tried, because of a fault above", TROUBLE)]
+    return [*findings, trial(facts, say=say)]

@@ -108,7 +108,7 @@ class Machine:
         try:
             with local_client(timeout=HEALTH_SECONDS) as client:
                 body = client.get(f"{url}/health").json()
-        except (http.HTTPError, ValueError):
+        except (http.HTTPError, http.InvalidURL, ValueError):
             return None
         return body if isinstance(body, dict) and "ready" in body else None
 
