@@ -5,7 +5,6 @@ import contextvars
 import re
 import secrets
 from collections.abc import Iterable, Iterator
-from typing import Protocol
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
 
@@ -29,8 +28,8 @@ def on_behalf_of(ids: Iterable[str]) -> Iterator[None]:
         request_id.reset(token)
 
 
-class Observer(Protocol):
-    """Is told what the server does.
+class Observer:
+    """Is told what the server does, and ignores it; `Metrics` counts it.
 
     The event loop and the engine's threads call these methods, which must not block or raise.
     """
@@ -55,28 +54,3 @@ class Observer(Protocol):
 
     def out_of_memory(self) -> None:
         """Note that the device ran out of memory."""
-
-
-class NullObserver:
-    """An observer that ignores everything."""
-
-    def answered(self, method: str, route: str | None, status: int, seconds: float) -> None:
-        """Ignore it."""
-
-    def transcribed(self, seconds: float) -> None:
-        """Ignore it."""
-
-    def waited(self, seconds: float) -> None:
-        """Ignore it."""
-
-    def decoded(self, chunks: int, most: int, sound: float, took: float) -> None:
-        """Ignore it."""
-
-    def retried(self, reason: str) -> None:
-        """Ignore it."""
-
-    def model_loaded(self) -> None:
-        """Ignore it."""
-
-    def out_of_memory(self) -> None:
-        """Ignore it."""

@@ -12,7 +12,7 @@ from typing import IO, Any
 from localwhisper_client._version import __version__
 from localwhisper_server.audio import pool
 from localwhisper_server.errors import Busy, EngineFailed, Stopping
-from localwhisper_server.observer import NullObserver, Observer
+from localwhisper_server.observer import Observer
 from localwhisper_server.settings import Settings
 from localwhisper_server.transcription.coalescing import CoalescingTranscriber
 from localwhisper_server.transcription.preparation import StepRunner
@@ -64,7 +64,7 @@ class Runtime:
     ) -> None:
         self._settings = settings
         self._load = load
-        self._observer = observer or NullObserver()
+        self._observer = observer or Observer()
         self._pause = pause
         self._decoders = pool.Pool(environ=environ or {})
         self._stuck_after = stuck_after

@@ -21,7 +21,7 @@ from localwhisper_server.api.envelope import CLIENT_CLOSED_REQUEST, ErrorEnvelop
 from localwhisper_server.api.limits import Limits, RequestLimits, claim_share
 from localwhisper_server.api.request_log import LONGEST_NAME, RequestLog, note
 from localwhisper_server.errors import EngineFailed, ServerError, UnknownModel, UnreadableAudio
-from localwhisper_server.observer import NullObserver, Observer
+from localwhisper_server.observer import Observer
 from localwhisper_server.types import Options, Segment, Task, Transcript
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def create_app(
         telemetry=NO_TELEMETRY,
         exception_handlers={HTTPException: refuse_route},
         middleware=[
-            Middleware(RequestLog, observer or NullObserver(), queue_seconds=queue_seconds, clock=clock),
+            Middleware(RequestLog, observer or Observer(), queue_seconds=queue_seconds, clock=clock),
             Middleware(AccessControl, rules or Rules()),
             Middleware(ErrorEnvelope),
             Middleware(RequestLimits, limits or Limits(), retry_after=queue_seconds, clock=clock),

@@ -10,7 +10,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 
 from localwhisper_server.errors import Busy, EngineFailed, ServerError
-from localwhisper_server.observer import NullObserver, Observer, on_behalf_of, request_id
+from localwhisper_server.observer import Observer, on_behalf_of, request_id
 from localwhisper_server.transcription.queue import FairQueue, Job
 from localwhisper_server.types import BatchLimits
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
@@ -95,7 +95,7 @@ class Scheduler:
         self._clock = clock
         self._max_wait = max_wait
         self._idle = idle
-        self._observer = observer or NullObserver()
+        self._observer = observer or Observer()
         self._ahead = ahead
         self._limits = limits
         self._queue = FairQueue(capacity=capacity, limits=limits)

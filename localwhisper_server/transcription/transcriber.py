@@ -5,7 +5,7 @@ from contextlib import aclosing, closing
 from typing import IO
 
 from localwhisper_server.audio import pool
-from localwhisper_server.observer import NullObserver, Observer
+from localwhisper_server.observer import Observer
 from localwhisper_server.transcription._pipeline import ChunkPipeline
 from localwhisper_server.transcription.preparation import Prepare, Recording, StepRunner
 from localwhisper_server.transcription.scheduler import Scheduler
@@ -37,7 +37,7 @@ class Transcriber:
         self._blocks = blocks
         self._steps = steps
         self._max_seconds = max_seconds
-        self._observer = observer or NullObserver()
+        self._observer = observer or Observer()
 
     async def transcribe(self, source: IO[bytes], options: Options) -> AsyncGenerator[Segment | Transcript]:
         """Yield each segment as soon as it is known, in order, and the whole transcript last.

@@ -133,7 +133,7 @@ async def test_a_stream_that_breaks_off_is_counted_as_a_failure(
     """In the log line and for the observer, though a 200 was sent before."""
     counted = []
 
-    class Counting(observer.NullObserver):
+    class Counting(observer.Observer):
         def answered(self, method: str, route: str | None, status: int, seconds: float) -> None:
             counted.append(status)
 

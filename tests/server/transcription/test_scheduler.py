@@ -485,7 +485,7 @@ def test_batches_that_fail_in_a_row_are_counted(start: Start) -> None:
     assert counted == [1, 2, 0, 1]
 
 
-class Notes(observer.NullObserver):
+class Notes(observer.Observer):
     """An observer that notes what it is told."""
 
     def __init__(self) -> None:
