@@ -13,10 +13,10 @@ from typing import Any, Final
 
 from localwhisper_client.shared import languages, openai_models
 from localwhisper_client.shared.file_endings import ENDINGS
+from localwhisper_server.api.formats import CONTENT_TYPES, Format
 from localwhisper_server.errors import InvalidRequest
 from localwhisper_server.types import Decoding, Options, Task, Voice
 
-FORMATS: Final = ("json", "text", "srt", "verbose_json", "vtt")
 STREAMABLE: Final = ("json", "text")
 GRANULARITIES: Final = ("segment", "word")
 # Characters of a prompt, and of all keywords together. Whisper reads 224 tokens of them, about a thousand characters.
@@ -198,7 +198,7 @@ FIELDS: Final = (
     ),
     Field("keywords", _keywords, _array("Spellings to prefer."), brackets=True),
     Field("prompt", _text, _string("Text taken as having been said before.")),
-    _choices("response_format", FORMATS),
+    _choices("response_format", tuple(CONTENT_TYPES)),
     Field("temperature", _temperature, {"type": "number", "minimum": 0, "maximum": 1, "default": 0}),
     Field("timestamp_granularities", _granularities, _array(allowed=GRANULARITIES), brackets=True),
     Field("include", _include, _array(allowed=["logprobs"]), brackets=True),
@@ -222,16 +222,11 @@ OPENAPI_BODY: Final = {
 
 @dataclass(frozen=True, slots=True)
 class SpeechRequest:
-    """A form that passed its checks: what the model is asked, and how the answer is written.
-
-    `lists_languages` adds `languages` to json; `segments` tells whether verbose_json has them.
-    """
+    """A form that passed its checks: what the model is asked, and how the answer is written."""
 
     options: Options
-    response_format: str = "json"
+    shape: Format = Format()  # noqa: RUF009 - it is frozen
     stream: bool = False
-    segments: bool = True
-    lists_languages: bool = False
 
 
 def parse(values: Values, task: Task, *, known_languages: frozenset[str]) -> SpeechRequest:
@@ -258,6 +253,7 @@ def parse(values: Values, task: Task, *, known_languages: frozenset[str]) -> Spe
             "unsupported_value",
         )
     language, among = _languages(sent["language"], sent["languages"], known_languages)
+    granularities = sent["timestamp_granularities"]
     decoding = Decoding(
         task=task,
         language=language,
@@ -265,9 +261,10 @@ def parse(values: Values, task: Task, *, known_languages: frozenset[str]) -> Spe
         prompt=sent["prompt"],
         hotwords=sent["keywords"],
         temperature=sent["temperature"],
-        words="word" in sent["timestamp_granularities"],
+        words="word" in granularities,
         logprobs=logprobs,
     )
+    lists_languages = requested_model(values).removeprefix("openai/") == openai_models.GPT_TRANSCRIBE
     return SpeechRequest(
         Options(
             decoding,
@@ -275,10 +272,14 @@ def parse(values: Values, task: Task, *, known_languages: frozenset[str]) -> Spe
             full_window=sent["window"] == "exact",
             bulk=sent["priority"] == "bulk",
         ),
-        response_format=response_format,
+        Format(
+            response_format,
+            segments="segment" in granularities,
+            words=decoding.words,
+            logprobs=logprobs,
+            languages=among if lists_languages else None,
+        ),
         stream=sent["stream"],
-        segments="segment" in sent["timestamp_granularities"],
-        lists_languages=requested_model(values).removeprefix("openai/") == openai_models.GPT_TRANSCRIBE,
     )
 
 

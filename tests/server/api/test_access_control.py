@@ -5,13 +5,14 @@ from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from fastapi import WebSocket  # noqa: TC002 - FastAPI reads the annotation
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.datastructures import Headers
 
 from localwhisper_client.shared.lan_ranges import parse_address, parse_network
-from localwhisper_server.api._keys import check_key
-from localwhisper_server.api.access_control import Rules, caller, check_origin, may_call, names_this_server
+from localwhisper_server.api.access_control import Rules, caller, check_key, check_origin, may_call, names_this_server
+from localwhisper_server.api.middleware import claim_share
+from localwhisper_server.api.routes import create_app
 from localwhisper_server.errors import ServerError
 from localwhisper_server.settings import Settings
 from tests.server.driving import FakeTranscriber, call, make_app, multipart
@@ -264,18 +265,47 @@ async def test_too_many_headers() -> None:
     assert (answer.status, answer.error["code"]) == (431, "too_many_headers")
 
 
-async def test_websockets_are_closed() -> None:
-    """No route takes one, and access control does not check what it sends."""
-    sent = []
+@pytest.mark.parametrize(
+    ("peer", "key", "status", "code"),
+    [
+        ("127.0.0.1", KEYS[0], 101, None),
+        ("127.0.0.1", "other", 401, "invalid_api_key"),
+        ("8.8.8.8", KEYS[0], 403, "address_not_allowed"),
+    ],
+)
+async def test_a_websocket_passes_the_same_checks(
+    peer: str, key: str, status: int, code: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A refusal is an answer of HTTP, and each has its id and its log line."""
+
+    async def route(websocket: WebSocket) -> None:
+        claim_share(websocket.scope)
+        await websocket.accept()
+
+    app, sent = create_app(FakeTranscriber(), rules=Rules(keys=KEYS), clock=lambda: 0.0), []
+    app.add_api_websocket_route("/v1/live", route)
+    scope = {
+        "type": "websocket",
+        "path": "/v1//live",
+        "raw_path": b"/v1//live",
+        "query_string": b"",
+        "headers": [(b"authorization", f"Bearer {key}".encode())],
+        "client": (peer, 1),
+        "extensions": {"websocket.http.response": {}},
+    }
 
     async def send(message: Any) -> None:
         sent.append(message)
 
     async def receive() -> Any:
-        raise AssertionError
+        return {"type": "websocket.connect"}
 
-    await make()({"type": "websocket", "path": "/v1/realtime", "headers": []}, receive, send)
-    assert sent == [{"type": "websocket.close", "code": 1008}]
+    with caplog.at_level("INFO"):
+        await app(scope, receive, send)
+    assert sent[0]["type"] == ("websocket.accept" if code is None else "websocket.http.response.start")
+    assert sent[0].get("status", 101) == status
+    assert b"x-request-id" in dict(sent[0]["headers"])
+    assert caplog.messages[-1].startswith(f"GET /v1/live {status} 0.000s{f', {code}' if code else ''}")
 
 
 async def test_a_message_shows_the_beginning_of_a_header() -> None:
@@ -481,7 +511,8 @@ def test_every_key_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
         return one == other
 
     monkeypatch.setattr(hmac, "compare_digest", compare)
-    check_key(Headers({"authorization": f"Bearer {KEYS[0]}"}), KEYS)
+    scope = {"path": "/v1/models", "headers": [(b"authorization", f"Bearer {KEYS[0]}".encode())]}
+    check_key(Rules(keys=KEYS), scope)
     assert compared == [key.encode() for key in KEYS]
 
 
@@ -504,7 +535,7 @@ def test_no_header_breaks_access_control(headers: list[tuple[bytes, bytes]], pee
     rules = Rules(keys=KEYS, trusted_proxies=(parse_network("127.0.0.1"),))
     client = ("127.0.0.1", 1) if peer is None else (peer, 1)
     scope = {"headers": headers, "client": client, "method": "GET", "path": "/health"}
-    for check in (lambda: check_origin(rules, scope), lambda: check_key(Headers(raw=headers), rules.keys)):
+    for check in (lambda: check_origin(rules, scope), lambda: check_key(rules, scope)):
         try:
             check()
         except ServerError as refusal:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from localwhisper_client.shared.languages import NAMES
 from localwhisper_server.api import form
+from localwhisper_server.api.formats import CONTENT_TYPES, Format
 from localwhisper_server.errors import InvalidRequest
 from localwhisper_server.types import Decoding, Options, Voice
 
@@ -24,7 +25,7 @@ def _parse(model: str = "whisper-1", task: Any = "transcribe", known: Any = KNOW
 
 def test_defaults() -> None:
     """A form with nothing but its model: json, segments, no words, temperature fallback, no hints."""
-    assert _parse() == form.SpeechRequest(Options(Decoding(), Voice()), "json", stream=False, segments=True)
+    assert _parse() == form.SpeechRequest(Options(Decoding(), Voice()), Format("json", segments=True), stream=False)
 
 
 @pytest.mark.parametrize(
@@ -44,16 +45,16 @@ def test_hints_are_bounded(field: str, longest: Any, longer: Any) -> None:
 
 
 ACCEPTED: list[tuple[dict[str, Any], str, Any]] = [
-    ({"response_format": "srt"}, "response_format", "srt"),
-    ({"response_format": ""}, "response_format", "json"),
-    ({"response_format": ["text", "vtt"]}, "response_format", "vtt"),
+    ({"response_format": "srt"}, "name", "srt"),
+    ({"response_format": ""}, "name", "json"),
+    ({"response_format": ["text", "vtt"]}, "name", "vtt"),
     ({"stream": "true"}, "stream", True),
     ({"stream": "True"}, "stream", True),
     ({"stream": "1"}, "stream", True),
     ({"stream": "false"}, "stream", False),
     ({"stream": "0"}, "stream", False),
     ({"stream": ""}, "stream", False),
-    ({"stream": "true", "response_format": "text"}, "response_format", "text"),
+    ({"stream": "true", "response_format": "text"}, "name", "text"),
     ({"temperature": "0"}, "temperature", 0.0),
     ({"temperature": "0.0"}, "temperature", 0.0),
     ({"temperature": "0.2"}, "temperature", 0.2),
@@ -86,8 +87,8 @@ ACCEPTED: list[tuple[dict[str, Any], str, Any]] = [
     ({"window": "adaptive"}, "full_window", False),
     ({"priority": "bulk"}, "bulk", True),
     ({"priority": "interactive"}, "bulk", False),
-    ({"known_speaker_names__": [""]}, "response_format", "json"),
-    ({"some_new_field": "x", "user[name]": "y"}, "response_format", "json"),
+    ({"known_speaker_names__": [""]}, "name", "json"),
+    ({"some_new_field": "x", "user[name]": "y"}, "name", "json"),
 ]
 
 
@@ -95,8 +96,7 @@ ACCEPTED: list[tuple[dict[str, Any], str, Any]] = [
 def test_accepted_fields(fields: dict[str, Any], name: str, value: Any) -> None:
     """Every field in every spelling that OpenAI's clients send; unknown fields are ignored, as by the live API."""
     asked = _parse(**fields)
-    decoding = asked.options.decoding
-    holder = next(part for part in (asked, asked.options, decoding) if hasattr(part, name))
+    holder = next(part for part in (asked, asked.shape, asked.options, asked.options.decoding) if hasattr(part, name))
     assert getattr(holder, name) == value
 
 
@@ -270,8 +270,8 @@ def test_chunking_strategy_in_every_wire_form(fields: dict[str, Any], voice: Voi
 
 def test_gpt_transcribe_alone_lists_languages() -> None:
     """OpenAI's json has the field for this model alone."""
-    assert _parse(model="gpt-transcribe").lists_languages
-    assert not _parse(model="gpt-4o-transcribe").lists_languages
+    assert _parse(model="gpt-transcribe").shape.languages == ()
+    assert _parse(model="gpt-4o-transcribe").shape.languages is None
 
 
 def test_a_language_the_model_does_not_know() -> None:
@@ -303,7 +303,7 @@ def test_a_missing_model(fields: dict[str, list[str]]) -> None:
 def test_granularities_of_a_gpt_model_without_timestamps(model: str, values: list[str]) -> None:
     """They are ignored, as by OpenAI: Vercel's AI SDK 5 and 6 send them whenever any option is set."""
     asked = _parse(model, timestamp_granularities__=values, response_format="json")
-    assert (asked.response_format, asked.options.decoding.words) == ("json", False)
+    assert (asked.shape.name, asked.options.decoding.words) == ("json", False)
 
 
 @pytest.mark.parametrize("value", ["segment", "word", "word,segment", "anything"])
@@ -311,14 +311,14 @@ def test_granularities_of_a_gpt_model_without_timestamps(model: str, values: lis
 def test_bare_granularities_without_timestamps(value: str, format_: str) -> None:
     """OpenAI does not know the name without brackets, for any model; AI SDK 4 sends it."""
     asked = _parse(timestamp_granularities=value, response_format=format_)
-    assert (asked.response_format, asked.options.decoding.words) == (format_ or "json", False)
+    assert (asked.shape.name, asked.options.decoding.words) == (format_ or "json", False)
 
 
 @pytest.mark.parametrize("name", ["timestamp_granularities", "timestamp_granularities__"])
 def test_a_list_of_granularities_in_one_field(name: str) -> None:
     """Commas separate them, in a field with or without brackets."""
     asked = _parse(response_format="verbose_json", **{name: "word, segment"})
-    assert (asked.segments, asked.options.decoding.words) == (True, True)
+    assert (asked.shape.segments, asked.options.decoding.words) == (True, True)
 
 
 @pytest.mark.parametrize(
@@ -390,4 +390,4 @@ def test_no_value_raises_anything_else(fields: dict[str, list[str]]) -> None:
         assert failure.body()["error"]["param"]  # noqa: PT017 - either outcome is right, and each is checked
     else:
         assert 0 <= asked.options.voice.threshold <= 1
-        assert asked.response_format in form.FORMATS
+        assert asked.shape.name in CONTENT_TYPES

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from localwhisper_server import observer
-from localwhisper_server.api.limits import Limits
+from localwhisper_server.api.middleware import Limits
 from localwhisper_server.errors import Busy, EngineFailed, UnreadableAudio
 from tests.server.driving import NOTHING, SPOKEN, Answer, FakeTranscriber, call, make_app, multipart, transcribe
 

@@ -17,9 +17,9 @@ from pydantic import SecretStr
 
 from localwhisper_server import server
 from localwhisper_server.api.access_control import Rules
-from localwhisper_server.api.limits import Limits
+from localwhisper_server.api.middleware import Limits
 from localwhisper_server.api.protocol import HttpProtocol
-from localwhisper_server.api.upstream import Upstream, may_leave, to_caller, to_upstream
+from localwhisper_server.api.upstream import KEPT_FROM_CALLER, Upstream, may_leave, to_upstream, without
 from localwhisper_server.settings import Settings
 from tests.server.driving import TEXT, FakeTranscriber, call, make_app, multipart
 from tests.server.listening import serving
@@ -412,7 +412,7 @@ def test_hop_by_hop_headers_stop_here() -> None:
     expected = [(name.lower(), value) for name, value in kept]
     assert to_upstream([*dropped, *kept], ()) == expected
     back = [(b"content-type", b"text/plain"), (b"content-encoding", b"gzip")]
-    assert to_caller([(b"Date", b"now"), (b"keep-alive", b"5"), *back]) == back
+    assert without([(b"Date", b"now"), (b"keep-alive", b"5"), *back], KEPT_FROM_CALLER) == back
 
 
 # Every sign that a key may have in it.
@@ -685,11 +685,11 @@ async def test_a_body_over_the_limit_is_refused_here() -> None:
 
 
 async def test_a_caller_who_leaves_in_the_middle_of_the_body() -> None:
-    """No answer is sent."""
+    """The log has a 499."""
     upstream = Upstream("https://api.example/v1", transport=Reading())
     app = make_app(upstream=upstream)
     answer = await call(app, "POST", "/v1/embeddings", {"content-length": "9"}, [b"x"], unfinished=True)
-    assert answer.status == 0
+    assert answer.status == 499
 
 
 async def test_without_an_upstream_there_is_nothing() -> None:
