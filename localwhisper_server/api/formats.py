@@ -18,7 +18,7 @@ from localwhisper_server.types import Segment, Transcript, Word
 JSON_TYPE: Final = "application/json"
 TEXT_TYPE: Final = "text/plain; charset=utf-8"
 SSE_TYPE: Final = "text/event-stream; charset=utf-8"
-# Of each `response_format`, the content type. The first is the default.
+# Of each `response_format`. The first is the default.
 CONTENT_TYPES: Final = {
     "json": JSON_TYPE,
     "text": TEXT_TYPE,

@@ -31,9 +31,7 @@ EVENTS_AT_A_TIME = 16
 # A sender's chunks are larger than this on average. A form of many fields may begin with this many small ones.
 LEAST_CHUNK_BYTES = 8
 FREE_CHUNKS = 200
-# An answer must be read at this rate (bytes per second), which is checked every so many seconds.
-WRITE_RATE = 1024
-WRITE_SECONDS = 30.0
+WRITE_RATE = 1024  # bytes per second at which an answer must be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +75,7 @@ class _Strict(h11.Connection):
         self._chunks = self._bytes = 0
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        """Return the next event.
-
-        Raises:
-            RemoteProtocolError: the request is refused before the application sees it.
-
-        """
+        """Return the next event, or raise RemoteProtocolError to refuse the request."""
         if not self.events_left:
             return h11.NEED_DATA
         self.events_left -= 1
@@ -124,7 +117,7 @@ class HttpProtocol(H11Protocol):
     """
 
     head_seconds = 10.0
-    write_seconds = WRITE_SECONDS
+    write_seconds = 30.0  # between checks of the rate
 
     def __init__(self, *arguments: Any, limits: ConnectionLimits | None = None, **options: Any) -> None:
         super().__init__(*arguments, **options)

@@ -85,7 +85,7 @@ def _add_routes(app: FastAPI, prefix: str, transcriber: Transcriber, upstream: "
         if upstream is not None:
             status, body = await upstream.get(f"models/{name}", request.headers.raw)
             return Response(body, status, media_type=formats.JSON_TYPE)
-        raise UnknownModel(name[:128], transcriber.names)
+        raise UnknownModel(name, transcriber.names)
 
     @app.head(f"{prefix}/health", include_in_schema=False)  # many monitors ask by HEAD
     @app.get(f"{prefix}/health", response_class=Response)

@@ -24,9 +24,7 @@ logger = logging.getLogger(__name__)
 MAX_FIELDS = 200
 MAX_FILES = 8
 # Python has codecs that take minutes for a megabyte (punycode), or give lone surrogates.
-CHARSETS = frozenset(
-    {"utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1", "latin-1", "latin1", "windows-1252", "cp1252"}
-)
+CHARSETS = {"utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1", "latin-1", "latin1", "windows-1252", "cp1252"}
 NO_ROOM_RETRY_SECONDS = 30.0  # by then, other uploads may have left the disk
 # `filename*=UTF-8''caf%C3%A9.ogg`, and the first part of a long one, `filename*0*=UTF-8''caf`.
 _EXTENDED_NAME = re.compile(rb"""(?i:;\s*filename\*(?:0\*?)?\s*=\s*"?(?:[\w-]*'[\w-]*')?)([^;"]*)""")
@@ -36,15 +34,12 @@ Items = AsyncGenerator[Segment | Transcript]
 
 
 class Transcriber(Protocol):
-    """What the routes know of the model: `names` it is listed by, `aliases` it has beside them, and its state.
+    """What the routes know of the model and its state."""
 
-    `created` is its file's time in Unix seconds; `languages` are the codes that it knows.
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # that it is listed by
     aliases: frozenset[str]
-    created: int
-    languages: frozenset[str]
+    created: int  # the time of its file, in Unix seconds
+    languages: frozenset[str]  # the codes that it knows
 
     def transcribe(self, source: IO[bytes], options: Options) -> Items:
         """Yield segments, then the transcript; close `source` at the end."""
@@ -105,7 +100,7 @@ async def _answer(request: Request, task: Task, transcriber: Transcriber) -> Res
     try:
         model = form.requested_model(fields) or transcriber.names[0]
         if model not in transcriber.names and model not in transcriber.aliases:
-            raise UnknownModel(model[:128], transcriber.names)
+            raise UnknownModel(model, transcriber.names)
         asked = form.parse(fields, task, known_languages=transcriber.languages)
         if upload is None:
             raise form.missing_file()
