@@ -9,7 +9,7 @@ from fastapi import WebSocket  # noqa: TC002 - FastAPI reads the annotation
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localwhisper_client.shared.lan_ranges import parse_address, parse_network
+from localwhisper_client.shared.lan_ranges import parse_network
 from localwhisper_server.api.access_control import Rules, caller, check_key, check_origin, may_call, names_this_server
 from localwhisper_server.api.middleware import claim_share
 from localwhisper_server.api.routes import create_app
@@ -58,6 +58,7 @@ HOSTS = {None: True, "192.168.1.2:5000": True, "[fd00::2]:5000": True, "pc.lan:5
 ORIGINS = (None, "the same", PAGE, "https://evil.example", "null")
 CREDENTIALS = {
     "right": ({"authorization": f"Bearer {KEYS[1]}"}, 200),
+    "right in capitals": ({"authorization": f"  BEARER {KEYS[1]}"}, 200),
     "by its own name": ({"x-localwhisper-key": KEYS[0], "authorization": "Bearer sk-upstream"}, 200),
     "none": ({}, 401),
     "wrong": ({"authorization": "Bearer lw-third-0123456789"}, 401),
@@ -145,17 +146,6 @@ async def test_a_second_host_is_checked_too() -> None:
     assert (await call(doubled, "GET", "/v1/models")).status == 403
 
 
-async def test_a_form_posted_by_a_page_never_reaches_the_model() -> None:
-    """Browsers send such forms without a preflight, but always with their origin."""
-    transcriber = FakeTranscriber()
-    headers, body = multipart()
-    answer = await call(
-        make(transcriber), "POST", "/v1/audio/transcriptions", headers | {"origin": "https://evil.example"}, body
-    )
-    assert answer.status == 403
-    assert not transcriber.uploads
-
-
 async def test_preflight_of_a_listed_page() -> None:
     """It has no key. The answer allows the SDKs' headers, and a public page's call to a private address."""
     asked = {
@@ -174,16 +164,6 @@ async def test_preflight_of_a_listed_page() -> None:
     answer = await call(make(origins=(PAGE,)), "OPTIONS", "/v1/audio/transcriptions", asked)
     assert answer.status == 403
     assert "access-control-allow-origin" not in answer.headers
-
-
-async def test_a_listed_page_can_read_a_transcript_and_its_id() -> None:
-    """The useful headers are exposed; `Vary` tells caches that the answer depends on the page."""
-    headers, body = multipart()
-    answer = await call(make(origins=(PAGE,)), "POST", "/v1/audio/transcriptions", headers | {"origin": PAGE}, body)
-    assert answer.status == 200
-    assert answer.headers["access-control-allow-origin"] == PAGE
-    assert "x-request-id" in answer.headers["access-control-expose-headers"]
-    assert "origin" in answer.headers["vary"].lower()
 
 
 async def test_a_star_allows_any_page() -> None:
@@ -209,17 +189,8 @@ async def test_any_page_with_the_key_may_call(page: str, way: str) -> None:
     for method, path, sent in (("POST", "/v1/audio/transcriptions", body), ("GET", "/v1/health", b"")):
         answer = await call(app, method, path, headers | key | {"origin": page}, sent)
         assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, page)
-
-
-async def test_a_page_with_another_key_can_read_that_it_is_wrong() -> None:
-    """Instead of a "Network Error". The model is not reached."""
-    transcriber = FakeTranscriber()
-    headers, body = multipart()
-    for key in ({}, {"authorization": "Bearer sk-other"}):
-        asked = headers | key | {"origin": FOREIGN[0]}
-        answer = await call(make(transcriber, keys=KEYS), "POST", "/v1/audio/transcriptions", asked, body)
-        assert (answer.status, answer.headers["access-control-allow-origin"]) == (401, FOREIGN[0])
-    assert not transcriber.uploads
+        assert "x-request-id" in answer.headers["access-control-expose-headers"]
+        assert "origin" in answer.headers["vary"].lower()
 
 
 @pytest.mark.parametrize("path", ["/health", "/v1/ready"])
@@ -422,22 +393,6 @@ def test_pages_that_may_call(page: str, host: str | None, may: bool) -> None:  #
     assert may_call(page, host, ("*",))
 
 
-def test_null_can_be_listed() -> None:
-    """It is the origin of a page that was opened from a file."""
-    assert may_call("null", "pc", ("null",))
-
-
-@given(st.text(), st.text(), st.lists(st.text()))
-def test_no_text_raises(one: str, other: str, several: list[str]) -> None:
-    """Every header has an answer, and none raises an exception."""
-    parse_address(one)
-    caller(one, several, PROXY)
-    caller("10.0.0.1", several, PROXY)
-    names_this_server(one, (other,))
-    may_call(one, other, ())
-    may_call(f"http://{one}", other, ())
-
-
 # Keys
 
 
@@ -477,13 +432,6 @@ async def test_a_wrong_key(key: str, shown: str) -> None:
     assert answer.error["message"].startswith(f"Incorrect API key provided: {shown}.")
     assert key not in answer.body.decode() or len(key) < 8
     assert KEY not in answer.body.decode()
-
-
-@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "  Bearer "])
-async def test_the_right_key(scheme: str) -> None:
-    """The case of the scheme does not matter."""
-    app = make_app(api_key=KEY)
-    assert (await call(app, "GET", "/v1/models", {"authorization": f"{scheme} {KEY}"})).status == 200
 
 
 def test_a_file_of_keys(tmp_path: Path) -> None:

@@ -55,11 +55,6 @@ def test_json_is_compact_with_usage_and_no_final_newline() -> None:
     assert render(HELLO) == b'{"text":"Don\'t stop, it\'s fun.","usage":{"type":"duration","seconds":9}}'
 
 
-def test_json_keeps_letters_outside_ascii() -> None:
-    """They are UTF-8, not escapes."""
-    assert render(CHINESE) == '{"text":"你好、世界。","usage":{"type":"duration","seconds":4}}'.encode()
-
-
 @pytest.mark.parametrize(("duration", "seconds"), [(0.1, 1), (8.47, 9), (9.0, 9), (27.4, 28), (27.0001, 28)])
 def test_usage_counts_started_seconds_in_whole_numbers(duration: float, seconds: int) -> None:
     """OpenAI's example has 8.47 → 9."""
@@ -119,12 +114,6 @@ def test_vtt_byte_for_byte() -> None:
     )
 
 
-def test_captions_of_silence_have_no_cue() -> None:
-    """A player can read them."""
-    assert render(SILENCE, "vtt") == b"WEBVTT\n\n"
-    assert render(SILENCE, "srt").strip() == b""
-
-
 def test_a_segment_without_words_is_no_cue() -> None:
     """The numbers of the other cues have no gap."""
     transcript = Transcript("transcribe", "en", 3.0, (Segment(0, 1, " "), Segment(1, 2, " a"), Segment(2, 3, " b")))
@@ -136,25 +125,6 @@ def test_a_cue_cannot_be_ended_by_its_text() -> None:
     """A player would take an arrow or a blank line for the end of the cue."""
     transcript = Transcript("transcribe", "en", 1.0, (Segment(0, 1, " a --> b\n\n2\n"),))
     assert render(transcript, "vtt") == b"WEBVTT\n\n00:00:00.000 --> 00:00:01.000\na -> b 2\n\n"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [
-        (0.0, b"00:00:00.000"),
-        (0.0004, b"00:00:00.000"),
-        (0.9996, b"00:00:01.000"),
-        (59.9996, b"00:01:00.000"),
-        (3599.9999, b"01:00:00.000"),
-        (3661.0815, b"01:01:01.082"),
-        (36_000.5, b"10:00:00.500"),
-        (360_000.0, b"100:00:00.000"),
-    ],
-)
-def test_times_are_whole_milliseconds_that_carry(seconds: float, shown: bytes) -> None:
-    """1000 ms become a second, 60 s a minute, 60 min an hour."""
-    transcript = Transcript("transcribe", "en", seconds, (Segment(seconds, seconds, " x"),))
-    assert render(transcript, "vtt").split(b"\n")[2] == shown + b" --> " + shown
 
 
 @given(st.floats(0, 1e6))
@@ -180,11 +150,6 @@ def test_verbose_json_byte_for_byte() -> None:
     )
 
 
-def test_segments_are_numbered_from_0() -> None:
-    """The numbers go on over the whole recording."""
-    assert [segment["id"] for segment in json.loads(render(HELLO, "verbose_json"))["segments"]] == [0, 1]
-
-
 def test_words_alone_bring_no_segments() -> None:
     """As in OpenAI's example. Words have no spaces, and no punctuation but apostrophes inside."""
     body = json.loads(render(HELLO, "verbose_json", segments=False, words=True))
@@ -203,6 +168,7 @@ def test_words_and_segments_together() -> None:
     assert list(body) == ["task", "language", "duration", "text", "words", "segments", "usage"]
     assert len(body["words"]) == 4
     assert "words" not in body["segments"][0]
+    assert [segment["id"] for segment in body["segments"]] == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -246,9 +212,3 @@ def test_deltas_carry_logprobs_where_asked() -> None:
     (delta,) = _events(formats.delta_event("x", HELLO.segments[0], logprobs=True))
     (done,) = _events(formats.done_event(HELLO, Format(logprobs=True)))
     assert delta["logprobs"] == done["logprobs"]
-
-
-def test_cjk_text_is_joined_without_spaces() -> None:
-    """The text has the model's own leading spaces, and no others."""
-    assert CHINESE.text == "你好、世界。"
-    assert HELLO.text == "Don't stop, it's fun."

@@ -83,10 +83,6 @@ class FakeOpenAI:
             await self._part(send, b"", more=False)
         elif path == "/v1/chat/completions":
             await self._json(send, {"id": "c1", "object": "chat.completion", "created": 1, "model": "m", "choices": []})
-        elif path == "/v1/embeddings":
-            vectors = [{"object": "embedding", "index": 0, "embedding": [0.25, -0.5]}]
-            usage = {"prompt_tokens": 1, "total_tokens": 1}
-            await self._json(send, {"object": "list", "data": vectors, "model": "m", "usage": usage})
         elif path == "/v1/audio/speech":
             await self._start(send, 200, "audio/mpeg")
             for start in range(0, len(SPEECH), 50_000):
@@ -161,13 +157,6 @@ def two() -> Iterator[Two]:
                 yield pair
 
 
-def test_embeddings(two: Two) -> None:
-    """The SDK gets the same answer, and the upstream the same request, with the caller's own key."""
-    answer = two.both(lambda client: client.embeddings.create(model="m", input="é" * 5000).model_dump())
-    assert answer["data"][0]["embedding"] == [0.25, -0.5]
-    assert two.fake.seen[-1][2]["authorization"] == "Bearer sk-callers-own"
-
-
 def test_chat(two: Two) -> None:
     """Method, query and body arrive as they were sent."""
     two.both(
@@ -176,6 +165,7 @@ def test_chat(two: Two) -> None:
         ).model_dump()
     )
     assert two.fake.seen[-1][1].startswith("/v1/chat/completions?")
+    assert two.fake.seen[-1][2]["authorization"] == "Bearer sk-callers-own"
 
 
 def test_chat_stream_arrives_as_it_is_sent(two: Two) -> None:
@@ -330,14 +320,6 @@ async def test_no_other_method_takes_a_recording_out(method: str) -> None:
     assert not asked
 
 
-@pytest.mark.parametrize("content_type", ["audio/ogg", "Audio/WAV", " video/mp4"])
-async def test_a_body_of_sound_stays(content_type: str) -> None:
-    """Its type decides, on every path."""
-    app, asked = _before()
-    assert (await call(app, "POST", "/v1/files", {"content-type": content_type}, b"x")).status == 404
-    assert not asked
-
-
 @pytest.mark.parametrize("path", ["/v1//audio/transcriptions", "/v1/audio//transcriptions"])
 async def test_a_doubled_slash_is_ours(path: str) -> None:
     """It counts as one slash, so the recording is answered here."""
@@ -353,6 +335,7 @@ async def test_other_paths_do_leave() -> None:
     app, asked = _before()
     for path in ("/v1/chat/completions", "/v1/audio/speech", "/v1/files/", "/v1/ft%3Agpt", "/v1/responses/r_1"):
         assert (await call(app, "POST", path, {"content-length": "1"}, b"x")).status == 200
+        assert (await call(app, "POST", path, {"content-type": " Audio/WAV"}, b"x")).status == 404
     assert [request.url.raw_path for request in asked] == [
         b"/v1/chat/completions",
         b"/v1/audio/speech",
@@ -628,23 +611,15 @@ async def test_nothing_is_added_to_a_request() -> None:
         (httpx2.ReadTimeout("slow"), 504, "upstream_failed"),
         (httpx2.PoolTimeout("full"), 503, "server_is_overloaded"),
         (RuntimeError("a bug"), 500, None),
+        (httpx2.Response(600, content=b"x"), 502, "upstream_failed"),  # uvicorn cannot send it
     ],
 )
-async def test_an_upstream_that_fails(failure: Exception, status: int, code: str | None) -> None:
+async def test_an_upstream_that_fails(failure: httpx2.Response | Exception, status: int, code: str | None) -> None:
     """Each failure has its status in the envelope, and its own words stay in the log."""
     app, _ = _before(failure)
     answer = await call(app, "POST", "/v1/embeddings", {"content-length": "1"}, b"x")
     assert (answer.status, answer.error["code"]) == (status, code)
     assert str(failure) not in answer.error["message"]
-
-
-@pytest.mark.parametrize("status", [600, 777, 999])
-async def test_a_status_that_http_does_not_have(status: int) -> None:
-    """It is a 502 in the envelope, since uvicorn cannot send it."""
-    app, _ = _before(httpx2.Response(status, content=b"x"))
-    answer = await call(app, "POST", "/v1/embeddings", {"content-length": "1"}, b"x")
-    assert (answer.status, answer.error["code"]) == (502, "upstream_failed")
-    assert str(status) in answer.error["message"]
 
 
 async def test_the_log_says_that_an_upstream_broke_off(caplog: pytest.LogCaptureFixture) -> None:
@@ -690,10 +665,3 @@ async def test_a_caller_who_leaves_in_the_middle_of_the_body() -> None:
     app = make_app(upstream=upstream)
     answer = await call(app, "POST", "/v1/embeddings", {"content-length": "9"}, [b"x"], unfinished=True)
     assert answer.status == 499
-
-
-async def test_without_an_upstream_there_is_nothing() -> None:
-    """404 by default."""
-    app = make_app()
-    answer = await call(app, "POST", "/v1/chat/completions", {}, b"{}")
-    assert (answer.status, answer.error["message"]) == (404, "Invalid URL (POST /v1/chat/completions)")
