@@ -97,17 +97,15 @@ async def _answer(request: Request, task: Task, transcriber: Transcriber) -> Res
             upload = value
         else:
             await value.close()
+    if upload is None:
+        raise form.missing_file()
+    note(request.scope, file=(upload.filename or "")[:LONGEST_NAME])
     try:
-        model = form.requested_model(fields) or transcriber.names[0]
-        if model not in transcriber.names and model not in transcriber.aliases:
-            raise UnknownModel(model, transcriber.names)
+        _require_served(form.requested_model(fields), transcriber)
         asked = form.parse(fields, task, known_languages=transcriber.languages)
-        if upload is None:
-            raise form.missing_file()
-        note(request.scope, file=(upload.filename or "")[:LONGEST_NAME])
         # The transcriber closes the file: when requests are coalesced, the transcription may outlive this request.
         items = transcriber.transcribe(upload.file, asked.options)
-    except ServerError:
+    except Exception:
         await data.close()
         raise
     gone = hung_up(request.receive)
@@ -121,6 +119,12 @@ async def _answer(request: Request, task: Task, transcriber: Transcriber) -> Res
         raise form.unreadable(upload.filename) or failure from failure
     _describe(request.scope, transcript)
     return Response(formats.render(transcript, asked.shape), media_type=formats.CONTENT_TYPES[asked.shape.name])
+
+
+def _require_served(model: str, transcriber: Transcriber) -> None:
+    """Raise UnknownModel for a name that is neither served nor an alias; without a name, the served model is meant."""
+    if model and model not in transcriber.names and model not in transcriber.aliases:
+        raise UnknownModel(model, transcriber.names)
 
 
 def _describe(scope: Scope, transcript: Transcript) -> None:

@@ -19,14 +19,6 @@ pytestmark = pytest.mark.anyio
 INVALID = "invalid_request_error"
 
 
-async def test_a_missing_file(app: ASGIApp) -> None:
-    """The error names the field and says how to send it."""
-    answer = await transcribe(app, file=None)
-    assert answer.status == 400
-    assert answer.error["param"] == "file"
-    assert answer.error["message"].startswith("Missing required parameter: 'file'.")
-
-
 @pytest.mark.parametrize(
     ("headers", "body"),
     [

@@ -99,7 +99,8 @@ def test_a_head_that_never_ends(address: tuple[str, int], earlier: bytes) -> Non
     with _connected(address) as connection:
         if earlier:
             connection.sendall(earlier)
-            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+            while not connection.recv(65536).endswith(b"}"):
+                pass
         connection.sendall(HEAD)
         error = _refused(_trickle(connection, b"X-A: b\r\n"), 408)
         assert error["code"] == "request_timeout"
@@ -126,21 +127,6 @@ def test_requests_one_after_another(address: tuple[str, int]) -> None:
         assert _rest(connection).count(b"HTTP/1.1 200 ") == 4
 
 
-def test_a_head_too_large(address: tuple[str, int]) -> None:
-    """It is refused before it is complete."""
-    with _connected(address) as connection:
-        connection.sendall(HEAD + b"X: " + b"x" * MOST_HEAD_BYTES)
-        assert _refused(_rest(connection), 431)["code"] == "headers_too_large"
-
-
-@pytest.mark.parametrize("sent", [b"\x16\x03\x01\x02\x00 hello\r\n\r\n", HEAD + b"no colon\r\n\r\n", b"GET\r\n\r\n"])
-def test_bytes_that_are_not_http(address: tuple[str, int], sent: bytes) -> None:
-    """TLS on a plain port, for instance: an error in the envelope, like any other."""
-    with _connected(address) as connection:
-        connection.sendall(sent)
-        assert _refused(_rest(connection), 400)["message"] == "This is not valid HTTP/1.1."
-
-
 def test_nonsense_after_the_application_has_the_request(caplog: pytest.LogCaptureFixture) -> None:
     """The application waits for the body; the answer is one 400, and no error is logged."""
 
@@ -164,16 +150,20 @@ def test_nonsense_after_the_application_has_the_request(caplog: pytest.LogCaptur
         (HEAD + b"Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + HEAD + b"\r\n", 400),
         (HEAD.replace(b"HTTP/1.1", b"HTTP/3.7") + b"\r\n", 400),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00 hello\r\n\r\n", 400),
+        (HEAD + b"no colon\r\n\r\n", 400),
         (HEAD + b"X: " + b"x" * MOST_HEAD_BYTES + b"\r\n\r\n", 431),
+        (HEAD + b"X: " + b"x" * MOST_HEAD_BYTES, 431),
     ],
-    ids=["two lengths", "another version", "HTTP/2", "a whole head too large"],
+    ids=["two lengths", "another version", "HTTP/2", "TLS", "no colon", "a head too large", "half a head too large"],
 )
-def test_an_ambiguous_request_is_refused(address: tuple[str, int], sent: bytes, status: int) -> None:
-    """There is one answer, and the connection ends."""
+def test_a_head_that_is_refused(address: tuple[str, int], sent: bytes, status: int) -> None:
+    """There is one answer, in the envelope, and the connection ends."""
     with _connected(address) as connection:
         connection.sendall(sent)
         answer = _rest(connection)
-    _refused(answer, status)
+    message = {400: "This is not valid HTTP/1.1.", 431: f"The request's head is longer than {MOST_HEAD_BYTES} bytes."}
+    assert _refused(answer, status)["message"] == message[status]
     assert answer.count(b"HTTP/1.1 ") == 1
 
 
@@ -198,18 +188,6 @@ def test_an_upload_that_stops(address: tuple[str, int]) -> None:
     with _connected(address) as connection:
         connection.sendall(UPLOAD + b"1\r\nx\r\n")
         assert _rest(connection).startswith(b"HTTP/1.1 408 ")
-
-
-def test_an_endless_body(address: tuple[str, int]) -> None:
-    """413 at the limit; what still comes is discarded for a moment, then the connection ends."""
-    with _connected(address) as connection:
-        connection.sendall(UPLOAD)
-        began = time.monotonic()
-        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
-            while time.monotonic() - began < 10:
-                connection.sendall(b"10000\r\n" + bytes(0x10000) + b"\r\n")
-        assert time.monotonic() - began < 10
-        assert _rest(connection).startswith(b"HTTP/1.1 413 ")
 
 
 def test_a_refused_upload_is_discarded(address: tuple[str, int]) -> None:

@@ -128,15 +128,6 @@ async def test_formats(app: ASGIApp, name: str, content_type: str, begins: bytes
     assert (await transcribe(make_app(FakeTranscriber([NOTHING])), ("response_format", name))).status == 200
 
 
-async def test_logprobs_and_languages(app: ASGIApp, transcriber: FakeTranscriber) -> None:
-    """The form's `include[]`, `model` and `languages[]` reach the model, and decide what json has."""
-    hints = (("languages[]", "de-AT"), ("languages[]", "english"))
-    answer = await transcribe(app, ("include[]", "logprobs"), ("model", "gpt-transcribe"), *hints)
-    assert list(answer.json()) == ["text", "logprobs", "languages", "usage"]
-    assert answer.json()["languages"] == [{"code": "de"}, {"code": "en"}]
-    assert transcriber.asked[0].decoding.languages == ("de", "en")
-
-
 @pytest.mark.parametrize("name", ["json", "text"])
 async def test_a_stream_of_deltas(app: ASGIApp, transcriber: FakeTranscriber, name: str) -> None:
     """One delta for each segment; joined, they are the text of `done`."""
@@ -376,21 +367,3 @@ async def test_a_request_that_a_stop_cancels_gets_a_503(log: io.StringIO) -> Non
     assert answer.error["code"] == "server_is_overloaded"
     assert transcriber.closed == 1
     assert "Traceback" not in log.getvalue()
-
-
-async def test_hanging_up_before_the_work_begins_closes_the_upload(transcriber: FakeTranscriber) -> None:
-    """The upload is closed, though the transcriber never ran."""
-    opened: list[Any] = []
-    app, gone = make_app(transcriber), asyncio.Event()
-    gone.set()
-    real = transcriber.transcribe
-
-    def keep(source: Any, options: Any) -> Any:
-        opened.append(source)
-        return real(source, options)
-
-    transcriber.transcribe = keep  # type: ignore[method-assign]
-    transcriber.items = [asyncio.Event()]
-    headers, body = multipart()
-    await call(app, "POST", "/v1/audio/transcriptions", headers, body, hang_up=gone)
-    assert [source.closed for source in opened] == [True]
