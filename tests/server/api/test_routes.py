@@ -85,12 +85,7 @@ async def test_no_such_route(app: ASGIApp, method: str, path: str) -> None:
     answer = await call(app, method, path)
     assert answer.status == 404
     assert answer.headers["content-type"] == "application/json"
-    assert answer.error == {
-        "message": f"Invalid URL ({method} {path})",
-        "type": INVALID,
-        "param": None,
-        "code": None,
-    }
+    assert [*answer.error.values()] == [f"Invalid URL ({method} {path})", INVALID, None, None]
 
 
 @pytest.mark.parametrize(
@@ -102,12 +97,12 @@ async def test_a_method_that_the_route_does_not_take(app: ASGIApp, method: str, 
     answer = await call(app, method, path)
     assert answer.status == 405
     assert answer.headers["allow"] == allowed
-    assert answer.error == {
-        "message": f"Not allowed to {method} on {path}. Allowed: {allowed}.",
-        "type": INVALID,
-        "param": None,
-        "code": "method_not_allowed",
-    }
+    assert [*answer.error.values()] == [
+        f"Not allowed to {method} on {path}. Allowed: {allowed}.",
+        INVALID,
+        None,
+        "method_not_allowed",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -155,15 +150,8 @@ async def test_an_error_later_is_an_event(failure: Exception) -> None:
     assert answer.status == 200
     delta, error = _events(answer)
     assert delta["delta"] == "Good morning,"
-    assert error == {
-        "type": "error",
-        "error": {
-            "message": "The server had an error while processing your request.",
-            "type": "server_error",
-            "param": None,
-            "code": None,
-        },
-    }
+    assert error == {"type": "error"} | EngineFailed().body()
+    assert "secret" not in str(error)
     assert answer.whole
 
 
@@ -175,28 +163,22 @@ async def test_a_transcription_without_a_transcript_is_a_500() -> None:
 
 
 @pytest.mark.parametrize(
-    ("failure", "filename", "param", "code", "message"),
+    ("failure", "filename", "code", "message"),
     [
-        (UnreadableAudio(), "voice.ogg", "file", "invalid_value", "Audio file might be corrupted or unsupported"),
-        (UnreadableAudio(), "upload", "file", "invalid_value", "Audio file might be corrupted or unsupported"),
-        (UnreadableAudio(), "notes.bin", "file", "unsupported_value", "Unsupported file format bin"),
-        (
-            InvalidRequest("Audio file is too short.", param="file", code="audio_too_short"),
-            "voice.bin",
-            "file",
-            "audio_too_short",
-            "Audio file is too short.",
-        ),
+        (UnreadableAudio(), "voice.ogg", "invalid_value", "Audio file might be corrupted or unsupported"),
+        (UnreadableAudio(), "upload", "invalid_value", "Audio file might be corrupted or unsupported"),
+        (UnreadableAudio(), "notes.bin", "unsupported_value", "Unsupported file format bin"),
+        (InvalidRequest("Too short.", param="file", code="audio_too_short"), "a.bin", "audio_too_short", "Too short."),
     ],
     ids=["corrupt", "no extension", "bad extension", "too short"],
 )
 @pytest.mark.parametrize("stream", ["true", "false"])
-async def test_bad_audio(failure: Exception, filename: str, param: str, code: str, message: str, stream: str) -> None:
+async def test_bad_audio(failure: Exception, filename: str, code: str, message: str, stream: str) -> None:
     """The bytes decide whether a file is read; its name decides only which error says that it is not."""
     app = make_app(FakeTranscriber([failure]))
     answer = await transcribe(app, ("stream", stream), filename=filename)
     assert answer.status == 400
-    assert answer.error == {"message": message, "type": INVALID, "param": param, "code": code}
+    assert [*answer.error.values()] == [message, INVALID, "file", code]
 
 
 async def test_a_good_file_with_an_unknown_ending_is_transcribed(app: ASGIApp) -> None:
@@ -217,12 +199,12 @@ async def test_an_unknown_model_lists_those_served(
         answer = await transcribe(app, ("model", name))
     served = ", ".join(transcriber.names)
     assert answer.status == 404
-    assert answer.error == {
-        "message": f"The model '{name[:128]}' does not exist on this server. It serves: {served}.",
-        "type": INVALID,
-        "param": "model",
-        "code": "model_not_found",
-    }
+    assert [*answer.error.values()] == [
+        f"The model '{name[:128]}' does not exist on this server. It serves: {served}.",
+        INVALID,
+        "model",
+        "model_not_found",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -250,12 +232,7 @@ async def test_a_full_queue_says_when_to_come_back(stream: str) -> None:
     answer = await transcribe(make_app(FakeTranscriber([Busy("full", retry_after=1.2)])), ("stream", stream))
     assert answer.status == 503
     assert answer.headers["retry-after"] == "2"
-    assert answer.error == {
-        "message": "full",
-        "type": "service_unavailable_error",
-        "param": None,
-        "code": "server_is_overloaded",
-    }
+    assert [*answer.error.values()] == ["full", "service_unavailable_error", None, "server_is_overloaded"]
 
 
 async def test_a_large_upload_to_a_full_queue_is_refused_unread(transcriber: FakeTranscriber) -> None:
@@ -285,12 +262,12 @@ async def test_the_cause_of_a_500_is_in_the_log_alone(failure: Exception, log: i
     """The answer has nothing of it; the log has it under the request's id."""
     answer = await transcribe(make_app(FakeTranscriber([failure])))
     assert answer.status == 500
-    assert answer.error == {
-        "message": "The server had an error while processing your request.",
-        "type": "server_error",
-        "param": None,
-        "code": None,
-    }
+    assert [*answer.error.values()] == [
+        "The server had an error while processing your request.",
+        "server_error",
+        None,
+        None,
+    ]
     if not isinstance(failure, EngineFailed):
         (line,) = [line for line in log.getvalue().splitlines() if "a request failed" in line]
         assert answer.headers["x-request-id"] in line
