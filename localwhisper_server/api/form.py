@@ -39,6 +39,10 @@ def _list(name: str, values: Values) -> list[str]:
     return [value for key in (f"{name}[]", name) for value in values.get(key, ()) if value]
 
 
+def _model(name: str, values: Values) -> str:
+    return _last(name, values).strip()
+
+
 def _text(name: str, values: Values) -> str:
     return _bounded(_last(name, values), name)
 
@@ -107,7 +111,7 @@ def _granularities(name: str, values: Values) -> list[str]:
     brackets only; some clients send one without, or a list with commas, in every request.
     """
     if _last("response_format", values) != "verbose_json":
-        if any(values.get(f"{name}[]", ())) and not _openai_model(values).startswith("gpt-"):
+        if any(values.get(f"{name}[]", ())) and not _model("model", values).removeprefix("openai/").startswith("gpt-"):
             raise _invalid(f"{name} needs response_format 'verbose_json'.", name)
         return ["segment"]
     asked = [part.strip() for value in _list(name, values) for part in value.split(",")]
@@ -184,7 +188,7 @@ def _array(description: str = "", allowed: Sequence[str] = ()) -> dict[str, Any]
 
 
 FIELDS: Final = (
-    Field("model", _last, _string("A served model or an OpenAI name; else the one served.")),
+    Field("model", _model, _string("A served model or an OpenAI name; else the one served.")),
     Field("language", _last, _string("ISO 639 code, BCP 47 tag or English name.")),
     Field("languages", _list, _array("Those that may be spoken; each part is in the likeliest of them.")),
     Field("keywords", _keywords, _array("Spellings to prefer.")),
@@ -214,8 +218,12 @@ OPENAPI_BODY: Final = {
 
 @dataclass(frozen=True, slots=True)
 class SpeechRequest:
-    """A form that passed its checks: what the model is asked, and how the answer is written."""
+    """A form that passed its checks: which model is asked for what, and how the answer is written.
 
+    `model` is empty where the form names none.
+    """
+
+    model: str
     options: Options
     shape: Format
     stream: bool
@@ -250,8 +258,9 @@ def parse(values: Values, task: Task, *, known_languages: frozenset[str]) -> Spe
         words="word" in granularities,
         logprobs=logprobs,
     )
-    lists_languages = _openai_model(values) == openai_models.GPT_TRANSCRIBE
+    lists_languages = sent["model"].removeprefix("openai/") == openai_models.GPT_TRANSCRIBE
     return SpeechRequest(
+        sent["model"],
         Options(
             decoding,
             sent["chunking_strategy"],
@@ -267,15 +276,6 @@ def parse(values: Values, task: Task, *, known_languages: frozenset[str]) -> Spe
         ),
         stream=sent["stream"],
     )
-
-
-def requested_model(values: Values) -> str:
-    """Return the `model` field, empty where there is none."""
-    return _last("model", values).strip()
-
-
-def _openai_model(values: Values) -> str:
-    return requested_model(values).removeprefix("openai/")
 
 
 def _languages(single: str, several: Sequence[str], known: frozenset[str]) -> tuple[str | None, tuple[str, ...]]:

@@ -98,16 +98,17 @@ async def unless_gone(gone: Coroutine[Any, Any, None], work: Awaitable[Result]) 
         ClientDisconnect: `gone` returned first.
 
     """
-    tasks = working, _ = asyncio.ensure_future(work), asyncio.ensure_future(gone)
+    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(gone)
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             raise ClientDisconnect
         return working.result()
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        watching.cancel()
+        if not working.done():
+            working.cancel()
+            await asyncio.wait((working,))
 
 
 @dataclass(frozen=True, slots=True)

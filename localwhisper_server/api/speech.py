@@ -101,8 +101,8 @@ async def _answer(request: Request, task: Task, transcriber: Transcriber) -> Res
         raise form.missing_file()
     note(request.scope, file=(upload.filename or "")[:LONGEST_NAME])
     try:
-        _require_served(form.requested_model(fields), transcriber)
         asked = form.parse(fields, task, known_languages=transcriber.languages)
+        _require_served(asked.model, transcriber)
         # The transcriber closes the file: when requests are coalesced, the transcription may outlive this request.
         items = transcriber.transcribe(upload.file, asked.options)
     except Exception:

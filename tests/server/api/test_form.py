@@ -18,14 +18,16 @@ KNOWN = frozenset(NAMES)
 
 def _parse(model: str = "whisper-1", task: Any = "transcribe", known: Any = KNOWN, **fields: Any) -> form.SpeechRequest:
     """Parse keyword arguments as a form; `x__` stands for the name `x[]`."""
-    fields["model"] = model
+    fields.setdefault("model", model)
     named = {name.replace("__", "[]"): [value] if isinstance(value, str) else value for name, value in fields.items()}
     return form.parse(named, task, known_languages=known)
 
 
 def test_defaults() -> None:
     """A form with nothing but its model: json, segments, no words, temperature fallback, no hints."""
-    assert _parse() == form.SpeechRequest(Options(Decoding(), Voice()), Format("json", segments=True), stream=False)
+    assert _parse() == form.SpeechRequest(
+        "whisper-1", Options(Decoding(), Voice()), Format("json", segments=True), stream=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -60,6 +62,9 @@ ACCEPTED: list[tuple[str, Any, list[dict[str, Any]]]] = [
     ),
     ("name", "text", [{"stream": "true", "response_format": "text"}]),
     ("name", "vtt", [{"response_format": ["text", "vtt"]}]),
+    # The last name counts; without one, the routes take the served model.
+    ("model", "base", [{"model": ["a", " base "]}]),
+    ("model", "", [{"model": value} for value in ([], "", "  ")]),
     ("stream", True, [{"stream": value} for value in ("true", "True", "1")]),
     ("stream", False, [{"stream": value} for value in ("false", "0", "")]),
     ("temperature", 0.0, [{"temperature": value} for value in ("0", "0.0")]),
@@ -223,14 +228,6 @@ def test_an_english_only_model_cannot_translate() -> None:
         _parse(known=frozenset({"en"}), task="translate")
     assert failure.value.param == "model"
     assert _parse(task="translate").options.decoding.task == "translate"
-
-
-@pytest.mark.parametrize(
-    ("sent", "model"), [(None, ""), ([], ""), ([""], ""), (["  "], ""), (["a", " whisper-1 "], "whisper-1")]
-)
-def test_the_requested_model(sent: list[str] | None, model: str) -> None:
-    """The last name counts; without one, the routes take the served model."""
-    assert form.requested_model({} if sent is None else {"model": sent}) == model
 
 
 @pytest.mark.parametrize(
