@@ -43,28 +43,22 @@ class Transcriber(Protocol):
 
     def transcribe(self, source: IO[bytes], options: Options) -> Items:
         """Yield segments, then the transcript; close `source` at the end."""
-        ...
 
     def health(self) -> dict[str, Any]:
         """Describe the state, with a boolean `ready`."""
-        ...
 
     def unready(self) -> str | None:
         """Say why requests should go elsewhere; None if they need not."""
-        ...
 
     @property
     def queue_seconds(self) -> float:
         """How long a request that came now would wait."""
-        ...
 
     def require_ready(self) -> None:
         """Raise Busy while the model is being loaded."""
-        ...
 
     def require_room(self) -> None:
         """Raise Busy if the queue has no room."""
-        ...
 
 
 def add_routes(app: FastAPI, prefix: str, transcriber: Transcriber) -> None:
