@@ -2,20 +2,9 @@
 
 import contextlib
 import contextvars
-import re
-import secrets
 from collections.abc import Iterable, Iterator
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
-
-_GIVEN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-
-
-def new_request_id(given: str | None) -> str:
-    """Keep a caller's `x-request-id` if it is safe to print; otherwise make one in OpenAI's form."""
-    if given and _GIVEN_ID.fullmatch(given):
-        return given
-    return f"req_{secrets.token_hex(16)}"
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import pytest
 
 from localwhisper_client._version import __version__
 from localwhisper_server.api import routes
-from localwhisper_server.api.limits import Limits
+from localwhisper_server.api.middleware import Limits
 from localwhisper_server.errors import Busy, EngineFailed
 from localwhisper_server.runtime import FAILURES_IN_A_ROW, Runtime, SelfTest, voice_message
 from localwhisper_server.settings import Settings
