@@ -1,10 +1,8 @@
 """The observer that the server reports its work to, and the id of the request that a log line belongs to."""
 
-import contextlib
 import contextvars
 import re
 import secrets
-from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
@@ -17,16 +15,6 @@ def new_request_id(given: str | None) -> str:
     if given and _GIVEN_ID.fullmatch(given):
         return given
     return f"req_{secrets.token_hex(16)}"
-
-
-@contextlib.contextmanager
-def on_behalf_of(ids: Iterable[str]) -> Iterator[None]:
-    """Log with the ids of these requests, in a thread that works for several."""
-    token = request_id.set(",".join(dict.fromkeys(ids)) or "-")
-    try:
-        yield
-    finally:
-        request_id.reset(token)
 
 
 class Observer(Protocol):

@@ -15,9 +15,8 @@ from localwhisper_server.errors import Busy, EngineFailed, Stopping
 from localwhisper_server.observer import NullObserver, Observer
 from localwhisper_server.settings import Settings
 from localwhisper_server.transcription.coalescing import CoalescingTranscriber
-from localwhisper_server.transcription.preparation import StepRunner
 from localwhisper_server.transcription.scheduler import Scheduler
-from localwhisper_server.transcription.transcriber import Transcriber
+from localwhisper_server.transcription.transcriber import StepRunner, Transcriber
 from localwhisper_server.types import AudioChunk, Decoding, Options, Segment, Transcript, Voice
 from localwhisper_server.whisper import calibration, cuda, devices, weights
 from localwhisper_server.whisper.chunks import Chunk
@@ -150,9 +149,9 @@ class Runtime:
             self._scheduler, message, stuck_after=self._stuck_after, when_idle=self._test_when_idle
         )
         transcriber = Transcriber(
-            self._scheduler,
-            prepare,
-            find_speech,
+            scheduler=self._scheduler,
+            prepare=prepare,
+            find_speech=find_speech,
             blocks=self._decoders.blocks,
             steps=steps,
             max_seconds=self._settings.max_seconds,

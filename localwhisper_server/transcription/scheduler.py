@@ -1,7 +1,6 @@
-"""The threads that take batches from the fair queue, run them through the model, and hand out the results."""
+"""Admission, and the threads that take batches from the fair queue, run them, and hand out the results."""
 
 import contextlib
-import itertools
 import logging
 import math
 import threading
@@ -9,8 +8,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 
-from localwhisper_server.errors import Busy, EngineFailed, ServerError
-from localwhisper_server.observer import NullObserver, Observer, on_behalf_of, request_id
+from localwhisper_server.errors import Busy, EngineFailed, ServerError, Stopping
+from localwhisper_server.observer import NullObserver, Observer, request_id
 from localwhisper_server.transcription.queue import FairQueue, Job
 from localwhisper_server.types import BatchLimits
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
@@ -38,7 +37,7 @@ class _Batch:
 
     @property
     def frames(self) -> int:
-        return max(job.chunk.frames for job in self.jobs)
+        return max(job.frames for job in self.jobs)
 
     @property
     def long(self) -> bool:
@@ -48,21 +47,20 @@ class _Batch:
 class Ticket:
     """An admitted request. Close it when the request ends, for whatever reason."""
 
-    def __init__(self, scheduler: "Scheduler", number: int) -> None:
+    def __init__(self, scheduler: "Scheduler") -> None:
         self._scheduler = scheduler
-        self._number = number
 
     def submit(self, chunks: Sequence[Chunk], *, first: bool = False) -> list[Future[ChunkResult]]:
         """Queue chunks, which may share a batch; each future gives a result or raises a ServerError.
 
         `first` puts them before the request's other chunks. Cancelling a future removes its chunk from the queue.
-        After the ticket or the scheduler is closed, the futures come back cancelled.
+        After the ticket is closed, the futures come back cancelled.
         """
-        return self._scheduler._submit(self._number, chunks, first=first)  # noqa: SLF001 - one class in two parts
+        return self._scheduler._submit(self, chunks, first=first)  # noqa: SLF001 - one class in two parts
 
     def close(self) -> None:
         """Leave the queue and cancel the chunks that still wait."""
-        self._scheduler._leave(self._number)  # noqa: SLF001 - as above
+        self._scheduler._leave(self)  # noqa: SLF001 - as above
 
 
 class Scheduler:
@@ -98,8 +96,8 @@ class Scheduler:
         self._observer = observer or NullObserver()
         self._ahead = ahead
         self._limits = limits
-        self._queue = FairQueue(capacity=capacity, limits=limits)
-        self._numbers = itertools.count()
+        self._queue = FairQueue(limits)
+        self._most_requests = limits.items + capacity
         self._changed = threading.Condition()
         self._closed = False
         self._refusal: ServerError | None = None
@@ -124,8 +122,7 @@ class Scheduler:
     @property
     def full(self) -> bool:
         """Whether the queue has no room for one more request."""
-        with self._changed:
-            return self._queue.full
+        return self.requests >= self._most_requests
 
     @property
     def running_seconds(self) -> float | None:
@@ -159,11 +156,11 @@ class Scheduler:
         """
         with self._changed:
             self._require_room()
+            ticket = Ticket(self)
             if self._queue.has_long and not bulk:
                 self._reserved_until = self._clock() + RESERVED_SECONDS
-            number = next(self._numbers)
-            self._queue.admit(number, bulk=bulk)
-        return Ticket(self, number)
+            self._queue.admit(ticket, bulk=bulk)
+        return ticket
 
     def require_room(self) -> None:
         """Raise Busy if `admit` would."""
@@ -177,7 +174,7 @@ class Scheduler:
                 f"The server is busy: the wait is about {wait:.0f} s. Try again later.",
                 retry_after=wait - self._max_wait,
             )
-        if self._queue.full:
+        if self._queue.requests >= self._most_requests:
             raise Busy("The server is busy: its queue is full. Try again later.", retry_after=wait)
 
     def send_away(self, refusal: ServerError, *, later_than: float) -> None:
@@ -196,25 +193,24 @@ class Scheduler:
         _fail([job.future for job in left], refusal)
 
     def close(self, timeout: float | None = None) -> bool:
-        """Cancel the waiting chunks; return whether all running batches end within `timeout` seconds."""
+        """Refuse the waiting chunks; return whether all running batches end within `timeout` seconds."""
         with self._changed:
-            self._closed = True
+            self._closed, self._refusal = True, self._refusal or Stopping()
             left = self._queue.clear()
             self._changed.notify_all()
-        for job in left:
-            job.future.cancel()
+        _fail([job.future for job in left], self._refusal)
         until = None if timeout is None else self._clock() + timeout
         for thread in self._threads:
             thread.join(None if until is None else max(0.0, until - self._clock()))
         return not any(thread.is_alive() for thread in self._threads)
 
-    def _submit(self, number: int, chunks: Sequence[Chunk], *, first: bool) -> list[Future[ChunkResult]]:
+    def _submit(self, ticket: Ticket, chunks: Sequence[Chunk], *, first: bool) -> list[Future[ChunkResult]]:
         now = self._clock()
-        jobs = [Job(chunk, Future(), now, request_id.get()) for chunk in chunks]
+        jobs = [Job(chunk, chunk.frames, Future(), now, request_id.get()) for chunk in chunks]
         futures = [job.future for job in jobs]
         with self._changed:
             refusal = self._refusal
-            taken = refusal is None and self._queue.put(number, jobs, first=first)
+            taken = refusal is None and self._queue.put(ticket, jobs, first=first)
             self._changed.notify_all()
         if refusal is not None:
             _fail(futures, refusal)
@@ -223,23 +219,25 @@ class Scheduler:
                 future.cancel()
         return futures
 
-    def _leave(self, number: int) -> None:
+    def _leave(self, ticket: Ticket) -> None:
         with self._changed:
-            left = self._queue.leave(number)
+            left = self._queue.leave(ticket)
         for job in left:
             job.future.cancel()
 
     def _wait(self) -> float:
         ahead = self._ahead()
-        if not self._queue and len(self._in_flight) < len(self._threads):
+        if not self._queue.waiting and len(self._in_flight) < len(self._threads):
             return ahead  # an idle worker takes the first chunk at once
         running = sum(batch.seconds for batch in self._in_flight)
         return ahead + (running + self._queue.seconds_ahead()) / self.speed
 
     def _work(self) -> None:
         while (batch := self._next()) is not None:
-            with on_behalf_of(job.request_id for job in batch.jobs):
-                outcomes = self._outcomes([job.chunk for job in batch.jobs])
+            # For the log; this thread works for several requests at a time.
+            request_id.set(",".join(dict.fromkeys(job.request_id for job in batch.jobs)))
+            outcomes = self._outcomes([job.chunk for job in batch.jobs])
+            request_id.set("-")
             failed = all(isinstance(outcome, EngineFailed) for outcome in outcomes)
             self._failures = self._failures + 1 if failed else 0
             for job, outcome in zip(batch.jobs, outcomes, strict=True):
@@ -249,35 +247,25 @@ class Scheduler:
                         job.future.set_exception(outcome)
                     else:
                         job.future.set_result(outcome)
-            now = self._clock()
-            took = max(now - batch.since, 1e-6)
             with self._changed:
                 self._in_flight.remove(batch)
-                self._last = now
+                self._last = self._clock()
                 # A running mean over the last few batches follows a machine that gets busier or idle. A failed batch
                 # does not count: it ends early and would look fast.
                 if not all(isinstance(outcome, BaseException) for outcome in outcomes):
+                    took = max(self._last - batch.since, 1e-6)
                     self._speed += (max(batch.seconds / took, 1e-3) - self._speed) / 4
 
     def _next(self) -> _Batch | None:
-        """Wait for the next batch of chunks whose futures are not cancelled; None when closed."""
+        """Wait for the next batch, and be idle meanwhile; None when closed."""
         pause: float | None = 0.0
         while True:
             with self._changed:
-                if self._changed.wait_for(lambda: self._closed or self._queue.ready(no_long=self._reserved), pause):
-                    if self._closed:
-                        return None
-                    no_long = self._reserved
-                    within_share = self._last_free_worker and self._queue.ready(within_share=True, no_long=no_long)
-                    taken = self._queue.take(most=self._batch_size(), within_share=within_share, no_long=no_long)
-                    jobs = [job for job in taken if job.future.set_running_or_notify_cancel()]
-                    if jobs:
-                        batch = _Batch(jobs, self._clock())
-                        self._in_flight.append(batch)
-                        for job in jobs:
-                            self._observer.waited(batch.since - job.since)
-                        return batch
-                    continue
+                batch = self._changed.wait_for(lambda: self._closed or self._take(), pause)
+                if isinstance(batch, _Batch):
+                    return batch
+                if self._closed:
+                    return None
                 since = None if self._in_flight else self._clock() - self._last
                 if self._reserved:
                     pause = self._reserved_until - self._clock()
@@ -285,6 +273,22 @@ class Scheduler:
             # Without the lock, since unloading a model takes long and requests are admitted meanwhile. While another
             # worker decodes, the model is in use: that worker calls `idle` when it is done.
             pause = None if since is None else self._be_idle(since)
+
+    def _take(self) -> _Batch | None:
+        """Begin the next batch of chunks whose futures are not cancelled; None if there is none for this worker."""
+        while self._queue.waiting:
+            taken = self._queue.take(
+                most=self._batch_size(), short_first=self._last_free_worker, no_long=self._reserved
+            )
+            if not taken:
+                return None
+            if jobs := [job for job in taken if job.future.set_running_or_notify_cancel()]:
+                batch = _Batch(jobs, self._clock())
+                self._in_flight.append(batch)
+                for job in jobs:
+                    self._observer.waited(batch.since - job.since)
+                return batch
+        return None
 
     def _batch_size(self) -> int:
         """Return how many chunks this worker may take, so that the workers share the chunks evenly.
@@ -294,7 +298,7 @@ class Scheduler:
         """
         idle = len(self._threads) - len(self._in_flight)
         running = sum(len(batch.jobs) for batch in self._in_flight)
-        waiting = len(self._queue)
+        waiting = self._queue.waiting
         return min(math.ceil(waiting / idle), max(1, (waiting + running) // len(self._threads)))
 
     @property

@@ -11,11 +11,9 @@ import pytest
 
 from localwhisper_server.audio import pool
 from localwhisper_server.errors import Busy, EngineFailed, InvalidRequest, UnreadableAudio
-from localwhisper_server.transcription._pipeline import LOOKAHEAD
-from localwhisper_server.transcription.preparation import DECODERS, StepRunner
 from localwhisper_server.transcription.scheduler import Scheduler
 from localwhisper_server.transcription.segmentation import LONGEST_SECONDS
-from localwhisper_server.transcription.transcriber import Transcriber
+from localwhisper_server.transcription.transcriber import DECODERS, LOOKAHEAD, StepRunner, Transcriber
 from localwhisper_server.types import (
     SAMPLE_RATE,
     AudioChunk,
