@@ -144,45 +144,45 @@ class Scheduler:
     def queue_seconds(self) -> float:
         """Estimate how long the first chunk of a new request would wait, in seconds."""
         with self._changed:
-            return self._wait()
+            ahead = self._ahead()
+            if not self._queue.waiting and len(self._in_flight) < len(self._threads):
+                return ahead  # an idle worker takes the first chunk at once
+            running = sum(batch.seconds for batch in self._in_flight)
+            return ahead + (running + self._queue.seconds_ahead()) / self.speed
 
-    def admit(self, *, bulk: bool = False) -> Ticket:
-        """Open a request.
+    def require_room(self) -> None:
+        """Check that one more request would be admitted.
 
         Raises:
             Busy: the queue is full, or the estimated wait is longer than `max_wait`. `retry_after` estimates when the
                 request would be admitted.
 
         """
+        wait = self.queue_seconds
+        if wait > self._max_wait:
+            raise Busy(
+                f"The server is busy: the wait is about {wait:.0f} s. Try again later.",
+                retry_after=wait - self._max_wait,
+            )
+        if self.full:
+            raise Busy("The server is busy: its queue is full. Try again later.", retry_after=wait)
+
+    def admit(self, *, bulk: bool = False) -> Ticket:
+        """Open a request; raise Busy as `require_room` does."""
         with self._changed:
-            self._require_room()
+            self.require_room()
             ticket = Ticket(self)
             if self._queue.has_long and not bulk:
                 self._reserved_until = self._clock() + RESERVED_SECONDS
             self._queue.admit(ticket, bulk=bulk)
         return ticket
 
-    def require_room(self) -> None:
-        """Raise Busy if `admit` would."""
-        with self._changed:
-            self._require_room()
-
-    def _require_room(self) -> None:
-        wait = self._wait()
-        if wait > self._max_wait:
-            raise Busy(
-                f"The server is busy: the wait is about {wait:.0f} s. Try again later.",
-                retry_after=wait - self._max_wait,
-            )
-        if self._queue.requests >= self._most_requests:
-            raise Busy("The server is busy: its queue is full. Try again later.", retry_after=wait)
-
     def send_away(self, refusal: ServerError, *, later_than: float) -> None:
         """Fail the requests that have not begun and would not end within so many seconds at the present speed."""
         with self._changed:
             running = sum(batch.seconds for batch in self._in_flight)
             late = self._queue.late(later_than * self.speed - running)
-            left = [job.future for key in late for job in self._queue.leave(key)]
+            left = [job for key in late for job in self._queue.leave(key)]
         _fail(left, refusal)
 
     def refuse(self, refusal: ServerError) -> None:
@@ -190,7 +190,7 @@ class Scheduler:
         with self._changed:
             self._refusal = refusal
             left = self._queue.clear() + [job for batch in self._in_flight for job in batch.jobs]
-        _fail([job.future for job in left], refusal)
+        _fail(left, refusal)
 
     def close(self, timeout: float | None = None) -> bool:
         """Refuse the waiting chunks; return whether all running batches end within `timeout` seconds."""
@@ -198,7 +198,7 @@ class Scheduler:
             self._closed, self._refusal = True, self._refusal or Stopping()
             left = self._queue.clear()
             self._changed.notify_all()
-        _fail([job.future for job in left], self._refusal)
+        _fail(left, self._refusal)
         until = None if timeout is None else self._clock() + timeout
         for thread in self._threads:
             thread.join(None if until is None else max(0.0, until - self._clock()))
@@ -207,30 +207,22 @@ class Scheduler:
     def _submit(self, ticket: Ticket, chunks: Sequence[Chunk], *, first: bool) -> list[Future[ChunkResult]]:
         now = self._clock()
         jobs = [Job(chunk, chunk.frames, Future(), now, request_id.get()) for chunk in chunks]
-        futures = [job.future for job in jobs]
         with self._changed:
             refusal = self._refusal
             taken = refusal is None and self._queue.put(ticket, jobs, first=first)
             self._changed.notify_all()
         if refusal is not None:
-            _fail(futures, refusal)
+            _fail(jobs, refusal)
         elif not taken:
-            for future in futures:
-                future.cancel()
-        return futures
+            for job in jobs:
+                job.future.cancel()
+        return [job.future for job in jobs]
 
     def _leave(self, ticket: Ticket) -> None:
         with self._changed:
             left = self._queue.leave(ticket)
         for job in left:
             job.future.cancel()
-
-    def _wait(self) -> float:
-        ahead = self._ahead()
-        if not self._queue.waiting and len(self._in_flight) < len(self._threads):
-            return ahead  # an idle worker takes the first chunk at once
-        running = sum(batch.seconds for batch in self._in_flight)
-        return ahead + (running + self._queue.seconds_ahead()) / self.speed
 
     def _work(self) -> None:
         while (batch := self._next()) is not None:
@@ -332,22 +324,20 @@ class Scheduler:
             logger.exception("a batch of %d failed", len(chunks))
         else:
             if len(results) == len(chunks):
-                self._observe(chunks, results, self._clock() - started)
+                took, sound = self._clock() - started, sum(chunk.seconds for chunk in chunks)
+                self._observer.decoded(len(chunks), self._limits.items, sound, took)
+                for result in results:
+                    if result.rejected is not None:
+                        self._observer.retried(result.rejected)
                 return results
             logger.error("a batch of %d gave %d results", len(chunks), len(results))
         if len(chunks) == 1:
             return [EngineFailed()]
         return [outcome for chunk in chunks for outcome in self._outcomes([chunk])]
 
-    def _observe(self, chunks: Sequence[Chunk], results: Sequence[ChunkResult], took: float) -> None:
-        self._observer.decoded(len(chunks), self._limits.items, sum(chunk.seconds for chunk in chunks), took)
-        for result in results:
-            if result.rejected is not None:
-                self._observer.retried(result.rejected)
 
-
-def _fail(futures: Sequence[Future[ChunkResult]], failure: ServerError) -> None:
-    for future in futures:
+def _fail(jobs: Sequence[Job], failure: ServerError) -> None:
+    for job in jobs:
         with contextlib.suppress(InvalidStateError, RuntimeError):  # another thread has just answered it
-            if future.running() or future.set_running_or_notify_cancel():
-                future.set_exception(failure)
+            if job.future.running() or job.future.set_running_or_notify_cancel():
+                job.future.set_exception(failure)
