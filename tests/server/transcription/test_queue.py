@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from localwhisper_server.transcription.queue import LONGEST_RATIO, MAX_SKIPS, FairQueue, Job
 from localwhisper_server.types import BatchLimits
-from tests.server.items import SHORT, Item
+from tests.server.engine_double import SHORT, Item
 
 LIMITS = BatchLimits(items=3, frames=4800, share=1800)
 CAPACITY = 3

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from localwhisper_server.transcription.transcriber import SHORT_STEPS, SHORT_THREADS, RequestSteps, StepRunner
-from tests.server.items import SECONDS, Clock
+from tests.server.engine_double import SECONDS, Clock
 
 pytestmark = pytest.mark.anyio
 
