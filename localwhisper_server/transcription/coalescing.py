@@ -9,6 +9,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from functools import partial
 from typing import IO
 
@@ -25,22 +26,16 @@ Transcribe = Callable[[IO[bytes], Options], AsyncGenerator[Item]]
 _Key = tuple[bytes, Options]
 
 
+@dataclass(eq=False)
 class _Run:
     """One transcription: what it has given so far, how it ended, and how many callers follow it."""
 
-    task: asyncio.Task[None]
-
-    def __init__(self) -> None:
-        self.items: list[Item] = []
-        self.failure: Exception | None = None
-        self.ended = False
-        self.followers = 0
-        self.changed = asyncio.Event()
-
-    def notify(self) -> None:
-        """Wake every follower: there is a new item, or the end."""
-        self.changed.set()
-        self.changed = asyncio.Event()
+    items: list[Item] = field(default_factory=list)
+    failure: Exception | None = None
+    ended: bool = False
+    followers: int = 0
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
 
 
 class CoalescingTranscriber:
@@ -100,6 +95,7 @@ class CoalescingTranscriber:
         try:
             while not run.ended or position < len(run.items):
                 if position == len(run.items):
+                    run.changed.clear()
                     await run.changed.wait()
                     continue
                 yield run.items[position]
@@ -108,7 +104,7 @@ class CoalescingTranscriber:
                 raise run.failure
         finally:
             run.followers -= 1
-            if not run.followers and not run.ended:
+            if run.task is not None and not run.followers and not run.ended:
                 self._running.pop(key, None)
                 run.task.cancel()
                 await asyncio.gather(run.task, return_exceptions=True)
@@ -118,7 +114,7 @@ class CoalescingTranscriber:
             async with aclosing(self._transcribe(source, key[1])) as items:
                 async for item in items:
                     run.items.append(item)
-                    run.notify()
+                    run.changed.set()
             if self._kept:
                 self._finished[key] = run.items
                 while len(self._finished) > self._kept:
@@ -129,4 +125,4 @@ class CoalescingTranscriber:
             run.ended = True
             if self._running.get(key) is run:
                 del self._running[key]
-            run.notify()
+            run.changed.set()

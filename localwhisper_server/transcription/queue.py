@@ -80,31 +80,26 @@ class FairQueue:
         self.waiting = 0
         """How many chunks wait."""
         self._limits = limits
-        # New requests in order of arrival; a request that was in a batch moves to the end.
-        self._open: dict[Hashable, _Request] = {}
-
-    @property
-    def requests(self) -> int:
-        """How many requests are open."""
-        return len(self._open)
+        self.open: dict[Hashable, _Request] = {}
+        """New requests in order of arrival; a request that was in a batch moves to the end."""
 
     @property
     def has_long(self) -> bool:
         """Whether a long recording is open: one that was in FEW_BATCHES batches or more."""
-        return any(request.long for request in self._open.values())
+        return any(request.long for request in self.open.values())
 
     def seconds_ahead(self) -> float:
         """Return the seconds of audio decoded before a new request: one share of each interactive request."""
         share = self._limits.share / FRAMES_PER_SECOND
-        return sum(min(share, request.seconds) for request in self._open.values() if not request.bulk)
+        return sum(min(share, request.seconds) for request in self.open.values() if not request.bulk)
 
     def admit(self, key: Hashable, *, bulk: bool = False) -> None:
         """Open a request."""
-        self._open[key] = _Request(key, bulk)
+        self.open[key] = _Request(key, bulk)
 
     def put(self, key: Hashable, jobs: Sequence[Job], *, first: bool = False) -> bool:
         """Add chunks of an open request, before its others if `first`; return False if the request has left."""
-        request = self._open.get(key)
+        request = self.open.get(key)
         if request is None:
             return False
         self.waiting += len(jobs)
@@ -116,14 +111,14 @@ class FairQueue:
 
     def leave(self, key: Hashable) -> list[Job]:
         """Close a request and return its waiting chunks."""
-        request = self._open.pop(key, None)
+        request = self.open.pop(key, None)
         left = list(request.waiting) if request else []
         self.waiting -= len(left)
         return left
 
     def clear(self) -> list[Job]:
         """Close all requests and return their waiting chunks."""
-        return [job for key in list(self._open) for job in self.leave(key)]
+        return [job for key in list(self.open) for job in self.leave(key)]
 
     def late(self, seconds: float) -> list[Hashable]:
         """Return the requests that were in no batch yet and do not end within so many seconds of audio."""
@@ -166,7 +161,7 @@ class FairQueue:
         for request in order:
             if request in frames:
                 request.batches, request.skipped = request.batches + 1, 0
-                self._open[request.key] = self._open.pop(request.key)  # to the end
+                self.open[request.key] = self.open.pop(request.key)  # to the end
             else:
                 request.skipped += 1
         return batch
@@ -180,7 +175,7 @@ class FairQueue:
         return next((at for at, job in enumerate(request.waiting) if job.frames <= self._limits.share), None)
 
     def _order(self) -> list[_Request]:
-        waiting = [request for request in self._open.values() if request.waiting]
+        waiting = [request for request in self.open.values() if request.waiting]
         waiting.sort(key=lambda request: (request.bulk, min(request.batches, FEW_BATCHES)))
         longest = max(waiting, key=lambda request: request.skipped, default=None)
         if longest is not None and longest.skipped >= MAX_SKIPS:

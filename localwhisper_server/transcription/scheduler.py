@@ -44,11 +44,11 @@ class _Batch:
         return any(job.long for job in self.jobs)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Ticket:
     """An admitted request. Close it when the request ends, for whatever reason."""
 
-    def __init__(self, scheduler: "Scheduler") -> None:
-        self._scheduler = scheduler
+    _scheduler: "Scheduler"
 
     def submit(self, chunks: Sequence[Chunk], *, first: bool = False) -> list[Future[ChunkResult]]:
         """Queue chunks, which may share a batch; each future gives a result or raises a ServerError.
@@ -117,7 +117,7 @@ class Scheduler:
     def requests(self) -> int:
         """How many requests are open."""
         with self._changed:
-            return self._queue.requests
+            return len(self._queue.open)
 
     @property
     def full(self) -> bool:
@@ -164,7 +164,7 @@ class Scheduler:
                 f"The server is busy: the wait is about {wait:.0f} s. Try again later.",
                 retry_after=wait - self._max_wait,
             )
-        if self.full:
+        if len(self._queue.open) >= self._most_requests:
             raise Busy("The server is busy: its queue is full. Try again later.", retry_after=wait)
 
     def admit(self, *, bulk: bool = False) -> Ticket:
@@ -210,7 +210,7 @@ class Scheduler:
         with self._changed:
             refusal = self._refusal
             taken = refusal is None and self._queue.put(ticket, jobs, first=first)
-            self._changed.notify_all()
+            self._changed.notify(len(jobs))
         if refusal is not None:
             _fail(jobs, refusal)
         elif not taken:

@@ -139,8 +139,9 @@ class Transcriber:
                     for segment in result.segments:
                         segments.append(segment)
                         yield segment
-            self.observer.transcribed(recording.seconds)
-            yield Transcript(options.decoding.task, language, recording.seconds, tuple(segments))
+            transcript = Transcript(options.decoding.task, language, recording.seconds, tuple(segments))
+            self.observer.transcribed(transcript.duration)
+            yield transcript
 
 
 class _Recording:
