@@ -25,8 +25,7 @@ from localwhisper_server.whisper.chunks import Chunk, ChunkResult
 Value = TypeVar("Value")
 Awaited = TypeVar("Awaited", bound="asyncio.Future[Any]")
 
-# So many recordings are decoded at a time. A decoder that is slower than DECODER_SECONDS no longer counts: it has a low
-# priority by then, and a message must not wait for it.
+# So many recordings are decoded at a time.
 DECODERS = 4
 DECODER_SECONDS = 0.5
 # Threads for the steps of short requests.
@@ -101,7 +100,8 @@ class Transcriber:
     """Transcribes uploads with one scheduler. Safe for any number of concurrent calls on one event loop.
 
     `blocks` decodes an upload, `find_speech` detects speech in it, and `prepare` computes a chunk's features. `steps`
-    runs the latter two. A recording may be `max_seconds` long.
+    runs the latter two. A recording may be `max_seconds` long. A decoder that takes more than `decoder_seconds` no
+    longer counts among those that work at a time: it has a low priority by then, and a message must not wait for it.
     """
 
     scheduler: Scheduler
@@ -110,6 +110,7 @@ class Transcriber:
     blocks: pool.Decode
     steps: StepRunner
     max_seconds: float
+    decoder_seconds: float = DECODER_SECONDS
     observer: Observer = field(default_factory=NullObserver)
     # Apart for short requests and for long recordings, so that a message waits for no recording of hours.
     decoders: Mapping[bool, asyncio.Semaphore] = field(
@@ -172,16 +173,26 @@ class _Recording:
             UnreadableAudio, InvalidRequest, Busy: see `pool.Pool.blocks`.
 
         """
-        async with self._parts.decoders[self._request.short]:
-            reading = _quiet(asyncio.create_task(anyio.to_thread.run_sync(self._read, limiter=self._reader)))
-            await asyncio.wait({reading}, timeout=DECODER_SECONDS)
-        await reading
+        await asyncio.shield(_quiet(asyncio.create_task(self._decode())))
         return await self._parts.steps.run(self._request, self._cut)
 
     def close(self) -> None:
         """Stop decoding: at once, or after the current block if a thread is waiting for it."""
         self._closed = True
         self._release()
+
+    async def _decode(self) -> None:
+        """Wait for a place among the decoders, and then for the decoder.
+
+        A caller who leaves keeps the place until the decoder has ended: otherwise callers who come and leave would
+        start one process each.
+        """
+        async with self._parts.decoders[self._request.short]:
+            if self._closed:
+                return
+            reading = _quiet(asyncio.create_task(anyio.to_thread.run_sync(self._read, limiter=self._reader)))
+            await asyncio.wait({reading}, timeout=self._parts.decoder_seconds)
+        await reading
 
     def _read(self) -> None:
         """Wait for the decoder until there is enough audio to cut."""
@@ -202,7 +213,8 @@ class _Recording:
     def _cut(self) -> list[Chunk]:
         chunks = self._segmenter.cut(end=self.ended)
         decoding, full_window = self._options.decoding, self._options.full_window
-        return [self._parts.prepare(chunk, decoding, full_window=full_window) for chunk in chunks]
+        # Nothing for a caller who has left meanwhile.
+        return [self._parts.prepare(chunk, decoding, full_window=full_window) for chunk in chunks if not self._closed]
 
     def _release(self) -> None:
         """Close the decoder, unless a thread is reading from it: that thread closes it afterwards."""

@@ -335,7 +335,7 @@ async def test_slow_decoders_delay_no_other_request(make: Callable[..., Transcri
         yield np.ones(SAMPLE_RATE, np.float32)
 
     many = Scheduler(engine.run, capacity=20, limits=LIMITS, clock=Clock())
-    transcriber = make(scheduler=many, blocks=blocks)
+    transcriber = make(scheduler=many, blocks=blocks, decoder_seconds=0.0)
     slow = [asyncio.create_task(_all(transcriber, b"slow")) for _ in range(10)]
     await _until(lambda: many.requests == 10)
     _, transcript = await asyncio.wait_for(_all(transcriber, b"a message"), SECONDS)
@@ -347,23 +347,32 @@ async def test_slow_decoders_delay_no_other_request(make: Callable[..., Transcri
 
 
 async def test_few_recordings_are_decoded_at_a_time(make: Callable[..., Transcriber], engine: Engine) -> None:
-    """Each decoder is a process that has to start: a hundred callers at once must not start one each."""
-    lock, now, most = threading.Lock(), 0, 0
-    two = threading.Barrier(2)  # so that two at least are decoded at the same time
+    """Each decoder is a process that has to start: a hundred callers must not start one each, nor if they leave."""
+    lock, gate, now, most, begun = threading.Lock(), threading.Event(), 0, 0, 0
 
     def blocks(_source: Any, **_: Any) -> Any:
-        nonlocal now, most
+        nonlocal now, most, begun
         with lock:
-            now, most = now + 1, max(most, now + 1)
-        two.wait(SECONDS)
+            now, most, begun = now + 1, max(most, now + 1), begun + 1
+        assert gate.wait(SECONDS)
         with lock:
             now -= 1
         yield np.ones(SAMPLE_RATE, np.float32)
 
     many = Scheduler(engine.run, capacity=100, limits=LIMITS, clock=Clock())
-    transcriber = make(scheduler=many, blocks=blocks)
-    await asyncio.gather(*(_all(transcriber, b"%d" % number) for number in range(50)))
-    assert 1 < most <= DECODERS
+    transcriber = make(scheduler=many, blocks=blocks, decoder_seconds=SECONDS)
+    callers = [asyncio.create_task(_all(transcriber, b"%d" % number)) for number in range(20)]
+    await _until(lambda: now == DECODERS)
+    leaving, staying = callers[:10], callers[10:]
+    for caller in leaving:
+        caller.cancel()
+    await asyncio.gather(*leaving, return_exceptions=True)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    gate.set()
+    await asyncio.gather(*staying)
+    assert most == DECODERS
+    assert begun == DECODERS + len(staying)  # nothing was begun for the others who left
     assert many.close(SECONDS)
 
 
