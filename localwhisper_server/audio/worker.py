@@ -163,12 +163,12 @@ def _blocks(parts: Iterable[bytes]) -> Iterator[bytes]:
         yield held
 
 
-def warm_up(pcm: Pcm = decoding.pcm) -> None:
+def warm_up() -> None:
     """Decode half a second of silence, so that every library is loaded before `confine` forbids to open files."""
     frames = bytes(decoding.SAMPLE_RATE)
     form = struct.pack("<HHIIHH", 1, 1, decoding.SAMPLE_RATE, decoding.SAMPLE_RATE * 2, 2, 16)
     body = b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(frames)) + frames
-    for _ in pcm(io.BytesIO(b"RIFF" + struct.pack("<I", len(body)) + body), max_seconds=1.0):
+    for _ in decoding.pcm(io.BytesIO(b"RIFF" + struct.pack("<I", len(body)) + body), max_seconds=1.0):
         pass
 
 

@@ -269,6 +269,8 @@ def test_closing_the_pool_ends_its_processes(wav: Callable[..., bytes]) -> None:
     assert all(process.poll() is not None for process in processes)
     with pytest.raises((UnreadableAudio, ValueError)):
         list(blocks)
+    with pytest.raises(Busy):
+        _decode(closing_pool, wav(1.0))
     assert not _pids(closing_pool)
 
 
@@ -320,15 +322,6 @@ def test_a_worker_that_cannot_be_started_is_busy(wav: Callable[..., bytes]) -> N
         command[0] = COMMAND[0]
         assert _decode(short, wav(1.0)).size == 16_000
         assert len(_pids(short)) == 2
-
-
-def test_a_pool_that_is_closed_starts_nothing(wav: Callable[..., bytes]) -> None:
-    """A request that comes while the server stops is refused; no process outlives the server."""
-    closed = Pool(environ=os.environ, spare=1, most=2)
-    closed.close()
-    with pytest.raises(Busy):
-        _decode(closed, wav(1.0))
-    assert not _pids(closed)
 
 
 # The worker's own side, in this process.
@@ -467,18 +460,6 @@ def test_the_memory_of_a_worker_is_limited() -> None:
     # Pipes, since a confined process cannot write to files.
     done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False, capture_output=True)
     assert done.returncode == 7
-
-
-def test_warming_up_decodes_something() -> None:
-    """A recording that the decoder accepts."""
-    decoded: list[bytes] = []
-
-    def pcm(source: Any, *, max_seconds: float) -> Iterator[bytes]:
-        decoded.extend(decoding.pcm(source, max_seconds=max_seconds))
-        return iter(decoded)
-
-    worker_module.warm_up(pcm)
-    assert sum(map(len, decoded)) == decoding.SAMPLE_RATE
 
 
 def test_a_decoder_that_takes_long_lowers_its_priority() -> None:
