@@ -242,14 +242,6 @@ def test_new_requests_do_not_stop_a_long_file() -> None:
     assert served >= 20 // (MAX_SKIPS + 1)
 
 
-def test_new_requests_are_served_in_the_order_they_came() -> None:
-    """Later requests do not delay earlier ones."""
-    queue = _queue(BatchLimits(items=2, frames=3000, share=1500), a=1, b=1, c=1)
-    assert _names(queue) == ["a0", "b0"]
-    _join(queue, "d", SHORT)
-    assert _names(queue) == ["c0", "d0"]
-
-
 @pytest.mark.parametrize("bulk", [False, True])
 @pytest.mark.parametrize("items", [1, 2, 4])
 def test_a_flood_of_new_requests_leaves_places_for_older_ones(items: int, bulk: bool) -> None:  # noqa: FBT001
@@ -267,15 +259,6 @@ def test_a_flood_of_new_requests_leaves_places_for_older_ones(items: int, bulk: 
     assert served["hou"] + served["oth"] >= 40 // (MAX_SKIPS + 1) - 1
     assert abs(served["hou"] - served["oth"]) <= 1
     assert served["new"] >= 40 * items // 2
-
-
-def test_interactive_goes_before_bulk() -> None:
-    """Even if the bulk request came first; it fills what is left of a batch."""
-    queue = FairQueue(BatchLimits(items=2, frames=3000, share=SHORT))
-    _join(queue, "bulk", *[SHORT] * 9, bulk=True)
-    _join(queue, "a", SHORT, SHORT)
-    _join(queue, "b", SHORT)
-    assert [_names(queue) for _ in range(3)] == [["b0", "a0"][::-1], ["a1", "bulk0"], ["bulk1"]]
 
 
 def test_bulk_requests_do_not_wait_for_ever() -> None:
