@@ -4,7 +4,7 @@ Once confined, the process has no file but that socket, cannot open another, and
 memory and its processor time, and ends it if it takes more. It has no settings, no keys and no file names of the
 server. It asks for the bytes of an upload as FFmpeg reads them.
 
-A message is a letter and a payload, sent as bytes over a `multiprocessing.connection.Connection`.
+A message is a letter and a payload, framed as `multiprocessing.connection` does.
 
     to the worker    O  open an upload: maximum of seconds (f64), size (u64), language or zeros (8 bytes), then the
                         first bytes; ends the upload before it
@@ -26,17 +26,17 @@ import signal
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing.connection import Connection
 
 from localwhisper_server.audio import decoding
 from localwhisper_server.errors import InvalidRequest, UnreadableAudio
 
+LENGTH = struct.Struct("!i")
 OPENING = struct.Struct("<dQ8s")
 REQUEST = struct.Struct("<QI")
 # How much of an upload is sent with O, and asked for with R: most voice messages fit into the first message. Samples
 # are sent in blocks of this size too, 8 s.
 READ_BYTES = 1 << 18
-# Both sides reject a longer message: a worker that an attacker controls must not fill the server's memory.
+# The server rejects a longer message: a worker that an attacker controls must not fill the server's memory.
 LONGEST_MESSAGE = 1 << 20
 
 MEMORY_BYTES = 512 << 20
@@ -53,10 +53,31 @@ Pcm = Callable[..., Iterator[bytes]]
 """Decodes an upload; see `decoding.pcm`."""
 
 
+class Server:
+    """The worker's end of the server's `multiprocessing.connection.Connection`; that module is slow to import."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._incoming = open(descriptor, "rb", closefd=False)  # noqa: SIM115 - for as long as the process lives
+        self._outgoing = open(descriptor, "wb", closefd=False)  # noqa: SIM115 - as above
+
+    def send_bytes(self, message: bytes) -> None:
+        """Send one message; raise OSError if the server is gone."""
+        self._outgoing.write(LENGTH.pack(len(message)) + message)
+        self._outgoing.flush()
+
+    def recv_bytes(self) -> bytes:
+        """Return the next message; raise EOFError if the server is gone."""
+        head = self._incoming.read(LENGTH.size)
+        message = self._incoming.read(LENGTH.unpack(head)[0]) if len(head) == LENGTH.size else b""
+        if not message:
+            raise EOFError
+        return message
+
+
 class Upload:
     """An upload of `size` bytes that begins with `head`, as a file to read; asks the server for the other bytes."""
 
-    def __init__(self, server: Connection, size: int, head: bytes) -> None:
+    def __init__(self, server: "Server", size: int, head: bytes) -> None:
         self._server = server
         self._size = size
         self._held, self._offset = head, 0  # a part of the upload, and where it begins
@@ -72,7 +93,7 @@ class Upload:
         at = self._position - self._offset
         if not 0 <= at < len(self._held):
             self._server.send_bytes(b"R" + REQUEST.pack(self._position, READ_BYTES))
-            self._held = self._server.recv_bytes(LONGEST_MESSAGE)[1:]
+            self._held = self._server.recv_bytes()[1:]
             self._offset, at = self._position, 0
         data = self._held[at : at + size]
         self._position += len(data)
@@ -110,18 +131,18 @@ class TimeLimit:
         signal.alarm(0)
 
 
-def serve(server: Connection, limit: TimeLimit, pcm: Pcm = decoding.pcm) -> None:
+def serve(server: "Server", limit: TimeLimit, pcm: Pcm = decoding.pcm) -> None:
     """Decode upload after upload until the server closes its end."""
     try:
         server.send_bytes(b"U")
-        message = server.recv_bytes(LONGEST_MESSAGE)
+        message = server.recv_bytes()
         while message.startswith(b"O"):
-            message = _decode(server, limit, message[1:], pcm) or server.recv_bytes(LONGEST_MESSAGE)
+            message = _decode(server, limit, message[1:], pcm) or server.recv_bytes()
     except (EOFError, OSError):
         return
 
 
-def _decode(server: Connection, limit: TimeLimit, opening: bytes, pcm: Pcm) -> bytes | None:
+def _decode(server: "Server", limit: TimeLimit, opening: bytes, pcm: Pcm) -> bytes | None:
     """Decode one upload; return the message with which the server ended it early, if it did."""
     max_seconds, size, language = OPENING.unpack_from(opening)
     source = Upload(server, size, opening[OPENING.size :])
@@ -131,7 +152,7 @@ def _decode(server: Connection, limit: TimeLimit, opening: bytes, pcm: Pcm) -> b
         for block in _blocks(pcm(source, max_seconds=max_seconds, language=language.rstrip(b"\0").decode())):
             limit.pause()
             server.send_bytes(b"S" + block)
-            message = server.recv_bytes(LONGEST_MESSAGE)
+            message = server.recv_bytes()
             if message != b"N":
                 return message
             seconds += len(block) / decoding.SAMPLE_BYTES / decoding.SAMPLE_RATE
@@ -190,7 +211,8 @@ def main() -> None:  # pragma: no cover - as above
     # terminal, but the server lets open requests finish, and they need their decoders.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    server = Server(0)
     warm_up()
     confine()
-    serve(Connection(0), TimeLimit())
+    serve(server, TimeLimit())
     os._exit(0)  # skip the interpreter's cleanup, which may open files

@@ -23,7 +23,7 @@ from localwhisper_server import types
 from localwhisper_server.audio import decoding
 from localwhisper_server.audio import worker as worker_module
 from localwhisper_server.audio.pool import COMMAND, Pool, decode
-from localwhisper_server.audio.worker import OPENING, READ_BYTES, REQUEST, TimeLimit, Upload
+from localwhisper_server.audio.worker import OPENING, READ_BYTES, REQUEST, Server, TimeLimit, Upload
 from localwhisper_server.errors import Busy, InvalidRequest, UnreadableAudio
 from tests.server import hostile
 from tests.server.sound import encode, tone
@@ -345,7 +345,7 @@ def _serving(pcm: Any = decoding.pcm) -> Iterator[Connection]:
     """Give the server's end of a worker that runs in a thread."""
     ours, theirs = Pipe()
     with theirs:
-        thread = threading.Thread(target=worker_module.serve, args=(theirs, NoLimit(), pcm))
+        thread = threading.Thread(target=worker_module.serve, args=(Server(theirs.fileno()), NoLimit(), pcm))
         thread.start()
         with ours:
             assert ours.recv_bytes() == b"U"
