@@ -1,20 +1,8 @@
 """The observer that the server reports its work to, and the id of the request that a log line belongs to."""
 
-import contextlib
 import contextvars
-from collections.abc import Iterable, Iterator
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
-
-
-@contextlib.contextmanager
-def on_behalf_of(ids: Iterable[str]) -> Iterator[None]:
-    """Log with the ids of these requests, in a thread that works for several."""
-    token = request_id.set(",".join(dict.fromkeys(ids)) or "-")
-    try:
-        yield
-    finally:
-        request_id.reset(token)
 
 
 class Observer:
