@@ -16,14 +16,14 @@ import openai
 from localwhisper_client._background import OneAtATime
 from localwhisper_client._http import http
 from localwhisper_client.lan.transport import http_client, within
-from localwhisper_client.routing.breaker import Signal
+from localwhisper_client.routing.backend import Signal
 from localwhisper_client.settings import health_url, without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
-    from localwhisper_client.routing.plan import Announce, Backend
+    from localwhisper_client.routing.backend import Announce, Backend
 
 # The timeout is for one read or write. A whole request may take this many: to connect, to send, to receive the answer.
 _TIMEOUTS = 3

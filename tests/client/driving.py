@@ -12,15 +12,16 @@ import anyio.from_thread
 import openai
 
 from localwhisper_client import AsyncLocalWhisper, LocalWhisper
+from localwhisper_client.call import Route
 from localwhisper_client.events import last_call
-from localwhisper_client.route import Route, split
 from localwhisper_client.routing import policy
+from localwhisper_client.settings import split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from localwhisper_client import LastCall, Policy
-    from localwhisper_client.routing.plan import Backend
+    from localwhisper_client.routing.backend import Backend
 
 SHAPES = ("plain", "raw", "streaming", "events", "raw_events")
 FLAVOURS = ("sync", "async")

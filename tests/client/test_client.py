@@ -19,9 +19,8 @@ from localwhisper_client import Attempt, ConfigurationError, LocalWhisper, Missi
 from localwhisper_client._http import http
 from localwhisper_client.lan import health
 from localwhisper_client.lan.health import Prober
-from localwhisper_client.route import ClientOptions, RoutingOptions
-from localwhisper_client.routing.breaker import Rules, Signal
-from localwhisper_client.routing.plan import Backend
+from localwhisper_client.routing.backend import Backend, Rules, Signal
+from localwhisper_client.settings import ClientOptions, RoutingOptions
 from tests.client.driving import SHAPES, backend, route
 from tests.client.fault_server import TEXT, answers, error, in_turn, refusing, reset, says, serving
 
@@ -176,7 +175,7 @@ def test_copies_share_the_breaker_unless_they_have_another_server(drive: Driver,
         "k",
         0.5,
     )
-    assert route(other).policy is Policy.WAIT
+    assert route(other).settings.policy is Policy.WAIT
     assert route(other).announce.callback is print
     assert route(client.copy(local_api_key="new")).servers.settings.local_base_urls == (LAN,)
 

@@ -19,7 +19,7 @@ from localwhisper_client import (
     LocalServerUnavailable,
     LocalWhisper,
 )
-from localwhisper_client.lan.resolution import REMEMBERED, Hosts
+from localwhisper_client.lan.servers import REMEMBERED, Hosts
 from tests.client.fault_server import EVENTS, TEXT, answers, refusing, response, says, serving
 from tests.client.leaving import names, no_socket_leaves
 

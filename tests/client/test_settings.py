@@ -63,7 +63,7 @@ def test_everything_else_from_the_environment() -> None:
         "LOCALWHISPER_CLOUD_BASE_URL": "https://proxy.example/v1/",
     }
     settings = Settings.load(environ)
-    assert settings == Settings(("http://pc/v1",), "lan", Policy.CLOUD, "https://proxy.example/v1", 1.0)
+    assert settings == Settings(("http://pc/v1",), "lan", Policy.CLOUD, cloud_url="https://proxy.example/v1")
     assert "lan" not in repr(settings)
     settings = Settings.load(environ, local_base_url="http://nas/v1", local_api_key="other", connect_timeout=0.5)
     assert (settings.local_base_urls, settings.local_api_key, settings.connect_timeout) == (

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def fresh_module_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Start without the client of another test."""
+    """Start without the client of another test; the SDK's own module client writes into its settings."""
     monkeypatch.setattr(localwhisper, "_current", None)
+    monkeypatch.setattr(openai, "api_key", None)
+    monkeypatch.setattr(openai, "http_client", None)
     yield
     if localwhisper._current is not None:
         localwhisper._current[1].close()

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from localwhisper_client import upload
-from localwhisper_client.upload import IN_MEMORY, Upload, needs_copy
+from localwhisper_client import request as upload
+from localwhisper_client.request import IN_MEMORY, Upload, needs_copy
 from tests.client.fault_server import TEXT, error, serving
 
 if TYPE_CHECKING:

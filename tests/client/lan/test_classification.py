@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from localwhisper_client._http import http
-from localwhisper_client.lan.classification import EventCheck, Expected, WrongAnswer, failed, retry_after
+from localwhisper_client.lan.answers import EventCheck, Expected, WrongAnswer, failed, retry_after
 from localwhisper_client.routing.plan import Verdict
 
 JSON, TEXT, SSE, HTML = "application/json", "text/plain; charset=utf-8", "text/event-stream", "text/html"

@@ -16,7 +16,7 @@ import pytest
 
 from localwhisper_client import AsyncLocalWhisper, Attempt, LocalWhisper
 from localwhisper_client.cloud.ledger import Ledger
-from localwhisper_client.routing.breaker import Rules
+from localwhisper_client.routing.backend import Rules
 from tests.client.driving import make
 from tests.client.fault_server import error, reset, serving
 

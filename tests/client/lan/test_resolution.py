@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from localwhisper_client import _background
-from localwhisper_client.lan.resolution import look_up
+from localwhisper_client.lan.transport import look_up
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1", "192.168.1.9"])

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from localwhisper_client import LocalServerUnavailable
-from localwhisper_client.routing.breaker import Signal
-from localwhisper_client.routing.latency import LatencyEstimate
+from localwhisper_client.routing.backend import LatencyEstimate, Signal
 from tests.client.driving import SHAPES, backend, route
 from tests.client.fault_server import TEXT, answers, error, refusing, reset, says, serving
 

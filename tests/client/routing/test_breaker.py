@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from localwhisper_client.routing.breaker import Breaker, Circuit, Rules, Signal, State, after
+from localwhisper_client.routing.backend import Breaker, Circuit, Rules, Signal, State, after
 
 RULES = Rules(failures=3, cooldown=2.0, longest_cooldown=5.0)
 NOW = 100.0
