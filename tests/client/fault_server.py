@@ -153,6 +153,23 @@ def reset(conn: socket.socket) -> None:
     conn.close()
 
 
+def waits(conn: socket.socket, seconds: float = 20.0) -> bool:
+    """Wait until the client has hung up, but no longer than this; return whether it is still there."""
+    conn.settimeout(seconds)
+    try:
+        return conn.recv(1) != b""
+    except TimeoutError:
+        return True
+
+
+def drips(conn: socket.socket, data: bytes) -> None:
+    """Send a byte now and then, so that no single read is late."""
+    for byte in data:
+        conn.sendall(bytes([byte]))
+        if not waits(conn, 0.02):
+            return
+
+
 @contextlib.contextmanager
 def serving(behaviour: Behaviour = answers) -> Iterator[FaultServer]:
     """Run a server."""

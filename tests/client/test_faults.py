@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,20 @@ import pytest
 from localwhisper_client import Attempt, BreakerOpened, LocalWhisperError
 from localwhisper_client._http import http
 from tests.client.driving import SHAPES
-from tests.client.fault_server import TEXT, answers, blackhole, error, in_turn, refusing, reset, response, says, serving
+from tests.client.fault_server import (
+    TEXT,
+    answers,
+    blackhole,
+    drips,
+    error,
+    in_turn,
+    refusing,
+    reset,
+    response,
+    says,
+    serving,
+    waits,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,23 +42,25 @@ EVENT_SHAPES = ("events", "raw_events")
 BIG = ("big.wav", bytes(8_000_000))
 
 
-def _stalls(conn: socket.socket, request: Request) -> None:
-    threading.Event().wait(5)
-
-
-def _stalls_in_body(conn: socket.socket, request: Request) -> None:
-    kind = b"text/event-stream" if request.wants_events else b"application/json"
-    conn.sendall(response(200, kind, BODY)[:-2000])
-    threading.Event().wait(5)
-
-
-def _trickles(conn: socket.socket, request: Request) -> None:
+def _begin(conn: socket.socket, request: Request) -> bytes:
+    """Send all of an answer but its end; return the end."""
     kind = b"text/event-stream" if request.wants_events else b"application/json"
     answer = response(200, kind, BODY)
     conn.sendall(answer[:-2000])
-    for byte in answer[-2000:]:
-        conn.sendall(bytes([byte]))
-        threading.Event().wait(0.02)
+    return answer[-2000:]
+
+
+def _stalls(conn: socket.socket, request: Request) -> None:
+    waits(conn)
+
+
+def _stalls_in_body(conn: socket.socket, request: Request) -> None:
+    _begin(conn, request)
+    waits(conn)
+
+
+def _trickles(conn: socket.socket, request: Request) -> None:
+    drips(conn, _begin(conn, request))
 
 
 def _resets(conn: socket.socket, request: Request) -> None:
@@ -54,14 +68,12 @@ def _resets(conn: socket.socket, request: Request) -> None:
 
 
 def _resets_in_body(conn: socket.socket, request: Request) -> None:
-    kind = b"text/event-stream" if request.wants_events else b"application/json"
-    conn.sendall(response(200, kind, BODY)[:-2000])
+    _begin(conn, request)
     reset(conn)
 
 
 def _cuts_body_short(conn: socket.socket, request: Request) -> None:
-    kind = b"text/event-stream" if request.wants_events else b"application/json"
-    conn.sendall(response(200, kind, BODY)[:-2000])
+    _begin(conn, request)
     conn.close()
 
 

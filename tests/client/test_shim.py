@@ -15,20 +15,10 @@ from localwhisper_client import AsyncLocalWhisper, LocalWhisper
 from tests.client.fault_server import TEXT, refusing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.client.fault_server import FaultServer
 
 
-@pytest.fixture(autouse=True)
-def fresh_module_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Start without the client of another test; the SDK's own module client writes into its settings."""
-    monkeypatch.setattr(localwhisper, "_current", None)
-    monkeypatch.setattr(openai, "api_key", None)
-    monkeypatch.setattr(openai, "http_client", None)
-    yield
-    if localwhisper._current is not None:
-        localwhisper._current[1].close()
+pytestmark = pytest.mark.usefixtures("module_client")
 
 
 def test_the_module_transcribes(local_server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
