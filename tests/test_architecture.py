@@ -28,11 +28,10 @@ ARROWS = {
         "errors": set(),
     },
     "localwhisper_client": {
-        "__init__": {"client", "errors", "events", "routing", "_version"},
+        "__init__": {"client", "errors", "events", "routing"},
         "__main__": {"cli"},
         "cli": {
             "client", "patch", "settings", "errors", "events", "lan", "cloud", "routing", "shared", "server_process",
-            "_version",
         },
         "patch": {"client", "request", "settings", "lan"},
         "client": {"call", "request", "settings", "lan", "errors", "events", "routing", "_background"},
@@ -50,11 +49,10 @@ ARROWS = {
         "shared": set(),
         "_background": set(),
         "_http": set(),
-        "_version": set(),
     },
 }  # fmt: skip
 # What the server may import of the client: tables, the version, the SDK's HTTP library, and how to start a server.
-FROM_CLIENT = {"shared", "_version", "_http", "server_process"}
+FROM_CLIENT = {"shared", "__version__", "_http", "server_process"}
 # The only folders or modules that may import a library.
 ONLY = {
     "faster_whisper": {"whisper"}, "ctranslate2": {"whisper"}, "av": {"audio", "cloud"},
