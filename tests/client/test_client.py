@@ -18,7 +18,7 @@ from localwhisper_client._http import http
 from localwhisper_client.routing.backend import Rules
 from localwhisper_client.settings import ClientOptions, RoutingOptions
 from tests.client.driving import SHAPES, backend, route
-from tests.client.fault_server import TEXT, error, in_turn, refusing, reset, says, serving
+from tests.client.fault_server import TEXT, error, refusing, reset, says, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -216,14 +216,6 @@ def test_when_the_cloud_fails_too_the_error_names_both_backends(drive: Driver, c
         cloud.behaviour = lambda conn, _: reset(conn)
         with pytest.raises(openai.APIConnectionError, match=cloud.url):
             drive.call(client)
-
-
-def test_the_clouds_own_retries_stay(drive: Driver, cloud: FaultServer) -> None:
-    """`max_retries` describes the cloud."""
-    again = error(500, b"retry-after-ms: 1")
-    cloud.behaviour = in_turn(again, again, then=says(200, b"application/json", b'{"text": "third"}'))
-    with refusing() as port:
-        assert drive.call(drive.client(local_base_url=f"http://127.0.0.1:{port}/v1", policy="cloud")) == "third"
 
 
 def test_an_error_of_the_key_function_is_raised_as_it_is(drive: Driver, wire: respx.Router) -> None:

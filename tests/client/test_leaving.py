@@ -217,9 +217,6 @@ def test_what_is_not_speech_goes_where_the_sdk_sends_it(
     with localwhisper.OpenAI(policy="cloud") as client:
         for each in (client, client.with_options(timeout=9)):
             assert str(each.base_url).rstrip("/") == url
-        monkeypatch.setenv("LOCALWHISPER_POLICY", "cloud")
-    with localwhisper.OpenAI(policy="cloud") as client:
-        for each in (client, client.with_options(timeout=9)):
             assert each.audio.transcriptions.create(model="whisper-1", file=b"x").text == TEXT
     assert len(cloud.calls) == 2
 
@@ -256,20 +253,15 @@ def test_a_realtime_session_that_may_be_opened_is_the_sdks(kind: Any, monkeypatc
     ):
         assert client.realtime.connect(**TRANSCRIPTION) is not None
     monkeypatch.setenv("LOCALWHISPER_POLICY", "cloud")
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
     client = kind(policy="cloud", api_key="k")
     manager = client.realtime.connect(**TRANSCRIPTION)
     assert type(manager).__module__.startswith("openai.")
     with localwhisper.policy("local_only"), pytest.raises(CloudNotAllowed):
         client.realtime.connect(**TRANSCRIPTION)
-
-
-def test_the_modules_own_realtime(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`import localwhisper as openai; openai.realtime.connect(...)`."""
-    monkeypatch.setenv("OPENAI_API_KEY", "k")
-    with pytest.raises(CloudNotAllowed):
-        localwhisper.realtime.connect(**TRANSCRIPTION)
-    with pytest.raises(CloudNotAllowed):
-        localwhisper.beta.realtime.connect(**CONVERSATION)
+    for module in (localwhisper.realtime, localwhisper.beta.realtime):
+        with localwhisper.policy("local_only"), pytest.raises(CloudNotAllowed):
+            module.connect(**CONVERSATION)
 
 
 @pytest.mark.parametrize("patched", [False, True])

@@ -196,7 +196,6 @@ EVENT = b'data: {"type":"transcript.text.delta","delta":"a"}\n\n'
     ("shape", "answer", "most"),
     [
         ("plain", {}, 64),
-        ("raw", {}, 64),
         ("streaming", {}, 64),
         ("plain", {"status": 500}, 64),
         ("events", {"status": 500, "piece": EVENT * 1000}, 64),
