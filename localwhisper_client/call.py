@@ -265,10 +265,9 @@ class RoutedCall(Generic[ClientT]):
             audio_seconds=None if self.expected.stream else usage_of(value).seconds,
         )
 
-    @staticmethod
-    def local_fault(error: Exception) -> Outcome:
+    def local_fault(self, error: Exception) -> Outcome:
         """Return the outcome of a local attempt that raised; raise the error again if it is the caller's own."""
-        outcome = failed(error, time.time())
+        outcome = failed(error, self._route.wall())
         if outcome is None:
             raise error
         return outcome

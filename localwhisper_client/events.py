@@ -32,9 +32,10 @@ class Attempt(Event):
     - `answered`: it gave the transcript.
     - `outage`: it could not be reached. The breaker opens; the next backend is tried.
     - `failure`: it was reached and failed. The breaker counts; the next backend is tried.
-    - `busy`: it is healthy but full. The call waits if the answer says how long, else the next backend is tried.
-    - `misconfigured`: the key or the address is wrong. Raised.
-    - `bad_request`: the call itself is wrong. Raised.
+    - `busy`: it is healthy but full. The breaker does not change. The call waits if the answer says how long, else the
+      next backend is tried.
+    - `misconfigured`: the key or the address is wrong. Raised, never hidden by a fallback to the cloud.
+    - `bad_request`: the call itself is wrong. Raised; it never reaches a paid API.
     - `refused`: it was not sent, because of the budget or because the cloud cannot answer it.
     """
     reason: str

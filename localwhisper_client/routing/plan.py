@@ -33,21 +33,15 @@ SHORTEST_BUSY_WAIT = 0.05
 
 
 class Verdict(StrEnum):
-    """What a backend's behaviour means for the call, the breaker and the next backend."""
+    """What a backend's behaviour means for the call, the breaker and the next backend; see `events.Attempt`."""
 
     ANSWERED = "answered"
     OUTAGE = "outage"
-    """The server cannot be reached: the breaker opens at once; next backend."""
     FAILURE = "failure"
-    """The server was reached and failed: the breaker counts; next backend."""
     BUSY = "busy"
-    """The server is healthy but full: the breaker does not change; wait if the answer says how long, else next."""
     MISCONFIGURED = "misconfigured"
-    """The key or the address is wrong: raised, never hidden by a fallback to the cloud."""
     BAD_REQUEST = "bad_request"
-    """The call itself is wrong: raised; it never reaches a paid API."""
     REFUSED = "refused"
-    """The client did not send it: the budget is used up, or the cloud cannot give what the call asks for."""
 
 
 FINAL = frozenset({Verdict.ANSWERED, Verdict.MISCONFIGURED, Verdict.BAD_REQUEST})

@@ -187,12 +187,6 @@ def test_translations_and_text_formats_too(drive: Driver, wire: respx.Router) ->
     assert drive.call(client, response_format="srt") == "1\n00:00:00,000 --> 00:00:01,000\n\n\n"
 
 
-def test_other_calls_go_to_the_cloud(drive: Driver, wire: respx.Router) -> None:
-    """And never to the local server."""
-    drive.run(drive.client(local_base_url=LAN, api_key="k").models.retrieve, "gpt")
-    assert [str(call.request.url) for call in wire.calls] == [CLOUD + "/models/gpt"]
-
-
 def test_an_error_of_the_callers_own_is_raised_as_it_is(drive: Driver, wire: respx.Router) -> None:
     """A file that cannot be read is the caller's error; no other backend is tried."""
     file = io.BytesIO(b"x")

@@ -56,7 +56,6 @@ def test_only_the_clients_are_ours() -> None:
 
 def test_settings_reach_the_sdk_and_our_client(cloud: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """`localwhisper.api_key = …` works before the first call and after it; the breakers stay."""
-    monkeypatch.setattr(openai, "api_key", None)
     monkeypatch.delenv("OPENAI_API_KEY")
     monkeypatch.setenv("LOCALWHISPER_POLICY", "cloud")
     with refusing() as port:
