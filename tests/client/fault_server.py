@@ -47,11 +47,9 @@ class FaultServer:
     calls: list[Request] = field(default_factory=list)
     probes: list[Request] = field(default_factory=list)
     reads_body: bool = True
-    at: int = 0
-    """The port to listen on; 0 for any."""
 
     def __post_init__(self) -> None:
-        self.listener = socket.create_server(("127.0.0.1", self.at))
+        self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self.stopped = threading.Event()

@@ -9,6 +9,7 @@ import sys
 import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -58,10 +59,13 @@ def test_a_server_that_announces_itself_is_found_until_it_stops() -> None:
 
 
 def test_everyone_is_waited_for() -> None:
-    """Not only the first, and no longer than told."""
-    with announcing("0.0.0.0", 5997, "a", addresses=["10.0.0.1"]), announcing("10.0.0.2", 5998, "b", addresses=[]):
+    """Not only the first, and no longer than told; one with a certificate is found as https."""
+    plain = announcing("0.0.0.0", 5997, "a", addresses=["10.0.0.1"])
+    with plain, announcing("10.0.0.2", 5998, "b", addresses=[], tls=True):
         found = discovery.browse(1.5, everyone=True, interfaces=LOOPBACK)
-    assert sorted(each.model for each in found) == ["a", "b"]
+    parts = {each.model: urlsplit(each.urls[-1]) for each in found}
+    assert (parts["a"].scheme, parts["a"].port) == ("http", 5997)
+    assert (parts["b"].scheme, parts["b"].port) == ("https", 5998)
 
 
 def record(*addresses: str, **properties: str) -> Any:
