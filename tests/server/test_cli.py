@@ -19,7 +19,7 @@ import pytest
 import trustme
 import zeroconf
 
-from localwhisper_client._version import __version__
+from localwhisper_client import __version__
 from localwhisper_server import cli, server
 from localwhisper_server.operations import mdns
 from localwhisper_server.operations.host import interface_addresses

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from localwhisper_client._version import __version__
+from localwhisper_client import __version__
 from localwhisper_client.server_process import ServerNotStarted, serving
 from localwhisper_server.operations.doctor import checks
 from localwhisper_server.operations.doctor.checks import TROUBLE, Facts, Finding
