@@ -1,3 +1,8 @@
-"""The version of the distribution. The server reads it from here: every install has the client."""
+"""The version of the distribution, and how its extras are installed; for the server, too."""
 
 __version__ = "0.1.0"
+
+
+def install(extras: str) -> str:
+    """Return the command that adds extras. The package is not on PyPI, so it is installed from its clone."""
+    return f"pip install '.[{extras}]' in the clone of localwhisper"

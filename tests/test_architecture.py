@@ -41,7 +41,7 @@ ARROWS = {
         },
         "route": {"lan", "cloud", "settings", "errors", "events", "routing", "_http"},
         "lan": {"settings", "errors", "events", "routing", "shared", "_http", "_background"},
-        "cloud": {"errors", "events", "routing", "shared", "_http", "_background"},
+        "cloud": {"errors", "events", "routing", "shared", "_http", "_background", "_version"},
         "settings": {"errors", "cloud", "routing", "shared"},
         "server_process": set(),
         "errors": {"routing", "_http"},
@@ -62,7 +62,7 @@ ONLY = {
     "fastapi": {"api"}, "starlette": {"api"}, "uvicorn": {"api", "server"},
 }  # fmt: skip
 PURE = {
-    "localwhisper_client": ("routing", "shared", "events", "cloud/adaptation", "cloud/models", "cloud/budget"),
+    "localwhisper_client": ("routing", "shared", "events", "cloud/models"),
     "localwhisper_server": (
         "types", "errors", "api/formats", "api/form", "whisper/decoding_rules", "whisper/tokens",
         "whisper/chunks", "transcription/queue", "transcription/segmentation",

@@ -9,11 +9,11 @@ import json
 import os
 import secrets
 import signal
-import stat
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from localwhisper_client.shared.file_endings import ENDINGS
 
@@ -21,7 +21,7 @@ if sys.platform == "linux":
     import fcntl
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 SUFFIX = {"text": ".txt", "json": ".json", "verbose_json": ".json", "srt": ".srt", "vtt": ".vtt"}
 """The ending of a transcript's file, by its format."""
@@ -51,7 +51,7 @@ class Plan:
     left_out: list[Path] = field(default_factory=list)
     """Files in the named folders whose names do not end like a recording's."""
     unreadable: list[OSError] = field(default_factory=list)
-    """Why some folders or files could not be read."""
+    """Why some folders could not be read."""
 
 
 def plan(named: Sequence[str], format_: str, folder: Path | None) -> Plan:
@@ -74,27 +74,27 @@ def plan(named: Sequence[str], format_: str, folder: Path | None) -> Plan:
     except OSError as failure:
         raise FilesError(str(failure)) from failure
     suffix = SUFFIX[format_]
-    transcripts = {recording: place.with_name(place.stem + suffix) for recording, place in places.items()}
-    while shared := _shared(transcripts):
-        full = {recording: places[recording].with_name(places[recording].name + suffix) for recording in shared}
-        if all(transcripts[recording] == name for recording, name in full.items()):
-            first, second = shared[:2]
-            raise FilesError(f"{first} and {second} would both be written to {transcripts[first]}")
-        transcripts |= full
-    recordings = {recording.resolve() for recording in places}
+    full: set[Path] = set()  # the recordings whose transcripts keep the ending
+    while True:
+        transcripts = {
+            recording: place.with_name((place.name if recording in full else place.stem) + suffix)
+            for recording, place in places.items()
+        }
+        times = Counter(transcripts.values())
+        shared = {recording for recording, transcript in transcripts.items() if times[transcript] > 1}
+        if not shared:
+            break
+        if shared <= full:
+            clash = next(transcript for transcript, count in times.items() if count > 1)
+            first, second, *_ = (str(recording) for recording, transcript in transcripts.items() if transcript == clash)
+            raise FilesError(f"{first} and {second} would both be written to {clash}")
+        full |= shared
+    recordings = set(map(os.path.realpath, places))
     for recording, transcript in transcripts.items():
-        if transcript.resolve() in recordings:
+        if os.path.realpath(transcript) in recordings:
             raise FilesError(f"{recording} would be written over the recording {transcript}")
     made.jobs += [Job(*each) for each in transcripts.items()]
     return made
-
-
-def _shared(transcripts: Mapping[Path, Path]) -> list[Path]:
-    """Return the recordings that share a transcript's file with another, grouped by that file."""
-    taken: dict[Path, list[Path]] = {}
-    for recording, transcript in transcripts.items():
-        taken.setdefault(transcript, []).append(recording)
-    return [recording for recordings in taken.values() if len(recordings) > 1 for recording in recordings]
 
 
 def _recordings(named: Sequence[str], made: Plan) -> Iterator[tuple[Path, Path]]:
@@ -108,7 +108,13 @@ def _recordings(named: Sequence[str], made: Plan) -> Iterator[tuple[Path, Path]]
             if not match.is_dir():
                 yield match, Path(match.name)
                 continue
-            inside = sorted(_files(match, made.unreadable.append))
+            inside = sorted(
+                path
+                for place, _, names in os.walk(match, onerror=made.unreadable.append)
+                for path in (Path(place, name) for name in names)
+                # A link to nowhere fails when it is opened. A pipe or a device is not opened.
+                if os.path.isfile(path) or not os.path.exists(path)  # noqa: PTH110, PTH113 - these raise nothing
+            )
             recordings = [each for each in inside if each.suffix[1:].lower() in ENDINGS]
             # Transcripts and hidden files are not reported: they were not meant.
             made.left_out += [
@@ -122,37 +128,25 @@ def _recordings(named: Sequence[str], made: Plan) -> Iterator[tuple[Path, Path]]
                 yield each, each.relative_to(match)
 
 
-def _files(folder: Path, failed: Callable[[OSError], None]) -> Iterator[Path]:
-    """Yield the files in a folder, at any depth; `failed` is called with the error for each that cannot be read."""
-    for place, _, names in os.walk(folder, onerror=failed):
-        for path in (Path(place, name) for name in names):
-            try:
-                if stat.S_ISREG(path.stat().st_mode):
-                    yield path
-            except OSError as failure:
-                failed(failure)
+def change(path: Path, file: IO[bytes], before: os.stat_result) -> str:
+    """Say how an open file, or the one at its path, differs from what it was; empty if neither does.
 
-
-def identity(file: os.stat_result) -> tuple[int, ...]:
-    """Return values that change if a file is replaced or written to."""
-    return file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns
-
-
-def change(path: Path, handle: int, before: tuple[int, ...]) -> str:
-    """Say how the open file, or the one at `path`, differs from the identity `before`; empty if neither does.
-
-    If nothing is at `path` any more, nothing can be lost there.
+    If nothing is at the path any more, nothing can be lost there.
 
     Raises:
         OSError: the file's state cannot be read.
 
     """
-    if identity(os.fstat(handle)) != before:
+    if _identity(os.fstat(file.fileno())) != _identity(before):
         return "it changed while it was transcribed"
     with contextlib.suppress(FileNotFoundError):
-        if identity(path.stat()) != before:
+        if _identity(path.stat()) != _identity(before):
             return "another file took its place while it was transcribed"
-    return "a program is still writing to it" if _is_written(handle) else ""
+    return "a program is still writing to it" if _is_written(file.fileno()) else ""
+
+
+def _identity(file: os.stat_result) -> tuple[int, ...]:
+    return file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns
 
 
 def _is_written(handle: int) -> bool:

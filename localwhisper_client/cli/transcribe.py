@@ -11,15 +11,16 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import partial
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
 import anyio
 import anyio.to_thread
 import openai
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from localwhisper_client._version import install
 from localwhisper_client.cli import files, stop
 from localwhisper_client.client import AsyncLocalWhisper
 from localwhisper_client.cloud import media
@@ -31,16 +32,7 @@ if TYPE_CHECKING:
 SOME_FAILED, USAGE, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
 TOO_LARGE = 413
 NAMES_SHOWN = 20
-
-
-class Format(StrEnum):
-    """The formats of a transcript."""
-
-    TEXT = "text"
-    SRT = "srt"
-    VTT = "vtt"
-    JSON = "json"
-    VERBOSE_JSON = "verbose_json"
+Format = Literal["text", "srt", "vtt", "json", "verbose_json"]
 
 
 class Fate(StrEnum):
@@ -72,7 +64,7 @@ class Result:
 
 def transcribe(  # noqa: PLR0917 - typer reads the options off the arguments
     named: Annotated[list[str], typer.Argument(metavar="FILE", help="Recordings, folders of them, or patterns.")],
-    format_: Annotated[Format, typer.Option("--format", "-f", help="The transcript's format.")] = Format.TEXT,
+    format_: Annotated[Format, typer.Option("--format", "-f", help="The transcript's format.")] = "text",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to; default: beside each.")] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, max=64, help="Recordings at a time.")] = 2,
     language: Annotated[str | None, typer.Option(help="Such as en; default: the server detects it.")] = None,
@@ -114,12 +106,12 @@ def transcribe(  # noqa: PLR0917 - typer reads the options off the arguments
             "LOCALWHISPER_POLICY=local_only to stay on the LAN",
             USAGE,
         )
-    fields = {"model": model, "response_format": format_.value, "language": language, "prompt": prompt}
-    fields = {name: value for name, value in fields.items() if value}
+    fields: dict[str, Any] = {"model": model, "response_format": format_}
+    fields |= {name: value for name, value in (("language", language), ("prompt", prompt)) if value}
     report = _Report(len(work.jobs), as_json=as_json)
     try:
         with report.progress:
-            report.left_out(work)
+            report.skip(work)
             worker = _Worker(client, report, fields, timeout, force=force, delete_after=delete_after)
             anyio.run(worker.run, work.jobs, jobs)
         if len(work.jobs) > 1 and not as_json:
@@ -138,43 +130,30 @@ class _Report:
         self._json = as_json
         self._console = Console(stderr=True, highlight=False)
         self.progress = Progress(
-            TextColumn("{task.description}", markup=False),
+            TextColumn("Transcribing"),
             BarColumn(),
-            TextColumn("{task.fields[count]}"),
+            MofNCompleteColumn(),
             TimeElapsedColumn(),
             console=self._console,
             disable=not self._console.is_terminal,
             transient=True,
         )
-        self._bar = self.progress.add_task("Transcribing", total=total, count=f"0/{total}")
-        self._total = total
-        self._ended = 0
+        self.bar = self.progress.add_task("", total=total)
         self.results: list[Result] = []
 
-    def left_out(self, work: files.Plan) -> None:
+    def skip(self, work: files.Plan) -> None:
         """Report the files in the named folders that are not transcribed."""
         for path in work.left_out:
-            self._add(Result(str(path), Fate.LEFT_OUT))
+            self.add(Result(str(path), Fate.LEFT_OUT))
         if work.left_out and not self._json:
-            names = ", ".join(map(str, work.left_out[:NAMES_SHOWN]))
             more = len(work.left_out) - NAMES_SHOWN
-            names += f" and {more} more" if more > 0 else ""
+            names = ", ".join(map(str, work.left_out[:NAMES_SHOWN])) + (f" and {more} more" if more > 0 else "")
             self.explain(f"left out, since they do not end like recordings: {names}. Name a file itself to send it.")
         for failure in work.unreadable:
-            self._add(Result(str(failure.filename), Fate.FAILED, error=str(failure)))
+            self.add(Result(str(failure.filename), Fate.FAILED, error=str(failure)))
 
-    def begin(self, job: files.Job) -> Any:
-        """Show a recording that is being transcribed; return what `end` needs."""
-        return self.progress.add_task(f"  {job.recording.name}", total=None, count="")
-
-    def end(self, task: Any, result: Result) -> None:
-        """Report a recording that is done, or was skipped, or failed."""
-        self.progress.remove_task(task)
-        self._ended += 1
-        self.progress.update(self._bar, advance=1, count=f"{self._ended}/{self._total}")
-        self._add(result)
-
-    def _add(self, result: Result) -> None:
+    def add(self, result: Result) -> None:
+        """Report what became of a file."""
         self.results.append(result)
         if self._json:
             self._print(json.dumps(asdict(result)))  # in ASCII, which keeps every file name whole
@@ -229,17 +208,14 @@ class _Worker:
 
     async def _work(self, rest: Iterator[files.Job]) -> None:
         for job in rest:
-            task = self.report.begin(job)
-            self.report.end(task, await self._result(job))
+            self.report.add(await self._result(job))
+            self.report.progress.advance(self.report.bar)
 
     async def _result(self, job: files.Job) -> Result:
         started = time.monotonic()
         fate, error, kept = Fate.DONE, "", ""
         try:
-            if job.transcript.exists() and not self.force:
-                fate = Fate.SKIPPED
-            else:
-                kept = await self._transcribe(job)
+            kept = await self._transcribe(job)
         except FileExistsError:
             fate = Fate.SKIPPED
         except LocalServerUnavailable as failure:
@@ -252,19 +228,21 @@ class _Worker:
 
     async def _transcribe(self, job: files.Job) -> str:
         """Write a recording's transcript, and delete the recording if asked to; return why it was kept all the same."""
+        if job.transcript.exists() and not self.force:
+            raise FileExistsError
         with job.recording.open("rb") as recording:
-            before = files.identity(os.fstat(recording.fileno()))
+            before = os.fstat(recording.fileno())
             answer = await self._send(job.recording.name, recording)
             format_, content = self.fields["response_format"], answer.content
             if self.delete_after:
                 wrong = files.missing_proof(format_, answer.headers, content)
-                if wrong := wrong or files.change(job.recording, recording.fileno(), before):
+                if wrong := wrong or files.change(job.recording, recording, before):
                     raise files.FilesError(f"nothing was written or deleted: {wrong}")
             files.write(job.transcript, content, replace=self.force)
             if not self.delete_after:
                 return ""
             kept = "" if files.has_words(format_, content) else "there are no words in it"
-            kept = kept or files.change(job.recording, recording.fileno(), before)
+            kept = kept or files.change(job.recording, recording, before)
         if not kept:
             job.recording.unlink(missing_ok=True)
         return kept
@@ -286,7 +264,7 @@ class _Worker:
                     if smaller is not None:
                         return await create(file=(f"sound.{ending}", smaller))
                 except ModuleNotFoundError:
-                    too_large += " Or only the sound is sent, after: pip install 'localwhisper-lan[transcode]'"
+                    too_large += f" Or only the sound is sent, after: {install('transcode')}"
                     break
                 except media.Unreadable:
                     continue

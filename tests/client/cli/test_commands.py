@@ -19,8 +19,8 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from localwhisper_client.cli import files, skill, status
-from localwhisper_client.cli.app import app
+from localwhisper_client.cli import files, status
+from localwhisper_client.cli.app import SKILL, app
 from localwhisper_client.cloud.ledger import Ledger, Row
 from localwhisper_client.lan.discovery import Found
 from localwhisper_client.routing.policy import Policy
@@ -494,15 +494,15 @@ def test_wake(local_server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_skill_install(here: Path) -> None:
     """It prints the files that it wrote; files that differ are replaced only with --force."""
     done = command("skill", "install", "--dir", here)
-    assert done.stdout.splitlines() == [str(here / skill.NAME / each) for each in ("SKILL.md", "scripts/transcribe.sh")]
+    assert done.stdout.splitlines() == [str(here / SKILL.name / each) for each in ("SKILL.md", "scripts/transcribe.sh")]
     assert "Already there" in command("skill", "install", "--dir", here).stdout
-    (here / skill.NAME / "SKILL.md").write_text("mine")
+    (here / SKILL.name / "SKILL.md").write_text("mine")
     assert "SKILL.md. --force" in command("skill", "install", "--dir", here).stderr
-    assert (here / skill.NAME / "SKILL.md").read_text() == "mine"
+    assert (here / SKILL.name / "SKILL.md").read_text() == "mine"
     assert command("skill", "install", "--dir", here, "--force").exit_code == 0
-    script = here / skill.NAME / "scripts" / "transcribe.sh"
+    script = here / SKILL.name / "scripts" / "transcribe.sh"
     assert os.access(script, os.X_OK)
-    assert script.read_bytes() == (skill.SOURCE / "scripts" / "transcribe.sh").read_bytes()
+    assert script.read_bytes() == (SKILL / "scripts" / "transcribe.sh").read_bytes()
     (here / "file").touch()
     assert command("skill", "install", "--dir", here / "file").exit_code == 1
 

@@ -130,4 +130,4 @@ def test_the_message_says_what_to_do(
     assert "transcode" not in failed.stderr
     assert len(local_server.calls) == 3
     monkeypatch.setitem(sys.modules, "av", None)
-    assert "localwhisper-lan[transcode]" in transcribe(film.__doc__.encode()).stderr
+    assert "pip install '.[transcode]'" in transcribe(film.__doc__.encode()).stderr

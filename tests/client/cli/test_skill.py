@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from localwhisper_client.cli import skill
+from localwhisper_client.cli.app import SKILL
 from tests.client.fault_server import error, refusing, reset, says
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tests.client.fault_server import FaultServer, Request
 
-SCRIPT = skill.SOURCE / "scripts" / "transcribe.sh"
+SCRIPT = SKILL / "scripts" / "transcribe.sh"
 PROOF = b"x-localwhisper-queue-seconds: 0.000"
 WORDS = says(200, b"text/plain; charset=utf-8", "Grüße, „Welt“ 🏠\n".encode(), PROOF)
 OBJECT = says(200, b"application/json", b'{"text":"x"}')
