@@ -3,6 +3,6 @@
 __version__ = "0.1.0"
 
 
-def install(extras: str) -> str:
+def install(extras: str, *options: str) -> str:
     """Return the command that adds extras. The package is not on PyPI, so it is installed from its clone."""
-    return f"pip install '.[{extras}]' in the clone of localwhisper"
+    return " ".join(("pip install", *options, f"'.[{extras}]' in the clone of localwhisper"))

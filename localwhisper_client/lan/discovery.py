@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from localwhisper_client import _background
+from localwhisper_client._version import install
 from localwhisper_client.errors import ConfigurationError
 from localwhisper_client.events import log
 from localwhisper_client.lan.health import is_healthy
@@ -106,7 +107,7 @@ def _zeroconf() -> Any:
         import zeroconf  # noqa: PLC0415 - an extra, and half a second of import
     except ModuleNotFoundError:
         raise ConfigurationError(
-            "Finding the local server needs zeroconf. Install it with: pip install 'localwhisper-lan[discovery]' - or "
+            f"Finding the local server needs zeroconf. Install it with: {install('discovery')} - or "
             "set LOCALWHISPER_BASE_URL to the server's address, such as http://pc:5000/v1."
         ) from None
     return zeroconf

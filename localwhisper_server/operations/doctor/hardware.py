@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from localwhisper_client._version import install
 from localwhisper_server.operations.doctor.machine import Machine, Output
 from localwhisper_server.operations.doctor.report import Finding, fault, ok, warning
 from localwhisper_server.operations.host import is_wsl
@@ -28,7 +29,7 @@ GIB = 1 << 30
 MIB = 1 << 20
 # For activations and the beams of a batch, in addition to the weights.
 WORKING_BYTES = GIB
-INSTALL_CUDA = "pip install 'localwhisper-lan[cuda]'"
+INSTALL_CUDA = install("cuda")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,7 @@ def check_engine(survey: Survey) -> Iterable[Finding]:
     missing = [name for name, version in versions.items() if version is None]
     described = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     if missing:
-        yield fault("Engine", f"not installed: {', '.join(missing)}", "pip install 'localwhisper-lan[server]'")
+        yield fault("Engine", f"not installed: {', '.join(missing)}", install("server"))
     elif survey.answer is None:
         end = survey.probe_output
         how = (
@@ -153,7 +154,7 @@ def check_engine(survey: Survey) -> Iterable[Finding]:
         yield fault(
             "Engine",
             f"cannot be loaded: {survey.answer['error']}",
-            "pip install --upgrade --force-reinstall 'localwhisper-lan[server]'",
+            install("server", "--upgrade", "--force-reinstall"),
         )
     else:
         yield ok("Engine", described)
