@@ -11,7 +11,8 @@ import secrets
 import signal
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -43,19 +44,35 @@ class Job:
     transcript: Path
 
 
-@dataclass(slots=True)
-class Plan:
-    """What the command will do."""
+class Fate(StrEnum):
+    """What became of a recording."""
 
-    jobs: list[Job] = field(default_factory=list)
-    left_out: list[Path] = field(default_factory=list)
-    """Files in the named folders whose names do not end like a recording's."""
-    unreadable: list[OSError] = field(default_factory=list)
-    """Why some folders could not be read."""
+    DONE = "done"
+    SKIPPED = "skipped"
+    """Its transcript existed already."""
+    LEFT_OUT = "left out"
+    """It is in a named folder, and its name does not end like a recording's."""
+    FAILED = "failed"
+    UNREACHABLE = "unreachable"
+    """No server could be reached; a later try may succeed."""
 
 
-def plan(named: Sequence[str], format_: str, folder: Path | None) -> Plan:
-    """Return the recordings that are meant, and where their transcripts go.
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One line of the report; with --json, one object."""
+
+    file: str
+    fate: Fate
+    output: str = ""
+    seconds: float = 0.0
+    error: str = ""
+    deleted: bool = False
+    kept: str = ""
+    """Why --delete-after did not delete a recording that has its transcript."""
+
+
+def plan(named: Sequence[str], format_: str, folder: Path | None) -> tuple[list[Job], list[Result]]:
+    """Return the recordings that are meant with their transcripts, and the files and folders that are not transcribed.
 
     `named` has files, folders (for the recordings in them, at any depth), and patterns that no shell expanded. A
     transcript goes beside its recording, or into `folder`, with the same sub-folders. Its name is the recording's
@@ -65,11 +82,11 @@ def plan(named: Sequence[str], format_: str, folder: Path | None) -> Plan:
         FilesError: something named does not exist, or two recordings would be written to one file.
 
     """
-    made = Plan()
+    others: list[Result] = []
     try:
         places = {
             recording: folder / inside if folder is not None else recording
-            for recording, inside in _recordings(named, made)
+            for recording, inside in _recordings(named, others)
         }
     except OSError as failure:
         raise FilesError(str(failure)) from failure
@@ -93,11 +110,10 @@ def plan(named: Sequence[str], format_: str, folder: Path | None) -> Plan:
     for recording, transcript in transcripts.items():
         if os.path.realpath(transcript) in recordings:
             raise FilesError(f"{recording} would be written over the recording {transcript}")
-    made.jobs += [Job(*each) for each in transcripts.items()]
-    return made
+    return [Job(*each) for each in transcripts.items()], others
 
 
-def _recordings(named: Sequence[str], made: Plan) -> Iterator[tuple[Path, Path]]:
+def _recordings(named: Sequence[str], others: list[Result]) -> Iterator[tuple[Path, Path]]:
     """Yield each recording, and its path relative to the folder that was named."""
     for name in named:
         path = Path(name)
@@ -108,22 +124,24 @@ def _recordings(named: Sequence[str], made: Plan) -> Iterator[tuple[Path, Path]]
             if not match.is_dir():
                 yield match, Path(match.name)
                 continue
+            unreadable: list[OSError] = []
             inside = sorted(
                 path
-                for place, _, names in os.walk(match, onerror=made.unreadable.append)
+                for place, _, names in os.walk(match, onerror=unreadable.append)
                 for path in (Path(place, name) for name in names)
                 # A link to nowhere fails when it is opened. A pipe or a device is not opened.
                 if os.path.isfile(path) or not os.path.exists(path)  # noqa: PTH110, PTH113 - these raise nothing
             )
             recordings = [each for each in inside if each.suffix[1:].lower() in ENDINGS]
+            if not recordings and len(matches) == 1 and not unreadable:
+                raise FilesError(f"there is no recording in {name}; a file that is named itself is always sent")
+            others += [Result(str(failure.filename), Fate.FAILED, error=str(failure)) for failure in unreadable]
             # Transcripts and hidden files are not reported: they were not meant.
-            made.left_out += [
-                each
+            others += [
+                Result(str(each), Fate.LEFT_OUT)
                 for each in inside
                 if each not in recordings and each.suffix not in SUFFIX.values() and not each.name.startswith(".")
             ]
-            if not recordings and len(matches) == 1 and not made.unreadable:
-                raise FilesError(f"there is no recording in {name}; a file that is named itself is always sent")
             for each in recordings:
                 yield each, each.relative_to(match)
 

@@ -8,7 +8,6 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from functools import partial
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
@@ -22,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from localwhisper_client._version import install
 from localwhisper_client.cli import files, stop
+from localwhisper_client.cli.files import Fate, Result
 from localwhisper_client.client import AsyncLocalWhisper
 from localwhisper_client.cloud import media
 from localwhisper_client.errors import ConfigurationError, LocalServerUnavailable
@@ -31,35 +31,7 @@ if TYPE_CHECKING:
 
 SOME_FAILED, USAGE, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
 TOO_LARGE = 413
-NAMES_SHOWN = 20
 Format = Literal["text", "srt", "vtt", "json", "verbose_json"]
-
-
-class Fate(StrEnum):
-    """What became of a recording."""
-
-    DONE = "done"
-    SKIPPED = "skipped"
-    """Its transcript existed already."""
-    LEFT_OUT = "left out"
-    """It is in a named folder, and its name does not end like a recording's."""
-    FAILED = "failed"
-    UNREACHABLE = "unreachable"
-    """No server could be reached; a later try may succeed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """One line of the report; with --json, one object."""
-
-    file: str
-    fate: Fate
-    output: str = ""
-    seconds: float = 0.0
-    error: str = ""
-    deleted: bool = False
-    kept: str = ""
-    """Why --delete-after did not delete a recording that has its transcript."""
 
 
 def transcribe(  # noqa: PLR0917 - typer reads the options off the arguments
@@ -83,9 +55,9 @@ def transcribe(  # noqa: PLR0917 - typer reads the options off the arguments
     - `localwhisper transcribe --format srt --out subtitles films/*.mkv`
     - `localwhisper transcribe --jobs 4 --language de recordings/`
 
-    A folder means all recordings in it and in its sub-folders. Its other files are left out, and listed. If a
-    transcript exists, its recording is skipped, so the same command continues after an interruption; --force does it
-    again. `a.ogg` beside `a.mp3` becomes `a.ogg.txt`.
+    A folder means all recordings in it and in its sub-folders. Its other files are left out, and listed; a file that
+    is named itself is always sent. If a transcript exists, its recording is skipped, so the same command continues
+    after an interruption; --force does it again. `a.ogg` beside `a.mp3` becomes `a.ogg.txt`.
 
     --delete-after deletes only recordings that were sent, and only after an answer that is surely a transcript: JSON
     with a text, or any format from localwhisper-server or OpenAI. A recording stays if it changed meanwhile, or if no
@@ -95,7 +67,7 @@ def transcribe(  # noqa: PLR0917 - typer reads the options off the arguments
     reached, try again later; 130 interrupted.
     """
     try:
-        work = files.plan(named, format_, out)
+        work, others = files.plan(named, format_, out)
         client = AsyncLocalWhisper()
     except (files.FilesError, ConfigurationError) as wrong:
         stop("transcribe", str(wrong), USAGE)
@@ -108,13 +80,14 @@ def transcribe(  # noqa: PLR0917 - typer reads the options off the arguments
         )
     fields: dict[str, Any] = {"model": model, "response_format": format_}
     fields |= {name: value for name, value in (("language", language), ("prompt", prompt)) if value}
-    report = _Report(len(work.jobs), as_json=as_json)
+    report = _Report(len(work), as_json=as_json)
     try:
         with report.progress:
-            report.skip(work)
+            for other in others:
+                report.add(other)
             worker = _Worker(client, report, fields, timeout, force=force, delete_after=delete_after)
-            anyio.run(worker.run, work.jobs, jobs)
-        if len(work.jobs) > 1 and not as_json:
+            anyio.run(worker.run, work, jobs)
+        if len(work) > 1 and not as_json:
             report.explain(report.summary())
     except KeyboardInterrupt:
         stop("transcribe", f"interrupted; {report.summary()}", INTERRUPTED)
@@ -141,17 +114,6 @@ class _Report:
         self.bar = self.progress.add_task("", total=total)
         self.results: list[Result] = []
 
-    def skip(self, work: files.Plan) -> None:
-        """Report the files in the named folders that are not transcribed."""
-        for path in work.left_out:
-            self.add(Result(str(path), Fate.LEFT_OUT))
-        if work.left_out and not self._json:
-            more = len(work.left_out) - NAMES_SHOWN
-            names = ", ".join(map(str, work.left_out[:NAMES_SHOWN])) + (f" and {more} more" if more > 0 else "")
-            self.explain(f"left out, since they do not end like recordings: {names}. Name a file itself to send it.")
-        for failure in work.unreadable:
-            self.add(Result(str(failure.filename), Fate.FAILED, error=str(failure)))
-
     def add(self, result: Result) -> None:
         """Report what became of a file."""
         self.results.append(result)
@@ -161,6 +123,8 @@ class _Report:
             self._print(f"{result.file} -> {result.output} ({result.seconds:.1f} s)")
         elif result.fate is Fate.SKIPPED:
             self._print(f"{result.file}: skipped, {result.output} exists already")
+        elif result.fate is Fate.LEFT_OUT:
+            self.explain(f"{result.file}: left out, since its name does not end like a recording's")
         if reason := result.error or (result.kept and f"not deleted: {result.kept}"):
             self.explain(f"{result.file}: {reason}")
 

@@ -134,8 +134,8 @@ def test_what_is_left_out_of_a_folder_is_named(here: Path, local_server: FaultSe
     done = command("transcribe", "in")
     assert done.exit_code == 0
     assert len(local_server.calls) == 3
-    (line,) = [line for line in done.stderr.splitlines() if "left out" in line and "do not end" in line]
-    assert "recordings: in/deep/no ending, in/talk.dat. Name" in line
+    left = [line.partition(": left out, since")[0] for line in done.stderr.splitlines() if "does not end" in line]
+    assert left == ["in/deep/no ending", "in/talk.dat"]
     lines = [json.loads(line) for line in command("transcribe", "in", "--json").stdout.splitlines()]
     assert [line["file"] for line in lines if line["fate"] == "left out"] == ["in/deep/no ending", "in/talk.dat"]
 
