@@ -51,23 +51,19 @@ def test_budgets() -> None:
             Budget.parse(wrong)
 
 
-def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
-    """Also by the next process, from a folder that had to be made; what is unknown stays unknown."""
+def test_rows_are_written(tmp_path: Path) -> None:
+    """Into a folder that had to be made; what is unknown stays unknown. Without a path nothing is written."""
     path = tmp_path / "new" / "ledger.sqlite3"
     unknown = replace(LAN, at=NOW + 1, audio_seconds=None, saved_usd=None)
     with closing(Ledger(path)) as ledger:
         ledger.record(unknown)
         ledger.record(LAN)
     assert rows(path) == [LAN, unknown]
-
-
-def test_without_a_path_nothing_is_written() -> None:
-    """Calls go on, and there is nothing to read."""
-    ledger = Ledger(None)
-    assert not ledger.enabled
-    assert ledger.reserve(PAID, 1.0) is None
+    nowhere = Ledger(None)
+    assert not nowhere.enabled
+    assert nowhere.reserve(PAID, 1.0) is None
     with pytest.raises(FileNotFoundError):
-        ledger.days()
+        nowhere.days()
 
 
 def test_days_are_summed(tmp_path: Path) -> None:
@@ -152,14 +148,9 @@ def test_a_failed_write_leaves_the_ledger_usable(tmp_path: Path, caplog: pytest.
         assert "cannot be written, the call goes on" in caplog.text
         ledger.record(LAN)
         assert rows(tmp_path / "l") == [LAN]
-
-
-def test_the_table_is_one_that_every_sqlite_reads(tmp_path: Path) -> None:
-    """`STRICT` tables came with SQLite 3.37; Debian 11 and Ubuntu 20.04 have older ones."""
-    Ledger(tmp_path / "l").record(LAN)
     with closing(sqlite3.connect(tmp_path / "l")) as db:
         ((schema,),) = db.execute("SELECT sql FROM sqlite_master WHERE name = 'calls'").fetchall()
-    assert "STRICT" not in schema
+    assert "STRICT" not in schema  # such tables came with SQLite 3.37; Debian 11 and Ubuntu 20.04 have older ones
 
 
 def test_another_file_is_no_ledger(tmp_path: Path) -> None:
