@@ -41,7 +41,7 @@ ARROWS = {
         "lan": {"settings", "errors", "events", "routing", "shared", "_http", "_background"},
         "cloud": {"errors", "events", "routing", "shared", "_http", "_background"},
         "settings": {"errors", "events", "cloud", "routing", "shared"},
-        "server_process": set(),
+        "server_process": {"shared"},
         "errors": {"routing", "_http"},
         "request": set(),
         "routing": {"events"},
@@ -52,14 +52,14 @@ ARROWS = {
     },
 }  # fmt: skip
 # What the server may import of the client: tables, the version, the SDK's HTTP library, and how to start a server.
-FROM_CLIENT = {"shared", "__version__", "_http", "server_process"}
+FROM_CLIENT = {"__version__", "shared", "_http", "server_process"}
 # The only folders or modules that may import a library.
 ONLY = {
     "faster_whisper": {"whisper"}, "ctranslate2": {"whisper"}, "av": {"audio", "cloud"},
     "fastapi": {"api"}, "starlette": {"api"}, "uvicorn": {"api", "server"},
 }  # fmt: skip
 PURE = {
-    "localwhisper_client": ("routing", "shared", "events", "cloud/adaptation", "cloud/models", "cloud/budget"),
+    "localwhisper_client": ("routing", "shared", "events", "cloud/models"),
     "localwhisper_server": (
         "types", "errors", "api/formats", "api/form", "whisper/acceptance", "whisper/alignment",
         "whisper/chunks", "transcription/queue", "transcription/segmentation",
