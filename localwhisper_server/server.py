@@ -185,9 +185,9 @@ def run(
     runtime = make_runtime(
         settings, environ=environ, stuck_after=period / 2, self_test=watched is not None, observer=metrics
     )
-    metrics.read_at_scrape(
-        lambda: runtime.queue_seconds, lambda: runtime.open_requests, lambda: runtime.loaded, video_memory()
-    )
+    for model in runtime.models:
+        metrics.read_at_scrape(model.names[0], model)
+    metrics.read_video_memory(video_memory())
 
     def load_model() -> None:
         try:

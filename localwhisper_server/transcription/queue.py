@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Hashable, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -87,6 +88,10 @@ class FairQueue:
         """Whether a long recording is open: one that was in FEW_BATCHES batches or more."""
         return any(request.long for request in self.open.values())
 
+    def messages(self) -> set[Hashable]:
+        """Return the open requests that are neither bulk nor long recordings."""
+        return {key for key, request in self.open.items() if not (request.bulk or request.long)}
+
     def seconds_ahead(self) -> float:
         """Return the seconds of audio decoded before a new request: one share of each interactive request."""
         share = self._limits.share / FRAMES_PER_SECOND
@@ -128,13 +133,24 @@ class FairQueue:
                 late.append(request.key)
         return late
 
-    def take(self, *, most: float = float("inf"), short_first: bool = False, no_long: bool = False) -> list[Job]:
+    def take(
+        self,
+        *,
+        most: float = float("inf"),
+        short_first: bool = False,
+        no_long: bool = False,
+        among: AbstractSet[Hashable] | None = None,
+    ) -> list[Job]:
         """Remove and return the next batch, of at most `most` chunks; empty if no chunk may be taken.
 
         With `short_first`, only chunks within the share are taken if any waits, so that the batch is soon done. With
-        `no_long`, no chunk is of a long recording.
+        `no_long`, no chunk is of a long recording. With `among`, all chunks are of those requests.
         """
-        order = [request for request in self._order() if not (no_long and request.long)]
+        order = [
+            request
+            for request in self._order()
+            if not (no_long and request.long) and (among is None or request.key in among)
+        ]
         short = [request for request in order if self._short(request) is not None] if short_first else []
         order, candidate = (short, self._short) if short else (order, self._first)
         new = bool(order) and not order[0].batches

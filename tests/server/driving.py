@@ -85,6 +85,12 @@ class FakeTranscriber:
             self.closed += 1
             source.close()  # as the real one does
 
+    can_translate: bool = True
+
+    def find(self, name: str, task: str = "transcribe") -> FakeTranscriber | None:
+        """Return itself for its names."""
+        return self if not name or name in self.names or name in self.aliases else None
+
     def health(self) -> dict[str, Any]:
         """Return a body."""
         return {"status": "ok", "ready": True}

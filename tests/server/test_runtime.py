@@ -12,7 +12,8 @@ from localwhisper_client import __version__
 from localwhisper_server.api import routes
 from localwhisper_server.api.middleware import Limits
 from localwhisper_server.errors import Busy, EngineFailed
-from localwhisper_server.runtime import FAILURES_IN_A_ROW, Runtime, SelfTest, voice_message
+from localwhisper_server.runtime import Runtime
+from localwhisper_server.served_model import FAILURES_IN_A_ROW, SelfTest, voice_message
 from localwhisper_server.settings import Settings
 from localwhisper_server.types import Options, Transcript
 from localwhisper_server.whisper.devices import Device, Workers
@@ -56,17 +57,21 @@ def start() -> Iterator[Start]:
 def test_while_loading_it_is_busy(settings: Settings) -> None:
     """Names are known from the first second; a request is told when to try again."""
     runtime = _runtime(settings, EngineDouble())
-    assert runtime.health() == {
-        "status": "loading",
-        "ready": False,
-        "model": settings.model,
+    state = {
+        "model": settings.model[0],
         "loaded": False,
         "device": "cpu",
         "compute_type": "int8",
-        "version": __version__,
         "requests": 0,
         "queue_seconds": 0.0,
         "speed": None,
+    }
+    assert runtime.health() == {
+        "status": "loading",
+        "ready": False,
+        "version": __version__,
+        **state,
+        "models": [state],
     }
     assert runtime.queue_seconds == 0.0
     assert {"my-model", "whisper-1"} < set(runtime.names)
@@ -91,7 +96,7 @@ def test_it_is_ready_when_the_model_is_warm(
     health = runtime.health()
     assert (health["status"], health["ready"], health["loaded"]) == ("ok", True, True)
     assert health["speed"] > 0
-    assert runtime.created == int((tmp_path / "my-model/model.bin").stat().st_mtime)
+    assert runtime.models[0].created == int((tmp_path / "my-model/model.bin").stat().st_mtime)
     assert runtime.languages == engine.languages
     assert runtime.unready() is None
     runtime.require_ready()
@@ -117,7 +122,7 @@ def test_the_settings_reach_the_engine(settings: Settings, start: Start) -> None
 
     changed = settings.model_copy(update={"threads": 6, "compute_type": "float32"})
     start(changed, EngineDouble(), load=load)
-    assert made == [(settings.model, "cpu", "float32", Workers(2, 3))]
+    assert made == [(settings.model[0], "cpu", "float32", Workers(2, 3))]
 
 
 @pytest.mark.parametrize(
@@ -296,7 +301,7 @@ class Work:
 
 
 def _self_test(work: Work, stuck_after: float = 5.0, *, when_idle: bool = False) -> SelfTest:
-    return SelfTest(work, chunk(), stuck_after=stuck_after, when_idle=when_idle)  # type: ignore[arg-type]
+    return SelfTest(work, chunk(), stuck_after=stuck_after, when_idle=lambda: when_idle)  # type: ignore[arg-type]
 
 
 @pytest.mark.anyio
