@@ -146,3 +146,12 @@ def bench(session: nox.Session) -> None:
     scripts = ("message_path", "overhead", "fallback", "speed", "accuracy", "fairness", "load", "peers")
     for script in session.posargs or scripts:
         session.run("python", f"benchmarks/{script}.py")
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """Use the page in headless Chromium, and write its picture for the docs. Needs npm and Chromium."""
+    session.install(EVERYTHING, *group("test"))
+    folder = Path(session.create_tmp()).resolve()
+    env = {"LOCALWHISPER_BROWSER": str(folder), "SCREENSHOT": str(Path("docs/page.png").resolve())}
+    session.run("pytest", "tests/browser", *session.posargs, env=env)

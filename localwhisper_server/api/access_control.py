@@ -88,8 +88,9 @@ class AccessControl:
                 await self._next(scope, receive, send)
 
     async def _check_key(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # The answers about health hold no secrets.
-        if self._rules.keys and scope["path"] not in HEALTH_PATHS:
+        # The answers about health and the files of the page hold no secrets.
+        public = scope["path"] in HEALTH_PATHS or scope["path"] == "/" or scope["path"].startswith("/web/")
+        if self._rules.keys and not public:
             try:
                 check_key(Headers(scope=scope), self._rules.keys)
             except ServerError as refusal:

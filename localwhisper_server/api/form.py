@@ -17,7 +17,7 @@ from localwhisper_server.errors import InvalidRequest
 from localwhisper_server.types import Decoding, Options, Task, Voice
 
 FORMATS: Final = ("json", "text", "srt", "verbose_json", "vtt")
-STREAMABLE: Final = ("json", "text")
+STREAMABLE: Final = ("json", "text", "verbose_json")
 GRANULARITIES: Final = ("segment", "word")
 # Characters of a prompt, and of all keywords together. Whisper reads 224 tokens of them, about a thousand characters.
 LONGEST_TEXT: Final = 8_000
@@ -245,7 +245,8 @@ def parse(values: Values, task: Task, *, known_languages: frozenset[str]) -> Spe
     response_format, logprobs = sent["response_format"], sent["include"]
     if sent["stream"] and response_format not in STREAMABLE:
         raise _invalid(
-            f"response_format '{response_format}' cannot be streamed. Use 'json' or 'text' with stream=true.",
+            f"response_format '{response_format}' cannot be streamed. Use 'json', 'text' or 'verbose_json' with "
+            "stream=true.",
             "response_format",
             "unsupported_value",
         )

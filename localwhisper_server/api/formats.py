@@ -55,6 +55,10 @@ def _json_body(
 
 def render_verbose_json(transcript: Transcript, *, segments: bool = True, words: bool = False) -> bytes:
     """Render `verbose_json` with segments, top-level words, or both, as the granularities asked."""
+    return to_json(_verbose_body(transcript, segments=segments, words=words))
+
+
+def _verbose_body(transcript: Transcript, *, segments: bool, words: bool) -> dict[str, Any]:
     body: dict[str, Any] = {
         "task": transcript.task,
         # A translation's text is English, whatever language was spoken.
@@ -67,7 +71,7 @@ def render_verbose_json(transcript: Transcript, *, segments: bool = True, words:
     if segments:
         body["segments"] = [_segment(number, segment) for number, segment in enumerate(transcript.segments)]
     body["usage"] = usage(transcript)
-    return to_json(body)
+    return body
 
 
 def render_text(transcript: Transcript) -> bytes:
@@ -98,17 +102,27 @@ def event(payload: dict[str, Any]) -> bytes:
     return b"data: " + to_json(payload) + b"\n\n"
 
 
-def delta_event(text: str, segment: Segment, *, logprobs: bool = False) -> bytes:
-    """Render `transcript.text.delta`; `text` is what this segment adds to the whole."""
+def delta_event(text: str, segment: Segment, *, logprobs: bool = False, times: bool = False) -> bytes:
+    """Render `transcript.text.delta`; `text` is what this segment adds to the whole.
+
+    `times` adds `start` and `end` in seconds, which OpenAI's API does not have.
+    """
     payload: dict[str, Any] = {"type": "transcript.text.delta", "delta": text}
     if logprobs:
         payload["logprobs"] = _all_logprobs([segment])
+    if times:
+        payload |= {"start": segment.start, "end": segment.end}
     return event(payload)
 
 
 def done_event(transcript: Transcript, **shown: Any) -> bytes:
     """Render `transcript.text.done` with the whole text; `shown` as for `render_json`."""
     return event({"type": "transcript.text.done"} | _json_body(transcript, **shown))
+
+
+def verbose_done_event(transcript: Transcript, *, segments: bool = True, words: bool = False) -> bytes:
+    """Render `transcript.text.done` with all of `verbose_json`, which OpenAI's API cannot stream."""
+    return event({"type": "transcript.text.done"} | _verbose_body(transcript, segments=segments, words=words))
 
 
 Renderer = Callable[[Transcript], bytes]

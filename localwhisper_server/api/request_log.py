@@ -8,6 +8,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from localwhisper_server.api.page import Activity
 from localwhisper_server.observer import Observer, new_request_id, request_id
 
 logger = logging.getLogger(__name__)
@@ -32,12 +33,19 @@ class RequestLog:
     """ASGI middleware that gives every answer its id and timing, and reports it to the log and the observer."""
 
     def __init__(
-        self, app: ASGIApp, observer: Observer, *, queue_seconds: Callable[[], float], clock: Callable[[], float]
+        self,
+        app: ASGIApp,
+        observer: Observer,
+        *,
+        queue_seconds: Callable[[], float],
+        clock: Callable[[], float],
+        activity: Activity,
     ) -> None:
         self._app = app
         self._observer = observer
         self._queue_seconds = queue_seconds
         self._clock = clock
+        self._activity = activity
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -88,6 +96,8 @@ class RequestLog:
             extra={"fields": {"method": method, "path": shown, "status": status, "seconds": round(took, 3), **notes}},
         )
         route = getattr(scope.get("route"), "path", None)
+        if "file" in notes:
+            self._activity.add(status, took, notes)
         self._observer.answered(method, route, notes.get("failed", status), took)
 
 

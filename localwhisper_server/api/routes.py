@@ -19,6 +19,7 @@ from localwhisper_server.api import _multipart, form, formats
 from localwhisper_server.api.access_control import AccessControl, Rules
 from localwhisper_server.api.envelope import CLIENT_CLOSED_REQUEST, ErrorEnvelope, refuse_route
 from localwhisper_server.api.limits import Limits, RequestLimits, claim_share
+from localwhisper_server.api.page import Activity, add_page
 from localwhisper_server.api.request_log import LONGEST_NAME, RequestLog, note
 from localwhisper_server.errors import EngineFailed, ServerError, UnknownModel, UnreadableAudio
 from localwhisper_server.observer import NullObserver, Observer
@@ -96,6 +97,7 @@ def create_app(
     def queue_seconds() -> float:
         return transcriber.queue_seconds
 
+    activity = Activity()
     app = FastAPI(
         title="localwhisper",
         docs_url=None,
@@ -105,7 +107,9 @@ def create_app(
         telemetry=NO_TELEMETRY,
         exception_handlers={HTTPException: refuse_route},
         middleware=[
-            Middleware(RequestLog, observer or NullObserver(), queue_seconds=queue_seconds, clock=clock),
+            Middleware(
+                RequestLog, observer or NullObserver(), queue_seconds=queue_seconds, clock=clock, activity=activity
+            ),
             Middleware(AccessControl, rules or Rules()),
             Middleware(ErrorEnvelope),
             Middleware(RequestLimits, limits or Limits(), retry_after=queue_seconds, clock=clock),
@@ -113,6 +117,7 @@ def create_app(
     )
     for prefix in ("/v1", ""):  # many base URLs lack the /v1
         _add_routes(app, prefix, transcriber, upstream)
+    add_page(app, activity)
     if exposition is not None:
         _add_metrics(app, exposition)
     if upstream is not None:
@@ -259,17 +264,20 @@ async def _events(
     first: Segment | Transcript, items: Items, asked: form.SpeechRequest, scope: Scope
 ) -> AsyncGenerator[bytes]:
     """Render items as server-sent events; the deltas add up to the text of `done`."""
-    item = first
-    begun = False
+    item, begun = first, False
+    decoding, verbose = asked.options.decoding, asked.response_format == "verbose_json"
     try:
         async with contextlib.aclosing(items):
             while isinstance(item, Segment):
                 text = item.text if begun else item.text.lstrip()
                 if text:
                     begun = True
-                    yield formats.delta_event(text, item, logprobs=asked.options.decoding.logprobs)
+                    yield formats.delta_event(text, item, logprobs=decoding.logprobs, times=verbose)
                 item = await anext(items)
-        yield formats.done_event(item, **_extras(asked))
+        if verbose:
+            yield formats.verbose_done_event(item, segments=asked.segments, words=decoding.words)
+        else:
+            yield formats.done_event(item, **_extras(asked))
     # The status is sent already. The SDKs raise APIError for an event with an `error`.
     except ServerError as failure:
         yield _error_event(failure, scope)
