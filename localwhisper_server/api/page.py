@@ -80,6 +80,7 @@ def add_page(app: FastAPI, activity: Activity) -> None:
         _, dot, ending = name.rpartition(".")
         return Response(contents[name], headers=_HEADERS, media_type=_TYPES.get(dot + ending, JSON_TYPE))
 
+    @app.head("/", include_in_schema=False)  # many monitors ask by HEAD
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return served("index.html")

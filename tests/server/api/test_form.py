@@ -121,9 +121,9 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
             {"response_format": name, "stream": "true"},
             "response_format",
             "unsupported_value",
-            f"response_format '{name}' cannot be streamed. Use 'json' or 'text' with stream=true.",
+            f"response_format '{name}' cannot be streamed. Use 'json', 'text' or 'verbose_json' with stream=true.",
         )
-        for name in ("srt", "vtt", "verbose_json")
+        for name in ("srt", "vtt")
     ),
     (
         {"window": "short"},
