@@ -1,4 +1,4 @@
-// A transcript as the text of a file. Segments have `start` and `end` in seconds, and `text`.
+// A transcript as the text of a file. Its cues have `start` and `end` in seconds, and `lines`.
 
 function clock(seconds, mark) {
   const total = Math.max(0, Math.round(seconds * 1000));
@@ -9,19 +9,18 @@ function clock(seconds, mark) {
   return `${part(hours, 2)}:${part(minutes, 2)}:${part(whole, 2)}${mark}${part(total % 1000, 3)}`;
 }
 
-function cue(segment, mark) {
-  // An arrow would end the cue's line of times for some players.
-  const text = segment.text.trim().replaceAll("-->", "->");
-  return `${clock(segment.start, mark)} --> ${clock(segment.end, mark)}\n${text}\n\n`;
+function cues(transcript, mark, number) {
+  return transcript.cues.map(({ start, end, lines }, at) => {
+    // An arrow inside the text would end the cue's line of times for some players.
+    const text = lines.join("\n").replaceAll("-->", "->");
+    return `${number ? `${at + 1}\n` : ""}${clock(start, mark)} --> ${clock(end, mark)}\n${text}\n\n`;
+  });
 }
 
 export const WRITERS = {
   txt: ["text/plain", (transcript) => `${transcript.text}\n`],
-  srt: [
-    "application/x-subrip",
-    (transcript) => transcript.segments.map((segment, number) => `${number + 1}\n${cue(segment, ",")}`).join(""),
-  ],
-  vtt: ["text/vtt", (transcript) => `WEBVTT\n\n${transcript.segments.map((segment) => cue(segment, ".")).join("")}`],
+  srt: ["application/x-subrip", (transcript) => cues(transcript, ",", true).join("")],
+  vtt: ["text/vtt", (transcript) => `WEBVTT\n\n${cues(transcript, ".", false).join("")}`],
   json: ["application/json", (transcript) => JSON.stringify(transcript, null, 2)],
 };
 

@@ -34,6 +34,8 @@ async function run(file, { keepText = false } = {}) {
     stream: "true",
     response_format: "verbose_json",
     "timestamp_granularities[]": ["word", "segment"],
+    max_line_width: "42", // of subtitles, which are saved from the cues
+    max_line_count: "2",
   };
   const onSent = (part) => progress(part < 1 ? `Sending ${file.name}` : "Waiting for the first words", part < 1 ? part : null);
   const onEvent = (event) => {
