@@ -13,7 +13,7 @@ nox.options.reuse_venv = "yes"
 
 ROOT = Path(__file__).parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-EVERYTHING = "-e.[server,offline,discovery]"
+EVERYTHING = "-e.[server,offline,discovery,wyoming]"
 
 
 def group(name: str) -> list[str]:
@@ -75,7 +75,7 @@ def minimums_server(session: nox.Session) -> None:
     """Run the server's tests on the lowest supported versions, with the current SDK as its client."""
     session.install("uv")
     session.run_install(
-        "uv", "pip", "install", "--resolution=lowest-direct", "-e.[server,offline,discovery]", "openai>=3"
+        "uv", "pip", "install", "--resolution=lowest-direct", "-e.[server,offline,discovery,wyoming]", "openai>=3"
     )
     session.install(*group("test"))
     session.run("pytest", "tests/server", *session.posargs)
