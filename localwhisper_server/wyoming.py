@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import secrets
 import tempfile
 import time
 import wave
@@ -24,21 +25,19 @@ from wyoming.event import Event, Eventable, async_write_event
 from wyoming.info import AsrModel, AsrProgram, Attribution, Describe, Info
 from wyoming.ping import Ping, Pong
 
-from localwhisper_client._version import __version__
+from localwhisper_client import __version__
 from localwhisper_client.shared import languages
 from localwhisper_client.shared.lan_ranges import Network, parse_address, within
 from localwhisper_server.errors import EngineFailed, InvalidRequest, ServerError, UnknownModel
-from localwhisper_server.observer import Observer, new_request_id, request_id
+from localwhisper_server.observer import Observer, request_id
 from localwhisper_server.types import Decoding, Options, Segment, Transcript
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_PORT: Final = 10300
 ROUTE: Final = "wyoming"
 LONGEST_LINE: Final = 64 * 1024
 MOST_EVENT_BYTES: Final = 1024 * 1024  # half a minute of 16 kHz in one event; clients send 0.1 s
 MOST_CONNECTIONS: Final = 64
-SILENT_SECONDS: Final = 60.0  # a client that sends nothing for so long has gone
 IN_MEMORY: Final = 4 * 1024 * 1024
 LONGEST_HINT: Final = 8000  # characters, as for `keywords` of the API
 WIDTHS: Final = (1, 2, 3, 4)  # bytes of a sample that a WAV file may have
@@ -63,53 +62,60 @@ class Transcriber(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What all connections share. Callers come from `allow_from`; a recording has at most `most_bytes`."""
+    """Where it listens, and what all connections share.
+
+    Callers come from `allow_from`. A recording has at most `most_bytes`. A client that sends nothing for
+    `silent_seconds` has gone.
+    """
 
     transcriber: Transcriber
     observer: Observer
+    host: str
+    port: int
     allow_from: Sequence[Network]
     most_bytes: int
     clock: Callable[[], float] = time.monotonic
-    silent_seconds: float = SILENT_SECONDS
+    silent_seconds: float = 60.0
 
+    @contextlib.asynccontextmanager
+    async def listening(self) -> AsyncIterator[int]:
+        """Answer connections until the block ends; gives the port. Where it is in use, log that, and give 0."""
+        running: set[asyncio.Task[None]] = set()
 
-@contextlib.asynccontextmanager
-async def listening(service: Service, host: str, port: int) -> AsyncIterator[int]:
-    """Answer connections until the block ends; gives the port.
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.current_task()
+            assert task is not None  # noqa: S101 - asyncio runs this in a task
+            peer = (writer.get_extra_info("peername") or ("",))[0]
+            address = parse_address(peer)
+            try:
+                if address is None or not within(address, self.allow_from):
+                    logger.info("wyoming: %s refused (--allow-from lets it in)", peer or "an unknown address")
+                elif len(running) >= MOST_CONNECTIONS:
+                    logger.info("wyoming: %s refused, %d connections are open", peer, len(running))
+                else:
+                    running.add(task)
+                    await _Connection(self, reader, writer, peer).run()
+            except (OSError, TimeoutError, asyncio.IncompleteReadError) as failure:
+                logger.debug("wyoming: %s: %s", peer, failure)
+            finally:
+                running.discard(task)
+                writer.close()
 
-    Raises:
-        OSError: the address is in use or not this machine's.
-
-    """
-    running: set[asyncio.Task[None]] = set()
-
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - asyncio runs this in a task
-        peer = (writer.get_extra_info("peername") or ("",))[0]
-        address = parse_address(peer)
         try:
-            if address is None or not within(address, service.allow_from):
-                logger.info("wyoming: %s refused (--allow-from lets it in)", peer or "an unknown address")
-            elif len(running) >= MOST_CONNECTIONS:
-                logger.info("wyoming: %s refused, %d connections are open", peer, len(running))
-            else:
-                running.add(task)
-                await _Connection(service, reader, writer, peer).run()
-        except (OSError, TimeoutError, asyncio.IncompleteReadError) as failure:
-            logger.debug("wyoming: %s: %s", peer, failure)
+            server = await asyncio.start_server(accept, self.host, self.port, limit=LONGEST_LINE)
+        except OSError as failure:
+            logger.error("no Wyoming on %s port %d: %s", self.host, self.port, failure.strerror)  # noqa: TRY400 - one line
+            yield 0
+            return
+        port: int = server.sockets[0].getsockname()[1]
+        logger.info("listening on %s port %d by the Wyoming protocol", self.host, port)
+        try:
+            yield port
         finally:
-            running.discard(task)
-            writer.close()
-
-    server = await asyncio.start_server(accept, host, port, limit=LONGEST_LINE)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+            server.close()
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
 
 
 class _Malformed(Exception):
@@ -244,7 +250,7 @@ class _Connection:
 
     async def _transcribe(self) -> None:
         """Answer an utterance, and log how that went."""
-        token = request_id.set(new_request_id(None))
+        token = request_id.set(f"req_{secrets.token_hex(16)}")
         started, status, said = self._service.clock(), 0, ""
         try:
             transcript = await self._unless_gone(self._answer())

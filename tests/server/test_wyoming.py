@@ -7,7 +7,7 @@ import contextlib
 import io
 import json
 import wave
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any
 
@@ -54,9 +54,9 @@ async def connected(
     transcriber: FakeTranscriber | None = None, observer: Observer | None = None, **given: Any
 ) -> AsyncIterator[AsyncTcpClient]:
     """A client of a server around the transcriber."""
-    given = {"allow_from": LOOPBACK, "most_bytes": 100_000} | given
+    given = {"host": "127.0.0.1", "port": 0, "allow_from": LOOPBACK, "most_bytes": 100_000} | given
     service = wyoming.Service(transcriber or FakeTranscriber(), observer or Answers(), **given)
-    async with wyoming.listening(service, "127.0.0.1", 0) as port, AsyncTcpClient("127.0.0.1", port) as client:
+    async with service.listening() as port, AsyncTcpClient("127.0.0.1", port) as client:
         yield client
 
 
@@ -200,8 +200,8 @@ async def test_too_much_audio() -> None:
 )
 async def test_what_is_no_event(sent: bytes) -> None:
     """It is answered by an error, and the connection is closed."""
-    service = wyoming.Service(FakeTranscriber(), Answers(), LOOPBACK, 1000)
-    async with wyoming.listening(service, "127.0.0.1", 0) as port:
+    service = wyoming.Service(FakeTranscriber(), Answers(), "127.0.0.1", 0, LOOPBACK, 1000)
+    async with service.listening() as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(sent)
         answer = await asyncio.wait_for(reader.read(), 10)
@@ -245,8 +245,8 @@ async def test_what_comes_during_the_work_is_answered_after_it() -> None:
 async def test_addresses_that_may_not_call() -> None:
     """As for the API: this machine, and the ranges of --allow-from."""
     for allowed, first in (((ip_network("10.0.0.0/8"),), b""), (LOOPBACK, b"{")):
-        service = wyoming.Service(FakeTranscriber(), Answers(), allowed, 1000)
-        async with wyoming.listening(service, "127.0.0.1", 0) as port:
+        service = wyoming.Service(FakeTranscriber(), Answers(), "127.0.0.1", 0, allowed, 1000)
+        async with service.listening() as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(b'{"type": "describe"}\n')
             with contextlib.suppress(ConnectionError):
@@ -258,3 +258,11 @@ async def test_a_silent_client_is_let_go() -> None:
     """Its connection counts towards the limit."""
     async with connected(silent_seconds=0.05) as client:
         assert await asyncio.wait_for(client.read_event(), 10) is None
+
+
+async def test_a_port_in_use_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """The API goes on without it."""
+    service = wyoming.Service(FakeTranscriber(), Answers(), "127.0.0.1", 0, LOOPBACK, 1000)
+    async with service.listening() as port, replace(service, port=port).listening() as none:
+        assert none == 0
+    assert f"no Wyoming on 127.0.0.1 port {port}" in caplog.text
