@@ -87,6 +87,11 @@ class FakeTranscriber:
 
     can_translate: bool = True
 
+    @property
+    def models(self) -> list[FakeTranscriber]:
+        """Return itself as the only model."""
+        return [self]
+
     def find(self, name: str, task: str = "transcribe") -> FakeTranscriber | None:
         """Return itself for its names."""
         return self if not name or name in self.names or name in self.aliases else None
