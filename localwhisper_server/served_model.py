@@ -237,7 +237,7 @@ class ServedModel:
                 raise weights.ModelDamaged(folder, failure) from failure
 
     def finish_and_unload(self) -> bool:
-        """Finish the messages that are open, begin nothing else, then unload; return whether it is unloaded."""
+        """Finish all messages, begin nothing else, then unload; return whether it is unloaded."""
         if self._scheduler is None or self._model_manager is None:
             return False  # it is being measured
         return self._scheduler.finish() and self._model_manager.unload()
@@ -307,7 +307,8 @@ class ServedModel:
         device = self._model_manager.device if self._model_manager else self._shared.device
         return {
             "model": self.model,
-            "loaded": self.loaded,
+            # Not if a message that came now would wait for another model's load.
+            "loaded": self.loaded and not (self._scheduler is not None and self._scheduler.finishing),
             "device": device.name,
             "compute_type": device.compute_type,
             "requests": self.requests,

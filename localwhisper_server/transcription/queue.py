@@ -89,7 +89,7 @@ class FairQueue:
         return any(request.long for request in self.open.values())
 
     def messages(self) -> set[Hashable]:
-        """Return the open requests that are neither bulk nor long recordings."""
+        """Return the open messages: the requests that are neither bulk nor long recordings."""
         return {key for key, request in self.open.items() if not (request.bulk or request.long)}
 
     def seconds_ahead(self) -> float:
@@ -144,7 +144,7 @@ class FairQueue:
         """Remove and return the next batch, of at most `most` chunks; empty if no chunk may be taken.
 
         With `short_first`, only chunks within the share are taken if any waits, so that the batch is soon done. With
-        `no_long`, no chunk is of a long recording. With `among`, all chunks are of those requests.
+        `no_long`, no chunk is of a long recording. With `among`, all are of those requests.
         """
         order = [
             request

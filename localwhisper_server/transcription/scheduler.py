@@ -22,8 +22,8 @@ IDLE_CHECK_SECONDS = 0.01
 FIRST_SPEED = 5.0
 # People send messages one after the other: for so long after one, a worker is kept free of long recordings.
 RESERVED_SECONDS = 20.0
-# The longest that a model which is to be unloaded works for the messages that are open.
-FINISH_SECONDS = 10.0
+# A model that is to be unloaded first finishes all messages that come within so many seconds.
+FINISH_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,8 +113,8 @@ class Scheduler:
         self._refusal: ServerError | None = None
         self._in_flight: list[_Batch] = []
         self._reserved_until = -math.inf
-        self._finishing: set[Hashable] | None = None  # the only requests to work for
-        self._finish_until = math.inf
+        self._finish_until: float | None = None  # messages that come until then are finished
+        self._finishing: set[Hashable] | None = None  # the requests to work for; None for all
         self._last = clock()  # when the last batch ended
         self._failures = 0
         self._speed = FIRST_SPEED / workers  # of one worker
@@ -187,6 +187,7 @@ class Scheduler:
             if self._queue.has_long and not bulk:
                 self._reserved_until = self._clock() + RESERVED_SECONDS
             self._queue.admit(ticket, bulk=bulk)
+            self._finishing = self._messages()
         return ticket
 
     def send_away(self, refusal: ServerError, *, later_than: float) -> None:
@@ -205,24 +206,30 @@ class Scheduler:
         _fail(left, refusal)
 
     def finish(self) -> bool:
-        """Begin only batches of the messages that are open now, until `resume`; return whether all is done.
-
-        A message that takes longer than FINISH_SECONDS is not waited for.
-        """
+        """Work only for messages that came within FINISH_SECONDS, until `resume`; return whether all is done."""
         with self._changed:
-            if self._finishing is None:
-                self._finishing = self._queue.messages()
+            if self._finish_until is None:
                 self._finish_until = self._clock() + FINISH_SECONDS
-            self._finishing &= self._queue.messages()
-            if self._clock() >= self._finish_until:
-                self._finishing.clear()
+            self._finishing = self._messages()
             return not self._finishing and not self._in_flight
+
+    @property
+    def finishing(self) -> bool:
+        """Whether a message that comes now has to wait for `resume`."""
+        return self._finish_until is not None and self._clock() >= self._finish_until
+
+    def _messages(self) -> set[Hashable] | None:
+        """Return the messages to finish, None if there is no need to finish."""
+        if self._finish_until is None:
+            return None
+        messages = self._queue.messages()
+        return self._finishing & messages if self.finishing and self._finishing is not None else messages
 
     def resume(self) -> None:
         """Work for all requests again."""
         with self._changed:
-            if self._finishing is not None:
-                self._finishing = None
+            if self._finish_until is not None:
+                self._finish_until = self._finishing = None
                 self._changed.notify_all()
 
     def wake(self) -> None:
@@ -311,6 +318,7 @@ class Scheduler:
         crowded = len(self._in_flight) + self._others() >= len(self._threads)
         if crowded and not all(batch.long for batch in self._in_flight):
             return None
+        self._finishing = self._messages()
         while self._queue.waiting:
             taken = self._queue.take(
                 most=self._batch_size(),

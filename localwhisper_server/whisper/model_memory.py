@@ -2,7 +2,7 @@
 
 Called from the schedulers' threads. A model without work is unloaded at once, the least recently used first. Among
 models with work, the one that has been in memory longest is unloaded, but not before it has worked for as long as its
-load took: at most half of the time goes to loading. It first answers the messages that are open at that moment.
+load took: at most half of the time goes to loading. It first answers all messages, for some seconds at most.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ class Resident(Protocol):
         """Whether it has requests."""
 
     def finish_and_unload(self) -> bool:
-        """Finish the messages that are open, begin nothing else, then unload; return whether it is unloaded."""
+        """Finish all messages, begin nothing else, then unload; return whether it is unloaded."""
 
     def resume(self) -> None:
         """Take all requests again."""
