@@ -147,11 +147,9 @@ class ServedModel:
 
         """
         with self._starting:
-            self._start()
-            if unload and self._model_manager is not None:
-                self._model_manager.unload()
+            self._start(unload=unload)
 
-    def _start(self) -> None:
+    def _start(self, *, unload: bool) -> None:
         shared, settings = self._shared, self._settings
         folder = weights.find(self.model, cache_dir=settings.cache_dir)
         started = time.monotonic()
@@ -172,6 +170,8 @@ class ServedModel:
         message = prepare(voice_message(), Decoding(language="en"))
         limits = model_manager.measure_limits(message, items=settings.batch)
         del loaded  # only the model manager may keep the engine, or unloading it would free no memory
+        if unload:
+            model_manager.unload()
         self._model_manager = model_manager
         self._scheduler = Scheduler(
             model_manager.run,

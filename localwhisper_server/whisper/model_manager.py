@@ -3,10 +3,9 @@
 Called from the scheduler's threads.
 
 When the device's memory runs out, for instance because of a game, other models of this server are unloaded, and then
-batches are halved. If a single chunk or the model
-itself does not fit, the model is loaded as `int8_float16`, which takes about half the memory, if the card can run it.
-If that does not fit either, callers get Busy. After a while whole batches are tried again, and the first precision when
-the server is idle, since loading takes seconds.
+batches are halved. If a single chunk or the model itself does not fit, the model is loaded as `int8_float16`, which
+takes about half the memory, if the card can run it. If that does not fit either, callers get Busy. After a while whole
+batches are tried again, and the first precision when the server is idle, since loading takes seconds.
 """
 
 import gc
