@@ -18,7 +18,8 @@ ARROWS = {
         "server": {"runtime", "api", "operations", *COMMON},
         "runtime": {"transcription", "whisper", "audio", *COMMON},
         "transcription": {"whisper", "audio", *COMMON},
-        "api": COMMON,
+        "api": {"realtime", *COMMON},
+        "realtime": COMMON,
         "audio": COMMON,
         "whisper": COMMON,
         "operations": {"whisper", "audio", *COMMON},
@@ -60,12 +61,13 @@ FROM_CLIENT = {"shared", "_version", "_http", "server_process"}
 ONLY = {
     "faster_whisper": {"whisper"}, "ctranslate2": {"whisper"}, "av": {"audio", "cloud"},
     "fastapi": {"api"}, "starlette": {"api"}, "uvicorn": {"api", "server"},
+    "websockets": {"api"},
 }  # fmt: skip
 PURE = {
     "localwhisper_client": ("routing", "shared", "events", "cloud/adaptation", "cloud/models", "cloud/budget"),
     "localwhisper_server": (
         "types", "errors", "api/formats", "api/form", "whisper/decoding_rules", "whisper/tokens",
-        "whisper/chunks", "transcription/queue", "transcription/segmentation",
+        "whisper/chunks", "transcription/queue", "transcription/segmentation", "realtime",
     ),
 }  # fmt: skip
 IO = {
