@@ -254,15 +254,36 @@ class HttpProtocol(H11Protocol):
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """Aborts a connection whose events are read too slowly; closing it would wait until they are."""
+    """Aborts a connection whose events are read too slowly; closing it would wait until they are.
+
+    After a broken frame, the client has `linger_seconds` to read why: closing at once would reset the connection while
+    it sends, and lose the closing frame.
+    """
 
     write_seconds = WRITE_SECONDS
+    linger_seconds = 2.0
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         # uvicorn logs every connection with its query; the request log has a line for each.
         self.logger = _quiet
         self._write_timer: asyncio.Handle | None = None
+        self._discarding = False
+
+    def data_received(self, data: bytes) -> None:
+        """Read on, unless a frame was broken."""
+        if not self._discarding:
+            super().data_received(data)
+
+    def handle_parser_exception(self) -> None:
+        """Tell the session and the client; discard what comes meanwhile."""
+        closing = self.conn.close_sent
+        code, reason = (closing.code, closing.reason) if closing else (1002, "")
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self._discarding = self.close_sent = True
+        self.transport.resume_reading()
+        self.close_timer = self.loop.call_later(self.linger_seconds, self.transport.close)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take over the connection."""

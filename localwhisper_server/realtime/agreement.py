@@ -65,10 +65,14 @@ class Agreement:
         return begin, found[first + count - 1].end if count else begin
 
     def finish(self, text: str) -> tuple[int, int]:
-        """Take the last text; return the part that is still to be said."""
+        """Take the last text, of sound that may end before words that were said; return what is still to be said.
+
+        `said` then has the words that were said of later sound.
+        """
         found = units(text)
-        first = _after(self.said, found)
-        self.said += [unit.word for unit in found[first:]]
+        count, first = _ends(self.said, [unit.word for unit in found])
+        self.said = self.said[count:]
+        self._before = []
         return (found[first - 1].end if first else 0), len(text.rstrip())
 
 
@@ -81,12 +85,23 @@ def _after(said: list[str], found: list[Unit]) -> int:
     words = [unit.word for unit in found]
     if words[: len(said)] == said:
         return len(said)
-    distances = list(range(len(words) + 1))
+    last = _distances(said, words)[-1]
+    return min(range(len(last)), key=lambda at: (last[at], abs(at - len(said)), -at))
+
+
+def _ends(said: list[str], words: list[str]) -> tuple[int, int]:
+    """Return how many of the words said are those of a text, and of how many of its words; all of one of the two."""
+    table = _distances(said, words)
+    borders = [(len(said), at) for at in range(len(words) + 1)] + [(at, len(words)) for at in range(len(said))]
+    return min(borders, key=lambda ends: (table[ends[0]][ends[1]], -sum(ends)))
+
+
+def _distances(said: list[str], words: list[str]) -> list[list[int]]:
+    """Return the edit distances between all beginnings of both."""
+    table = [list(range(len(words) + 1))]
     for count, word in enumerate(said, 1):
-        diagonal, distances[0] = distances[0], count
-        for at, other in enumerate(words, 1):
-            diagonal, distances[at] = (
-                distances[at],
-                min(distances[at] + 1, distances[at - 1] + 1, diagonal + (word != other)),
-            )
-    return min(range(len(distances)), key=lambda at: (distances[at], abs(at - len(said)), -at))
+        before, row = table[-1], [count]
+        for at, other in enumerate(words):
+            row.append(min(before[at + 1] + 1, row[at] + 1, before[at] + (word != other)))
+        table.append(row)
+    return table

@@ -234,7 +234,9 @@ class Item:
         said = self._say(transcript, *self._agreement.finish(_raw(transcript)))
         if transcript.language and transcript.language not in self.languages:
             self.languages.append(transcript.language)
-        self._agreement, self._heard = Agreement(), None
+        if self._heard is None or not any(span.end > cut and span.start < self._heard[1] for span in self._speech()):
+            self._agreement = Agreement()  # no word of later sound was said
+        self._heard = None
         self._settled_to(cut)
         self._decoded = cut
         return said

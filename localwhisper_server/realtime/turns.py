@@ -190,8 +190,9 @@ class Turns:
             return []  # its text decides
         found: list[Happening] = []
         while self._pending:
-            found += self._pending[0].settle(0)
-            if not (found and isinstance(found[-1], Completed | Failed)):
+            settled = self._pending[0].settle(0)
+            found += settled
+            if not (settled and isinstance(settled[-1], Completed | Failed)):
                 return found
             self._pending.popleft()
         if self._current is not None:
