@@ -1,7 +1,8 @@
 """What may be said of a text that is decoded again and again while its sound grows. Pure.
 
-A word is said once two passes in a row have it, and is never taken back. Words are compared without their case and
-punctuation, which change as a sentence goes on; so the punctuation after a word is said with the next word.
+A word is said once two passes in a row have it and the second has another word after it. It is never taken back. Words
+are compared without their case and punctuation, which change as a sentence goes on; so the punctuation after a word is
+said with the next word.
 """
 
 import unicodedata
@@ -55,7 +56,8 @@ class Agreement:
         found = units(text)
         first = _after(self.said, found)
         count = 0
-        for unit, earlier in zip(found[first:], self._before, strict=False):
+        # Not the last word, whose sound may not be over.
+        for unit, earlier in zip(found[first:-1], self._before, strict=False):
             if unit.word != earlier:
                 break
             count += 1
