@@ -5,6 +5,7 @@ are compared without their case and punctuation, which change as a sentence goes
 said with the next word.
 """
 
+import itertools
 import unicodedata
 from dataclasses import dataclass, field
 
@@ -81,8 +82,8 @@ class Agreement:
 def _after(said: list[str], found: list[Unit]) -> int:
     """Return how many words of a text are those said already, also where a few of them differ.
 
-    That is the beginning of the text with the smallest edit distance from what was said; of several, the one whose
-    length is nearest.
+    That is the beginning of the text with the smallest edit distance from what was said, in letters, since "you're" and
+    "you are" are the same words; of several, the one whose number of words is nearest.
     """
     words = [unit.word for unit in found]
     if words[: len(said)] == said:
@@ -99,11 +100,15 @@ def _ends(said: list[str], words: list[str]) -> tuple[int, int]:
 
 
 def _distances(said: list[str], words: list[str]) -> list[list[int]]:
-    """Return the edit distances between all beginnings of both."""
-    table = [list(range(len(words) + 1))]
-    for count, word in enumerate(said, 1):
-        before, row = table[-1], [count]
-        for at, other in enumerate(words):
-            row.append(min(before[at + 1] + 1, row[at] + 1, before[at] + (word != other)))
-        table.append(row)
+    """Return the edit distances in letters between all beginnings of both that end with a word."""
+    columns = list(itertools.accumulate(map(len, words), initial=0))
+    row = list(range(columns[-1] + 1))
+    table = [[row[at] for at in columns]]
+    letters = "".join(words)
+    for word in said:
+        for letter in word:
+            before, row = row, [row[0] + 1]
+            for at, other in enumerate(letters):
+                row.append(min(before[at + 1] + 1, row[at] + 1, before[at] + (letter != other)))
+        table.append([row[at] for at in columns])
     return table

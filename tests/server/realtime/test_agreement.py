@@ -34,6 +34,8 @@ def play(*texts: str, last: str | None = None) -> list[str]:
         ([" hello world.", " Hello, world and"], " Hello, world and all!", ["", " Hello, world", " and all!"]),
         # what was said and is heard otherwise now stays said, and what follows it is said
         ([" a b c d", " a b c d", " a x c d", " a x c d e"], " a x c d e f", ["", " a b c", "", " d", " e f"]),
+        # also where two words became one, or one two
+        ([" when you're at", " when you're at"], " when you are there", ["", " when you're", " there"]),
         # a text that got shorter takes nothing back
         ([" a b c", " a b c", ""], "", ["", " a b", "", ""]),
         # no words at all
