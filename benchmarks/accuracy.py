@@ -31,7 +31,7 @@ from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from localwhisper_client.server_process import serving
-from localwhisper_server.whisper import decoding_rules, weights
+from localwhisper_server.whisper import chunks, weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -245,7 +245,7 @@ def main(arguments: Sequence[str]) -> int:
         if not options.no_plain:
             model = WhisperModel(folder, device="cpu", compute_type="int8")
             transcribers["faster-whisper"] = faster_whisper(model)
-            if options.max_seconds > decoding_rules.FULL_SECONDS:  # in one window there is nothing before
+            if options.max_seconds > chunks.FULL_SECONDS:  # in one window there is nothing before
                 transcribers["without context"] = faster_whisper(model, context=False)
         scores = compare(transcribers, clips * options.repeat)
     print("\n".join(report(scores)))

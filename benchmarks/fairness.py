@@ -10,32 +10,27 @@ import argparse
 import asyncio
 import io
 import itertools
-import math
 import statistics
 import struct
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 import av
 import httpx2
 import numpy as np
+from measuring import MINUTE, VOICE, percentile
 
 from localwhisper_client.server_process import serving
 from localwhisper_server.audio import pool
 from localwhisper_server.whisper import weights
+from tests.server.hostile import opus_of_silence
+from tests.server.sound import encode
 
-ROOT = Path(__file__).resolve().parents[1]
-VOICE = ROOT / "localwhisper_client" / "demo.ogg"
-MINUTE = ROOT / "tests" / "voices" / "en-60s.ogg"
 BAR = 3.0
 SECONDS = 600.0
 
-sys.path.insert(0, str(ROOT))
-from tests.server.hostile import opus_of_silence  # noqa: E402 - a tiny file of many hours is made by hand
-from tests.server.sound import encode  # noqa: E402
 
 Form = tuple[dict[str, str | list[str]], bytes]
 numbers = itertools.count()
@@ -132,14 +127,9 @@ class Bench:
                 await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def p95(taken: list[float]) -> float:
-    """Return the 95th percentile."""
-    return sorted(taken)[math.ceil(0.95 * len(taken)) - 1]
-
-
 def described(taken: list[float]) -> str:
     """Return the median and the 95th percentile as text."""
-    return f"p50 {statistics.median(taken):6.3f} s   p95 {p95(taken):6.3f} s"
+    return f"p50 {statistics.median(taken):6.3f} s   p95 {percentile(taken, 0.95):6.3f} s"
 
 
 async def run(url: str, names: list[str], times: int) -> list[float]:
@@ -150,7 +140,7 @@ async def run(url: str, names: list[str], times: int) -> list[float]:
         for name in names:
             alone = await bench.messages(http, times)
             beside = await bench.beside(name, times)
-            ratios.append(p95(beside) / p95(alone))
+            ratios.append(percentile(beside, 0.95) / percentile(alone, 0.95))
             print(
                 f"{name:8} alone {described(alone)}   beside {described(beside)}   p95 {ratios[-1]:.2f} x", flush=True
             )

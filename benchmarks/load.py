@@ -13,30 +13,16 @@ import statistics
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import httpx2
+from measuring import VOICE, memory, percentile
 
 from localwhisper_client.server_process import serving
 from localwhisper_server.whisper import weights
 
-VOICE = Path(__file__).parents[1] / "localwhisper_client" / "demo.ogg"
 HEALTH_SECONDS = 0.1
 # A client waits no longer than this after a 503, so that there is load in every minute.
 LONGEST_WAIT_SECONDS = 5.0
-
-
-def memory(pid: int) -> float:
-    """Return the resident memory of a process and of its children, in MB."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-    total = 0
-    for each in (str(pid), *children):
-        try:
-            lines = Path(f"/proc/{each}/status").read_text(encoding="ascii").splitlines()
-        except OSError:
-            continue  # a decoder that has just ended
-        total += next((int(line.split()[1]) for line in lines if line.startswith("VmRSS")), 0)
-    return total / 1024
 
 
 class Load:
@@ -101,13 +87,12 @@ def main() -> int:
     with serving("--model", str(weights.find(options.model))) as server:
         load = Load(server.url, options.minutes * 60)
         asyncio.run(load.run(options.clients, server.process.pid))
-    health = sorted(load.health)
-    p99 = health[int(len(health) * 0.99)] * 1000
+    p99 = percentile(load.health, 0.99) * 1000
     minute = len(load.memory) / options.minutes
     second = statistics.median(load.memory[int(minute) : int(2 * minute)] or load.memory)
     last = statistics.median(load.memory[-int(minute) :])
     print(", ".join(f"{kind}: {count}" for kind, count in sorted(load.answers.items())))
-    print(f"/health p50 {statistics.median(health) * 1000:.1f} ms, p99 {p99:.1f} ms (bar 100)")
+    print(f"/health p50 {statistics.median(load.health) * 1000:.1f} ms, p99 {p99:.1f} ms (bar 100)")
     print(f"memory: second minute {second:.0f} MB, last {last:.0f} MB, {last / second - 1:+.1%} (bar 5 %)")
     fair = set(load.answers) <= {"200", "503 with Retry-After", "/health 200"}
     return 0 if fair and p99 < 100 and abs(last / second - 1) < 0.05 else 1

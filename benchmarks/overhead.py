@@ -13,47 +13,23 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import numpy as np
 import openai
 import uvicorn
+from measuring import VOICE, percentile
 
 from localwhisper_server import runtime, server
 from localwhisper_server.api import routes
 from localwhisper_server.audio.pool import decode
+from localwhisper_server.operations import host
 from localwhisper_server.settings import Settings
-from localwhisper_server.types import AudioChunk, Decoding, Segment, Voice
-from localwhisper_server.whisper.chunks import Chunk, ChunkResult
-from localwhisper_server.whisper.devices import Device
-from localwhisper_server.whisper.vad import find_speech
-
-VOICE = Path(__file__).parents[1] / "localwhisper_client" / "demo.ogg"
-
-
-class Instant:
-    """An engine that takes no time."""
-
-    languages = frozenset({"en"})
-
-    def __init__(self, _folder: Path, _device: Device) -> None:
-        pass
-
-    def warm_up(self) -> None:
-        """Nothing to warm."""
-
-    def prepare(self, piece: AudioChunk, decoding: Decoding, *, full_window: bool = False) -> Chunk:
-        """Return a chunk without features; `run` does not need them."""
-        return Chunk(np.empty((80, 0), np.float32), piece.seconds, piece.offset, decoding, full_window=full_window)
-
-    def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
-        """Answer each chunk with one segment."""
-        return [
-            ChunkResult("en", (Segment(chunk.offset, chunk.offset + chunk.seconds, " Hello."),)) for chunk in chunks
-        ]
+from localwhisper_server.types import Voice
+from localwhisper_server.whisper.chunks import find_speech
+from tests.server.engine_double import EngineDouble
 
 
 @contextmanager
@@ -61,9 +37,9 @@ def serving() -> Iterator[str]:
     """Run the application with the instant engine in a thread; yields its base URL."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "model.bin").touch()
-        backend = runtime.Runtime(Settings(model=folder), load=Instant, cuda_devices=0)  # type: ignore[arg-type]
+        backend = runtime.Runtime(Settings(model=folder), load=lambda *_: EngineDouble(), cuda_devices=0)  # type: ignore[arg-type, return-value]
         backend.start()
-        listening = server.listen("127.0.0.1", 0)
+        listening = host.listen("127.0.0.1", 0)
         config = uvicorn.Config(routes.create_app(backend), log_config=None, access_log=False)
         serve = uvicorn.Server(config)
         thread = threading.Thread(target=lambda: serve.run(sockets=[listening]))
@@ -131,7 +107,7 @@ def main() -> None:
         ("  audio decoding alone, in this process", decoding),
         ("request through the SDK, its time included", sdk),
     ):
-        print(f"{name:42} p50 {statistics.median(taken):6.1f} ms   p95 {taken[int(count * 0.95)]:6.1f} ms")
+        print(f"{name:42} p50 {statistics.median(taken):6.1f} ms   p95 {percentile(taken, 0.95):6.1f} ms")
     print(f"own time beyond the models', p50: {statistics.median(whole) - statistics.median(detector):.1f} ms (bar 25)")
 
 

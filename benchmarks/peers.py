@@ -26,20 +26,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2
-from load import memory
+from measuring import VOICE, memory, percentile
 
 from localwhisper_client.server_process import ServerProcess, serving
 from localwhisper_server.audio import pool
 from localwhisper_server.server import raise_file_limit
-from localwhisper_server.transcription.preparation import DECODERS
+from localwhisper_server.transcription.transcriber import DECODERS
 from localwhisper_server.whisper import weights
 
-VOICE = Path(__file__).parents[1] / "localwhisper_client" / "demo.ogg"
 HEALTH_MS = 250.0
 MESSAGE_RATIO = 3.0
 LOG_BYTES = 1_000_000
@@ -92,8 +90,8 @@ async def hanging_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
 KINDS = {"tiny-chunks": tiny_chunks, "idle": idle, "never-reading": never_reading, "hanging-up": hanging_up}
 
 
-# Decoding processes of a busy moment are kept, each with its pipes, and for a while the threads that read them.
-MORE = {"threads": 4 + 2 * DECODERS, "open files": 4 + 2 * pool.KEPT}
+# Decoding processes of a busy moment are kept, each with its socket, and for a while the threads that read them.
+MORE = {"threads": 4 + 2 * DECODERS, "open files": 4 + pool.KEPT}
 
 
 async def attack(kind: str, address: tuple[str, int], count: int, seconds: float) -> None:
@@ -169,11 +167,6 @@ class Beside:
                 took.append(time.monotonic() - started)
                 await asyncio.sleep(0.05)
         return took
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """Return the value that this share of them does not exceed."""
-    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
 async def most_open_files(server: ServerProcess, temporary: Path) -> int:

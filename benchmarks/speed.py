@@ -22,14 +22,12 @@ from pathlib import Path
 import corpus
 import numpy as np
 import openai
+from measuring import MINUTE, ROOT, VOICE, memory, percentile
 
 from localwhisper_client.server_process import serving
 from localwhisper_server import server as lan
 from localwhisper_server.whisper import weights
 
-ROOT = Path(__file__).resolve().parents[1]
-MINUTE = ROOT / "tests" / "voices" / "en-60s.ogg"
-SHORT = ROOT / "localwhisper_client" / "demo.ogg"
 LONG_SECONDS = 1800.0
 PARTS = ("alone", "clients", "minute", "long", "behind", "hour")
 
@@ -52,8 +50,7 @@ class Rival:
 
     def memory(self) -> float:
         """Return its resident memory in MB."""
-        lines = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
+        return memory(self.pid, children=False)
 
 
 @contextlib.contextmanager
@@ -67,7 +64,7 @@ def plain(folder: str) -> Iterator[Rival]:
         rival = Rival("plain", client, process.pid)
         for _ in range(600):
             with contextlib.suppress(openai.APIConnectionError):
-                rival.ask(upload(SHORT))
+                rival.ask(upload(VOICE))
                 break
             time.sleep(0.1)
         yield rival
@@ -104,7 +101,7 @@ def alone(rivals: Sequence[Rival], clips: Sequence[Upload], rounds: int = 2) -> 
         for clip in clips:
             for rival in rivals:
                 taken[rival.name].append(rival.ask(clip))
-    for label, pick in (("p50", statistics.median), ("p95", lambda values: sorted(values)[int(len(values) * 0.95)])):
+    for label, pick in (("p50", statistics.median), ("p95", lambda values: percentile(values, 0.95))):
         report(f"latency alone, {label}", pick(taken["plain"]), pick(taken["ours"]), "s")
 
 
@@ -155,8 +152,8 @@ def watched(rival: Rival, recording: Upload) -> float:
 def behind(rivals: Sequence[Rival], _clips: Sequence[Upload], times: int = 20) -> None:
     """Measure a short message while thirty minutes are being transcribed, against an idle server."""
     rival = next(rival for rival in rivals if rival.name == "ours")
-    short = upload(SHORT)
-    idle = sorted(rival.ask(short) for _ in range(times))
+    short = upload(VOICE)
+    idle = [rival.ask(short) for _ in range(times)]
     recording = joined_to(LONG_SECONDS)
     worker = threading.Thread(target=rival.ask, args=(recording,))
     worker.start()
@@ -166,8 +163,8 @@ def behind(rivals: Sequence[Rival], _clips: Sequence[Upload], times: int = 20) -
         busy.append(rival.ask(short))
         time.sleep(0.5)
     worker.join()
-    at = int(len(busy) * 0.95)
-    report(f"short behind long, p95 of {len(busy)} (plain = idle)", idle[int(times * 0.95)], sorted(busy)[at], "s")
+    p95 = f"short behind long, p95 of {len(busy)} (plain = idle)"
+    report(p95, percentile(idle, 0.95), percentile(busy, 0.95), "s")
     report("short behind long, p50 (plain = idle)", statistics.median(idle), statistics.median(busy), "s")
 
 

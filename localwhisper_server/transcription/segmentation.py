@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from localwhisper_server.types import SAMPLE_RATE, AudioChunk, Options, Samples, Span, Voice
-from localwhisper_server.whisper.decoding_rules import FULL_SECONDS, LONGEST_SECONDS, most_speech
+from localwhisper_server.whisper.chunks import FULL_SECONDS, LONGEST_SECONDS, most_speech
 
 # Each chunk is transcribed in one language. With several languages to expect, chunks are shorter: they seldom hold two.
 LONGEST_IN_ONE_LANGUAGE_SECONDS = 8.0
@@ -24,7 +24,7 @@ EDGE_SECONDS = 1.0
 
 
 class FindSpeech(Protocol):
-    """Voice activity detection; see `whisper.vad.find_speech`."""
+    """Voice activity detection; see `whisper.chunks.find_speech`."""
 
     def __call__(self, samples: Samples, voice: Voice, *, longest: float) -> Sequence[Span]:
         """Return where somebody speaks, in seconds, in order; spans fit into chunks of `longest` seconds."""

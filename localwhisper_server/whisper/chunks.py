@@ -1,26 +1,100 @@
-"""What goes through the model and what comes out: chunks and their results. Pure."""
+"""What goes into the model: where a recording has speech, the window that a chunk gets, and its log-mel features.
 
+Whisper was trained on windows of 30 s and costs as much as 30 s of sound each time. A shorter window is several times
+cheaper, but too tight a one loops or invents an ending, so every chunk gets a margin. `acceptance` judges the answers.
+"""
+
+import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from faster_whisper.vad import VadOptions, get_speech_timestamps
 
-from localwhisper_server.types import AudioChunk, Decoding, Segment, Span
-from localwhisper_server.whisper.decoding_rules import FRAMES_PER_SECOND, Hypothesis, window_frames
+from localwhisper_server.types import SAMPLE_RATE, AudioChunk, Decoding, Samples, Segment, Span, Voice
 
+# The window
+
+# Whisper's own numbers: frames of 10 ms, and windows of 30 s.
+FRAMES_PER_SECOND = 100
+FULL_SECONDS = 30.0
+FULL_FRAMES = int(FULL_SECONDS * FRAMES_PER_SECOND)
+# Measured (BENCHMARKS.md, "Word error rates"): more margin gains nothing; windows of 8 s had two more wrong words on
+# 114 clips than those of 10 s.
+MARGIN_SECONDS = 3.0
+MIN_WINDOW_SECONDS = 10.0
+# No chunk is cut longer than this: on a CPU short chunks cost less than long ones (BENCHMARKS.md).
+LONGEST_SECONDS = 12.0
 # A shorter remainder is not decoded.
 MIN_REMAINDER_SECONDS = 1.0
-# Above this temperature the text may be invented, and as a prefix it would lead to more of the same; Whisper's
-# reference code has the same limit.
-MAX_PREFIX_TEMPERATURE = 0.5
+
+# Voice activity detection
+
+# A burst shorter than this counts as speech only above the higher threshold. The shortest words ("yes") last 0.3 s;
+# so do beeps.
+SHORT_SECONDS = 0.25
+SHORT_THRESHOLD = 0.7
+# The detector finds nothing below -50 dB, so the 99.9th percentile of the samples is raised from below the first level
+# to the second. A percentile, since a single click must not count.
+FAINT_LEVEL, AUDIBLE_LEVEL = 0.01, 0.03
+# Speech may begin this long before the detector notices it, and end this long after.
+LEAD_SECONDS = 0.2
+
 # Texts whose tokens are cached: about as many as there are open requests.
 CACHED_TEXTS = 128
 
 Features = npt.NDArray[np.float32]
+
+
+def window_frames(seconds: float) -> int:
+    """Return how many frames of 10 ms to encode for a chunk of this length."""
+    wanted = max(seconds + MARGIN_SECONDS, MIN_WINDOW_SECONDS)
+    # Whole seconds, so that chunks of about the same length share a batch.
+    return min(FULL_FRAMES, math.ceil(wanted) * FRAMES_PER_SECOND)
+
+
+def most_speech(padding: float, longest: float = LONGEST_SECONDS) -> float:
+    """Return the most seconds from the start of a chunk's first word to the end of its last.
+
+    `longest` is the chunk's greatest length. `padding` seconds on both sides are subtracted, but at most half of it.
+    """
+    return max(longest - 2 * padding, longest / 2)
+
+
+def find_speech(samples: Samples, voice: Voice, *, longest: float = LONGEST_SECONDS) -> list[Span]:
+    """Return the spans of speech in `samples` (shape (n,), 16 kHz), in seconds, without padding.
+
+    Speech that does not fit into a chunk of `longest` seconds is cut at its best pauses. The model is Silero's, as
+    faster-whisper ships it.
+    """
+    level = float(np.quantile(np.abs(samples), 0.999)) if samples.size else 0.0
+    if 0 < level < FAINT_LEVEL:
+        samples = samples * np.float32(AUDIBLE_LEVEL / level)
+
+    def detect(threshold: float) -> list[Span]:
+        options = VadOptions(
+            threshold=threshold,
+            min_speech_duration_ms=voice.min_speech_ms,
+            min_silence_duration_ms=voice.silence_duration_ms,
+            # Segmentation would cut longer speech without regard to pauses.
+            max_speech_duration_s=most_speech(voice.prefix_padding_ms / 1000, longest),
+            speech_pad_ms=0,
+        )
+        found = get_speech_timestamps(samples, options)
+        return [Span(span["start"] / SAMPLE_RATE, span["end"] / SAMPLE_RATE) for span in found]
+
+    found = detect(voice.threshold)
+    short = [span for span in found if span.end - span.start < SHORT_SECONDS]
+    certain = detect(max(voice.threshold, SHORT_THRESHOLD)) if short else []
+    return [
+        span
+        for span in found
+        if span not in short or any(span.start < other.end and other.start < span.end for other in certain)
+    ]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,20 +102,19 @@ class Chunk:
     """A piece of a recording, ready for the model.
 
     `features` are its log-mel frames of 10 ms, shape (mels, n). It is `seconds` long and begins `offset` seconds into
-    the recording. `speech` holds the spans of speech and `speech_end` the end of the last one, in seconds from the
-    chunk's start; `speech_seconds` is their sum. With `full_window` the chunk is always decoded with the full window;
-    with `is_retry` only this time, because the acceptance check rejected the answer of a shorter one.
-    `prefix_tokens` are the tokens decoded right before this chunk. With `language_provisional` another chunk
-    decides the language later, so a low probability of the detected one is no reason for a retry. `prompt` and
-    `hotwords` are those of `decoding`, as tokens.
+    the recording. `speech` holds the spans of speech, in seconds from the chunk's start. With `full_window` the chunk
+    is always decoded with the full window; with `is_retry` only this time, because the acceptance check rejected the
+    answer of a shorter one. `prefix_tokens` are the tokens decoded right before this chunk. With
+    `language_provisional` another chunk decides the language later, so a low probability of the detected one is no
+    reason for a retry. `prompt` and `hotwords` are those of `decoding`, as tokens.
+
+    `frames` is how many frames of 10 ms the encoder is given, which is what the chunk costs.
     """
 
     features: Features
     seconds: float
     offset: float
     decoding: Decoding
-    speech_seconds: float = 0.0
-    speech_end: float = 0.0
     speech: tuple[Span, ...] = ()
     full_window: bool = False
     is_retry: bool = False
@@ -49,13 +122,38 @@ class Chunk:
     language_provisional: bool = False
     prompt: tuple[int, ...] = ()
     hotwords: tuple[int, ...] = ()
+    frames: int = field(init=False)
 
-    @property
-    def frames(self) -> int:
-        """How many frames of 10 ms the encoder is given, which is what the chunk costs."""
+    def __post_init__(self) -> None:
         # The acceptance check's thresholds are for temperature 0 alone.
         full = self.full_window or self.is_retry or bool(self.decoding.temperature)
-        return window_frames(self.seconds, full_window=full)
+        object.__setattr__(self, "frames", FULL_FRAMES if full else window_frames(self.seconds))
+
+    def remainder(self, at: float, prefix_tokens: tuple[int, ...]) -> "Chunk | None":
+        """Return the part from `at` on, in seconds from the start; None if there is next to nothing."""
+        if self.seconds - at < MIN_REMAINDER_SECONDS:
+            return None
+        return replace(
+            self,
+            is_retry=False,
+            prefix_tokens=prefix_tokens,
+            features=self.features[:, round(at * FRAMES_PER_SECOND) :],
+            seconds=self.seconds - at,
+            offset=self.offset + at,
+            speech=tuple(Span(max(0.0, span.start - at), span.end - at) for span in self.speech if span.end > at),
+        )
+
+    def in_recording(self, start: float, end: float, digits: int) -> tuple[float, float]:
+        """Return when a text of the chunk is spoken, as rounded seconds of the recording, never past the chunk's end.
+
+        The model adds the silence before a text to it, however long it is: all but `LEAD_SECONDS` is taken away at both
+        ends. A text outside of all speech keeps its times, since then the detector must have missed it.
+        """
+        spoken = [span for span in self.speech if span.end > start and span.start < end]
+        if spoken:
+            start, end = max(start, spoken[0].start - LEAD_SECONDS), min(end, spoken[-1].end + LEAD_SECONDS)
+        last = self.offset + self.seconds
+        return min(round(self.offset + start, digits), last), min(round(self.offset + end, digits), last)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +191,6 @@ class Preparer:
             piece.seconds,
             piece.offset,
             decoding,
-            speech_seconds=sum(span.seconds for span in piece.speech),
-            speech_end=piece.speech[-1].end if piece.speech else 0.0,
             speech=piece.speech,
             full_window=full_window,
             prompt=self._tokens(decoding.prompt.strip()),
@@ -105,31 +201,3 @@ class Preparer:
         """Return the tokens of a text, none of them special: the text is split inside the names of special tokens."""
         parts = re.split(r"(?<=<)(?=\|)", f" {text}") if text else ()
         return tuple(token for part in parts for token in self._encode(part))
-
-
-def padded(features: Features, frames: int) -> Features:
-    """Cut or pad with zeros to shape (mels, frames), as Whisper pads its own window."""
-    kept = features[:, :frames]
-    return np.pad(kept, ((0, 0), (0, frames - kept.shape[1])))
-
-
-def remainder_of(chunk: Chunk, hypothesis: Hypothesis, continues_at: float | None) -> Chunk | None:
-    """Return the part of a chunk from `continues_at` on, in seconds from its start; None if there is no such part.
-
-    Its prefix tokens are those of the chunk and of the hypothesis, without the second of the two timestamps at the end.
-    """
-    if hypothesis.silence or continues_at is None or chunk.seconds - continues_at < MIN_REMAINDER_SECONDS:
-        return None
-    at = continues_at
-    keeps_prefix = hypothesis.temperature <= MAX_PREFIX_TEMPERATURE
-    return replace(
-        chunk,
-        is_retry=False,
-        prefix_tokens=chunk.prefix_tokens + hypothesis.tokens[:-1] if keeps_prefix else (),
-        features=chunk.features[:, round(at * FRAMES_PER_SECOND) :],
-        seconds=chunk.seconds - at,
-        offset=chunk.offset + at,
-        speech_seconds=max(0.0, chunk.speech_seconds - at),
-        speech_end=max(0.0, chunk.speech_end - at),
-        speech=tuple(Span(max(0.0, span.start - at), span.end - at) for span in chunk.speech if span.end > at),
-    )

@@ -1,7 +1,15 @@
-"""On which device a model runs, in what precision and with how many threads. Imports no CTranslate2, for `doctor`."""
+"""On which device a model runs, in what precision and with how many threads, and the libraries that CUDA needs.
 
+CTranslate2 is imported only to ask for devices and precisions, because `doctor` also runs where it cannot be imported.
+"""
+
+import ctypes
+import importlib.util
 import math
+import mmap
 import os
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +24,13 @@ PRECISIONS = ("float16", "int8_float16", "bfloat16", "int8_float32", "int8", "fl
 SMALLEST = "int8_float16"
 # Microseconds of processor time in each period of so many (Linux, Documentation/admin-guide/cgroup-v2.rst).
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+# The wheels' folders under site-packages/nvidia, with the libraries that are opened from each, dependencies first.
+# cuDNN compiles kernels with NVRTC while it runs.
+CUBLAS = {"cublas": ("lib/libcublasLt.so.12", "lib/libcublas.so.12")}
+CUDNN = {
+    "cuda_nvrtc": ("lib/libnvrtc.so.12",),
+    "cudnn": tuple(f"lib/libcudnn{part}.so.9" for part in ("_graph", "_ops", "_cnn", "_adv", "")),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +40,33 @@ class Device:
     name: str
     compute_type: str
     reason: str
+
+
+def device_count() -> int:
+    """Count the CUDA devices that the driver shows; 0 without a driver."""
+    import ctranslate2  # noqa: PLC0415 - see the top
+
+    return int(ctranslate2.get_cuda_device_count())
+
+
+def compute_types(device: str) -> frozenset[str]:
+    """Return the precisions that "cpu" or "cuda" can run.
+
+    Raises:
+        RuntimeError: this machine has no such device.
+
+    """
+    import ctranslate2  # noqa: PLC0415 - see the top
+
+    return frozenset(ctranslate2.get_supported_compute_types(device))
+
+
+def cuda_compute_types() -> frozenset[str]:
+    """Return the precisions that the first CUDA device can run; none without a device or a working driver."""
+    try:
+        return compute_types("cuda") if device_count() else frozenset()
+    except (RuntimeError, ValueError):  # loading the model will raise the driver's own message
+        return frozenset()
 
 
 def choose_device(device: str, compute_type: str, *, cuda_devices: int, cuda_types: frozenset[str]) -> Device:
@@ -74,3 +116,79 @@ def choose_workers(device: str, threads: int, *, cores: int) -> Workers:
     threads = threads or min(cores, CPU_WORKERS * THREADS_PER_CPU_WORKER)
     count = min(CPU_WORKERS, threads)
     return Workers(count, threads // count)
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """One library: its file name and where it was loaded from.
+
+    `path` is the wheel's file, or the bare name if the system's own loader found it, or None if it was not found;
+    `problem` then holds the loader's message.
+    """
+
+    name: str
+    path: str | None
+    problem: str = ""
+
+
+def _open_globally(name: str) -> object:
+    return ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+
+
+def load_libraries(
+    *,
+    platform: str = sys.platform,
+    folders: Sequence[Path] | None = None,
+    needs_cudnn: bool | None = None,
+    open_library: Callable[[str], object] = _open_globally,
+) -> list[Library]:
+    """Load the libraries that CTranslate2 will open, wheels first, and return where each came from.
+
+    CTranslate2 opens cuBLAS (and, up to 4.6.2, cuDNN) by name alone, at the first work on a GPU. The wheels of `[cuda]`
+    install them into site-packages, where the system's loader does not look. A library that is already loaded is found
+    by its name, so each is loaded by its full path first. A missing one is no error here: CTranslate2 raises one when
+    it needs it, and `doctor` explains it. `folders` are those of the package `nvidia`. Only Linux has such wheels.
+    """
+    if platform != "linux":
+        return []
+    folders = _package_folders("nvidia") if folders is None else folders
+    needs_cudnn = opens(b"cudnn") if needs_cudnn is None else needs_cudnn
+    found = []
+    for package, files in (CUBLAS | CUDNN if needs_cudnn else CUBLAS).items():
+        for file in files:
+            name = Path(file).name
+            wheels = [str(path) for folder in folders if (path := folder / package / file).is_file()]
+            found.append(_load_library(name, [*wheels, name], open_library))
+    return found
+
+
+def _load_library(name: str, candidates: Sequence[str], open_library: Callable[[str], object]) -> Library:
+    problem = ""
+    for candidate in candidates:
+        try:
+            open_library(candidate)
+        except OSError as failure:
+            problem = problem or str(failure)
+        else:
+            return Library(name, candidate)
+    return Library(name, None, problem)
+
+
+def opens(library: bytes, binaries: Sequence[Path] | None = None) -> bool:
+    """Return whether the installed CTranslate2 opens a library: its binary contains the names of those it opens.
+
+    It is asked for cuDNN, which is 1 GB; later versions do without it.
+    """
+    if binaries is None:
+        folders = _package_folders("ctranslate2")
+        binaries = [file for folder in folders for file in folder.glob("../ctranslate2.libs/libctranslate2*")]
+    for binary in binaries:
+        with binary.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if content.find(library) >= 0:
+                return True
+    return False
+
+
+def _package_folders(package: str) -> list[Path]:
+    spec = importlib.util.find_spec(package)
+    return [Path(folder) for folder in spec.submodule_search_locations or ()] if spec else []

@@ -18,25 +18,18 @@ import numpy.typing as npt
 from faster_whisper.tokenizer import Tokenizer
 
 from localwhisper_server.types import SAMPLE_RATE, AudioChunk, Decoding, Segment, Task
-from localwhisper_server.whisper import cuda, decoding_rules, tokens
-from localwhisper_server.whisper.chunks import (
-    MIN_REMAINDER_SECONDS,
-    Chunk,
-    ChunkResult,
-    Features,
-    Preparer,
-    padded,
-    remainder_of,
-)
-from localwhisper_server.whisper.decoding_rules import FRAMES_PER_SECOND, FULL_FRAMES, TEMPERATURES, Hypothesis
-from localwhisper_server.whisper.devices import ONE_WORKER, Device, Workers
-from localwhisper_server.whisper.tokens import TIMESTAMP_SECONDS, ParsedTokens, TimedText
+from localwhisper_server.whisper import acceptance, devices
+from localwhisper_server.whisper.acceptance import TEMPERATURES, TIMESTAMP_SECONDS, Hypothesis
+from localwhisper_server.whisper.alignment import aligned
+from localwhisper_server.whisper.chunks import FRAMES_PER_SECOND, FULL_FRAMES, Chunk, ChunkResult, Features, Preparer
 
-Alignment = Any  # CTranslate2 does not export its class: `alignments` and `text_token_probs`
-
+# As in Whisper's reference code.
 BEAM_SIZE = 5
 BEST_OF = 5
 MAX_INITIAL_TIMESTAMP = int(1.0 / TIMESTAMP_SECONDS)
+# Above this temperature the text may be invented, and as a prefix it would lead to more of the same; Whisper's
+# reference code has the same limit.
+MAX_PREFIX_TEMPERATURE = 0.5
 # Frames per call of the encoder. On a CPU a larger batch gains nothing and no longer fits the cache (BENCHMARKS.md).
 ENCODED_AT_ONCE = {"cpu": 2400, "cuda": 96_000}
 
@@ -63,11 +56,11 @@ class Engine:
     def __init__(
         self,
         folder: Path,
-        device: Device,
-        workers: Workers = ONE_WORKER,
+        device: devices.Device,
+        workers: devices.Workers = devices.ONE_WORKER,
         *,
         load_model: Callable[..., Any] = faster_whisper.WhisperModel,
-        load_libraries: Callable[[], object] = cuda.load_libraries,
+        load_libraries: Callable[[], object] = devices.load_libraries,
     ) -> None:
         if device.name == "cuda":
             load_libraries()
@@ -117,19 +110,23 @@ class Engine:
         """
         frames = max(chunk.frames for chunk in chunks)
         full_window = frames == FULL_FRAMES
-        encoded = self._encode([padded(chunk.features, frames) for chunk in chunks])
+        encoded = self._encode([_padded(chunk.features, frames) for chunk in chunks])
         rows = self._rows(chunks, encoded)
-        hypotheses = self._decode(encoded, rows, full_window=full_window)
-        results, unaligned = [], dict[int, ParsedTokens]()
-        for number, (row, hypothesis) in enumerate(zip(rows, hypotheses, strict=True)):
-            parsed = tokens.parse_tokens(hypothesis.tokens, row.tokenizer, row.chunk.seconds)
-            result = _rejection(row, hypothesis, parsed, full_window=full_window) or _result(row, hypothesis, parsed)
-            results.append(result)
-            if result.segments and (row.chunk.decoding.words or row.chunk.decoding.logprobs):
-                unaligned[number] = parsed
-        for number, alignment in self._align(encoded, rows, unaligned).items():
-            segments = _aligned(rows[number], unaligned[number].texts, results[number].segments, alignment)
-            results[number] = replace(results[number], segments=segments)
+        results, unaligned = [], dict[int, Hypothesis]()
+        for number, hypothesis in enumerate(self._decode(encoded, rows, full_window=full_window)):
+            chunk = rows[number].chunk
+            rejected = acceptance.rejection(
+                chunk, hypothesis, language_probability=rows[number].probability, full_window=full_window
+            )
+            if rejected:
+                reason, again = rejected
+                results.append(ChunkResult(None, (), again, reason))
+                continue
+            results.append(_result(rows[number], hypothesis))
+            if results[-1].segments and (chunk.decoding.words or chunk.decoding.logprobs):
+                unaligned[number] = hypothesis
+        if unaligned:
+            self._align(encoded, rows, unaligned, results)
         return results
 
     def _new_tokenizer(self, language: str, task: Task) -> Tokenizer:
@@ -155,14 +152,12 @@ class Engine:
             ranking = self._model.detect_language(encoded)
         rows = []
         for chunk, ranked in zip(chunks, ranking, strict=True):
-            likeliest, probability = decoding_rules.likeliest_language(ranked, chunk.decoding.languages)
+            likeliest, probability = likeliest_language(ranked, chunk.decoding.languages)
             given = chunk.decoding.language if multilingual else "en"
             language = given or likeliest
             tokenizer = self._tokenizer(language, chunk.decoding.task)
-            previous = chunk.prompt + chunk.prefix_tokens
             # Half of the context for the prompt, as in Whisper's reference code.
-            room = self._whisper.max_length // 2 - 1
-            prompt = tokens.prompt_tokens(chunk.hotwords, previous, tokenizer, room=room)
+            prompt = prompt_tokens(chunk, tokenizer, room=self._whisper.max_length // 2 - 1)
             certain = given or chunk.language_provisional
             rows.append(_Row(chunk, language, None if certain else probability, tokenizer, prompt))
         return rows
@@ -172,65 +167,87 @@ class Engine:
 
         def generate(numbers: list[int], temperature: float) -> list[Hypothesis]:
             batch = [rows[number] for number in numbers]
-            results = self._generate(take_rows(encoded, numbers), batch, temperature, full_window=full_window)
+            most = max(acceptance.max_tokens(row.chunk.seconds, full_window=full_window) for row in batch)
+            search: dict[str, Any] = (
+                {"beam_size": 1, "num_hypotheses": BEST_OF, "sampling_topk": 0, "sampling_temperature": temperature}
+                if temperature
+                else {"beam_size": BEAM_SIZE}
+            )
+            found: Sequence[ctranslate2.models.WhisperGenerationResult] = self._model.generate(
+                take_rows(encoded, numbers),
+                [row.prompt for row in batch],
+                # CTranslate2 decodes at most half of max_length, and no more than max_length less the prompt.
+                max_length=min(self._whisper.max_length, max(2 * most, most + len(batch[0].prompt))),
+                return_scores=True,
+                return_no_speech_prob=True,
+                suppress_tokens=self._suppressed,
+                max_initial_timestamp_index=MAX_INITIAL_TIMESTAMP,
+                **search,
+            )
             return [
-                Hypothesis.scored(
-                    result.sequences_ids[0],
-                    row.tokenizer.decode(result.sequences_ids[0]).strip(),
+                acceptance.parsed(
+                    one.sequences_ids[0],
+                    row.tokenizer,
+                    row.chunk.seconds,
                     temperature,
-                    score=result.scores[0],
-                    no_speech_prob=result.no_speech_prob,
+                    score=one.scores[0],
+                    no_speech_prob=one.no_speech_prob,
                 )
-                for row, result in zip(batch, results, strict=True)
+                for row, one in zip(batch, found, strict=True)
             ]
 
-        schedules = [
-            decoding_rules.temperatures(row.chunk.decoding.temperature) if full_window else TEMPERATURES[:1]
-            for row in rows
-        ]
-        return decoding_rules.decode_with_fallback(generate, schedules, [len(row.prompt) for row in rows])
-
-    def _generate(
-        self, encoded: ctranslate2.StorageView, rows: Sequence[_Row], temperature: float, *, full_window: bool
-    ) -> Sequence[ctranslate2.models.WhisperGenerationResult]:
-        search: dict[str, Any] = (
-            {"beam_size": 1, "num_hypotheses": BEST_OF, "sampling_topk": 0, "sampling_temperature": temperature}
-            if temperature
-            else {"beam_size": BEAM_SIZE}
-        )
-        most = max(decoding_rules.max_tokens(row.chunk.seconds, full_window=full_window) for row in rows)
-        # CTranslate2 decodes at most half of max_length, and no more than max_length less the prompt.
-        max_length = min(self._whisper.max_length, max(2 * most, most + len(rows[0].prompt)))
-        results: Sequence[ctranslate2.models.WhisperGenerationResult] = self._model.generate(
-            encoded,
-            [row.prompt for row in rows],
-            max_length=max_length,
-            return_scores=True,
-            return_no_speech_prob=True,
-            suppress_tokens=self._suppressed,
-            max_initial_timestamp_index=MAX_INITIAL_TIMESTAMP,
-            **search,
-        )
-        return results
+        # OpenAI documents temperature 0 as "increase it automatically", so 0 and None mean the same.
+        asked = [row.chunk.decoding.temperature if full_window else None for row in rows]
+        automatic = TEMPERATURES if full_window else TEMPERATURES[:1]
+        schedules = [(temperature,) if temperature else automatic for temperature in asked]
+        return acceptance.decode_with_fallback(generate, schedules, [len(row.prompt) for row in rows])
 
     def _align(
-        self, encoded: ctranslate2.StorageView, rows: Sequence[_Row], unaligned: Mapping[int, ParsedTokens]
-    ) -> dict[int, Alignment]:
-        """Align the text of the numbered rows with their sound; those of one language and task together."""
+        self,
+        encoded: ctranslate2.StorageView,
+        rows: Sequence[_Row],
+        unaligned: Mapping[int, Hypothesis],
+        results: list[ChunkResult],
+    ) -> None:
+        """Add words and log probabilities to the numbered results; those of one language and task go together."""
         groups: dict[tuple[int, ...], list[int]] = {}
         for number in unaligned:
             groups.setdefault(tuple(rows[number].tokenizer.sot_sequence), []).append(number)
-        found: dict[int, Alignment] = {}
         for start, numbers in groups.items():
-            texts = [[token for text in unaligned[number].texts for token in text.tokens] for number in numbers]
+            tokens = [[token for text in unaligned[number].texts for token in text.tokens] for number in numbers]
             # Up to the chunk's end, since text must not be aligned with the padding.
             frames = [
                 min(math.ceil(rows[number].chunk.seconds * FRAMES_PER_SECOND), 2 * encoded.shape[1])
                 for number in numbers
             ]
-            alignments = self._model.align(take_rows(encoded, numbers), list(start), texts, frames)
-            found |= dict(zip(numbers, alignments, strict=True))
-        return found
+            alignments = self._model.align(take_rows(encoded, numbers), list(start), tokens, frames)
+            for number, alignment in zip(numbers, alignments, strict=True):
+                row, texts, segments = rows[number], unaligned[number].texts, results[number].segments
+                segments = aligned(row.chunk, segments, texts, alignment, row.tokenizer)
+                results[number] = replace(results[number], segments=segments)
+
+
+def likeliest_language(ranked: Sequence[tuple[str, float]], among: Sequence[str]) -> tuple[str, float]:
+    """Return the most probable language code and its probability; only codes in `among` count, if any is ranked.
+
+    `ranked` has tokens (`<|en|>`) with their probabilities, in descending order.
+    """
+    named = [(token.strip("<|>"), probability) for token, probability in ranked]
+    hinted = [(code, probability) for code, probability in named if code in among]
+    if not hinted:
+        return named[0]
+    code, probability = hinted[0]
+    return code, probability / max(sum(share for _, share in hinted), 1e-9)
+
+
+def prompt_tokens(chunk: Chunk, tokenizer: Tokenizer, *, room: int) -> list[int]:
+    """Return what the decoder is given first: hotwords, the text before the chunk, language and task.
+
+    Hotwords and text get `room` tokens together; the beginning of the text is dropped first.
+    """
+    hotwords, previous = chunk.hotwords[:room], chunk.prompt + chunk.prefix_tokens
+    prompt = [*hotwords, *previous[max(0, len(previous) + len(hotwords) - room) :]]
+    return [*([tokenizer.sot_prev, *prompt] if prompt else ()), *tokenizer.sot_sequence]
 
 
 def to_storage(features: Features) -> ctranslate2.StorageView:
@@ -252,87 +269,42 @@ def _on_host(encoded: ctranslate2.StorageView) -> npt.NDArray[Any]:
     return np.asarray(host)
 
 
-def _rejection(row: _Row, hypothesis: Hypothesis, parsed: ParsedTokens, *, full_window: bool) -> ChunkResult | None:
-    """Return the result of a chunk that is to be decoded again; None if the answer is accepted."""
-    chunk, asked = row.chunk, row.chunk.decoding
-    if decoding_rules.may_echo_prompt(hypothesis.text, hypothesis.no_speech_prob, prompt=asked.prompt + asked.hotwords):
-        without_prompt = replace(chunk, decoding=replace(asked, prompt="", hotwords=""), prompt=(), hotwords=())
-        return ChunkResult(None, (), without_prompt, "prompt")
-    if full_window:
-        return None
-    continues_at = parsed.continues_at or 0.0
-    continues = MIN_REMAINDER_SECONDS <= continues_at <= chunk.seconds - MIN_REMAINDER_SECONDS
-    allowed = decoding_rules.max_tokens(chunk.seconds, full_window=False)
-    reason = decoding_rules.rejection(
-        decoding_rules.Answer(
-            text=hypothesis.text,
-            tokens=sum(len(text.tokens) for text in parsed.texts),
-            avg_logprob=hypothesis.avg_logprob,
-            compression_ratio=hypothesis.compression_ratio,
-            last_timestamp=parsed.last_timestamp,
-            finished=parsed.ends_in_timestamp and len(hypothesis.tokens) < allowed,
-            seconds=chunk.seconds,
-            speech_seconds=chunk.speech_seconds,
-            # Speech after the start of the remainder has not been cut off.
-            speech_end=continues_at if continues else chunk.speech_end,
-            language_probability=row.probability,
-        )
-    )
-    return ChunkResult(None, (), replace(chunk, is_retry=True), reason) if reason else None
+def _padded(features: Features, frames: int) -> Features:
+    """Cut or pad with zeros to shape (mels, frames), as Whisper pads its own window."""
+    kept = features[:, :frames]
+    return np.pad(kept, ((0, 0), (0, frames - kept.shape[1])))
 
 
-def _result(row: _Row, hypothesis: Hypothesis, parsed: ParsedTokens) -> ChunkResult:
-    texts = () if hypothesis.silence else parsed.texts
-    segments = tuple(_segment(text, hypothesis, row) for text in texts)
-    return ChunkResult(row.language, segments, remainder_of(row.chunk, hypothesis, parsed.continues_at))
-
-
-def _segment(text: TimedText, hypothesis: Hypothesis, row: _Row) -> Segment:
-    begin = row.tokenizer.timestamp_begin
-    start, end = tokens.in_speech(text.start, text.end, row.chunk.speech)
-    return Segment(
-        start=_in_recording(row.chunk, start, 3),
-        end=_in_recording(row.chunk, end, 3),
-        text=row.tokenizer.decode(list(text.tokens)).rstrip(),
-        # With its timestamps, as in OpenAI's `tokens`.
-        tokens=(
-            begin + round(text.start / TIMESTAMP_SECONDS),
-            *text.tokens,
-            begin + round(text.end / TIMESTAMP_SECONDS),
-        ),
-        seek=round(row.chunk.offset * FRAMES_PER_SECOND),
-        temperature=hypothesis.temperature,
-        avg_logprob=hypothesis.avg_logprob,
-        compression_ratio=hypothesis.compression_ratio,
-        no_speech_prob=hypothesis.no_speech_prob,
-    )
-
-
-def _aligned(
-    row: _Row, texts: Sequence[TimedText], segments: Sequence[Segment], alignment: Alignment
-) -> tuple[Segment, ...]:
-    """Return the segments with the words and log probabilities that the request asks for."""
-    chunk = row.chunk
-    starts = tokens.token_starts(alignment.alignments, sum(len(text.tokens) for text in texts))
-    aligned, position = [], 0
-    for segment, text in zip(segments, texts, strict=True):
-        last = position + len(text.tokens)
-        if chunk.decoding.words:
-            found = tokens.words(list(text.tokens), starts[position : last + 1], row.tokenizer, seconds=chunk.seconds)
-            trimmed = [(word, *tokens.in_speech(word.start, word.end, chunk.speech)) for word in found]
-            words = tuple(
-                replace(word, start=_in_recording(chunk, start, 2), end=_in_recording(chunk, end, 2))
-                for word, start, end in trimmed
+def _result(row: _Row, hypothesis: Hypothesis) -> ChunkResult:
+    """Return the segments of an accepted answer, and the part of the chunk that the model did not get to."""
+    chunk, begin = row.chunk, row.tokenizer.timestamp_begin
+    if hypothesis.silence:
+        return ChunkResult(row.language, ())
+    segments = []
+    for text in hypothesis.texts:
+        start, end = chunk.in_recording(text.start, text.end, 3)
+        segments.append(
+            Segment(
+                start,
+                end,
+                text.text,
+                # With its timestamps, as in OpenAI's `tokens`.
+                tokens=(
+                    begin + round(text.start / TIMESTAMP_SECONDS),
+                    *text.tokens,
+                    begin + round(text.end / TIMESTAMP_SECONDS),
+                ),
+                seek=round(chunk.offset * FRAMES_PER_SECOND),
+                temperature=hypothesis.temperature,
+                avg_logprob=hypothesis.avg_logprob,
+                compression_ratio=hypothesis.compression_ratio,
+                no_speech_prob=hypothesis.no_speech_prob,
             )
-            segment = replace(segment, words=words)  # noqa: PLW2901 - the same segment, with more in it
-        if chunk.decoding.logprobs:
-            logprobs = tokens.logprobs(text.tokens, alignment.text_token_probs[position:last], row.tokenizer)
-            segment = replace(segment, logprobs=tuple(logprobs))  # noqa: PLW2901 - as above
-        aligned.append(segment)
-        position = last
-    return tuple(aligned)
-
-
-def _in_recording(chunk: Chunk, seconds: float, digits: int) -> float:
-    """Return a time in the chunk as a time in the recording, rounded, but not past the chunk's end."""
-    return min(round(chunk.offset + seconds, digits), chunk.offset + chunk.seconds)
+        )
+    remainder = None
+    if hypothesis.continues_at is not None:
+        # Without the second of the two timestamps at the end.
+        before = chunk.prefix_tokens + hypothesis.tokens[:-1]
+        trusted = hypothesis.temperature <= MAX_PREFIX_TEMPERATURE
+        remainder = chunk.remainder(hypothesis.continues_at, before if trusted else ())
+    return ChunkResult(row.language, tuple(segments), remainder)

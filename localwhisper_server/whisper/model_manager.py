@@ -1,4 +1,6 @@
-"""Loading and unloading the model, and what happens when memory runs out. Called from the scheduler's threads.
+"""Loading and unloading the model, how large a batch pays, and what happens when memory runs out.
+
+Called from the scheduler's threads.
 
 When the device's memory runs out, for instance because of a game, batches are halved. If a single chunk or the model
 itself does not fit, the model is loaded as `int8_float16`, which takes about half the memory, if the card can run it.
@@ -12,11 +14,11 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NoReturn
 
 from localwhisper_server.errors import Busy
-from localwhisper_server.observer import NullObserver, Observer
-from localwhisper_server.whisper.chunks import Chunk, ChunkResult
+from localwhisper_server.observer import Observer
+from localwhisper_server.types import BatchLimits
+from localwhisper_server.whisper.chunks import FULL_FRAMES, LONGEST_SECONDS, Chunk, ChunkResult, window_frames
 from localwhisper_server.whisper.devices import Device
 from localwhisper_server.whisper.engine import Engine
 
@@ -31,6 +33,18 @@ IDLE_SECONDS = 5.0
 # How CTranslate2, CUDA and C++ say it.
 OUT_OF_MEMORY = ("out of memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed", "bad_alloc")
 
+# The sizes of a batch that are measured, in this order.
+CPU_SIZES = (2, 8)
+GPU_SIZES = (4, 16, 32)
+# A larger batch has to save at least this part of the time per chunk.
+MIN_GAIN = 0.05
+# How long a batch, and one request's share of it, may take: a short message may have to wait for it. Measured with one
+# worker, which has the memory's whole bandwidth; two at the same time take half as long again.
+BATCH_SECONDS = 2.5
+SHARE_SECONDS = 0.5
+# The share holds at least one chunk of a long recording, however slow the machine.
+MIN_SHARE_FRAMES = window_frames(LONGEST_SECONDS)
+
 
 def is_out_of_memory(failure: BaseException) -> bool:
     """Return whether an error of CTranslate2 means that memory ran out; it has no class of its own for that."""
@@ -41,7 +55,8 @@ class ModelManager:
     """Runs batches on an engine, which it loads and unloads with `load`.
 
     `smaller` is the precision to fall back to when memory runs out, if any. `unload_after` is the idle time in seconds
-    after which the model is unloaded, None for never.
+    after which the model is unloaded, None for never. `engine`, `warm_up` and `run` raise Busy if not even one chunk
+    fits into memory.
     """
 
     def __init__(
@@ -60,7 +75,7 @@ class ModelManager:
         self._device = device
         self._clock = clock
         self._unload_after = unload_after
-        self._observer = observer or NullObserver()
+        self._observer = observer or Observer()
         self._engine: Engine | None = None
         self._batch_size = 0  # 0 for any
         self._retry_at = 0.0  # when to try a whole batch or the first precision again
@@ -80,12 +95,7 @@ class ModelManager:
         return self._engine is not None
 
     def engine(self) -> Engine:
-        """Return the engine; load the model first if necessary, in the smaller precision if memory is short.
-
-        Raises:
-            Busy: it does not fit.
-
-        """
+        """Return the engine; load the model first if necessary, in the smaller precision if memory is short."""
         with self._lock:
             if self._engine is None and self._clock() >= self._retry_at:
                 self._device = self._wanted  # it has to be loaded in any case
@@ -93,26 +103,46 @@ class ModelManager:
                 try:
                     self._engine = self._load(self._device)
                 except (RuntimeError, MemoryError, ValueError) as failure:
-                    if not self._reduce(1, failure):
-                        raise
+                    self._reduce(1, failure)
                 else:
                     self._observer.model_loaded()
             return self._engine
 
     def warm_up(self) -> Engine:
-        """Load the model, in the smaller precision if memory is short, and run it once.
-
-        Raises:
-            Busy: it does not fit.
-
-        """
+        """Load the model, in the smaller precision if memory is short, and run it once."""
         while True:
             try:
                 self.engine().warm_up()
                 return self.engine()
             except (RuntimeError, MemoryError, ValueError) as failure:
-                if not self._reduce(1, failure):
+                self._reduce(1, failure)
+
+    def measure_limits(self, message: Chunk, *, items: int) -> BatchLimits:
+        """Return how large a batch pays here; `items` above 0 is the number of chunks, as set by the user.
+
+        Decodes several copies of `message` at once, and then more, while they fit into memory and save time per chunk:
+        no table lists every card and CPU. The speed is measured in any case.
+        """
+        sizes: tuple[int, ...] = CPU_SIZES if self._device.name == "cpu" else GPU_SIZES
+        sizes = (min(items, sizes[0]),) if items else sizes
+        best, seconds = 1, float("inf")
+        for size in sizes:
+            started = self._clock()
+            try:
+                self.engine().run([message] * size)
+            except (RuntimeError, MemoryError) as failure:
+                if not is_out_of_memory(failure):
                     raise
+                break
+            per_chunk = (self._clock() - started) / size
+            if per_chunk > seconds * (1 - MIN_GAIN):
+                break
+            best, seconds = size, per_chunk
+        best = items or best
+        frames_per_second = message.frames / max(seconds, 1e-6)
+        frames = max(FULL_FRAMES, best * message.frames, int(BATCH_SECONDS * frames_per_second))
+        share = max(MIN_SHARE_FRAMES, int(SHARE_SECONDS * frames_per_second))
+        return BatchLimits(items=best, frames=frames, share=share, end=frames)
 
     def idle(self, seconds: float) -> float | None:
         """Unload the model, or try its first precision again, if that is due after so many seconds without work.
@@ -138,12 +168,7 @@ class ModelManager:
                 self._drop()
 
     def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
-        """Decode a batch, in parts if memory is short.
-
-        Raises:
-            Busy: not even one chunk fits.
-
-        """
+        """Decode a batch, in parts if memory is short."""
         if self._batch_size and self._clock() >= self._retry_at:
             self._batch_size = 0
         results: list[ChunkResult] = []
@@ -153,8 +178,7 @@ class ModelManager:
             try:
                 results += self._run(part)
             except (RuntimeError, MemoryError, ValueError) as failure:
-                if not self._reduce(len(part), failure):
-                    raise
+                self._reduce(len(part), failure)
         return results
 
     def _run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
@@ -167,28 +191,29 @@ class ModelManager:
             with self._lock:
                 self._running -= 1
 
-    def _reduce(self, batch_size: int, failure: BaseException) -> bool:
-        """Use less memory after a failure with so many chunks; return False if the failure has another cause.
+    def _reduce(self, batch_size: int, failure: Exception) -> None:
+        """Use less memory after a failure with so many chunks.
 
         Raises:
             Busy: it cannot use less.
+            RuntimeError, ValueError: the failure has another cause.
 
         """
         with self._lock:
             if is_out_of_memory(failure):
                 self._observer.out_of_memory()
                 self._use_less_memory(batch_size, failure)
-                return True
-            if self._device != self._wanted:
+            elif self._device != self._wanted:
                 # Some cards list a precision and fail only when they run it.
                 logger.warning("%s does not run here: %s", self._device.compute_type, failure)
                 self._smaller = None
                 self._device = self._wanted
                 self._drop()
-                self._raise_busy(failure)
-            return False
+                raise _busy(failure)
+            else:
+                raise failure
 
-    def _use_less_memory(self, batch_size: int, failure: BaseException) -> None:
+    def _use_less_memory(self, batch_size: int, failure: Exception) -> None:
         self._retry_at = self._clock() + self._retry_seconds
         if batch_size > 1:
             self._batch_size = min(self._batch_size or batch_size, batch_size // 2)
@@ -196,18 +221,11 @@ class ModelManager:
             return
         if not self._running:  # a running batch would keep the old model in memory beside the next one
             self._drop()
-        if self._smaller and self._device.compute_type != self._smaller:
-            self._device = replace(self._device, compute_type=self._smaller, reason="out of memory")
-            self._batch_size = 0  # the smaller model leaves more room for a batch
-            logger.warning("out of memory; loading the model as %s", self._smaller)
-            return
-        self._raise_busy(failure)
-
-    def _raise_busy(self, failure: BaseException) -> NoReturn:
-        # Without its traceback, whose frames would keep the model in memory as long as the error is referenced.
-        raise Busy(
-            "The device's memory is taken by something else. Try again later.", retry_after=RETRY_SECONDS
-        ) from failure.with_traceback(None)
+        if not self._smaller or self._device.compute_type == self._smaller:
+            raise _busy(failure)
+        self._device = replace(self._device, compute_type=self._smaller, reason="out of memory")
+        self._batch_size = 0  # the smaller model leaves more room for a batch
+        logger.warning("out of memory; loading the model as %s", self._smaller)
 
     def _recover(self) -> None:
         """Load the model in the first precision, or else in the smaller one again: at most one load fails."""
@@ -224,3 +242,10 @@ class ModelManager:
     def _drop(self) -> None:
         self._engine = None
         gc.collect()  # the model's memory is freed with its last reference
+
+
+def _busy(failure: Exception) -> Busy:
+    busy = Busy("The device's memory is taken by something else. Try again later.", retry_after=RETRY_SECONDS)
+    # Without its traceback, whose frames would keep the model in memory as long as the error is referenced.
+    busy.__cause__ = failure.with_traceback(None)
+    return busy

