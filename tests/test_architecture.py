@@ -15,11 +15,12 @@ ARROWS = {
         "__init__": set(),
         "__main__": {"cli"},
         "cli": {"server", "operations", "whisper", *COMMON},
-        "server": {"runtime", "api", "operations", *COMMON},
+        "server": {"runtime", "api", "wyoming", "operations", *COMMON},
         "runtime": {"transcription", "whisper", "audio", *COMMON},
         "transcription": {"whisper", "audio", *COMMON},
         "api": {"realtime", *COMMON},
         "realtime": COMMON,
+        "wyoming": COMMON,
         "audio": COMMON,
         "whisper": COMMON,
         "operations": {"whisper", "audio", *COMMON},
@@ -42,7 +43,7 @@ ARROWS = {
         "lan": {"settings", "errors", "events", "routing", "shared", "_http", "_background"},
         "cloud": {"errors", "events", "routing", "shared", "_http", "_background"},
         "settings": {"errors", "events", "cloud", "routing", "shared"},
-        "server_process": set(),
+        "server_process": {"shared"},
         "errors": {"routing", "_http"},
         "request": set(),
         "routing": {"events"},
@@ -53,7 +54,7 @@ ARROWS = {
     },
 }  # fmt: skip
 # What the server may import of the client: tables, the version, the SDK's HTTP library, and how to start a server.
-FROM_CLIENT = {"shared", "__version__", "_http", "server_process"}
+FROM_CLIENT = {"__version__", "shared", "_http", "server_process"}
 # The only folders or modules that may import a library.
 ONLY = {
     "faster_whisper": {"whisper"}, "ctranslate2": {"whisper"}, "av": {"audio", "cloud"},
@@ -61,7 +62,7 @@ ONLY = {
     "websockets": {"api"},
 }  # fmt: skip
 PURE = {
-    "localwhisper_client": ("routing", "shared", "events", "cloud/adaptation", "cloud/models", "cloud/budget"),
+    "localwhisper_client": ("routing", "shared", "events", "cloud/models"),
     "localwhisper_server": (
         "types", "errors", "api/formats", "api/form", "whisper/acceptance", "whisper/alignment",
         "whisper/chunks", "transcription/queue", "transcription/segmentation", "realtime",

@@ -7,6 +7,9 @@ the program's own client with all its settings.
 
 Realtime sessions go over WebSockets, which the SDK and voice frameworks open through other libraries. Those libraries
 are changed too: before they open such a session, the policy is checked.
+
+Most of our own modules are loaded at the first call. Under `localwhisper run` one of them may be the first to load the
+SDK; the hook then loads this module while that one is half loaded.
 """
 
 from __future__ import annotations
@@ -17,11 +20,12 @@ import sys
 import threading
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Unpack
 
 import openai
+from anyio.lowlevel import RunVar
 
+from localwhisper_client import request as sdk_request
 from localwhisper_client.patch.watch import Watch
 
 if TYPE_CHECKING:
@@ -33,15 +37,15 @@ HOOK = Path(__file__).with_name("run_hook")
 """The folder that `localwhisper run` puts on PYTHONPATH."""
 
 _KEY_ARGUMENTS = ("api_key", "provider", "workload_identity")
-_INHERITED = object()
 _lock = threading.Lock()
-_installed: list[_PatchedClass | _PatchedSockets] = []
-# The libraries that open WebSockets, and the name in each that gets the address before a connection is made.
+# Puts back what was replaced, one thing each, the last first.
+_undo: list[Callable[[], None]] = []
+# The libraries that open WebSockets, and what in each gets the address before a connection is made.
 _SOCKETS = {
     "websockets.asyncio.client": "parse_uri",
     "websockets.sync.client": "parse_uri",
     "websockets.legacy.client": "parse_uri",
-    "aiohttp.client": "ClientSession",
+    "aiohttp.client": "ws_connect",  # of its class ClientSession
 }
 
 
@@ -58,12 +62,11 @@ def install(**options: Unpack[RoutingOptions]) -> None:
         import_module("localwhisper_client.patch.installation").install(**options)
         return
     with _lock:
-        if not _installed:
+        if not _undo:
             route = _Route("LocalWhisper", options)
-            async_route = _RouteByLoop("AsyncLocalWhisper", options)
-            _installed.append(_PatchedClass(openai.OpenAI, route, route))
-            _installed.append(_PatchedClass(openai.AsyncOpenAI, async_route, route))
-            _installed.append(_PatchedSockets(route))
+            _patch_class(openai.OpenAI, route, route)
+            _patch_class(openai.AsyncOpenAI, _RouteByLoop("AsyncLocalWhisper", options), route)
+            _patch_sockets(route)
 
 
 def uninstall() -> None:
@@ -72,27 +75,14 @@ def uninstall() -> None:
     if later is not None and later.__dict__ is not globals():
         later.uninstall()
     with _lock:
-        while _installed:
-            _installed.pop().restore()
+        while _undo:
+            _undo.pop()()
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Return an environment in which each Python, and each Python that it starts, does `install` by itself."""
     paths = [entry for entry in environ.get("PYTHONPATH", "").split(os.pathsep) if entry and entry != str(HOOK)]
     return {**environ, "PYTHONPATH": os.pathsep.join([str(HOOK), *paths])}
-
-
-@functools.cache
-def _library() -> Any:
-    """Return the modules that the patch uses. They are loaded at the first call, not at the top of this module.
-
-    Under `localwhisper run` one of our own modules may be the first to load the SDK. The hook then loads this module
-    while that one is half loaded.
-    """
-    from localwhisper_client import client, request  # noqa: PLC0415
-    from localwhisper_client.lan import servers  # noqa: PLC0415 - as the docstring says
-
-    return SimpleNamespace(client=client, request=request, servers=servers)
 
 
 class _Route:
@@ -111,7 +101,9 @@ class _Route:
 
     @property
     def client_class(self) -> Any:
-        return getattr(_library().client, self._class_name)
+        from localwhisper_client import client  # noqa: PLC0415 - see the module's docstring
+
+        return getattr(client, self._class_name)
 
     def load(self) -> Any:
         """Return a new route with the settings as they are now."""
@@ -122,8 +114,6 @@ class _RouteByLoop(_Route):
     """The routes of async clients, one for each event loop: connections cannot move from one loop to another."""
 
     def __init__(self, class_name: str, options: RoutingOptions) -> None:
-        from anyio.lowlevel import RunVar  # noqa: PLC0415 - only `install` needs it
-
         super().__init__(class_name, options)
         self._of_loop: RunVar[Any] = RunVar("localwhisper_route")
 
@@ -135,94 +125,77 @@ class _RouteByLoop(_Route):
         return route
 
 
-class _PatchedClass:
-    """One client class of the SDK with two methods replaced; `sync_route` is the route that needs no event loop."""
-
-    def __init__(self, sdk_class: Any, route: _Route, sync_route: _Route) -> None:
-        self._sdk_class = sdk_class
-        self._found = {name: vars(sdk_class).get(name, _INHERITED) for name in ("request", "__init__")}
-        request, init = sdk_class.request, sdk_class.__init__
-
-        @functools.cache
-        def stand_in(program_class: Any) -> Any:
-            # A client of ours whose cloud is a client of the program's class. `super().request` of ours must not run
-            # the program's own `request` a second time, so it finds the SDK's in the class between the two.
-            original = type("Original", (sdk_class,), {"request": request})
-            return type(program_class.__name__, (route.client_class, original, program_class), {"own_cloud": True})
-
-        @functools.wraps(request)
-        def routed_request(client: Any, cast_to: Any, options: Any, **streaming: Any) -> Any:
-            library = _library()
-            if isinstance(client, route.client_class) or library.servers.belongs_to_lan(client):
-                return request(client, cast_to, options, **streaming)
-            if library.request.endpoint(client, options) is None:
-                if library.request.starts_realtime(options):
-                    sync_route().allow_realtime(str(client.websocket_base_url or client.base_url))
-                return request(client, cast_to, options, **streaming)
-            standing_in = object.__new__(stand_in(client.__class__))
-            standing_in.__dict__.update(client.__dict__, _route=route())
-            return standing_in.request(cast_to, options, **streaming)
-
-        @functools.wraps(init)
-        def keyless_init(client: Any, *args: Any, **options: Any) -> None:
-            try:
-                init(client, *args, **options)
-            except openai.OpenAIError:
-                # Only the SDK knows what counts as a key, and that has changed with its versions.
-                if any(options.get(name) for name in _KEY_ARGUMENTS) or route.load().settings.policy.leaves_lan:
-                    raise
-                # The SDK calls this when it needs a key, and it raises.
-                init(client, *args, **{**options, "api_key": route.client_class._no_key})  # noqa: SLF001 - our own
-
-        sdk_class.request = routed_request
-        sdk_class.__init__ = keyless_init
-
-    def restore(self) -> None:
-        """Put the methods back; one that was inherited is inherited again."""
-        for name, found in self._found.items():
-            if found is _INHERITED:
-                delattr(self._sdk_class, name)
-            else:
-                setattr(self._sdk_class, name, found)
+def _replace(holder: Any, name: str, new: Any) -> None:
+    """Set an attribute; one that was inherited is inherited again by `uninstall`."""
+    found = vars(holder)
+    restore = functools.partial(setattr, holder, name, found[name]) if name in found else None
+    _undo.append(restore or functools.partial(delattr, holder, name))
+    setattr(holder, name, new)
 
 
-class _PatchedSockets:
-    """The libraries that open WebSockets, changed to check the policy before they open a realtime session."""
+def _patch_class(sdk_class: Any, route: _Route, sync_route: _Route) -> None:
+    """Replace two methods of a client class of the SDK; `sync_route` is the route that needs no event loop."""
+    request, init = sdk_class.request, sdk_class.__init__
 
-    def __init__(self, route: _Route) -> None:
-        self._route = route
-        self._found: list[tuple[Any, str, Any]] = []
-        self._watch = Watch(_SOCKETS, self._patch)
-        for name in _SOCKETS:
-            if name in sys.modules:
-                self._patch(sys.modules[name])
-        sys.meta_path.insert(0, self._watch)
+    @functools.cache
+    def stand_in(program_class: Any) -> Any:
+        # A client of ours whose cloud is a client of the program's class. `super().request` of ours must not run the
+        # program's own `request` a second time, so it finds the SDK's in the class between the two.
+        original = type("Original", (sdk_class,), {"request": request})
+        return type(program_class.__name__, (route.client_class, original, program_class), {"own_cloud": True})
 
-    def restore(self) -> None:
-        """Put the functions back."""
-        sys.meta_path.remove(self._watch)
-        while self._found:
-            setattr(*self._found.pop())
+    @functools.wraps(request)
+    def routed_request(client: Any, cast_to: Any, options: Any, **streaming: Any) -> Any:
+        from localwhisper_client.lan.servers import belongs_to_lan  # noqa: PLC0415 - as above
 
-    def _patch(self, module: Any) -> None:
-        name = _SOCKETS[module.__name__]
-        if name == "ClientSession":
-            session_class = module.ClientSession
-            self._replace(session_class, "ws_connect", lambda session, url, *_: str(session._build_url(url)))  # noqa: SLF001 - no public name
-        else:
-            self._replace(module, name, lambda url, *_: str(url))
+        if isinstance(client, route.client_class) or belongs_to_lan(client):
+            return request(client, cast_to, options, **streaming)
+        if sdk_request.endpoint(client, options) is None:
+            if sdk_request.starts_realtime(options):
+                sync_route().allow_realtime(str(client.websocket_base_url or client.base_url))
+            return request(client, cast_to, options, **streaming)
+        standing_in = object.__new__(stand_in(client.__class__))
+        standing_in.__dict__.update(client.__dict__, _route=route())
+        return standing_in.request(cast_to, options, **streaming)
 
-    def _replace(self, holder: Any, name: str, url_of: Callable[..., str]) -> None:
+    @functools.wraps(init)
+    def keyless_init(client: Any, *args: Any, **options: Any) -> None:
+        try:
+            init(client, *args, **options)
+        except openai.OpenAIError:
+            # Only the SDK knows what counts as a key, and that has changed with its versions.
+            if any(options.get(name) for name in _KEY_ARGUMENTS) or route.load().settings.policy.leaves_lan:
+                raise
+            # The SDK calls this when it needs a key, and it raises.
+            init(client, *args, **{**options, "api_key": route.client_class._no_key})  # noqa: SLF001 - our own
+
+    _replace(sdk_class, "request", routed_request)
+    _replace(sdk_class, "__init__", keyless_init)
+
+
+def _patch_sockets(route: _Route) -> None:
+    """Let the libraries that open WebSockets check the policy before a realtime session, whenever they are loaded."""
+
+    def patch(module: Any) -> None:
+        holder, name = module, _SOCKETS[module.__name__]
+        if name == "ws_connect":
+            holder = module.ClientSession
         original = getattr(holder, name)
 
         @functools.wraps(original)
         def checked(*args: Any, **options: Any) -> Any:
             # The address is the only argument, or the first after `self`, by name or by position.
-            named = [options[key] for key in ("url", "uri") if key in options]
-            url = url_of(*args, *named)
-            if _library().request.is_realtime(url):
-                self._route().allow_realtime(url)
+            given = [*args, *(options[key] for key in ("url", "uri") if key in options)]
+            url = str(given[0] if holder is module else given[0]._build_url(given[1]))  # noqa: SLF001 - no public name
+            if sdk_request.is_realtime(url):
+                route().allow_realtime(url)
             return original(*args, **options)
 
-        self._found.append((holder, name, original))
-        setattr(holder, name, checked)
+        _replace(holder, name, checked)
+
+    watch = Watch(_SOCKETS, patch)
+    for name in _SOCKETS:
+        if name in sys.modules:
+            patch(sys.modules[name])
+    sys.meta_path.insert(0, watch)
+    _undo.append(functools.partial(sys.meta_path.remove, watch))
