@@ -16,6 +16,7 @@ from localwhisper_server.errors import Busy, ServerError
 from localwhisper_server.observer import ModelObserver
 from localwhisper_server.settings import Settings
 from localwhisper_server.transcription.coalescing import CoalescingTranscriber
+from localwhisper_server.transcription.live import LiveDecoder
 from localwhisper_server.transcription.scheduler import Scheduler
 from localwhisper_server.transcription.transcriber import StepRunner, Transcriber, decoder_places
 from localwhisper_server.types import AudioChunk, Decoding, Options, Segment, Transcript, Voice
@@ -25,6 +26,7 @@ from localwhisper_server.whisper.devices import Device, Workers
 from localwhisper_server.whisper.engine import Engine
 from localwhisper_server.whisper.model_manager import ModelManager
 from localwhisper_server.whisper.model_memory import ModelMemory
+from localwhisper_server.whisper.streaming_vad import StreamingDetector
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +71,8 @@ class ServedModel:
     """Loads one model, and transcribes with it; `memory` may unload it for another one.
 
     `names` are those that it is listed under. `created` is the time of its file, in Unix seconds. `languages` are the
-    codes that it knows, none until it has been loaded once. `others` and `progressed` are as in a Scheduler.
+    codes that it knows, none until it has been loaded once. `observer` is told of its work. `others` and `progressed`
+    are as in a Scheduler.
     """
 
     def __init__(
@@ -93,12 +96,13 @@ class ServedModel:
         self._memory = memory
         self._others = others
         self._progressed = progressed
-        self._observer = observer or ModelObserver()
+        self.observer = observer or ModelObserver()
         self._starting = threading.Lock()
         self._model_manager: ModelManager | None = None
         self._scheduler: Scheduler | None = None
         self._transcriber: CoalescingTranscriber | None = None
         self._self_test: SelfTest | None = None
+        self._live: Callable[[], LiveDecoder] | None = None
         memory.add(self)
 
     @property
@@ -161,7 +165,7 @@ class ServedModel:
             unload_after=settings.idle_unload or None,
             memory=self._memory,
             resident=self,
-            observer=self._observer,
+            observer=self.observer,
         )
         loaded = self._warmed_up(model_manager, folder)
         self.created = int((folder / "model.bin").stat().st_mtime)
@@ -181,7 +185,7 @@ class ServedModel:
             max_wait=settings.max_wait,
             ahead=shared.steps.seconds_ahead,
             idle=model_manager.idle,
-            observer=self._observer,
+            observer=self.observer,
             others=self._others,
             progressed=self._progressed,
             workers=shared.workers.count,
@@ -200,8 +204,10 @@ class ServedModel:
             steps=shared.steps,
             max_seconds=settings.max_seconds,
             decoders=shared.decoder_places,
-            observer=self._observer,
+            observer=self.observer,
         )
+        scheduler, exact = self._scheduler, settings.window == "exact"
+        self._live = lambda: LiveDecoder(scheduler, prepare, shared.steps, full_window=exact)
         self._transcriber = CoalescingTranscriber(transcriber.transcribe, shared.steps, kept=settings.cache)
         logger.info(
             "ready: %s on %s, %s (%s), loaded and warmed up in %.1f s, batches of up to %d",
@@ -286,6 +292,23 @@ class ServedModel:
         if self._settings.window == "exact":
             options = replace(options, full_window=True)
         return self._transcriber.transcribe(source, options)
+
+    def live(self) -> LiveDecoder:
+        """Open a live session, which counts as a request until it is closed.
+
+        Raises:
+            Busy: the model is still being loaded for the first time, the queue is full, or the wait too long.
+
+        """
+        if self._live is None:
+            raise Busy("The model is still being loaded. Try again shortly.", retry_after=LOADING_RETRY_SECONDS)
+        self.used = time.monotonic()
+        return self._live()
+
+    @staticmethod
+    def new_detector() -> StreamingDetector:
+        """Return a detector of speech for a new stream."""
+        return StreamingDetector()
 
     async def healthy(self) -> bool:
         """Return whether the engine works, by a self-test if necessary. True while the model loads."""

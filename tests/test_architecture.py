@@ -19,7 +19,8 @@ ARROWS = {
         "runtime": {"served_model", "whisper", "audio", *COMMON},
         "served_model": {"transcription", "whisper", "audio", *COMMON},
         "transcription": {"whisper", "audio", *COMMON},
-        "api": COMMON,
+        "api": {"realtime", *COMMON},
+        "realtime": COMMON,
         "wyoming": COMMON,
         "audio": COMMON,
         "whisper": COMMON,
@@ -59,12 +60,13 @@ FROM_CLIENT = {"__version__", "shared", "_http", "server_process"}
 ONLY = {
     "faster_whisper": {"whisper"}, "ctranslate2": {"whisper"}, "av": {"audio", "cloud"},
     "fastapi": {"api"}, "starlette": {"api"}, "uvicorn": {"api", "server"},
+    "websockets": {"api"},
 }  # fmt: skip
 PURE = {
     "localwhisper_client": ("routing", "shared", "events", "cloud/models"),
     "localwhisper_server": (
         "types", "errors", "api/formats", "api/form", "whisper/acceptance", "whisper/alignment",
-        "whisper/chunks", "transcription/queue", "transcription/segmentation",
+        "whisper/chunks", "transcription/queue", "transcription/segmentation", "realtime",
     ),
 }  # fmt: skip
 IO = {

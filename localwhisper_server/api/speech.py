@@ -18,6 +18,7 @@ from starlette.types import Scope, Send
 
 from localwhisper_server.api import form, formats
 from localwhisper_server.api.middleware import LONGEST_NAME, claim_share, hung_up, note, unless_gone
+from localwhisper_server.api.realtime import LiveModel
 from localwhisper_server.errors import Busy, EngineFailed, InvalidRequest, ServerError, UnknownModel, UnreadableAudio
 from localwhisper_server.types import Options, Segment, Task, Transcript
 
@@ -35,11 +36,10 @@ Items = AsyncGenerator[Segment | Transcript]
 """The segments of a transcript as they are decoded, then the transcript."""
 
 
-class Model(Protocol):
+class Model(LiveModel, Protocol):
     """What the routes know of a model."""
 
     created: int  # the time of its file, in Unix seconds
-    languages: frozenset[str]  # the codes that it knows
 
     @property
     def can_translate(self) -> bool:

@@ -41,6 +41,7 @@ class _Request:
 
     key: Hashable
     bulk: bool
+    live: bool = False
     batches: int = 0
     skipped: int = 0
     waiting: deque[Job] = field(default_factory=deque)
@@ -89,17 +90,17 @@ class FairQueue:
         return any(request.long for request in self.open.values())
 
     def messages(self) -> set[Hashable]:
-        """Return the open messages: the requests that are neither bulk nor long recordings."""
-        return {key for key, request in self.open.items() if not (request.bulk or request.long)}
+        """Return the open messages: the requests that are neither bulk, live sessions nor long recordings."""
+        return {key for key, request in self.open.items() if not (request.bulk or request.live or request.long)}
 
     def seconds_ahead(self) -> float:
         """Return the seconds of audio decoded before a new request: one share of each interactive request."""
         share = self._limits.share / FRAMES_PER_SECOND
         return sum(min(share, request.seconds) for request in self.open.values() if not request.bulk)
 
-    def admit(self, key: Hashable, *, bulk: bool = False) -> None:
+    def admit(self, key: Hashable, *, bulk: bool = False, live: bool = False) -> None:
         """Open a request."""
-        self.open[key] = _Request(key, bulk)
+        self.open[key] = _Request(key, bulk, live)
 
     def put(self, key: Hashable, jobs: Sequence[Job], *, first: bool = False) -> bool:
         """Add chunks of an open request, before its others if `first`; return False if the request has left."""

@@ -22,8 +22,8 @@ IDLE_CHECK_SECONDS = 0.01
 FIRST_SPEED = 5.0
 # People send messages one after the other: for so long after one, a worker is kept free of long recordings.
 RESERVED_SECONDS = 20.0
-# A model that is to be unloaded first finishes all messages that come within so many seconds.
-FINISH_SECONDS = 5.0
+# A model that is to be unloaded first finishes all messages that come within so many seconds, if it can by the latter.
+FINISH_SECONDS, FINISH_AT_MOST_SECONDS = 5.0, 30.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -179,14 +179,14 @@ class Scheduler:
         if len(self._queue.open) >= self._most_requests:
             raise Busy("The server is busy: its queue is full. Try again later.", retry_after=wait)
 
-    def admit(self, *, bulk: bool = False) -> Ticket:
-        """Open a request; raise Busy as `require_room` does."""
+    def admit(self, *, bulk: bool = False, live: bool = False) -> Ticket:
+        """Open a request; raise Busy as `require_room` does. `live`: it may stay open for hours."""
         with self._changed:
             self.require_room()
             ticket = Ticket(self)
             if self._queue.has_long and not bulk:
                 self._reserved_until = self._clock() + RESERVED_SECONDS
-            self._queue.admit(ticket, bulk=bulk)
+            self._queue.admit(ticket, bulk=bulk, live=live)
             self._finishing = self._messages()
         return ticket
 
@@ -223,6 +223,8 @@ class Scheduler:
         if self._finish_until is None:
             return None
         messages = self._queue.messages()
+        if self._clock() >= self._finish_until + FINISH_AT_MOST_SECONDS:
+            return set()  # one that is decoded or read for so long may not keep the other model waiting
         return self._finishing & messages if self.finishing and self._finishing is not None else messages
 
     def resume(self) -> None:

@@ -14,6 +14,7 @@ from localwhisper_client.shared.openai_models import NAMES as OPENAI_NAMES
 from localwhisper_server.api.access_control import Rules
 from localwhisper_server.api.middleware import Limits
 from localwhisper_server.api.routes import create_app
+from localwhisper_server.observer import ModelObserver
 from localwhisper_server.types import Segment, TokenLogprob, Transcript, Word
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class FakeTranscriber:
             source.close()  # as the real one does
 
     can_translate: bool = True
+    observer: ModelObserver = field(default_factory=ModelObserver)
 
     @property
     def models(self) -> list[FakeTranscriber]:
