@@ -12,7 +12,13 @@ import pytest
 from localwhisper_server import observer
 from localwhisper_server.errors import Busy, EngineFailed, Stopping
 from localwhisper_server.transcription.queue import FEW_BATCHES
-from localwhisper_server.transcription.scheduler import FINISH_SECONDS, FIRST_SPEED, RESERVED_SECONDS, Scheduler
+from localwhisper_server.transcription.scheduler import (
+    FINISH_AT_MOST_SECONDS,
+    FINISH_SECONDS,
+    FIRST_SPEED,
+    RESERVED_SECONDS,
+    Scheduler,
+)
 from localwhisper_server.types import BatchLimits
 from localwhisper_server.whisper.chunks import ChunkResult
 from tests.server.engine_double import SECONDS, EngineDouble, Item, twice
@@ -612,4 +618,27 @@ def test_a_batch_in_flight_is_part_of_the_work(engine: EngineDouble, start: Star
     assert not scheduler.finish()
     engine.gate.set()
     assert scheduler.close(SECONDS)
+    assert scheduler.finish()
+
+
+def test_finishing_waits_for_no_live_session(engine: EngineDouble, start: Start) -> None:
+    """It stays open for as long as somebody speaks; what it submits meanwhile waits."""
+    scheduler = start(batch=1)
+    live = scheduler.admit(live=True)
+    assert scheduler.finish()
+    waiting = live.submit([Item(1)])[0]
+    assert scheduler.finish()
+    assert not waiting.done()
+    scheduler.resume()
+    assert waiting.result(SECONDS) == 2
+
+
+def test_finishing_waits_for_no_message_for_ever(engine: EngineDouble, start: Start) -> None:
+    """One whose file takes long to decode, say."""
+    scheduler = start(batch=1)
+    scheduler.admit()
+    assert not scheduler.finish()
+    engine.clock.now += FINISH_SECONDS + FINISH_AT_MOST_SECONDS - 0.1
+    assert not scheduler.finish()
+    engine.clock.now += 0.2
     assert scheduler.finish()
