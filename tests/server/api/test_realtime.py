@@ -279,6 +279,37 @@ def test_ways_to_ask(query: str) -> None:
                 assert converse(connection) == "w0 w1 w2"
 
 
+LIVE = "gpt-live-transcribe"
+
+
+class Two(Transcriber):
+    """Has a second model, `small`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.small = Transcriber()
+
+    def find(self, name: str, task: str = "transcribe") -> Any:
+        """Return the second by its name, the first by all others that it has."""
+        return self.small if name == "small" else super().find(name, task)
+
+
+def test_a_session_is_of_the_model_that_is_asked_for() -> None:
+    """To its end: a name of another model is refused, and one of its own or a live model's is not."""
+    two = Two()
+    with server(two) as url, connected(url, "intent=transcription&model=small") as connection:
+        receive(connection)
+        for name, answer in (
+            ("small", "session.updated"),
+            ("gpt-live-transcribe", "session.updated"),
+            ("base", "error"),
+        ):
+            audio = {"input": {"transcription": {"model": name}}}
+            send(connection, "session.update", session={"type": "transcription", "audio": audio})
+            assert receive(connection)["type"] == answer, name
+    assert (two.opened, two.small.opened) == (0, 1)
+
+
 def test_the_beta_sub_protocol() -> None:
     """A browser that asks for the beta gets its form."""
     with server() as url, connected(url, subprotocols=["realtime", "openai-beta.realtime-v1"]) as connection:  # type: ignore[arg-type]
