@@ -2,9 +2,9 @@
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import IO, Any
+from typing import Any
 
 from localwhisper_client import __version__
 from localwhisper_client.shared import openai_models
@@ -13,7 +13,7 @@ from localwhisper_server.errors import Busy, EngineFailed, Stopping
 from localwhisper_server.observer import Observer
 from localwhisper_server.served_model import LOADING_RETRY_SECONDS, STUCK_SECONDS, Load, ServedModel, Shared
 from localwhisper_server.settings import Settings
-from localwhisper_server.types import Options, Segment, Task, Transcript
+from localwhisper_server.types import Task
 from localwhisper_server.whisper import devices, weights
 from localwhisper_server.whisper.engine import Engine
 from localwhisper_server.whisper.model_memory import ModelMemory
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 class Runtime:
     """Loads the models and runs transcriptions on them; knows whether it is loading, ready, draining or has failed.
 
-    The first of `models` is what OpenAI's names mean. `names` are all that are listed, `aliases` those that are not.
+    The first of `models` is what OpenAI's names mean. `names` are all that are listed.
 
     `load` builds an engine. `cuda_devices` is how many there are, None to ask the driver. `environ` is where the
     decoding processes get their variables from. A batch that takes longer than `stuck_after` seconds is stuck. With
@@ -86,7 +86,6 @@ class Runtime:
         for served in self.models:
             self._named = dict.fromkeys(weights.aliases(served.model), served) | self._named
         self._named = dict.fromkeys(weights.HABITUAL_NAMES, self.models[0]) | self._named
-        self.aliases = frozenset(self._named) - set(self.names)
         self.failure: Exception | None = None
         self._ready = self._draining = False
 
@@ -147,11 +146,6 @@ class Runtime:
         return self.models[0].model
 
     @property
-    def languages(self) -> frozenset[str]:
-        """The language codes that the first model knows."""
-        return self.models[0].languages
-
-    @property
     def queue_seconds(self) -> float:
         """Estimate how long a new request for the first model would wait, in seconds."""
         return self.models[0].queue_seconds
@@ -185,10 +179,6 @@ class Runtime:
             except Busy as busy:
                 refusals.append(busy)
         raise refusals[0]
-
-    def transcribe(self, source: IO[bytes], options: Options) -> AsyncGenerator[Segment | Transcript]:
-        """Transcribe with the first model; see `ServedModel.transcribe`."""
-        return self.models[0].transcribe(source, options)
 
     async def healthy(self) -> bool:
         """Return whether all engines work, by self-tests if necessary. True while the models load."""

@@ -80,7 +80,7 @@ def test_while_loading_it_is_busy(settings: Settings) -> None:
         runtime.require_ready()
     assert refused.value.retry_after == 2
     with pytest.raises(Busy):
-        runtime.transcribe(io.BytesIO(), Options())
+        runtime.models[0].transcribe(io.BytesIO(), Options())
     assert runtime.stop()
 
 
@@ -97,7 +97,7 @@ def test_it_is_ready_when_the_model_is_warm(
     assert (health["status"], health["ready"], health["loaded"]) == ("ok", True, True)
     assert health["speed"] > 0
     assert runtime.models[0].created == int((tmp_path / "my-model/model.bin").stat().st_mtime)
-    assert runtime.languages == engine.languages
+    assert runtime.models[0].languages == engine.languages
     assert runtime.unready() is None
     runtime.require_ready()
 
@@ -211,7 +211,7 @@ async def test_the_server_may_set_the_full_window_for_all_requests(
     engine = EngineDouble()
     runtime = start(settings.model_copy(update={"window": window}), engine)
     with voices["demo"].open("rb") as file:
-        *segments, transcript = [item async for item in runtime.transcribe(file, Options())]
+        *segments, transcript = [item async for item in runtime.models[0].transcribe(file, Options())]
     assert engine.chunks[-1].full_window is full
     assert isinstance(transcript, Transcript)
     assert (transcript.text, transcript.language) == ("Hello.", "en")
@@ -234,7 +234,7 @@ async def test_an_idle_model_is_unloaded_and_loaded_again(
         while runtime.health()["loaded"]:  # noqa: ASYNC110 - a poll with a bound
             await asyncio.sleep(0)
     assert runtime.health()["ready"] is True
-    items = [item async for item in runtime.transcribe(io.BytesIO(voices["demo"].read_bytes()), Options())]
+    items = [item async for item in runtime.models[0].transcribe(io.BytesIO(voices["demo"].read_bytes()), Options())]
     assert len(items) == 2
     assert len(loads) == 2
 
@@ -246,7 +246,7 @@ async def test_a_drain_lets_open_requests_finish(settings: Settings, start: Star
     runtime = start(settings, engine)
     engine.gate.clear()
     data = voices["demo"].read_bytes()
-    first = asyncio.create_task(anext(runtime.transcribe(io.BytesIO(data), Options())))
+    first = asyncio.create_task(anext(runtime.models[0].transcribe(io.BytesIO(data), Options())))
     async with asyncio.timeout(10):
         while not runtime.open_requests:  # noqa: ASYNC110 - a poll with a bound
             await asyncio.sleep(0)
