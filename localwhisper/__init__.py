@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import openai
 
-from localwhisper_client._version import __version__
+from localwhisper_client import __version__
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

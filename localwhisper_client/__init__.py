@@ -5,8 +5,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from localwhisper_client._version import __version__
-
 if TYPE_CHECKING:
     from localwhisper_client.client import AsyncLocalWhisper, LocalWhisper
     from localwhisper_client.errors import (
@@ -57,6 +55,9 @@ __all__ = [
     "__version__",
     "last_call",
 ]
+
+__version__ = "0.1.0"
+"""The version of the distribution. The server reads it from here: every install has the client."""
 
 # The modules that are searched for a name, in this order.
 _MODULES = ("events", "routing.policy", "errors", "client")

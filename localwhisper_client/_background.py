@@ -26,20 +26,19 @@ P = ParamSpec("P")
 # `wait_async` polls, since asyncio and trio share no way to wait for a future: seconds between two looks.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
 
-_renewals: set[weakref.WeakMethod[Callable[[], None]]] = set()
+_renewals: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKeyDictionary()
 
 
 def renewed(method: Callable[[], None]) -> None:
-    """Call a bound method now, and again in each forked child, for as long as its object lives."""
-    _renewals.add(weakref.WeakMethod(method, _renewals.discard))
+    """Call a bound method now, and again in each forked child, for as long as its object lives; one for an object."""
+    bound: Any = method
+    _renewals[bound.__self__] = bound.__func__
     method()
 
 
 def _in_child() -> None:
-    for reference in list(_renewals):
-        method = reference()
-        if method is not None:
-            method()
+    for owner, method in list(_renewals.items()):
+        method(owner)
 
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork

@@ -17,21 +17,20 @@ import anyio.to_thread
 import openai
 
 from localwhisper_client import _background
-from localwhisper_client.calls import Pending, RoutedCall
+from localwhisper_client.call import Pending, Route, RoutedCall
 from localwhisper_client.errors import MissingCloudKey
-from localwhisper_client.events import traced
-from localwhisper_client.lan.transport import aread, read, within, within_async
-from localwhisper_client.route import Route, split
-from localwhisper_client.routing.endpoints import endpoint, starts_realtime
+from localwhisper_client.lan.answers import aread, read
+from localwhisper_client.lan.transport import within, within_async
+from localwhisper_client.request import Upload, endpoint, needs_copy, starts_realtime
 from localwhisper_client.routing.plan import Try, Wait
-from localwhisper_client.upload import Upload, needs_copy
+from localwhisper_client.settings import split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from localwhisper_client.route import ClientOptions, CopyOptions
     from localwhisper_client.routing.plan import Outcome
     from localwhisper_client.routing.policy import Policy
+    from localwhisper_client.settings import ClientOptions, CopyOptions
 
 
 def _no_key() -> str:
@@ -140,8 +139,8 @@ class LocalWhisper(_Routing, openai.OpenAI):  # type: ignore[misc] # its `copy` 
             if starts_realtime(options):
                 self._allow_realtime()
             return super().request(cast_to, options, stream=stream, stream_cls=stream_cls)
-        with Upload(options.files) as upload, traced(options.url):
-            call = RoutedCall.of(self._route, self, options, upload.files, stream=stream)
+        with Upload(options.files) as upload:
+            call = RoutedCall(self._route, self, options, upload.files, stream=stream)
             with closing(call.steps()) as steps:
                 for step in steps:
                     match step:
@@ -167,7 +166,6 @@ class LocalWhisper(_Routing, openai.OpenAI):  # type: ignore[misc] # its `copy` 
         server = self._route.servers.server(step.backend)
         try:
             with within(step.seconds):
-                call.check_address(server, step.seconds)
                 raw: Any = server.client.request(cast_to, call.local_options(server, step.seconds), **streaming)
                 read(raw.http_response, call.expected)
             return call.answered(raw)
@@ -197,8 +195,8 @@ class AsyncLocalWhisper(_Routing, openai.AsyncOpenAI):  # type: ignore[misc] # a
         # Only copying a file blocks.
         copied = needs_copy(options.files)
         upload = await anyio.to_thread.run_sync(Upload, options.files) if copied else Upload(options.files)
-        with upload, traced(options.url):
-            call = RoutedCall.of(self._route, self, options, upload.files, stream=stream)
+        with upload:
+            call = RoutedCall(self._route, self, options, upload.files, stream=stream)
             with closing(call.steps()) as steps:
                 for step in steps:
                     match step:
@@ -224,10 +222,6 @@ class AsyncLocalWhisper(_Routing, openai.AsyncOpenAI):  # type: ignore[misc] # a
         server = self._route.servers.server(step.backend)
         try:
             with within_async(step.seconds):
-                if call.check_blocks(server):
-                    await anyio.to_thread.run_sync(call.check_address, server, step.seconds, abandon_on_cancel=True)
-                else:
-                    call.check_address(server, step.seconds)
                 raw: Any = await server.client.request(cast_to, call.local_options(server, step.seconds), **streaming)
                 await aread(raw.http_response, call.expected)
             return call.answered(raw)

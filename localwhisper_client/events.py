@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 log = logging.getLogger("localwhisper")
 log.addHandler(logging.NullHandler())
@@ -33,9 +32,10 @@ class Attempt(Event):
     - `answered`: it gave the transcript.
     - `outage`: it could not be reached. The breaker opens; the next backend is tried.
     - `failure`: it was reached and failed. The breaker counts; the next backend is tried.
-    - `busy`: it is healthy but full. The call waits if the answer says how long, else the next backend is tried.
-    - `misconfigured`: the key or the address is wrong. Raised.
-    - `bad_request`: the call itself is wrong. Raised.
+    - `busy`: it is healthy but full. The breaker does not change. The call waits if the answer says how long, else the
+      next backend is tried.
+    - `misconfigured`: the key or the address is wrong. Raised, never hidden by a fallback to the cloud.
+    - `bad_request`: the call itself is wrong. Raised; it never reaches a paid API.
     - `refused`: it was not sent, because of the budget or because the cloud cannot answer it.
     """
     reason: str
@@ -122,7 +122,6 @@ class LastCall:
 
 
 _last: ContextVar[LastCall | None] = ContextVar("localwhisper_last_call", default=None)
-_span: ContextVar[Any] = ContextVar("localwhisper_span", default=None)
 
 
 def last_call() -> LastCall | None:
@@ -134,26 +133,5 @@ def last_call() -> LastCall | None:
 
 
 def remember(call: LastCall) -> None:
-    """Make this the last call of the current task or thread, and add it to the OpenTelemetry span."""
+    """Make this the last call of the current task or thread."""
     _last.set(call)
-    span = _span.get()
-    if span is not None:
-        for name, value in asdict(call).items():
-            if value is not None:
-                span.set_attribute(f"localwhisper.{name}", value)
-
-
-@contextmanager
-def traced(path: str) -> Iterator[None]:
-    """Run the block in an OpenTelemetry span named for the endpoint, if the program has installed that API."""
-    try:
-        from opentelemetry import trace  # noqa: PLC0415 - optional
-    except ModuleNotFoundError:
-        yield
-        return
-    with trace.get_tracer("localwhisper").start_as_current_span(f"localwhisper {path.strip('/')}") as span:
-        token = _span.set(span)
-        try:
-            yield
-        finally:
-            _span.reset(token)

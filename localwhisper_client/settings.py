@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import sys
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast, overload
 from urllib.parse import urlsplit, urlunsplit
 
 from localwhisper_client.cloud.budget import Budget
 from localwhisper_client.errors import ConfigurationError
-from localwhisper_client.routing.policy import Policy
+from localwhisper_client.routing.policy import Policy, strictest
 from localwhisper_client.shared.lan_ranges import named_like_one
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from localwhisper_client.events import Event
 
 AUTO = "auto"
 """Takes the place of a base URL: the servers that discovery finds."""
@@ -29,6 +31,50 @@ _FULL_STOPS = dict.fromkeys(map(ord, "\u3002\uff0e\uff61"), ".")
 _OPENAI_DOMAINS = ("openai.com", "openai.azure.com")
 
 
+class RoutingOptions(TypedDict, total=False):
+    """The arguments that `LocalWhisper` adds to the SDK's. `None` means the same as leaving one out."""
+
+    local_base_url: str | None
+    local_api_key: str | None
+    policy: Policy | str | None
+    connect_timeout: float | None
+    on_event: Callable[[Event], None] | None
+
+
+class ClientOptions(RoutingOptions, total=False):
+    """All arguments of `LocalWhisper` for type checkers. Others of a newer SDK work too."""
+
+    api_key: Any
+    admin_api_key: Any
+    workload_identity: Any
+    provider: Any
+    data_residency: Any
+    organization: str | None
+    project: str | None
+    webhook_secret: str | None
+    base_url: Any
+    websocket_base_url: Any
+    timeout: Any
+    max_retries: int
+    default_headers: Mapping[str, str] | None
+    default_query: Mapping[str, object] | None
+    http_client: Any
+
+
+class CopyOptions(ClientOptions, total=False):
+    """All arguments of `LocalWhisper.copy`, for type checkers."""
+
+    set_default_headers: Mapping[str, str] | None
+    set_default_query: Mapping[str, object] | None
+
+
+def split(options: ClientOptions) -> tuple[RoutingOptions, dict[str, Any]]:
+    """Return our options and the SDK's."""
+    ours = {name: value for name, value in options.items() if name in RoutingOptions.__annotations__}
+    sdk = {name: value for name, value in options.items() if name not in ours}
+    return cast("RoutingOptions", ours), sdk
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Where the local servers are, where the cloud is, and what may go where."""
@@ -37,8 +83,10 @@ class Settings:
     """Base URLs of the local servers, without a final slash; `auto` for those that discovery finds."""
     local_api_key: str | None = field(default=None, repr=False)
     """The key of the local servers; `None` sends none."""
-    policy: Policy | None = None
-    """The environment's policy; `None` if it sets none."""
+    policy: Policy = Policy.LOCAL_ONLY
+    """The strictest policy of the environment, the constructor and the clients that this one is a copy of."""
+    wants_cloud: bool = False
+    """Whether the program asked for the cloud, which a stricter policy may forbid."""
     cloud_url: str = DEFAULT_CLOUD_URL
     connect_timeout: float = DEFAULT_CONNECT_TIMEOUT
     """Seconds that a local server has to accept a connection."""
@@ -54,15 +102,8 @@ class Settings:
     """`OPENAI_BASE_URL`, if calls other than speech-to-text go there and not to `cloud_url`."""
 
     @classmethod
-    def load(
-        cls,
-        environ: Mapping[str, str],
-        *,
-        local_base_url: str | None = None,
-        local_api_key: str | None = None,
-        connect_timeout: float | None = None,
-    ) -> Settings:
-        """Read the environment; arguments override it.
+    def load(cls, environ: Mapping[str, str], **options: Unpack[RoutingOptions]) -> Settings:
+        """Read the environment; options override it, except that the stricter policy wins.
 
         Variables: `LOCALWHISPER_BASE_URL` (several, separated by commas), else `OPENAI_BASE_URL` where it points away
         from OpenAI; `LOCALWHISPER_API_KEY`; `LOCALWHISPER_POLICY`; `LOCALWHISPER_CLOUD_BASE_URL`;
@@ -73,38 +114,60 @@ class Settings:
             ConfigurationError: a value cannot be used; the message names it and says what would do.
 
         """
-        name, value = "local_base_url", local_base_url
+
+        def variable(name: str) -> str | None:
+            # In a compose file, a variable is unset by giving it an empty value.
+            return environ.get(name, "").strip() or None
+
+        gateway = variable("OPENAI_BASE_URL")
+        name, value = "local_base_url", options.get("local_base_url")
         if not value:
-            name, value = "LOCALWHISPER_BASE_URL", _set(environ, "LOCALWHISPER_BASE_URL")
-        if not value:
-            name, value = "OPENAI_BASE_URL", _set(environ, "OPENAI_BASE_URL")
-            if value and is_openai(value):
-                value = None
-        named = not value or name != "OPENAI_BASE_URL"
-        local_base_urls = tuple(
-            _local_base_url(name, part.strip()) for part in (value or DEFAULT_LOCAL_BASE_URL).split(",") if part.strip()
-        )
-        cloud_url = _base_url(
-            "LOCALWHISPER_CLOUD_BASE_URL", _set(environ, "LOCALWHISPER_CLOUD_BASE_URL") or DEFAULT_CLOUD_URL
-        )
-        gateway = _set(environ, "OPENAI_BASE_URL")
+            name, value = "LOCALWHISPER_BASE_URL", variable("LOCALWHISPER_BASE_URL")
+        if not value and gateway and not is_openai(gateway):
+            name, value = "OPENAI_BASE_URL", gateway
+        local_base_urls = _local_base_urls(name, value or DEFAULT_LOCAL_BASE_URL)
         # The local server answers only speech-to-text, so it is no gateway.
         if gateway and named_like_one(_host(gateway)) and gateway.rstrip("/") in local_base_urls:
             gateway = None
-        budget = _budget("LOCALWHISPER_CLOUD_BUDGET", _set(environ, "LOCALWHISPER_CLOUD_BUDGET"))
+        cloud_url = variable("LOCALWHISPER_CLOUD_BASE_URL") or DEFAULT_CLOUD_URL
+        budget = _budget("LOCALWHISPER_CLOUD_BUDGET", variable("LOCALWHISPER_CLOUD_BUDGET"))
+        policy = parse_policy("policy", options.get("policy"))
+        connect_timeout = options.get("connect_timeout")
         settings = cls(
             local_base_urls=local_base_urls,
-            local_api_key=local_api_key or _set(environ, "LOCALWHISPER_API_KEY"),
-            policy=parse_policy("LOCALWHISPER_POLICY", _set(environ, "LOCALWHISPER_POLICY")),
-            cloud_url=cloud_url,
-            named=named,
+            local_api_key=options.get("local_api_key") or variable("LOCALWHISPER_API_KEY"),
+            policy=strictest([policy, parse_policy("LOCALWHISPER_POLICY", variable("LOCALWHISPER_POLICY"))]),
+            wants_cloud=policy is Policy.CLOUD,
+            cloud_url=_base_url("LOCALWHISPER_CLOUD_BASE_URL", cloud_url),
+            named=name != "OPENAI_BASE_URL",
             gateway=gateway,
             connect_timeout=DEFAULT_CONNECT_TIMEOUT if connect_timeout is None else connect_timeout,
-            wake=_set(environ, "LOCALWHISPER_WAKE"),
-            ledger=_ledger("LOCALWHISPER_LEDGER", environ, budget),
+            wake=variable("LOCALWHISPER_WAKE"),
+            ledger=_ledger("LOCALWHISPER_LEDGER", variable("LOCALWHISPER_LEDGER"), environ, budget),
             budget=budget,
         )
         settings.check(name)
+        return settings
+
+    def changed(self, **options: Unpack[RoutingOptions]) -> Settings:
+        """Return the settings of a copy of the client: what is given is new, but the policy is never looser.
+
+        Raises:
+            ConfigurationError: an option cannot be used.
+
+        """
+        url, connect_timeout = options.get("local_base_url"), options.get("connect_timeout")
+        policy = parse_policy("policy", options.get("policy"))
+        settings = replace(
+            self,
+            local_base_urls=_local_base_urls("local_base_url", url) if url else self.local_base_urls,
+            local_api_key=options.get("local_api_key") or self.local_api_key,
+            policy=strictest([self.policy, policy]),
+            wants_cloud=self.wants_cloud if policy is None else policy is Policy.CLOUD,
+            named=self.named or bool(url),
+            connect_timeout=self.connect_timeout if connect_timeout is None else connect_timeout,
+        )
+        settings.check("local_base_url")
         return settings
 
     def check(self, name: str) -> None:
@@ -194,21 +257,16 @@ def _budget(name: str, value: str | None) -> Budget | None:
         raise ConfigurationError(f"{name} is {value!r}, which is not a budget. Use 5.00/month or 0.50/day.") from None
 
 
-def _ledger(name: str, environ: Mapping[str, str], budget: Budget | None) -> Path | None:
-    value = _set(environ, name)
+def _ledger(name: str, value: str | None, environ: Mapping[str, str], budget: Budget | None) -> Path | None:
     path = None if value is None and budget is None else ledger_path(value or "", environ)
     if path is None and budget is not None:
         raise ConfigurationError(f"{name} is {value!r}, but a budget needs a ledger. Unset one of the two.")
     return path
 
 
-def _set(environ: Mapping[str, str], name: str) -> str | None:
-    # In a compose file, a variable is unset by giving it an empty value.
-    return environ.get(name, "").strip() or None
-
-
-def _local_base_url(name: str, value: str) -> str:
-    return AUTO if value.lower() == AUTO else _base_url(name, value)
+def _local_base_urls(name: str, value: str) -> tuple[str, ...]:
+    urls = [url for part in value.split(",") if (url := part.strip())]
+    return tuple(AUTO if url.lower() == AUTO else _base_url(name, url) for url in urls)
 
 
 def _base_url(name: str, value: str) -> str:

@@ -18,7 +18,7 @@ import dotenv
 from pydantic import ValidationError
 from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
-from localwhisper_client._version import __version__
+from localwhisper_client import __version__
 from localwhisper_server.operations import logs
 from localwhisper_server.operations.doctor import doctor
 from localwhisper_server.operations.doctor.machine import this_machine

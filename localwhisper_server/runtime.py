@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import IO, Any
 
-from localwhisper_client._version import __version__
+from localwhisper_client import __version__
 from localwhisper_server.audio import pool
 from localwhisper_server.errors import Busy, EngineFailed, Stopping
 from localwhisper_server.observer import NullObserver, Observer

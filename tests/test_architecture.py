@@ -28,34 +28,31 @@ ARROWS = {
         "errors": set(),
     },
     "localwhisper_client": {
-        "__init__": {"client", "errors", "events", "routing", "_version"},
+        "__init__": {"client", "errors", "events", "routing"},
         "__main__": {"cli"},
         "cli": {
             "client", "patch", "settings", "errors", "events", "lan", "cloud", "routing", "shared", "server_process",
-            "_version",
         },
-        "patch": {"client", "route", "lan", "routing"},
-        "client": {"calls", "route", "upload", "lan", "errors", "events", "routing", "_background"},
-        "calls": {
-            "route", "lan", "cloud", "settings", "errors", "events", "routing", "_http", "_background",
+        "patch": {"client", "request", "settings", "lan"},
+        "client": {"call", "request", "settings", "lan", "errors", "events", "routing", "_background"},
+        "call": {
+            "request", "lan", "cloud", "settings", "errors", "events", "routing", "shared", "_http", "_background",
         },
-        "route": {"lan", "cloud", "settings", "errors", "events", "routing", "_http"},
         "lan": {"settings", "errors", "events", "routing", "shared", "_http", "_background"},
         "cloud": {"errors", "events", "routing", "shared", "_http", "_background"},
-        "settings": {"errors", "cloud", "routing", "shared"},
+        "settings": {"errors", "events", "cloud", "routing", "shared"},
         "server_process": set(),
         "errors": {"routing", "_http"},
-        "upload": set(),
+        "request": set(),
         "routing": {"events"},
         "events": set(),
         "shared": set(),
         "_background": set(),
         "_http": set(),
-        "_version": set(),
     },
 }  # fmt: skip
 # What the server may import of the client: tables, the version, the SDK's HTTP library, and how to start a server.
-FROM_CLIENT = {"shared", "_version", "_http", "server_process"}
+FROM_CLIENT = {"shared", "__version__", "_http", "server_process"}
 # The only folders or modules that may import a library.
 ONLY = {
     "faster_whisper": {"whisper"}, "ctranslate2": {"whisper"}, "av": {"audio", "cloud"},

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from localwhisper_client._version import __version__
+from localwhisper_client import __version__
 from localwhisper_client.cli import demo, run, skill, status, transcribe
 
 app = typer.Typer(

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from datetime import date
 
     from localwhisper_client.cloud.ledger import Ledger
-    from localwhisper_client.routing.plan import Announce, Ending
+    from localwhisper_client.events import LastCall
+    from localwhisper_client.routing.backend import Announce
 
 UPLOAD_LIMIT = 25 * 1024 * 1024
 """Bytes that OpenAI takes in one request."""
@@ -146,9 +147,9 @@ def _is_final(error: Exception) -> bool:
     return headers.get("x-should-retry") == "false" or getattr(error, "code", None) == "insufficient_quota"
 
 
-def lan_row(ending: Ending, fields: Mapping[str, Any], files: Any, now: float) -> Row:
+def lan_row(call: LastCall, fields: Mapping[str, Any], files: Any, now: float) -> Row:
     """Return the ledger's row for a call that the LAN server has answered, with what that saved. Blocks."""
-    length = ending.outcome.audio_seconds
+    length = call.audio_seconds
     if length is None:
         length = media.seconds(content_of(files))
     saved = cost(str(fields.get("model")), Usage(length))
@@ -156,12 +157,12 @@ def lan_row(ending: Ending, fields: Mapping[str, Any], files: Any, now: float) -
         stand_in = next(model.name for model in BY_CHOICE if model.alive(day(now)))
         saved = cost(stand_in, Usage(length))
     return Row(
-        now - ending.seconds,
-        ending.backend,
+        now - call.seconds,
+        call.backend,
         cloud=False,
-        reason=ending.reason,
+        reason=call.reason,
         audio_seconds=length,
-        seconds=ending.seconds,
+        seconds=call.seconds,
         cost_usd=0.0,
         saved_usd=saved,
     )

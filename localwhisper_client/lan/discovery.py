@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 import json
+import math
 import os
 import tempfile
 import threading
@@ -27,7 +28,7 @@ from localwhisper_client.settings import health_url, state_folder
 from localwhisper_client.shared import lan_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
 SERVICE = "_localwhisper._tcp.local."
 SECONDS = 2.0
@@ -153,11 +154,6 @@ def search() -> tuple[str, ...]:
     return reachable(browse())
 
 
-def default_path(environ: Mapping[str, str]) -> Path:
-    """Return the file that keeps the last answer, in the user's folder for state."""
-    return state_folder(environ) / "discovered.json"
-
-
 class Discovery:
     """The servers that `auto` stands for; thread-safe.
 
@@ -176,10 +172,9 @@ class Discovery:
     ) -> None:
         self._path, self._find, self._clock = path, find, clock
         _background.renewed(self._renew)
-        self._urls: tuple[str, ...] = ()
+        self._urls: tuple[str, ...] | None = None
         self._trusted = False
-        self._searched_at: float | None = None
-        self._started = False
+        self._searched_at = -math.inf
 
     def _renew(self) -> None:
         self._lock = threading.Lock()
@@ -195,36 +190,31 @@ class Discovery:
 
         """
         with self._lock:
-            if not self._started:
-                self._started = True
+            if self._urls is None:
                 self._urls = self._read()
                 self._trusted = bool(self._urls)
-            if not self._trusted and self._may_search():
-                self._search()
+            if not self._trusted and self._clock() - self._searched_at >= PAUSE:
+                self._urls = self._searched(self._urls)
             return self._urls
 
     def forget(self) -> None:
         """Make the next `urls` search again: a server cannot be reached at its remembered URL."""
         with self._lock:
-            self._started = True
+            self._urls = self._urls or ()
             self._trusted = False
 
-    def _may_search(self) -> bool:
-        return self._searched_at is None or self._clock() - self._searched_at >= PAUSE
-
-    def _search(self) -> None:
+    def _searched(self, before: tuple[str, ...]) -> tuple[str, ...]:
         try:
             found = self._find()
         except OSError as failure:
             log.warning("could not search the LAN for a server: %s", failure)
             found = ()
         self._searched_at = self._clock()
-        if found:
-            self._trusted = True
-            if found != self._urls:
-                log.info("found on the LAN: %s", ", ".join(found))
-                self._urls = found
-                self._write()
+        self._trusted = bool(found)
+        if found and found != before:
+            log.info("found on the LAN: %s", ", ".join(found))
+            self._write(found)
+        return found or before
 
     def _read(self) -> tuple[str, ...]:
         try:
@@ -234,14 +224,14 @@ class Discovery:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return ()  # no file, or not one of ours: search instead
 
-    def _write(self) -> None:
+    def _write(self, urls: tuple[str, ...]) -> None:
         if self._path is None:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=".discovered.")
             with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump({"urls": list(self._urls)}, file)
+                json.dump({"urls": urls}, file)
             Path(name).replace(self._path)
         except OSError as failure:
             log.warning("could not remember the local server's address: %s", failure)
@@ -256,4 +246,4 @@ def shared() -> Discovery:
 
     """
     _zeroconf()
-    return Discovery(default_path(os.environ))
+    return Discovery(state_folder(os.environ) / "discovered.json")

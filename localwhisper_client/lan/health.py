@@ -16,14 +16,14 @@ import openai
 from localwhisper_client._background import OneAtATime
 from localwhisper_client._http import http
 from localwhisper_client.lan.transport import http_client, within
-from localwhisper_client.routing.breaker import Signal
+from localwhisper_client.routing.backend import Signal
 from localwhisper_client.settings import health_url, without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
-    from localwhisper_client.routing.plan import Announce, Backend
+    from localwhisper_client.routing.backend import Announce, Backend
 
 # The timeout is for one read or write. A whole request may take this many: to connect, to send, to receive the answer.
 _TIMEOUTS = 3
@@ -147,17 +147,19 @@ def status(url: str, key: str | None, timeout: float) -> ServerStatus:
     Asks for `/health`, for `/models` with the key, and for `/ready`; `timeout` bounds each, in seconds.
     """
     name = without_credentials(url)
+    models_url = f"{url}/models"
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     started = time.monotonic()
+
+    def get(address: str) -> Any:
+        with within(timeout):
+            return client.get(address, headers=headers if address == models_url else {}, timeout=timeout)
+
     try:
         with http_client(openai.OpenAI, url) as client:
-            with within(timeout):
-                health = client.get(health_url(url), timeout=timeout)
+            health = get(health_url(url))
             latency = time.monotonic() - started
-            with within(timeout):
-                models = client.get(f"{url}/models", headers=headers, timeout=timeout)
-            with within(timeout):
-                ready = client.get(health_url(url, "/ready"), timeout=timeout)
+            models, ready = get(models_url), get(health_url(url, "/ready"))
     except (http.HTTPError, http.InvalidURL, OSError) as error:
         return ServerStatus(
             name, ServerState.DOWN, advice=f"{type(error).__name__}. Is localwhisper-server running there?"
@@ -167,17 +169,9 @@ def status(url: str, key: str | None, timeout: float) -> ServerStatus:
     advice = _ADVICE.get(state, "")
     if state is ServerState.READY and ready.status_code == _UNAVAILABLE:
         state, advice = ServerState.NOT_READY, str(_json(ready).get("reason") or "")
-    return ServerStatus(
-        name,
-        state,
-        latency,
-        str(told.get("model", "")),
-        str(told.get("device", "")),
-        str(told.get("version", "")),
-        told.get("requests"),
-        told.get("queue_seconds"),
-        advice,
-    )
+    model, device, version = (str(told.get(word, "")) for word in ("model", "device", "version"))
+    requests, queue_seconds = told.get("requests"), told.get("queue_seconds")
+    return ServerStatus(name, state, latency, model, device, version, requests, queue_seconds, advice)
 
 
 def _state(health_status: int, told: dict[str, Any], models: Any) -> ServerState:

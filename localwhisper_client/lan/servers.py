@@ -1,4 +1,4 @@
-"""The local servers: an inner SDK client for each, and what a request must lose before it goes there."""
+"""The local servers: which of them may get audio, an inner SDK client for each, and what a request must lose first."""
 
 from __future__ import annotations
 
@@ -6,27 +6,75 @@ import copy
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from urllib.parse import urlsplit
 
 import openai
 
 from localwhisper_client import _background
+from localwhisper_client.events import log
 from localwhisper_client.lan import discovery, transport, wake
 from localwhisper_client.lan.health import Prober
-from localwhisper_client.routing.breaker import Breaker
-from localwhisper_client.routing.plan import Backend
+from localwhisper_client.routing.backend import Backend, Breaker
 from localwhisper_client.settings import AUTO, is_openai, without_credentials
+from localwhisper_client.shared import lan_ranges
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from localwhisper_client.lan.discovery import Discovery
     from localwhisper_client.lan.wake import Waker
-    from localwhisper_client.routing.breaker import Rules
+    from localwhisper_client.routing.backend import Rules
     from localwhisper_client.settings import Settings
+
+REMEMBERED = 60.0
+"""Seconds for which `Hosts` remembers whether a name is on the LAN."""
 
 ClientT = TypeVar("ClientT", openai.OpenAI, openai.AsyncOpenAI)
 
 _KEYLESS = "no-key"
+_SERVER_SETTINGS = ("local_base_urls", "local_api_key", "connect_timeout")
 # The only headers of a call that go to a local server. A gateway's key may be in a header of any other name.
 _HARMLESS = ("content-type", "accept", "x-stainless-", "____stainless", "x-client-request-id", "traceparent")
+
+
+class Hosts:
+    """Says which hosts are on the LAN, and remembers it; thread-safe. `clock` is monotonic seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._known: dict[str, tuple[bool, float]] = {}
+        self._warned: set[str] = set()
+
+    def known(self, url: str) -> bool | None:
+        """Whether a URL's host is on the LAN, as far as its spelling or an earlier look-up tells."""
+        host = urlsplit(url).hostname or ""
+        on_lan, until = self._known.get(host, (None, 0.0))
+        return on_lan if self._clock() < until else lan_ranges.settled(host)
+
+    def on_lan(self, url: str, seconds: float) -> bool | None:
+        """Whether a URL's host is on the LAN; `None` if its name was not found. Blocks for `seconds` at most."""
+        on_lan = self.known(url)
+        if on_lan is None:
+            host = urlsplit(url).hostname or ""
+            found = transport.look_up(host)
+            if not _background.wait(found, seconds) or found.exception() is not None:
+                return None
+            addresses = map(lan_ranges.parse_address, found.result())
+            on_lan = lan_ranges.resolved(host, [address for address in addresses if address is not None])
+            self._known[host] = (on_lan, self._clock() + REMEMBERED)
+        return on_lan
+
+    def warn_if_outside(self, response: Any) -> None:
+        """Log once for each host if its answer came from outside the LAN. The user named it, so it is allowed."""
+        try:
+            peer, *_ = response.extensions["network_stream"].get_extra_info("server_addr")
+        except Exception:  # noqa: BLE001 - the connection is closed; each network library has its own error for that
+            return
+        address = lan_ranges.parse_address(str(peer))
+        host = str(response.request.url.host)
+        if address is not None and not lan_ranges.on_lan(address) and host not in self._warned:
+            self._warned.add(host)
+            log.warning("%s (%s) is not on the LAN; it gets audio because it is set as the local server", host, peer)
 
 
 class LocalServer(Generic[ClientT]):
@@ -96,6 +144,7 @@ class LocalServers(Generic[ClientT]):
         rules: Rules | None = None,
     ) -> None:
         self.settings = settings
+        self.hosts = Hosts()
         self._kind: type[ClientT] = kind
         self._rules = rules
         self._finder = finder
@@ -131,7 +180,10 @@ class LocalServers(Generic[ClientT]):
             return [self._servers[url] for url in urls]
 
     def with_settings(self, settings: Settings) -> LocalServers[ClientT]:
-        """Return the servers of other settings, found and woken in the same way."""
+        """Return the servers of other settings, found and woken in the same way; these, if they are the same."""
+        old = self.settings
+        if all(getattr(settings, name) == getattr(old, name) for name in _SERVER_SETTINGS):
+            return self
         return LocalServers(settings, self._kind, finder=self._finder, waker=self._waker, rules=self._rules)
 
     @property

@@ -27,7 +27,7 @@ from localwhisper_client.patch.watch import Watch
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from localwhisper_client.route import RoutingOptions
+    from localwhisper_client.settings import RoutingOptions
 
 HOOK = Path(__file__).with_name("run_hook")
 """The folder that `localwhisper run` puts on PYTHONPATH."""
@@ -89,11 +89,10 @@ def _library() -> Any:
     Under `localwhisper run` one of our own modules may be the first to load the SDK. The hook then loads this module
     while that one is half loaded.
     """
-    from localwhisper_client import client  # noqa: PLC0415
-    from localwhisper_client.lan import servers  # noqa: PLC0415
-    from localwhisper_client.routing import endpoints  # noqa: PLC0415 - as the docstring says
+    from localwhisper_client import client, request  # noqa: PLC0415
+    from localwhisper_client.lan import servers  # noqa: PLC0415 - as the docstring says
 
-    return SimpleNamespace(client=client, endpoints=endpoints, servers=servers)
+    return SimpleNamespace(client=client, request=request, servers=servers)
 
 
 class _Route:
@@ -156,8 +155,8 @@ class _PatchedClass:
             library = _library()
             if isinstance(client, route.client_class) or library.servers.belongs_to_lan(client):
                 return request(client, cast_to, options, **streaming)
-            if library.endpoints.endpoint(client, options) is None:
-                if library.endpoints.starts_realtime(options):
+            if library.request.endpoint(client, options) is None:
+                if library.request.starts_realtime(options):
                     sync_route().allow_realtime(str(client.websocket_base_url or client.base_url))
                 return request(client, cast_to, options, **streaming)
             standing_in = object.__new__(stand_in(client.__class__))
@@ -170,7 +169,7 @@ class _PatchedClass:
                 init(client, *args, **options)
             except openai.OpenAIError:
                 # Only the SDK knows what counts as a key, and that has changed with its versions.
-                if any(options.get(name) for name in _KEY_ARGUMENTS) or route.load().policy.leaves_lan:
+                if any(options.get(name) for name in _KEY_ARGUMENTS) or route.load().settings.policy.leaves_lan:
                     raise
                 # The SDK calls this when it needs a key, and it raises.
                 init(client, *args, **{**options, "api_key": route.client_class._no_key})  # noqa: SLF001 - our own
@@ -221,7 +220,7 @@ class _PatchedSockets:
             # The address is the only argument, or the first after `self`, by name or by position.
             named = [options[key] for key in ("url", "uri") if key in options]
             url = url_of(*args, *named)
-            if _library().endpoints.is_realtime(url):
+            if _library().request.is_realtime(url):
                 self._route().allow_realtime(url)
             return original(*args, **options)
 

@@ -22,9 +22,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
 
-from localwhisper_client.events import Attempt, BreakerClosed, BreakerOpened, Event, Fallback
-from localwhisper_client.routing.breaker import Breaker, Signal, State
-from localwhisper_client.routing.latency import LatencyEstimate
+from localwhisper_client.events import Attempt, Fallback, LastCall
+from localwhisper_client.routing.backend import Announce, Backend, Signal
 from localwhisper_client.routing.policy import Policy
 
 FIRST_BACKOFF = 0.25
@@ -32,25 +31,17 @@ LONGEST_BACKOFF = 15.0
 # The least pause between two tries of a busy server, even if it asks for 0 seconds.
 SHORTEST_BUSY_WAIT = 0.05
 
-Announce: TypeAlias = Callable[[Event], None]
-
 
 class Verdict(StrEnum):
-    """What a backend's behaviour means for the call, the breaker and the next backend."""
+    """What a backend's behaviour means for the call, the breaker and the next backend; see `events.Attempt`."""
 
     ANSWERED = "answered"
     OUTAGE = "outage"
-    """The server cannot be reached: the breaker opens at once; next backend."""
     FAILURE = "failure"
-    """The server was reached and failed: the breaker counts; next backend."""
     BUSY = "busy"
-    """The server is healthy but full: the breaker does not change; wait if the answer says how long, else next."""
     MISCONFIGURED = "misconfigured"
-    """The key or the address is wrong: raised, never hidden by a fallback to the cloud."""
     BAD_REQUEST = "bad_request"
-    """The call itself is wrong: raised; it never reaches a paid API."""
     REFUSED = "refused"
-    """The client did not send it: the budget is used up, or the cloud cannot give what the call asks for."""
 
 
 FINAL = frozenset({Verdict.ANSWERED, Verdict.MISCONFIGURED, Verdict.BAD_REQUEST})
@@ -86,25 +77,6 @@ class Outcome:
     """Whether the cloud may be asked again in this call. A local server has its breaker for that."""
 
 
-@dataclass(frozen=True, eq=False)
-class Backend:
-    """A server that can transcribe, and what is known of its health."""
-
-    name: str
-    """The base URL, without credentials."""
-    cloud: bool = False
-    breaker: Breaker = field(default_factory=Breaker)
-    latency: LatencyEstimate = field(default_factory=LatencyEstimate)
-
-    def learn(self, signal: Signal, now: float, reason: str, announce: Announce) -> None:
-        """Pass a signal to the breaker, and announce it if that opened or closed it."""
-        before, after = self.breaker.signal(signal, now)
-        if after.state is State.OPEN and before.state is State.CLOSED:
-            announce(BreakerOpened(self.name, reason))
-        elif after.state is State.CLOSED and before.state is not State.CLOSED:
-            announce(BreakerClosed(self.name))
-
-
 @dataclass(frozen=True, slots=True)
 class Tried:
     """One line of a call's history, for the error message."""
@@ -121,17 +93,8 @@ class Ending:
     outcome: Outcome
     tried: tuple[Tried, ...]
     policy: Policy
-    timed_out: bool = False
-    backend: str = ""
-    """The backend of the last attempt."""
-    cloud: bool = False
-    reason: str = ""
-    """Why earlier backends did not answer; empty if the first one did."""
-    seconds: float = 0.0
-    """How long the call took, all attempts together."""
-    attempts: int = 0
-    cost_usd: float | None = 0.0
-    """What all attempts cost; `None` if that is unknown."""
+    timed_out: bool
+    summary: LastCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,18 +327,16 @@ class Call:
         return self.deadline - self.clock()
 
     def _ending(self, *, timed_out: bool = False) -> Ending:
-        return Ending(
-            self.last,
-            tuple(self.tried),
-            self.policy,
-            timed_out,
+        summary = LastCall(
             backend=self.last_backend.name if self.last_backend else "",
             cloud=self.last_backend is self.cloud,
             reason=self.reason,
             seconds=self.clock() - self.started,
+            cost=self.cost,
+            audio_seconds=self.last.audio_seconds,
             attempts=self.attempts,
-            cost_usd=self.cost,
         )
+        return Ending(self.last, tuple(self.tried), self.policy, timed_out, summary)
 
 
 def backoff(round_: int, jitter: float) -> float:

@@ -8,7 +8,7 @@ import logging
 import socket
 from typing import TYPE_CHECKING, Any
 
-from localwhisper_client._version import __version__
+from localwhisper_client import __version__
 from localwhisper_server.operations.host import interface_addresses
 
 if TYPE_CHECKING:

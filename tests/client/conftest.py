@@ -32,6 +32,21 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+@pytest.fixture
+def module_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Start without the module's client of another test, and without what the SDK's own wrote into its settings."""
+    import openai
+
+    import localwhisper
+
+    monkeypatch.setattr(localwhisper, "_current", None)
+    monkeypatch.setattr(openai, "api_key", None)
+    monkeypatch.setattr(openai, "http_client", None)
+    yield
+    if localwhisper._current is not None:
+        localwhisper._current[1].close()
+
+
 @pytest.fixture(params=FLAVOURS)
 def drive(request: pytest.FixtureRequest) -> Iterator[Driver]:
     """Drive the sync client, then the async one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
 from typing import TYPE_CHECKING, Any
@@ -12,15 +13,16 @@ import anyio.from_thread
 import openai
 
 from localwhisper_client import AsyncLocalWhisper, LocalWhisper
+from localwhisper_client.call import Route
 from localwhisper_client.events import last_call
-from localwhisper_client.route import Route, split
 from localwhisper_client.routing import policy
+from localwhisper_client.settings import split
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from localwhisper_client import LastCall, Policy
-    from localwhisper_client.routing.plan import Backend
+    from localwhisper_client.routing.backend import Backend
 
 SHAPES = ("plain", "raw", "streaming", "events", "raw_events")
 FLAVOURS = ("sync", "async")
@@ -69,23 +71,15 @@ class Driver:
     def call(self, client: Any, shape: str = "plain", within: Policy | None = None, **fields: Any) -> str:
         """Transcribe, perhaps within a policy; return the text, read out of whatever this shape gives."""
         fields = {"model": "whisper-1", "file": ("a.ogg", b"audio"), **fields}
-        speak = _CALLS[self.flavour, shape]
 
-        def call() -> Any:
+        async def call() -> Any:
             with policy.within(within) if within else contextlib.nullcontext():
                 try:
-                    return speak(client.audio.transcriptions, fields)
+                    return await _CALLS[shape](client.audio.transcriptions, fields)
                 finally:
                     self.last = last_call()
 
-        async def acall() -> Any:
-            with policy.within(within) if within else contextlib.nullcontext():
-                try:
-                    return await speak(client.audio.transcriptions, fields)
-                finally:
-                    self.last = last_call()
-
-        return str(self.run(acall if self.flavour == "async" else call))
+        return str(self.run(call))
 
     def close(self) -> None:
         """Close every client that was made."""
@@ -118,71 +112,54 @@ def driver(flavour: str) -> Iterator[Driver]:
             driver.close()
 
 
-def _plain(api: Any, fields: Any) -> str:
-    answer = api.create(**fields)
-    return answer if isinstance(answer, str) else answer.text
+async def _got(result: Any) -> Any:
+    return await result if inspect.isawaitable(result) else result
 
 
-def _raw(api: Any, fields: Any) -> str:
-    answer = api.with_raw_response.create(**fields).parse()
-    return answer if isinstance(answer, str) else answer.text
+async def _each(items: Any) -> AsyncIterator[Any]:
+    if hasattr(items, "__aiter__"):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item
 
 
-def _streaming(api: Any, fields: Any) -> str:
-    with api.with_streaming_response.create(**fields) as response:
-        return json.loads(b"".join(response.iter_bytes()))["text"]
+def _text(answer: Any) -> str:
+    return answer if isinstance(answer, str) else str(answer.text)
 
 
-def _events(api: Any, fields: Any) -> str:
-    stream = api.create(stream=True, **fields)
-    assert isinstance(stream, openai.Stream)
-    with stream:
-        return list(stream)[-1].text
+async def _plain(api: Any, fields: Any) -> str:
+    return _text(await _got(api.create(**fields)))
 
 
-def _raw_events(api: Any, fields: Any) -> str:
-    stream = api.with_raw_response.create(stream=True, **fields).parse()
-    assert isinstance(stream, openai.Stream)
-    return list(stream)[-1].text
+async def _raw(api: Any, fields: Any) -> str:
+    return _text((await _got(api.with_raw_response.create(**fields))).parse())
 
 
-async def _async_plain(api: Any, fields: Any) -> str:
-    answer = await api.create(**fields)
-    return answer if isinstance(answer, str) else answer.text
+async def _streaming(api: Any, fields: Any) -> str:
+    manager = api.with_streaming_response.create(**fields)
+    response = await manager.__aenter__() if hasattr(manager, "__aenter__") else manager.__enter__()
+    try:
+        return str(json.loads(b"".join([chunk async for chunk in _each(response.iter_bytes())]))["text"])
+    finally:
+        await _got(response.close())
 
 
-async def _async_raw(api: Any, fields: Any) -> str:
-    answer = (await api.with_raw_response.create(**fields)).parse()
-    return answer if isinstance(answer, str) else answer.text
+async def _events(api: Any, fields: Any) -> str:
+    return await _last_text(await _got(api.create(stream=True, **fields)))
 
 
-async def _async_streaming(api: Any, fields: Any) -> str:
-    async with api.with_streaming_response.create(**fields) as response:
-        return json.loads(b"".join([chunk async for chunk in response.iter_bytes()]))["text"]
+async def _raw_events(api: Any, fields: Any) -> str:
+    return await _last_text((await _got(api.with_raw_response.create(stream=True, **fields))).parse())
 
 
-async def _async_events(api: Any, fields: Any) -> str:
-    stream = await api.create(stream=True, **fields)
-    assert isinstance(stream, openai.AsyncStream)
-    async with stream:
-        return [event async for event in stream][-1].text
+async def _last_text(stream: Any) -> str:
+    assert isinstance(stream, (openai.Stream, openai.AsyncStream))
+    try:
+        return str([event async for event in _each(stream)][-1].text)
+    finally:
+        await _got(stream.close())
 
 
-async def _async_raw_events(api: Any, fields: Any) -> str:
-    stream = (await api.with_raw_response.create(stream=True, **fields)).parse()
-    assert isinstance(stream, openai.AsyncStream)
-    return [event async for event in stream][-1].text
-
-
-_CALLS = {
-    ("sync", "plain"): _plain,
-    ("sync", "raw"): _raw,
-    ("sync", "streaming"): _streaming,
-    ("sync", "events"): _events,
-    ("sync", "raw_events"): _raw_events,
-    ("async", "plain"): _async_plain,
-    ("async", "raw"): _async_raw,
-    ("async", "streaming"): _async_streaming,
-    ("async", "events"): _async_events,
-    ("async", "raw_events"): _async_raw_events,
-}
+_CALLS = {"plain": _plain, "raw": _raw, "streaming": _streaming, "events": _events, "raw_events": _raw_events}

@@ -47,11 +47,9 @@ class FaultServer:
     calls: list[Request] = field(default_factory=list)
     probes: list[Request] = field(default_factory=list)
     reads_body: bool = True
-    at: int = 0
-    """The port to listen on; 0 for any."""
 
     def __post_init__(self) -> None:
-        self.listener = socket.create_server(("127.0.0.1", self.at))
+        self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self.stopped = threading.Event()
@@ -151,6 +149,23 @@ def reset(conn: socket.socket) -> None:
     """Reset the connection."""
     conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     conn.close()
+
+
+def waits(conn: socket.socket, seconds: float = 20.0) -> bool:
+    """Wait until the client has hung up, but no longer than this; return whether it is still there."""
+    conn.settimeout(seconds)
+    try:
+        return conn.recv(1) != b""
+    except TimeoutError:
+        return True
+
+
+def drips(conn: socket.socket, data: bytes) -> None:
+    """Send a byte now and then, so that no single read is late."""
+    for byte in data:
+        conn.sendall(bytes([byte]))
+        if not waits(conn, 0.02):
+            return
 
 
 @contextlib.contextmanager

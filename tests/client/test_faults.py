@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
-import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import openai
 import pytest
@@ -15,9 +13,24 @@ import pytest
 from localwhisper_client import Attempt, BreakerOpened, LocalWhisperError
 from localwhisper_client._http import http
 from tests.client.driving import SHAPES
-from tests.client.fault_server import TEXT, answers, blackhole, error, in_turn, refusing, reset, response, says, serving
+from tests.client.fault_server import (
+    TEXT,
+    answers,
+    blackhole,
+    drips,
+    error,
+    in_turn,
+    refusing,
+    reset,
+    response,
+    says,
+    serving,
+    waits,
+)
+from tests.client.leaving import names
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator
 
     from tests.client.driving import Driver
@@ -26,27 +39,31 @@ if TYPE_CHECKING:
 BODY = json.dumps({"text": TEXT, "padding": "x" * 4000}).encode()
 HTML = b"<html><title>Router login</title></html>"
 EVENT_SHAPES = ("events", "raw_events")
+DELTA = b'data: {"type":"transcript.text.delta","delta":"a"}\n\n'
+DONE = b'data: {"type":"transcript.text.done","text":"a"}\n\n'
 # Long enough that a server which closes its end is noticed while the file is still on its way.
 BIG = ("big.wav", bytes(8_000_000))
 
 
-def _stalls(conn: socket.socket, request: Request) -> None:
-    threading.Event().wait(5)
-
-
-def _stalls_in_body(conn: socket.socket, request: Request) -> None:
-    kind = b"text/event-stream" if request.wants_events else b"application/json"
-    conn.sendall(response(200, kind, BODY)[:-2000])
-    threading.Event().wait(5)
-
-
-def _trickles(conn: socket.socket, request: Request) -> None:
+def _begin(conn: socket.socket, request: Request) -> bytes:
+    """Send all of an answer but its end; return the end."""
     kind = b"text/event-stream" if request.wants_events else b"application/json"
     answer = response(200, kind, BODY)
     conn.sendall(answer[:-2000])
-    for byte in answer[-2000:]:
-        conn.sendall(bytes([byte]))
-        threading.Event().wait(0.02)
+    return answer[-2000:]
+
+
+def _stalls(conn: socket.socket, request: Request) -> None:
+    waits(conn)
+
+
+def _stalls_in_body(conn: socket.socket, request: Request) -> None:
+    _begin(conn, request)
+    waits(conn)
+
+
+def _trickles(conn: socket.socket, request: Request) -> None:
+    drips(conn, _begin(conn, request))
 
 
 def _resets(conn: socket.socket, request: Request) -> None:
@@ -54,14 +71,12 @@ def _resets(conn: socket.socket, request: Request) -> None:
 
 
 def _resets_in_body(conn: socket.socket, request: Request) -> None:
-    kind = b"text/event-stream" if request.wants_events else b"application/json"
-    conn.sendall(response(200, kind, BODY)[:-2000])
+    _begin(conn, request)
     reset(conn)
 
 
 def _cuts_body_short(conn: socket.socket, request: Request) -> None:
-    kind = b"text/event-stream" if request.wants_events else b"application/json"
-    conn.sendall(response(200, kind, BODY)[:-2000])
+    _begin(conn, request)
     conn.close()
 
 
@@ -158,16 +173,10 @@ every_fault = pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.n
 
 
 @pytest.fixture(autouse=True)
-def no_such_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make one name unknown without asking a name server."""
-    resolve = socket.getaddrinfo
-
-    def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
-        if host in ("unknown.invalid", b"unknown.invalid"):
-            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        return resolve(host, *args, **kwargs)
-
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+def no_such_host() -> Iterator[None]:
+    """No name server is asked: every name is unknown."""
+    with names():
+        yield
 
 
 @every_fault
@@ -224,8 +233,7 @@ def test_a_local_server_that_answers_gets_the_call(
 
 
 def _breaks_after_first_event(conn: socket.socket, request: Request) -> None:
-    event = b'data: {"type":"transcript.text.delta","delta":"a "}\n\n'
-    conn.sendall(response(200, b"text/event-stream", event + b"x" * 100)[:-100])
+    conn.sendall(response(200, b"text/event-stream", DELTA + b"x" * 100)[:-100])
     reset(conn)
 
 
@@ -240,24 +248,15 @@ def test_a_stream_falls_back_only_before_its_first_event(shape: str, drive: Driv
 
 
 @pytest.mark.parametrize("shape", EVENT_SHAPES)
-def test_a_stream_without_its_last_event_is_an_error(shape: str, drive: Driver) -> None:
-    """The connection ends properly, but the event that ends a transcript is missing."""
-    for end, whole in ((b"", False), (b'data: {"type":"transcript.text.done","text":"a"}\n\n', True)):
-        event = b'data: {"type":"transcript.text.delta","delta":"a"}\n\n'
-        with serving(says(200, b"text/event-stream", event + end)) as server:
-            client = drive.client(local_base_url=server.url)
-            if whole:
-                assert drive.call(client, shape) == "a"
-            else:
-                with pytest.raises((openai.APIConnectionError, http.TransportError)):
-                    drive.call(client, shape)
-
-
-@pytest.mark.parametrize("shape", EVENT_SHAPES)
-def test_streams_of_other_servers_need_no_last_event(shape: str, drive: Driver) -> None:
-    """Some send segments of their own kind and no event at the end."""
-    with serving(says(200, b"text/event-stream", b'data: {"text":"a"}\n\ndata: {"text":"b"}\n\n')) as server:
-        drive.call(drive.client(local_base_url=server.url), shape)
+def test_a_stream_of_openais_events_needs_the_last_one(shape: str, drive: Driver) -> None:
+    """The connection ends properly, but without that event; streams of other servers may have none."""
+    for events in (DELTA + DONE, b'data: {"text":"b"}\n\ndata: {"text":"a"}\n\n'):
+        with serving(says(200, b"text/event-stream", events)) as server:
+            assert drive.call(drive.client(local_base_url=server.url), shape) == "a"
+    with serving(says(200, b"text/event-stream", DELTA)) as server:
+        client = drive.client(local_base_url=server.url)
+        with pytest.raises((openai.APIConnectionError, http.TransportError)):
+            drive.call(client, shape)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -26,7 +26,7 @@ import asyncio, os, socket, sys, threading, time
 import anyio
 from localwhisper_client import AsyncLocalWhisper, LocalWhisper
 from localwhisper_client.lan import discovery, wake
-from localwhisper_client.routing.breaker import Signal
+from localwhisper_client.routing.backend import Signal
 
 flavour, moment, port = sys.argv[1:]
 parent, looked_up, forked = os.getpid(), threading.Event(), threading.Event()

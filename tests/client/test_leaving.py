@@ -19,7 +19,7 @@ from localwhisper_client import (
     LocalServerUnavailable,
     LocalWhisper,
 )
-from localwhisper_client.lan.resolution import REMEMBERED, Hosts
+from localwhisper_client.lan.servers import REMEMBERED, Hosts
 from tests.client.fault_server import EVENTS, TEXT, answers, refusing, response, says, serving
 from tests.client.leaving import names, no_socket_leaves
 
@@ -34,6 +34,8 @@ SRT = "1\n00:00:00,000 --> 00:00:01,000\na voice message\n\n"
 VTT = "WEBVTT\n\n00:00.000 --> 00:01.000\na voice message\n\n"
 PUBLIC = "203.0.113.9"
 
+pytestmark = pytest.mark.usefixtures("module_client")
+
 
 @pytest.fixture(autouse=True)
 def guarded() -> Iterator[None]:
@@ -41,15 +43,6 @@ def guarded() -> Iterator[None]:
     with no_socket_leaves(), names(gateway_example=PUBLIC, pc_example="127.0.0.1", both_example="localhost"):
         yield
     localwhisper.uninstall()
-
-
-@pytest.fixture(autouse=True)
-def fresh_module_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No module client is left over from another test."""
-    monkeypatch.setattr(localwhisper, "_current", None)
-    yield
-    if localwhisper._current is not None:
-        localwhisper._current[1].close()
 
 
 def by_field(conn: socket.socket, request: Request) -> None:
@@ -156,15 +149,6 @@ def test_no_spelling_of_a_path_escapes(
     assert [call.path for call in local_server.calls] == ["/v1/audio/transcriptions"]
 
 
-def test_a_path_split_between_base_url_and_call(local_server: FaultServer) -> None:
-    """The two are one address."""
-    with LocalWhisper(
-        local_base_url=local_server.url, base_url="https://api.openai.com/v1/audio", api_key="k"
-    ) as client:
-        answer: Any = client.post("/transcriptions", cast_to=object, files={"file": ("a.ogg", b"x")})
-    assert answer["text"] == TEXT
-
-
 @pytest.mark.parametrize("url", [f"https://{PUBLIC}/v1", "https://gateway.example/api/v1", "http://100.64.0.1:5000/v1"])
 @pytest.mark.parametrize("policy", ["local_only", "wait", "cloud"])
 def test_a_gateway_in_openai_base_url_is_not_the_lan(
@@ -220,15 +204,6 @@ def test_a_server_named_by_hand_may_be_anywhere_and_is_warned_of_once(caplog: py
     assert [record.args for record in caplog.records] == [("gateway.example", PUBLIC)]
 
 
-def test_the_answers_own_address_is_what_is_looked_at(
-    drive: Driver, local_server: FaultServer, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Of a real connection, both flavours: this machine is on the LAN."""
-    client = drive.client(local_base_url=local_server.url)
-    assert drive.call(client) == TEXT
-    assert not [record for record in caplog.records if "not on the LAN" in record.message]
-
-
 @pytest.mark.parametrize(
     "url", ["https://eu.api.openai.com/v1", "https://gateway.example/api/v1", "http://127.0.0.1:4000/v1"]
 )
@@ -242,9 +217,6 @@ def test_what_is_not_speech_goes_where_the_sdk_sends_it(
     with localwhisper.OpenAI(policy="cloud") as client:
         for each in (client, client.with_options(timeout=9)):
             assert str(each.base_url).rstrip("/") == url
-        monkeypatch.setenv("LOCALWHISPER_POLICY", "cloud")
-    with localwhisper.OpenAI(policy="cloud") as client:
-        for each in (client, client.with_options(timeout=9)):
             assert each.audio.transcriptions.create(model="whisper-1", file=b"x").text == TEXT
     assert len(cloud.calls) == 2
 
@@ -281,20 +253,15 @@ def test_a_realtime_session_that_may_be_opened_is_the_sdks(kind: Any, monkeypatc
     ):
         assert client.realtime.connect(**TRANSCRIPTION) is not None
     monkeypatch.setenv("LOCALWHISPER_POLICY", "cloud")
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
     client = kind(policy="cloud", api_key="k")
     manager = client.realtime.connect(**TRANSCRIPTION)
     assert type(manager).__module__.startswith("openai.")
     with localwhisper.policy("local_only"), pytest.raises(CloudNotAllowed):
         client.realtime.connect(**TRANSCRIPTION)
-
-
-def test_the_modules_own_realtime(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`import localwhisper as openai; openai.realtime.connect(...)`."""
-    monkeypatch.setenv("OPENAI_API_KEY", "k")
-    with pytest.raises(CloudNotAllowed):
-        localwhisper.realtime.connect(**TRANSCRIPTION)
-    with pytest.raises(CloudNotAllowed):
-        localwhisper.beta.realtime.connect(**CONVERSATION)
+    for module in (localwhisper.realtime, localwhisper.beta.realtime):
+        with localwhisper.policy("local_only"), pytest.raises(CloudNotAllowed):
+            module.connect(**CONVERSATION)
 
 
 @pytest.mark.parametrize("patched", [False, True])

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,12 +32,6 @@ def test_where_the_lan_is(environ: dict[str, str], local_base_urls: tuple[str, .
     assert Settings.load(environ).local_base_urls == local_base_urls
 
 
-@pytest.mark.parametrize("url", ["http://pc:5000/v1", "https://api.openai.com/v1", ""])
-def test_the_cloud_is_never_taken_from_openai_base_url(url: str) -> None:
-    """Else swapping that variable would make the cloud a second name for the LAN server."""
-    assert Settings.load({"OPENAI_BASE_URL": url}).cloud_url == "https://api.openai.com/v1"
-
-
 @pytest.mark.parametrize(
     ("environ", "named", "gateway"),
     [
@@ -52,6 +48,7 @@ def test_what_openai_base_url_is(environ: dict[str, str], named: bool, gateway: 
     """It names no LAN server by itself; where it is not the LAN server's, the rest of the SDK goes there."""
     settings = Settings.load(environ)
     assert (settings.named, settings.gateway) == (named, gateway)
+    assert settings.cloud_url == "https://api.openai.com/v1"
 
 
 def test_everything_else_from_the_environment() -> None:
@@ -63,7 +60,7 @@ def test_everything_else_from_the_environment() -> None:
         "LOCALWHISPER_CLOUD_BASE_URL": "https://proxy.example/v1/",
     }
     settings = Settings.load(environ)
-    assert settings == Settings(("http://pc/v1",), "lan", Policy.CLOUD, "https://proxy.example/v1", 1.0)
+    assert settings == Settings(("http://pc/v1",), "lan", Policy.CLOUD, cloud_url="https://proxy.example/v1")
     assert "lan" not in repr(settings)
     settings = Settings.load(environ, local_base_url="http://nas/v1", local_api_key="other", connect_timeout=0.5)
     assert (settings.local_base_urls, settings.local_api_key, settings.connect_timeout) == (
@@ -101,24 +98,24 @@ def test_what_cannot_be_used_is_said(environ: dict[str, str], says: str) -> None
         Settings.load(environ)
 
 
-def test_a_connect_timeout_of_nothing_is_refused() -> None:
-    """It would make every server unreachable."""
-    with pytest.raises(ConfigurationError, match="connect_timeout"):
-        Settings.load({}, connect_timeout=0)
+def test_an_option_that_cannot_be_used_is_said() -> None:
+    """Of a client and of a copy, when it is made and not at the first call."""
+    wrong: list[tuple[str, dict[str, Any]]] = [
+        ("connect_timeout", {"connect_timeout": 0}),
+        ("policy", {"policy": "perhaps"}),
+        ("is the cloud", {"local_base_url": "https://api.openai.com/v1"}),
+    ]
+    for says, options in wrong:
+        for load in (Settings.load({}).changed, functools.partial(Settings.load, {})):
+            with pytest.raises(ConfigurationError, match=says):
+                load(**options)
 
 
-@pytest.mark.parametrize(
-    ("base", "health"),
-    [
-        ("http://pc:5000/v1", "http://pc:5000/health"),
-        ("http://pc:5000/v1/", "http://pc:5000/health"),
-        ("http://pc:5000", "http://pc:5000/health"),
-        ("http://gw/whisper/v1", "http://gw/whisper/health"),
-    ],
-)
-def test_health_lives_beside_v1(base: str, health: str) -> None:
+def test_health_is_beside_v1() -> None:
     """Under the base URL's parent when that ends in /v1."""
-    assert health_url(base) == health
+    for base in ("http://pc:5000/v1", "http://pc:5000/v1/", "http://pc:5000"):
+        assert health_url(base) == "http://pc:5000/health"
+    assert health_url("http://gw/whisper/v1", "/ready") == "http://gw/whisper/ready"
 
 
 def test_what_is_openai() -> None:
@@ -148,23 +145,20 @@ def test_the_stricter_policy_wins(given: list[Policy | None], policy: Policy) ->
     assert parse_policy("x", None) is None
 
 
-@pytest.mark.parametrize("word", ["off", "OFF", "0", "false", "no", " No "])
-def test_a_ledger_can_be_switched_off(word: str) -> None:
-    """By any of the usual words, none of which is a file's name."""
-    assert ledger_path(word, {"HOME": "/home/me"}) is None
-
-
-DEFAULT_LEDGER = "/home/me/.local/state/localwhisper/ledger.sqlite3"
+DEFAULT_LEDGER = Path("/home/me/.local/state/localwhisper/ledger.sqlite3")
 
 
 @pytest.mark.parametrize(
-    ("value", "path"),
-    [("1", DEFAULT_LEDGER), ("yes", DEFAULT_LEDGER), ("", DEFAULT_LEDGER), ("/x/y", "/x/y")],
+    ("values", "path"),
+    [
+        (("1", "yes", ""), DEFAULT_LEDGER),
+        (("/x/y",), Path("/x/y")),
+        (("off", "OFF", "0", "false", "no", " No "), None),
+    ],
 )
-def test_where_the_ledger_is(value: str, path: str) -> None:
-    """In the usual place, or at a path."""
-    environ = {"HOME": "/home/me"}
-    assert ledger_path(value, environ) == Path(path)
+def test_where_the_ledger_is(values: tuple[str, ...], path: Path | None) -> None:
+    """In the usual place, at a path, or nowhere, by any of the usual words."""
+    assert {ledger_path(value, {"HOME": "/home/me"}) for value in values} == {path}
 
 
 @pytest.mark.parametrize(

@@ -15,18 +15,10 @@ from localwhisper_client import AsyncLocalWhisper, LocalWhisper
 from tests.client.fault_server import TEXT, refusing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.client.fault_server import FaultServer
 
 
-@pytest.fixture(autouse=True)
-def fresh_module_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Start without the client of another test."""
-    monkeypatch.setattr(localwhisper, "_current", None)
-    yield
-    if localwhisper._current is not None:
-        localwhisper._current[1].close()
+pytestmark = pytest.mark.usefixtures("module_client")
 
 
 def test_the_module_transcribes(local_server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +56,6 @@ def test_only_the_clients_are_ours() -> None:
 
 def test_settings_reach_the_sdk_and_our_client(cloud: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """`localwhisper.api_key = …` works before the first call and after it; the breakers stay."""
-    monkeypatch.setattr(openai, "api_key", None)
     monkeypatch.delenv("OPENAI_API_KEY")
     monkeypatch.setenv("LOCALWHISPER_POLICY", "cloud")
     with refusing() as port:

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import io
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from localwhisper_client import upload
-from localwhisper_client.upload import IN_MEMORY, Upload, needs_copy
+from localwhisper_client.request import IN_MEMORY, Upload, needs_copy
 from tests.client.fault_server import TEXT, error, serving
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def test_a_stream_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPat
         yield b"some"
         raise OSError("unplugged")
 
-    monkeypatch.setattr(upload.tempfile, "SpooledTemporaryFile", spool)
+    monkeypatch.setattr(tempfile, "SpooledTemporaryFile", spool)
     with pytest.raises(OSError, match="unplugged"):
         Upload([("file", Pipe(broken()))])
     assert made[0].closed

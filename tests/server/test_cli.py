@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 import pytest
 
-from localwhisper_client._version import __version__
+from localwhisper_client import __version__
 from localwhisper_server import cli, server
 from localwhisper_server.runtime import Runtime
 from localwhisper_server.settings import Settings

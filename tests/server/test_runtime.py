@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from localwhisper_client._version import __version__
+from localwhisper_client import __version__
 from localwhisper_server.api import routes
 from localwhisper_server.api.limits import Limits
 from localwhisper_server.errors import Busy, EngineFailed

@@ -8,7 +8,7 @@ from typing import TextIO
 import openai
 from rich.console import Console
 
-from localwhisper_client._version import __version__
+from localwhisper_client import __version__
 from localwhisper_client.server_process import ServerNotStarted, serving
 from localwhisper_server.operations.doctor import hardware, network, report
 from localwhisper_server.operations.doctor.machine import Machine

@@ -440,27 +440,6 @@ def test_a_failed_call_is_a_last_call_too(off: str, drive: Driver) -> None:
     assert "ConnectError" in drive.last.reason
 
 
-def test_a_span_for_each_call(drive: Driver, local_server: FaultServer, monkeypatch: Any) -> None:
-    """If OpenTelemetry is installed; without it calls go on."""
-    from opentelemetry import trace
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
-    drive.call(drive.client(local_base_url=local_server.url))
-    (span,) = exporter.get_finished_spans()
-    assert span.name == "localwhisper audio/transcriptions"
-    assert span.attributes is not None
-    assert (span.attributes["localwhisper.backend"], span.attributes["localwhisper.cloud"]) == (local_server.url, False)
-    monkeypatch.setitem(sys.modules, "opentelemetry", None)
-    assert drive.call(drive.client(local_base_url=local_server.url)) == TEXT
-    assert len(exporter.get_finished_spans()) == 1
-
-
 @pytest.mark.filterwarnings("ignore:The 'warn' method:DeprecationWarning")  # SDK 1, of a format it does not know
 def test_an_error_names_the_backends_that_were_asked(off: str, drive: Driver, cloud: FaultServer) -> None:
     """If the cloud was not asked, the error tells what the LAN server did and does not name the cloud."""

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import openai
 import pytest
 
-from localwhisper_client import LocalServerUnavailable, LocalWhisper
+from localwhisper_client import LocalServerUnavailable
 from localwhisper_client._http import http
-from tests.client.driving import SHAPES, route
-from tests.client.fault_server import TEXT, error, refusing, response, says, serving
+from localwhisper_client.lan.transport import look_up
+from tests.client.driving import SHAPES
+from tests.client.fault_server import TEXT, drips, refusing, response, says, serving, waits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -74,6 +75,23 @@ def test_a_name_that_is_slow_to_fail_costs_no_call_its_deadline(drive: Driver, n
     assert threading.active_count() - threads <= 3  # the look-up, the probe, and a timer of the portal's
 
 
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1", "192.168.1.9"])
+def test_addresses_need_no_look_up(host: str) -> None:
+    """The answer is there at once."""
+    assert look_up(host).result(0) == (host,)
+
+
+def test_each_address_is_told_once_and_callers_share_a_look_up(name_server: NameServer) -> None:
+    """In the order in which the system would try them; the next look-up begins when the one before has ended."""
+    name_server.addresses = ("10.0.0.2", "10.0.0.1", "10.0.0.2")
+    waiting = [look_up("pc.local") for _ in range(1000)]
+    name_server.done.set()
+    assert {future.result(5) for future in waiting} == {("10.0.0.2", "10.0.0.1")}
+    assert name_server.asked == 1
+    look_up("pc.local").result(5)
+    assert name_server.asked == 2
+
+
 def test_every_address_of_a_name_is_tried(drive: Driver, name_server: NameServer, local_server: FaultServer) -> None:
     """The first address may be of a network that the machine has left."""
     name_server.done.set()
@@ -83,29 +101,25 @@ def test_every_address_of_a_name_is_tried(drive: Driver, name_server: NameServer
     assert local_server.calls[0].headers["host"] == f"pc.local:{local_server.port}"
 
 
-def _drip(conn: socket.socket, data: bytes) -> None:
-    for byte in data:
-        conn.sendall(bytes([byte]))
-        time.sleep(0.02)
+def _kind(request: Request) -> bytes:
+    return b"text/event-stream" if request.wants_events else b"application/json"
 
 
 def _drips_all(conn: socket.socket, request: Request) -> None:
-    _drip(conn, response(200, b"application/json", BODY))
+    drips(conn, response(200, b"application/json", BODY))
 
 
 def _drips_body(conn: socket.socket, request: Request) -> None:
-    kind = b"text/event-stream" if request.wants_events else b"application/json"
-    answer = response(200, kind, BODY)
+    answer = response(200, _kind(request), BODY)
     conn.sendall(answer[:-3990])
-    _drip(conn, answer[-3990:])
+    drips(conn, answer[-3990:])
 
 
 def _almost_stalls(conn: socket.socket, request: Request) -> None:
     """Send a byte when the time is nearly up: the next one has, by the HTTP library's rule, all of it again."""
-    time.sleep(SECONDS * 0.9)
-    kind = b"text/event-stream" if request.wants_events else b"application/json"
-    conn.sendall(response(200, kind, BODY)[:-1000])
-    time.sleep(SECONDS * 4)
+    waits(conn, SECONDS * 0.9)
+    conn.sendall(response(200, _kind(request), BODY)[:-1000])
+    waits(conn)
 
 
 @pytest.mark.parametrize("behaviour", [_drips_all, _drips_body, _almost_stalls])
@@ -120,16 +134,18 @@ def test_an_answer_that_trickles_ends_with_the_call(behaviour: Callable[..., Non
 
 def test_an_upload_that_is_read_slowly_ends_with_the_call(drive: Driver) -> None:
     """The server takes a little now and then, so that no single write is late."""
+    over = threading.Event()
 
     def sips(conn: socket.socket, _: Request) -> None:
         while conn.recv(4096):
-            time.sleep(0.02)
+            over.wait(0.02)
 
     with serving(sips) as server:
         server.reads_body = False
         client = drive.client(local_base_url=server.url, timeout=SECONDS)
         with ends_soon(), pytest.raises(openai.APITimeoutError):
             drive.call(client, file=("a.wav", bytes(30_000_000)))
+        over.set()
 
 
 class Slow:
@@ -165,8 +181,7 @@ def _without_end(*, first: bytes = b"", piece: bytes = b"x" * 65536, status: int
     sent = [0]
 
     def behave(conn: socket.socket, request: Request) -> None:
-        kind = b"text/event-stream" if request.wants_events else b"application/json"
-        conn.sendall(b"HTTP/1.1 %d Fine\r\ncontent-type: %b\r\n\r\n%b" % (status, kind, first))
+        conn.sendall(b"HTTP/1.1 %d Fine\r\ncontent-type: %b\r\n\r\n%b" % (status, _kind(request), first))
         while sent[0] < 200 * 2**20:
             conn.sendall(piece)
             sent[0] += len(piece)
@@ -181,7 +196,6 @@ EVENT = b'data: {"type":"transcript.text.delta","delta":"a"}\n\n'
     ("shape", "answer", "most"),
     [
         ("plain", {}, 64),
-        ("raw", {}, 64),
         ("streaming", {}, 64),
         ("plain", {"status": 500}, 64),
         ("events", {"status": 500, "piece": EVENT * 1000}, 64),
@@ -220,33 +234,3 @@ def test_a_compressed_answer_is_not_unpacked(drive: Driver) -> None:
         client = drive.client(local_base_url=server.url)
         with pytest.raises(LocalServerUnavailable, match="compressed"):
             drive.call(client)
-
-
-@pytest.mark.parametrize(
-    ("ready", "health", "passes"),
-    [
-        (says(200, b"application/json", b'{"ready": true}'), error(500), True),
-        (error(503), says(200, b"application/json", b'{"status": "ok", "ready": true}'), False),
-        (error(503), says(200, b"application/json", b'{"status": "loading", "ready": false}'), True),
-        (error(503), says(200, b"application/json", b'{"status": "failed", "ready": false}'), False),
-        (error(503), says(200, b"application/json", b"[]"), False),
-        (error(401), error(500), True),
-        (error(404), error(404), True),
-        (error(404), says(200, b"application/json", b"{}"), True),
-        (error(404), error(503), False),
-        (error(405), says(200, b"text/plain", b"OK"), True),
-        (says(200, b"text/html", b"<html>"), says(200, b"application/json", b"{}"), True),
-        (says(200, b"text/html", b"<html>"), says(200, b"text/html", b"<html>"), False),
-        (error(500), says(200, b"application/json", b"{}"), False),
-    ],
-)
-def test_a_probe_asks_whether_the_server_is_ready(ready: Any, health: Any, passes: bool) -> None:  # noqa: FBT001
-    """`/health` is "ok" while the engine hangs; it counts where there is no `/ready`, and while a model is loaded."""
-
-    def behave(conn: socket.socket, request: Request) -> None:
-        {"/ready": ready, "/health": health}.get(request.path, error(404))(conn, request)
-
-    with serving() as server, LocalWhisper(local_base_url=server.url) as client:
-        server.answers_probe = behave
-        prober = route(client).servers.all[0].prober
-        assert prober.ask(lambda _: None).result(10) is passes

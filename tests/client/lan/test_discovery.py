@@ -9,6 +9,7 @@ import sys
 import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -17,8 +18,6 @@ from localwhisper_client.lan import discovery
 from localwhisper_client.lan.discovery import PAUSE, Discovery, Found
 from localwhisper_server.operations import mdns
 from localwhisper_server.operations.host import interface_addresses
-from tests.client.driving import make
-from tests.client.fault_server import TEXT, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,19 +58,14 @@ def test_a_server_that_announces_itself_is_found_until_it_stops() -> None:
     assert discovery.browse(0.3, interfaces=LOOPBACK) == ()
 
 
-def test_a_server_with_a_certificate_is_found_as_https() -> None:
-    """By its name, which its certificate is most likely for, and by its addresses."""
-    with announcing("0.0.0.0", 5996, "base", addresses=["192.168.7.7"], tls=True):
-        (found,) = discovery.browse(10, interfaces=LOOPBACK)
-    assert found.urls[-1] == "https://192.168.7.7:5996/v1"
-    assert all(url.startswith("https://") for url in found.urls)
-
-
 def test_everyone_is_waited_for() -> None:
-    """Not only the first, and no longer than told."""
-    with announcing("0.0.0.0", 5997, "a", addresses=["10.0.0.1"]), announcing("10.0.0.2", 5998, "b", addresses=[]):
+    """Not only the first, and no longer than told; one with a certificate is found as https."""
+    plain = announcing("0.0.0.0", 5997, "a", addresses=["10.0.0.1"])
+    with plain, announcing("10.0.0.2", 5998, "b", addresses=[], tls=True):
         found = discovery.browse(1.5, everyone=True, interfaces=LOOPBACK)
-    assert sorted(each.model for each in found) == ["a", "b"]
+    parts = {each.model: urlsplit(each.urls[-1]) for each in found}
+    assert (parts["a"].scheme, parts["a"].port) == ("http", 5997)
+    assert (parts["b"].scheme, parts["b"].port) == ("https", 5998)
 
 
 def record(*addresses: str, **properties: str) -> Any:
@@ -135,20 +129,14 @@ class Network:
         return Discovery(path, self.find, lambda: self.now)
 
 
-def test_the_answer_is_remembered_across_a_restart(tmp_path: Path) -> None:
-    """One search; the next start needs none."""
+def test_the_answer_is_remembered_until_the_server_has_moved(tmp_path: Path) -> None:
+    """One search, of which the next start needs none; after `forget` there is another, and its answer is written."""
     network, path = Network("http://10.0.0.1:5000/v1"), tmp_path / "state" / "discovered.json"
     first = network.finder(path)
     assert first.urls() == first.urls() == network.there
-    assert network.finder(path).urls() == network.there
-    assert network.searches == 1
-
-
-def test_a_server_that_moved_is_found_again(tmp_path: Path) -> None:
-    """After `forget`, and written down; without a restart."""
-    network, path = Network("http://10.0.0.1:5000/v1"), tmp_path / "discovered.json"
     finder = network.finder(path)
-    finder.urls()
+    assert finder.urls() == network.there
+    assert network.searches == 1
     network.there = ("http://10.0.0.9:5000/v1",)
     finder.forget()
     network.now = PAUSE
@@ -172,19 +160,10 @@ def test_while_no_server_runs_there_is_one_search_in_half_a_minute() -> None:
     assert network.searches == 3
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        "",
-        "{}",
-        "[]",
-        '{"urls": 3}',
-        '{"urls": [1, null]}',
-        '{"urls": ["http://["]}',
-        '{"urls": ["http://8.8.8.8"]}',
-        "\x00",
-    ],
-)
+BROKEN = ("", "{}", "[]", '{"urls": 3}', '{"urls": [1, null]}', '{"urls": ["http://["]}', "\x00")
+
+
+@pytest.mark.parametrize("content", [*BROKEN, '{"urls": ["http://8.8.8.8"]}'])
 def test_a_broken_file_is_ignored(content: str, tmp_path: Path) -> None:
     """The network is searched instead."""
     path = tmp_path / "discovered.json"
@@ -204,20 +183,6 @@ def test_no_network_and_no_disk_are_survived(tmp_path: Path, caplog: pytest.LogC
     assert network.finder(tmp_path / "file" / "discovered.json").urls() == network.there
     assert "unplugged" in caplog.text
     assert "remember" in caplog.text
-
-
-def test_a_client_finds_the_server_and_follows_it(tmp_path: Path) -> None:
-    """`auto`: the first call finds the server, and so does the first one after it has moved."""
-    with serving() as second:
-        with serving() as first:
-            network = Network(first.url)
-            client = make(LocalWhisper, local_base_url="auto", finder=network.finder(tmp_path / "discovered.json"))
-            assert client.audio.transcriptions.create(model="whisper-1", file=b"x").text == TEXT
-        network.there = (second.url,)
-        network.now = PAUSE
-        with client:
-            assert client.audio.transcriptions.create(model="whisper-1", file=b"x").text == TEXT
-        assert len(second.calls) == 1
 
 
 def test_the_clients_of_a_process_share_what_they_find(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,67 +9,38 @@ from typing import TYPE_CHECKING
 import pytest
 
 from localwhisper_client import LocalServerUnavailable
-from localwhisper_client.routing.breaker import Signal
-from localwhisper_client.routing.latency import LatencyEstimate
+from localwhisper_client.routing.backend import Signal
 from tests.client.driving import SHAPES, backend, route
 from tests.client.fault_server import TEXT, answers, error, refusing, reset, says, serving
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     from tests.client.driving import Driver
-    from tests.client.fault_server import FaultServer, Request
+    from tests.client.fault_server import FaultServer
 
 GONE = b'{"text": "from the other"}'
-
-
-def test_the_latency_estimate() -> None:
-    """Queue and latency add up; calls in flight count; the queue shrinks, and an old measurement is dropped."""
-    latency = LatencyEstimate()
-    assert latency.expected(0.0) == 0.0
-    latency.answered(2.0, None, now=100.0)
-    assert latency.expected(100.0) == 2.0
-    latency.answered(3.0, 10.0, now=100.0)
-    assert latency.expected(100.0) == 2.3
-    latency.queued(5.0, now=100.0)
-    assert latency.expected(101.0) == 6.3
-    assert latency.expected(106.0) == 2.3
-    latency.began()
-    assert latency.expected(106.0) == 4.6
-    latency.ended()
-    assert latency.expected(161.0) == 0.0
-    latency.answered(60.0, 3600.0, now=161.0)
-    assert latency.expected(161.0) == 0.2
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_server_with_the_shorter_queue_is_tried_first(shape: str, drive: Driver) -> None:
     """By the header of its last answer, whether that was a transcript or a 503."""
-    full = b"x-localwhisper-queue-seconds: 40"
-
-    def busy(conn: socket.socket, request: Request) -> None:
-        error(503, full)(conn, request)
-
-    with serving(busy) as one, serving() as other:
+    with serving(error(503, b"x-localwhisper-queue-seconds: 40")) as one, serving() as other:
         client = drive.client(local_base_url=f"{one.url},{other.url}")
         assert [drive.call(client, shape) for _ in range(3)] == [TEXT] * 3
         assert (len(one.calls), len(other.calls)) == (1, 3)
 
 
-def test_a_queue_told_with_an_answer_counts(drive: Driver) -> None:
+@pytest.mark.parametrize(("told", "calls"), [(b"7.5", (1, 2)), (b"nan", (3, 0))])
+def test_a_queue_told_with_an_answer_counts(told: bytes, calls: tuple[int, int], drive: Driver) -> None:
     """The next call goes to the other server; without a usable header the given order holds."""
     ok = b'{"text": "a voice message", "usage": {"type": "duration", "seconds": 3}}'
-    with serving(says(200, b"application/json", ok, b"x-localwhisper-queue-seconds: 7.5")) as one, serving() as other:
+    header = b"x-localwhisper-queue-seconds: " + told
+    with serving(says(200, b"application/json", ok, header)) as one, serving() as other:
         client = drive.client(local_base_url=f"{one.url},{other.url}")
         for _ in range(3):
             drive.call(client)
-        assert (len(one.calls), len(other.calls)) == (1, 2)
-    with serving(says(200, b"application/json", ok, b"x-localwhisper-queue-seconds: nan")) as one, serving() as other:
-        client = drive.client(local_base_url=f"{one.url},{other.url}")
-        for _ in range(3):
-            drive.call(client)
-        assert (len(one.calls), len(other.calls)) == (3, 0)
+        assert (len(one.calls), len(other.calls)) == calls
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-import functools
 import socket
-import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from localwhisper_client import ConfigurationError
 from localwhisper_client.lan import wake
-from localwhisper_client.lan.wake import BROADCAST, PAUSE, SentPackets, Target, Waker, packet, parse
-from tests.client.fault_server import TEXT, FaultServer, answers, refusing
+from localwhisper_client.lan.wake import BROADCAST, PAUSE, SentPackets, Target, Waker, parse
 
 if TYPE_CHECKING:
     from tests.client.driving import Driver
@@ -40,19 +37,13 @@ def test_what_is_no_address_of_a_card(value: str) -> None:
         parse(value, "MINE")
 
 
-def test_the_magic_packet() -> None:
-    """Six bytes of 0xFF, then the address sixteen times."""
-    assert packet(MAC) == b"\xff" * 6 + MAC * 16
-    assert len(packet(MAC)) == 102
-
-
 def test_the_packet_goes_out() -> None:
-    """By UDP, to the host given."""
+    """By UDP, to the host given: six bytes of 0xFF, then the address sixteen times."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as machine:
         machine.bind(("127.0.0.1", 0))
         machine.settimeout(5)
         wake.send(Target(MAC, "127.0.0.1"), machine.getsockname()[1])
-        assert machine.recv(1024) == packet(MAC)
+        assert machine.recv(1024) == b"\xff" * 6 + MAC * 16
 
 
 def test_at_most_once_in_ten_minutes_for_all_clients() -> None:
@@ -86,45 +77,3 @@ def test_a_wrong_setting_is_an_error_when_the_client_is_made(drive: Driver, monk
     monkeypatch.setenv("LOCALWHISPER_WAKE", "pc")
     with pytest.raises(ConfigurationError, match="LOCALWHISPER_WAKE"):
         drive.client()
-
-
-class Machine:
-    """A machine that is off: it waits for its packet and then starts its server."""
-
-    def __init__(self) -> None:
-        self.card = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.card.bind(("127.0.0.1", 0))
-        self.card.settimeout(20)
-        self.packets: list[bytes] = []
-        with refusing() as port:
-            self.port = port
-        self.server: FaultServer | None = None
-        self.thread = threading.Thread(target=self.sleep)
-        self.thread.start()
-
-    def sleep(self) -> None:
-        """Wait for the packet, then start the server."""
-        self.packets.append(self.card.recv(1024))
-        self.server = FaultServer(answers, at=self.port)
-
-    def close(self) -> None:
-        """Stop it."""
-        self.thread.join()
-        if self.server:
-            self.server.stop()
-        self.card.close()
-
-
-def test_a_call_under_wait_wakes_the_machine_and_waits_for_it(drive: Driver) -> None:
-    """One packet for all calls; the answer comes once the machine is up."""
-    machine = Machine()
-    deliver = functools.partial(wake.send, port=machine.card.getsockname()[1])
-    waker = Waker(Target(MAC, "127.0.0.1"), deliver, SentPackets())
-    try:
-        url = f"http://127.0.0.1:{machine.port}/v1"
-        client = drive.client(local_base_url=url, policy="wait", timeout=20, waker=waker)
-        assert drive.call(client) == TEXT
-        assert drive.call(client) == TEXT
-    finally:
-        machine.close()
-    assert machine.packets == [packet(MAC)]

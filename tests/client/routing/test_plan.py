@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from localwhisper_client.events import Attempt, BreakerClosed, BreakerOpened, Fallback
-from localwhisper_client.routing.breaker import Signal, State
-from localwhisper_client.routing.plan import Backend, Call, Ending, Outcome, Probe, Try, Verdict, Wait, backoff
+from localwhisper_client.routing.backend import Backend, Signal, State
+from localwhisper_client.routing.plan import Call, Ending, Outcome, Probe, Try, Verdict, Wait, backoff
 from localwhisper_client.routing.policy import Policy
 
 OK = Outcome(Verdict.ANSWERED, value="words")

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from localwhisper_client.routing.breaker import Breaker, Circuit, Rules, Signal, State, after
+from localwhisper_client.routing.backend import Breaker, Circuit, LatencyEstimate, Rules, Signal, State, after
 
 RULES = Rules(failures=3, cooldown=2.0, longest_cooldown=5.0)
 NOW = 100.0
@@ -83,3 +83,22 @@ def test_one_probe_at_a_time() -> None:
     breaker.signal(Signal.PROBE_ANSWERED, NOW + 2)
     assert breaker.allows_calls()
     assert breaker.circuit.state is State.CLOSED
+
+
+def test_the_latency_estimate() -> None:
+    """Queue and latency add up; calls in flight count; the queue shrinks, and an old measurement is dropped."""
+    latency = LatencyEstimate()
+    assert latency.expected(0.0) == 0.0
+    latency.answered(2.0, None, now=100.0)
+    assert latency.expected(100.0) == 2.0
+    latency.answered(3.0, 10.0, now=100.0)
+    assert latency.expected(100.0) == 2.3
+    latency.queued(5.0, now=100.0)
+    assert latency.expected(101.0) == 6.3
+    assert latency.expected(106.0) == 2.3
+    latency.began()
+    assert latency.expected(106.0) == 4.6
+    latency.ended()
+    assert latency.expected(161.0) == 0.0
+    latency.answered(60.0, 3600.0, now=161.0)
+    assert latency.expected(161.0) == 0.2

@@ -1,7 +1,7 @@
 """What a local server's answer must look like, and which verdict its faults get.
 
-Both are stated here only: `Expected` and `EventCheck` look at what came with a status of 200, `failed` at everything
-else. Reading the bytes is `transport`'s part.
+`read` checks an answer before the caller gets it: all of a body, or a stream up to its first event. Until then the call
+can fall back; afterwards the caller has part of the answer and gets the error. `failed` gives the verdict on a fault.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import math
 import re
 import ssl
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from localwhisper_client.errors import InvalidLocalResponse
 from localwhisper_client.routing.plan import Outcome, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
 MOST_EVENT_BYTES = 8 * 1024 * 1024
 """The most bytes of one event of a stream."""
@@ -33,6 +34,9 @@ _TEXT_FORMATS = frozenset({"text", "srt", "vtt"})
 # transcript cannot contain any of them.
 _LAST_EVENT = re.compile(rb'"type"\s*:\s*"transcript\.text\.done"|"type"\s*:\s*"error"|"error"\s*:')
 _LAST_EVENT_BYTES = 64  # the most that one of them takes, blanks included
+_BLANK_LINES = (b"\n\n", b"\r\n\r\n", b"\r\r")
+_NO_EVENT = "an event stream that ended before its first event"
+_CUT_SHORT = "an event stream that ended before the transcript was whole"
 
 _MISCONFIGURED = frozenset({401, 403, 404, 405})
 _BUSY = frozenset({429, 503})
@@ -84,9 +88,9 @@ class Expected:
             # `extra_body` asked for events, and the SDK for a body.
             events = EventCheck()
             if not events.feed(body):
-                raise WrongAnswer("an event stream that ended before its first event")
+                raise WrongAnswer(_NO_EVENT)
             if not events.complete:
-                raise WrongAnswer("an event stream that ended before the transcript was whole")
+                raise WrongAnswer(_CUT_SHORT)
             return
         if self.response_format == "vtt" and not body.removeprefix(b"\xef\xbb\xbf").startswith(b"WEBVTT"):
             raise WrongAnswer(f"a 200 whose {len(body)} bytes are not WebVTT")
@@ -103,14 +107,14 @@ class Expected:
 
 
 class EventCheck:
-    """Checks the bytes of an event stream as they come: the first event is no error, and the last one is there."""
+    """Checks an event stream as its bytes come: no error first, no event too long, and the last one is there."""
 
     def __init__(self) -> None:
         self._first_seen = False
-        self._size = 0
-        self._rest = b""
         self._awaits_end = False
+        self._rest = b""
         self._tail = b""
+        self._size = 0
 
     @property
     def complete(self) -> bool:
@@ -121,19 +125,24 @@ class EventCheck:
         """Take in bytes; return whether the first event has been seen.
 
         Raises:
-            WrongAnswer: the first event is an error, or too long.
+            WrongAnswer: the first event is an error, or an event is too long.
 
         """
+        self._size += len(chunk)
         if not self._first_seen:
             self._look_for_first(chunk)
-        elif self._awaits_end:
-            self._look_for_last(chunk)
+        else:
+            text = self._tail + chunk
+            self._tail = text[-_LAST_EVENT_BYTES:]
+            self._awaits_end = self._awaits_end and _LAST_EVENT.search(text) is None
+            end = max(text.rfind(blank) for blank in _BLANK_LINES)
+            if end >= 0:
+                self._size = len(text) - end
+        if self._size > MOST_EVENT_BYTES:
+            raise WrongAnswer(f"an event of more than {MOST_EVENT_BYTES // 2**20} MiB")
         return self._first_seen
 
     def _look_for_first(self, chunk: bytes) -> None:
-        self._size += len(chunk)
-        if self._size > MOST_EVENT_BYTES:
-            raise WrongAnswer(f"an event stream of {self._size} bytes without an event")
         text = self._rest + chunk
         *blocks, rest = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n\n")
         # A final \r may be the first half of a line's end.
@@ -142,15 +151,10 @@ class EventCheck:
             lines = [line[5:].strip() for line in block.split(b"\n") if line.startswith(b"data:")]
             if lines:
                 self._first_seen = True
-                self._awaits_end = _event_type(b"\n".join(lines)).startswith("transcript.")
-                if self._awaits_end:
-                    self._look_for_last(text)
+                is_openais = _event_type(b"\n".join(lines)).startswith("transcript.")
+                self._awaits_end = is_openais and _LAST_EVENT.search(text) is None
+                self._tail = text[-_LAST_EVENT_BYTES:]
                 return
-
-    def _look_for_last(self, chunk: bytes) -> None:
-        text = self._tail + chunk
-        self._awaits_end = _LAST_EVENT.search(text) is None
-        self._tail = text[-_LAST_EVENT_BYTES:]
 
 
 def _event_type(data: bytes) -> str:
@@ -163,6 +167,114 @@ def _event_type(data: bytes) -> str:
     if isinstance(event, dict) and (event.get("error") or event.get("type") == "error"):
         raise WrongAnswer("an event stream that begins with an error")
     return str(event.get("type")) if isinstance(event, dict) else ""
+
+
+class _CheckedEvents(http.SyncByteStream, http.AsyncByteStream):  # type: ignore[misc] # the library is chosen at run time
+    """An event stream that was read up to its first event, given out from its beginning and checked to its end."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self._events = EventCheck()
+        self._seen: list[bytes] = []
+        self._rest: Any = None
+
+    def read_first_event(self) -> None:
+        self._rest = iter(self._inner)
+        for chunk in self._rest:
+            self._seen.append(chunk)
+            if self._events.feed(chunk):
+                return
+        raise WrongAnswer(_NO_EVENT)
+
+    async def aread_first_event(self) -> None:
+        self._rest = aiter(self._inner)
+        async for chunk in self._rest:
+            self._seen.append(chunk)
+            if self._events.feed(chunk):
+                return
+        raise WrongAnswer(_NO_EVENT)
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._seen
+        with _as_protocol_error():
+            for chunk in self._rest:
+                self._events.feed(chunk)
+                yield chunk
+            self._check_end()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in self._seen:
+            yield chunk
+        with _as_protocol_error():
+            async for chunk in self._rest:
+                self._events.feed(chunk)
+                yield chunk
+            self._check_end()
+
+    def _check_end(self) -> None:
+        # A server that was stopped, or a proxy, may end a stream early without an error.
+        if not self._events.complete:
+            raise WrongAnswer(_CUT_SHORT)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+@contextmanager
+def _as_protocol_error() -> Iterator[None]:
+    # The caller is reading the stream by now: no other backend can be tried.
+    try:
+        yield
+    except WrongAnswer as wrong:
+        raise http.RemoteProtocolError(str(wrong)) from None
+
+
+def read(response: Any, expected: Expected) -> None:
+    """Read and check a response: a body to its end, an event stream up to its first event.
+
+    Raises:
+        InvalidLocalResponse: it does not answer this call. The response is then closed, as after any error.
+
+    """
+    try:
+        with _judged(response, expected) as is_body:
+            if is_body:
+                expected.check_body(response.read())
+            else:
+                response.stream.read_first_event()
+    except BaseException:
+        response.close()
+        raise
+
+
+async def aread(response: Any, expected: Expected) -> None:
+    """Do as `read` does."""
+    try:
+        with _judged(response, expected) as is_body:
+            if is_body:
+                expected.check_body(await response.aread())
+            else:
+                await response.stream.aread_first_event()
+    except BaseException:
+        await response.aclose()
+        raise
+
+
+@contextmanager
+def _judged(response: Any, expected: Expected) -> Iterator[bool]:
+    """Check the head of a response, and give out whether it has a body to read, or else events."""
+    try:
+        expected.check_head(response.headers)
+        # If only `extra_body` asked for a stream, the SDK has read all of it by now.
+        is_body = bool(response.is_closed) or not expected.stream
+        if not is_body:
+            response.stream = _CheckedEvents(response.stream)
+        yield is_body
+    except WrongAnswer as wrong:
+        raise InvalidLocalResponse(str(wrong), response=response) from None
 
 
 def failed(error: Exception, now: float) -> Outcome | None:
@@ -237,10 +349,9 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     """
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
-            seconds = float(headers[name]) * unit
+            return _not_negative(float(headers[name]) * unit)
         except (KeyError, ValueError):
             continue
-        return seconds if math.isfinite(seconds) and seconds >= 0 else None
     when = _date(headers.get("retry-after"))
     return None if when is None else max(0.0, when - (_date(headers.get("date")) or now))
 
@@ -248,9 +359,12 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
 def queue_seconds(headers: Mapping[str, str]) -> float | None:
     """Return how long the server says that its next call will wait, or `None` if it does not say."""
     try:
-        seconds = float(headers["x-localwhisper-queue-seconds"])
+        return _not_negative(float(headers["x-localwhisper-queue-seconds"]))
     except (KeyError, ValueError):
         return None
+
+
+def _not_negative(seconds: float) -> float | None:
     return seconds if math.isfinite(seconds) and seconds >= 0 else None
 
 
