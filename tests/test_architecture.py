@@ -18,7 +18,8 @@ ARROWS = {
         "server": {"runtime", "api", "operations", *COMMON},
         "runtime": {"transcription", "whisper", "audio", *COMMON},
         "transcription": {"whisper", "audio", *COMMON},
-        "api": COMMON,
+        "api": {"realtime", *COMMON},
+        "realtime": COMMON,
         "audio": COMMON,
         "whisper": COMMON,
         "operations": {"whisper", "audio", *COMMON},
@@ -57,12 +58,13 @@ FROM_CLIENT = {"shared", "__version__", "_http", "server_process"}
 ONLY = {
     "faster_whisper": {"whisper"}, "ctranslate2": {"whisper"}, "av": {"audio", "cloud"},
     "fastapi": {"api"}, "starlette": {"api"}, "uvicorn": {"api", "server"},
+    "websockets": {"api"},
 }  # fmt: skip
 PURE = {
     "localwhisper_client": ("routing", "shared", "events", "cloud/adaptation", "cloud/models", "cloud/budget"),
     "localwhisper_server": (
         "types", "errors", "api/formats", "api/form", "whisper/acceptance", "whisper/alignment",
-        "whisper/chunks", "transcription/queue", "transcription/segmentation",
+        "whisper/chunks", "transcription/queue", "transcription/segmentation", "realtime",
     ),
 }  # fmt: skip
 IO = {

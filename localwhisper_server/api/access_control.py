@@ -74,8 +74,6 @@ class AccessControl:
         """Check address, host name and origin; put the caller's address in the scope."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
-        elif scope["type"] != "http":
-            await send({"type": "websocket.close", "code": 1008})  # no route takes one
         else:
             # A base URL that ends in a slash doubles it. Everything after this sees single ones.
             scope["path"] = re.sub("/{2,}", "/", scope["path"])
@@ -154,7 +152,7 @@ def _proves_itself(rules: Rules, scope: Scope, headers: Headers) -> bool:
     """
     if not rules.keys:
         return False
-    if scope["method"] == "OPTIONS" or scope["path"] not in HEALTH_PATHS:
+    if scope.get("method") == "OPTIONS" or scope["path"] not in HEALTH_PATHS:
         return True
     try:
         check_key(headers, rules.keys)

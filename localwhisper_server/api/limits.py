@@ -120,7 +120,7 @@ class RequestLimits:
             TooLarge: it announces a body over the limit.
 
         """
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         limit = self._limits.max_upload
@@ -142,7 +142,9 @@ class RequestLimits:
 
         scope[_CLAIM] = claim
         try:
-            await self._app(scope, limited(receive, self._limits, self._clock), send)
+            # The messages of a WebSocket have limits of their own.
+            body = scope["type"] == "http"
+            await self._app(scope, limited(receive, self._limits, self._clock) if body else receive, send)
         finally:
             if claimed and host is not None:
                 self._open[host] -= 1

@@ -16,6 +16,9 @@ LONGEST_NAME = 200  # characters of a path or a file name, so that no caller fil
 # Monitors and the clients' breakers ask these.
 HEALTH_PATHS = frozenset({"/health", "/v1/health", "/ready", "/v1/ready"})
 OK = 200
+SWITCHING_PROTOCOLS = 101
+# The messages that begin an answer: to a request, to a WebSocket that is refused, and to one that is accepted.
+ANSWERS = ("http.response.start", "websocket.http.response.start", "websocket.accept")
 _NOTES = "localwhisper.notes"
 
 
@@ -41,7 +44,7 @@ class RequestLog:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         identity = new_request_id(Headers(scope=scope).get("x-request-id"))
@@ -50,8 +53,8 @@ class RequestLog:
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
+            if message["type"] in ANSWERS:
+                status = message.get("status", SWITCHING_PROTOCOLS)
                 headers = MutableHeaders(raw=list(message.get("headers", ())))
                 # An upstream's answer has its own of these; OpenAI's support asks for them.
                 headers.setdefault("x-request-id", identity)
@@ -71,7 +74,7 @@ class RequestLog:
     def _log(self, scope: Scope, status: int, took: float) -> None:
         # The path as it came, percent-encoded, so that nothing in it looks like another part of the line.
         shown = scope["raw_path"].decode("latin-1")[:LONGEST_NAME]
-        method, notes = scope["method"], scope.get(_NOTES, {})
+        method, notes = scope.get("method", "GET"), scope.get(_NOTES, {})
         if "audio_seconds" in notes:
             notes["times_real_time"] = round(notes["audio_seconds"] / max(took, 1e-3), 1)
         # They are asked every few seconds; their lines would fill the log.

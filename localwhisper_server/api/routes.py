@@ -19,6 +19,7 @@ from localwhisper_server.api import _multipart, form, formats
 from localwhisper_server.api.access_control import AccessControl, Rules
 from localwhisper_server.api.envelope import CLIENT_CLOSED_REQUEST, ErrorEnvelope, refuse_route
 from localwhisper_server.api.limits import Limits, RequestLimits, claim_share
+from localwhisper_server.api.realtime import LiveTranscriber, add_realtime
 from localwhisper_server.api.request_log import LONGEST_NAME, RequestLog, note
 from localwhisper_server.errors import EngineFailed, ServerError, UnknownModel, UnreadableAudio
 from localwhisper_server.observer import NullObserver, Observer
@@ -39,7 +40,7 @@ Items = AsyncGenerator[Segment | Transcript]
 Result = TypeVar("Result")
 
 
-class Transcriber(Protocol):
+class Transcriber(LiveTranscriber, Protocol):
     """What the routes know of the model: `names` it is listed by, `aliases` it has beside them, and its state.
 
     `created` is its file's time in Unix seconds; `languages` are the codes that it knows.
@@ -113,6 +114,7 @@ def create_app(
     )
     for prefix in ("/v1", ""):  # many base URLs lack the /v1
         _add_routes(app, prefix, transcriber, upstream)
+        add_realtime(app, prefix, transcriber, observer=observer or NullObserver(), clock=clock)
     if exposition is not None:
         _add_metrics(app, exposition)
     if upstream is not None:

@@ -264,20 +264,6 @@ async def test_too_many_headers() -> None:
     assert (answer.status, answer.error["code"]) == (431, "too_many_headers")
 
 
-async def test_websockets_are_closed() -> None:
-    """No route takes one, and access control does not check what it sends."""
-    sent = []
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    async def receive() -> Any:
-        raise AssertionError
-
-    await make()({"type": "websocket", "path": "/v1/realtime", "headers": []}, receive, send)
-    assert sent == [{"type": "websocket.close", "code": 1008}]
-
-
 async def test_a_message_shows_the_beginning_of_a_header() -> None:
     """A long header does not make a long message."""
     answer = await call(make(), "GET", "/v1/models", {"host": "é" + "x" * 5000})
