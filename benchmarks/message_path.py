@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from measuring import ROOT, VOICE
 
 from localwhisper_server import server
+from localwhisper_server.operations import host
 from localwhisper_server.settings import Settings
 
 PACKAGES = tuple(str(ROOT / name) + os.sep for name in ("localwhisper_client", "localwhisper_server"))
@@ -100,7 +101,7 @@ def main() -> int:
     parser.add_argument("--steps", action="store_true", help="print each stay in a file, with the functions entered")
     options = parser.parse_args()
     trace = Trace()
-    listening = server.listen("127.0.0.1", 0)
+    listening = host.listen("127.0.0.1", 0)
     settings = Settings(model=options.model, log_file="none")
     client = threading.Thread(target=ask_and_stop, args=(server.url(listening), trace))
     threading.setprofile(trace)

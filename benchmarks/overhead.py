@@ -25,6 +25,7 @@ from measuring import VOICE, percentile
 from localwhisper_server import runtime, server
 from localwhisper_server.api import routes
 from localwhisper_server.audio.pool import decode
+from localwhisper_server.operations import host
 from localwhisper_server.settings import Settings
 from localwhisper_server.types import Voice
 from localwhisper_server.whisper.chunks import find_speech
@@ -38,7 +39,7 @@ def serving() -> Iterator[str]:
         Path(folder, "model.bin").touch()
         backend = runtime.Runtime(Settings(model=folder), load=lambda *_: EngineDouble(), cuda_devices=0)  # type: ignore[arg-type, return-value]
         backend.start()
-        listening = server.listen("127.0.0.1", 0)
+        listening = host.listen("127.0.0.1", 0)
         config = uvicorn.Config(routes.create_app(backend), log_config=None, access_log=False)
         serve = uvicorn.Server(config)
         thread = threading.Thread(target=lambda: serve.run(sockets=[listening]))

@@ -35,7 +35,7 @@ from measuring import VOICE, memory, percentile
 from localwhisper_client.server_process import ServerProcess, serving
 from localwhisper_server.audio import pool
 from localwhisper_server.server import raise_file_limit
-from localwhisper_server.transcription.preparation import DECODERS
+from localwhisper_server.transcription.transcriber import DECODERS
 from localwhisper_server.whisper import weights
 
 HEALTH_MS = 250.0
@@ -90,8 +90,8 @@ async def hanging_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
 KINDS = {"tiny-chunks": tiny_chunks, "idle": idle, "never-reading": never_reading, "hanging-up": hanging_up}
 
 
-# Decoding processes of a busy moment are kept, each with its pipes, and for a while the threads that read them.
-MORE = {"threads": 4 + 2 * DECODERS, "open files": 4 + 2 * pool.KEPT}
+# Decoding processes of a busy moment are kept, each with its socket, and for a while the threads that read them.
+MORE = {"threads": 4 + 2 * DECODERS, "open files": 4 + pool.KEPT}
 
 
 async def attack(kind: str, address: tuple[str, int], count: int, seconds: float) -> None:

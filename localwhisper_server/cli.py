@@ -10,33 +10,34 @@ import signal
 import socket
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import dotenv
 from pydantic import ValidationError
 from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
 from localwhisper_client import __version__
-from localwhisper_server.operations import logs
+from localwhisper_server.operations import host, logs
 from localwhisper_server.operations.doctor import doctor
-from localwhisper_server.operations.doctor.machine import this_machine
-from localwhisper_server.operations.service import settings_file
-from localwhisper_server.operations.service.systemd import Service, settings_path
-from localwhisper_server.settings import Settings, written
+from localwhisper_server.operations.doctor.machine import Machine
+from localwhisper_server.operations.service import LOGS, STATUS, Service, settings_path
+from localwhisper_server.settings import Settings, variable, written
 
 logger = logging.getLogger(__name__)
 
 PROGRAM = "localwhisper-server"
 COMMANDS = f"""\
 other commands:
-  {PROGRAM} doctor [--json]      check this machine, and say how to fix what is wrong
-  {PROGRAM} service install      keep the server running, as a systemd service of this user
-  {PROGRAM} service status | logs [--follow] | uninstall
+  {PROGRAM} doctor [--json]           check this machine, and name the page that says how to fix what is wrong
+  {PROGRAM} service install           keep the server running, as a systemd service of this user
+  {PROGRAM} service status
+  {PROGRAM} service logs [--follow]
+  {PROGRAM} service uninstall
   {PROGRAM} --version
 """
-DOCTOR_HELP = """Check this machine for everything that the server needs, and say how to fix what is wrong.
+DOCTOR_HELP = """Check this machine for everything that the server needs, and name the page of docs/ for what is wrong.
 
 The options are those of the server to check. Without options, it is the server that `service install` set up. The
 last check sends a voice message to the server. Exit status: 0 if there is no fault, 1 otherwise."""
@@ -44,23 +45,6 @@ INSTALL_HELP = """Install the server as a systemd service of this user, and star
 
 systemd starts it again whenever it ends, and when you log in. Options are written to the service's settings file,
 which you can edit. You can repeat this command: it writes what changed and restarts the service."""
-SERVICE_HELP = f"""\
-usage: {PROGRAM} service install [options of {PROGRAM}]
-       {PROGRAM} service status
-       {PROGRAM} service logs [--follow]
-       {PROGRAM} service uninstall
-
-Run the server as a systemd service of this user, on Linux and in WSL 2.
-"""
-# The placeholder of an option's value in --help, by its Python type.
-VALUES = {int: "N", float: "N", Path: "PATH"}
-
-
-class Serve(Protocol):
-    """What runs the server on a bound socket until it is stopped; see `server.run`."""
-
-    def __call__(self, settings: Settings, listening: socket.socket, /, *, environ: Mapping[str, str]) -> bool:
-        """Return whether it ended with no work in flight."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -73,12 +57,12 @@ class _Parser(argparse.ArgumentParser):
 def main(
     argv: Sequence[str] | None = None,
     *,
-    serve: Serve | None = None,
-    listen: Callable[[str, int], socket.socket] | None = None,
+    serve: Callable[..., bool] | None = None,
+    listen: Callable[[str, int], socket.socket] = host.listen,
     examine: Callable[..., int] = doctor.run,
     platform: str = sys.platform,
 ) -> None:
-    """Run the command; exits by SystemExit. A test replaces the server, its socket, the doctor and the platform."""
+    """Run the command; exits by SystemExit. A test replaces `server.run`, its socket, the doctor and the platform."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["--version"]:
         print(f"{PROGRAM} {__version__}")
@@ -92,7 +76,7 @@ def main(
         _serve(_settings(parser, arguments), serve, listen)
 
 
-def _serve(settings: Settings, serve: Serve | None, listen: Callable[[str, int], socket.socket] | None) -> None:
+def _serve(settings: Settings, serve: Callable[..., bool] | None, listen: Callable[..., socket.socket]) -> None:
     # onnxruntime, which the voice detector runs on, sends telemetry from version 1.32 on. Nothing may leave the LAN.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     # Imported here because it loads the engine: `doctor` must also run where that fails.
@@ -104,7 +88,7 @@ def _serve(settings: Settings, serve: Serve | None, listen: Callable[[str, int],
     clean = False
     try:
         weights.check_name(settings.model)  # before anything listens
-        with _logging(settings) as finished, _bound(settings, listen or server.listen) as listening:
+        with _logging(settings) as finished, _bound(settings, listen) as listening:
             clean = (serve or server.run)(settings, listening, environ=os.environ)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
@@ -134,7 +118,11 @@ def _serve(settings: Settings, serve: Serve | None, listen: Callable[[str, int],
 @contextlib.contextmanager
 def _logging(settings: Settings) -> Iterator[list[bool]]:
     """Log to standard error and to the log file while the block runs; see `logs.logging_to`."""
-    targets, problem, file = [logs.console(sys.stderr, quiet=settings.quiet)], "", _log_file(settings)
+    targets, problem, file = [logs.console(sys.stderr, quiet=settings.quiet)], "", None
+    if settings.log_file == "auto" and settings.port:
+        file = logs.default_log_file(settings.port)
+    elif settings.log_file not in {"auto", "none"}:
+        file = Path(settings.log_file).expanduser()
     if file is not None:
         try:
             if settings.log_file == "auto":
@@ -150,12 +138,6 @@ def _logging(settings: Settings) -> Iterator[list[bool]]:
         elif file is not None:
             logger.info("the log is kept in %s", file)
         yield finished
-
-
-def _log_file(settings: Settings) -> Path | None:
-    if settings.log_file == "none" or (settings.log_file == "auto" and not settings.port):
-        return None
-    return logs.default_log_file(settings.port) if settings.log_file == "auto" else Path(settings.log_file).expanduser()
 
 
 def _bound(settings: Settings, listen: Callable[[str, int], socket.socket]) -> socket.socket:
@@ -185,12 +167,12 @@ def _doctor(arguments: list[str], examine: Callable[..., int]) -> int:
     parser.add_argument("--env-file", metavar="FILE", help="Settings file of the server to check.")
     settings = _settings(parser, arguments, default_file=settings_path(os.environ, Path.home()))
     as_json = parser.parse_args(arguments).json
-    return examine(this_machine(os.environ), settings, as_json=as_json, out=sys.stdout, progress=sys.stderr)
+    return examine(Machine(os.environ), settings, as_json=as_json, out=sys.stdout, progress=sys.stderr)
 
 
 def _service(arguments: list[str], platform: str) -> int:
     if arguments in (["--help"], ["-h"]):
-        print(SERVICE_HELP, end="")
+        print(COMMANDS, end="")
         return 0
     if platform != "linux":
         _fail("a service needs systemd, on Linux or in WSL 2. Here, start the server yourself.", os.EX_UNAVAILABLE)
@@ -199,25 +181,21 @@ def _service(arguments: list[str], platform: str) -> int:
         match arguments:
             case ["install", *rest]:
                 settings = _settings(_parser(f"{PROGRAM} service install", INSTALL_HELP), rest)
-                return service.install(_assignments(settings))
+                changes = {variable(name): written(getattr(settings, name)) for name in settings.model_fields_set}
+                return service.install(changes)
             case ["uninstall"]:
                 return service.uninstall()
             case ["status"]:
-                return service.status()
+                return service.show(*STATUS)
             case ["logs", *rest] if rest in ([], ["--follow"], ["-f"]):
-                return service.logs(follow=bool(rest))
+                return service.show(*LOGS, "--follow" if rest else "--no-pager")
             case _:
-                print(SERVICE_HELP, end="", file=sys.stderr)
+                print(COMMANDS, end="", file=sys.stderr)
                 return os.EX_USAGE
     except ValueError as failure:
         _fail(str(failure), os.EX_USAGE)
     except OSError as failure:
         _fail(f"{failure.filename}: {failure.strerror}", os.EX_OSERR)
-
-
-def _assignments(settings: Settings) -> dict[str, str]:
-    """Return what the command line or the environment set, as variables of the settings file."""
-    return {settings_file.variable(name): written(getattr(settings, name)) for name in settings.model_fields_set}
 
 
 def _parser(program: str, description: str) -> argparse.ArgumentParser:
@@ -237,13 +215,8 @@ def _add_option(parser: argparse.ArgumentParser, *names: str, **option: Any) -> 
     shown = default and default != "false" and not isinstance(field.default, tuple)
     option["help"] = f"{field.description} (default: {default})" if shown else field.description
     if option.get("metavar"):
-        kinds = [kind for kind in typing.get_args(field.annotation) or (field.annotation,) if isinstance(kind, type)]
-        choices = typing.get_origin(field.annotation) is typing.Literal
-        option["metavar"] = (
-            "|".join(map(str, typing.get_args(field.annotation)))
-            if choices
-            else next((VALUES[kind] for kind in kinds if kind in VALUES), "TEXT")
-        )
+        choices = typing.get_args(field.annotation) if typing.get_origin(field.annotation) is typing.Literal else ()
+        option["metavar"] = "|".join(choices) or "VALUE"
     return parser.add_argument(*names, **option)
 
 
@@ -259,17 +232,12 @@ def _settings(parser: argparse.ArgumentParser, arguments: list[str], *, default_
         dotenv.load_dotenv(file or default_file, override=False, interpolate=False)
     try:
         return CliApp.run(Settings, cli_args=arguments, cli_settings_source=source)
-    except (ValidationError, SettingsError) as failure:
-        _fail(_explain(failure), os.EX_USAGE)
-
-
-def _explain(failure: ValidationError | SettingsError) -> str:
-    if isinstance(failure, SettingsError):
-        return str(failure)
-    return "; ".join(
-        f"--{'.'.join(map(str, error['loc'])).replace('_', '-')}: {error['msg'].removeprefix('Value error, ')}"
-        for error in failure.errors()
-    )
+    except SettingsError as failure:
+        _fail(str(failure), os.EX_USAGE)
+    except ValidationError as failure:
+        wrong = [(".".join(map(str, error["loc"])), error["msg"]) for error in failure.errors()]
+        problems = [f"--{name.replace('_', '-')}: {message.removeprefix('Value error, ')}" for name, message in wrong]
+        _fail("; ".join(problems), os.EX_USAGE)
 
 
 def _fail(message: str, code: int) -> NoReturn:

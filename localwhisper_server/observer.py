@@ -1,36 +1,12 @@
 """The observer that the server reports its work to, and the id of the request that a log line belongs to."""
 
-import contextlib
 import contextvars
-import re
-import secrets
-from collections.abc import Iterable, Iterator
-from typing import Protocol
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
 
-_GIVEN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
-
-def new_request_id(given: str | None) -> str:
-    """Keep a caller's `x-request-id` if it is safe to print; otherwise make one in OpenAI's form."""
-    if given and _GIVEN_ID.fullmatch(given):
-        return given
-    return f"req_{secrets.token_hex(16)}"
-
-
-@contextlib.contextmanager
-def on_behalf_of(ids: Iterable[str]) -> Iterator[None]:
-    """Log with the ids of these requests, in a thread that works for several."""
-    token = request_id.set(",".join(dict.fromkeys(ids)) or "-")
-    try:
-        yield
-    finally:
-        request_id.reset(token)
-
-
-class Observer(Protocol):
-    """Is told what the server does.
+class Observer:
+    """Is told what the server does, and ignores it; `Metrics` counts it.
 
     The event loop and the engine's threads call these methods, which must not block or raise.
     """
@@ -55,28 +31,3 @@ class Observer(Protocol):
 
     def out_of_memory(self) -> None:
         """Note that the device ran out of memory."""
-
-
-class NullObserver:
-    """An observer that ignores everything."""
-
-    def answered(self, method: str, route: str | None, status: int, seconds: float) -> None:
-        """Ignore it."""
-
-    def transcribed(self, seconds: float) -> None:
-        """Ignore it."""
-
-    def waited(self, seconds: float) -> None:
-        """Ignore it."""
-
-    def decoded(self, chunks: int, most: int, sound: float, took: float) -> None:
-        """Ignore it."""
-
-    def retried(self, reason: str) -> None:
-        """Ignore it."""
-
-    def model_loaded(self) -> None:
-        """Ignore it."""
-
-    def out_of_memory(self) -> None:
-        """Ignore it."""

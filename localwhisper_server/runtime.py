@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import IO, Any
@@ -12,13 +14,12 @@ from typing import IO, Any
 from localwhisper_client import __version__
 from localwhisper_server.audio import pool
 from localwhisper_server.errors import Busy, EngineFailed, Stopping
-from localwhisper_server.observer import NullObserver, Observer
+from localwhisper_server.observer import Observer
 from localwhisper_server.settings import Settings
 from localwhisper_server.transcription.coalescing import CoalescingTranscriber
 from localwhisper_server.transcription.live import LiveDecoder
-from localwhisper_server.transcription.preparation import StepRunner
 from localwhisper_server.transcription.scheduler import Scheduler
-from localwhisper_server.transcription.transcriber import Transcriber
+from localwhisper_server.transcription.transcriber import StepRunner, Transcriber
 from localwhisper_server.types import AudioChunk, Decoding, Options, Segment, Transcript, Voice
 from localwhisper_server.whisper import devices, weights
 from localwhisper_server.whisper.chunks import Chunk, find_speech
@@ -66,7 +67,7 @@ class Runtime:
     ) -> None:
         self._settings = settings
         self._load = load
-        self._observer = observer or NullObserver()
+        self._observer = observer or Observer()
         self._pause = pause
         self._decoders = pool.Pool(environ=environ or {})
         self._stuck_after = stuck_after
@@ -85,7 +86,7 @@ class Runtime:
         self.created = 0
         self.languages: frozenset[str] = frozenset()
         self.failure: Exception | None = None
-        self._starting = False
+        self._starting = threading.Lock()
         self._draining = False
         self._model_manager: ModelManager | None = None
         self._scheduler: Scheduler | None = None
@@ -101,11 +102,8 @@ class Runtime:
             RuntimeError, ValueError: CTranslate2 cannot load it on this device.
 
         """
-        self._starting = True
-        try:
+        with self._starting:
             self._start()
-        finally:
-            self._starting = False
 
     def _start(self) -> None:
         if self._device.name == "cuda" and not self._cuda_devices:
@@ -146,9 +144,9 @@ class Runtime:
             self._scheduler, message, stuck_after=self._stuck_after, when_idle=self._test_when_idle
         )
         transcriber = Transcriber(
-            self._scheduler,
-            prepare,
-            find_speech,
+            scheduler=self._scheduler,
+            prepare=prepare,
+            find_speech=find_speech,
             blocks=self._decoders.blocks,
             steps=steps,
             max_seconds=self._settings.max_seconds,
@@ -204,7 +202,7 @@ class Runtime:
     def stop(self) -> bool:
         """Stop after the batch in flight; False if that, or loading the model, takes too long to wait for."""
         self._decoders.close()
-        if self._starting:
+        if self._starting.locked():
             return False
         return self._scheduler is None or self._scheduler.close(timeout=STOP_SECONDS)
 
@@ -287,13 +285,13 @@ class Runtime:
             return "The model could not be loaded."
         if scheduler is None or self_test is None:
             return "The model is still being loaded."
-        reasons = (
-            (self._draining, "The server is stopping."),
-            (self_test.stuck, f"The batch in flight has taken more than {self._stuck_after:g} s."),
-            (self_test.failing, "The model fails on every request."),
-            (scheduler.full, "The queue is full."),
-        )
-        return next((reason for holds, reason in reasons if holds), None)
+        if self._draining:
+            return "The server is stopping."
+        if self_test.stuck:
+            return f"The batch in flight has taken more than {self._stuck_after:g} s."
+        if self_test.failing:
+            return "The model fails on every request."
+        return "The queue is full." if scheduler.full else None
 
     def health(self) -> dict[str, Any]:
         """Return the state for `/health`, without waiting for the model."""
@@ -313,6 +311,7 @@ class Runtime:
         }
 
 
+@dataclass
 class SelfTest:
     """Judges the engine by the work of its scheduler, or by decoding `message` if there is no work.
 
@@ -320,54 +319,40 @@ class SelfTest:
     takes longer than `stuck_after` seconds is stuck.
     """
 
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        message: Chunk,
-        *,
-        stuck_after: float,
-        when_idle: bool = False,
-    ) -> None:
-        self._scheduler = scheduler
-        self._message = message
-        self._stuck_after = stuck_after
-        self._when_idle = when_idle
-        self._failed = False
+    scheduler: Scheduler
+    message: Chunk
+    stuck_after: float
+    when_idle: bool = False
+    _failed: bool = field(default=False, init=False)
 
     @property
     def failing(self) -> bool:
         """Whether the engine is at fault, not one recording: several batches in a row or the test have failed."""
-        failures = self._scheduler.failures
+        failures = self.scheduler.failures
         return failures >= FAILURES_IN_A_ROW or (failures > 0 and self._failed)
 
     @property
     def stuck(self) -> bool:
         """Whether the batch in flight takes too long."""
-        return (self._scheduler.running_seconds or 0.0) > self._stuck_after
+        return (self.scheduler.running_seconds or 0.0) > self.stuck_after
 
     async def healthy(self) -> bool:
         """Return whether the engine works; runs the test if necessary."""
         if self.stuck:
             return False
-        if self._scheduler.requests or self._scheduler.running_seconds is not None:
+        if self.scheduler.requests or self.scheduler.running_seconds is not None:
             return not self.failing
-        if not self._scheduler.failures and not self._when_idle:
+        if not self.scheduler.failures and not self.when_idle:
             return True
         self._failed = False
         try:
-            await asyncio.wait_for(self._decode(), self._stuck_after)
+            with closing(self.scheduler.admit()) as ticket:
+                await asyncio.wait_for(asyncio.wrap_future(*ticket.submit([self.message])), self.stuck_after)
         except Busy:
             pass  # a full queue or memory that another program uses: a restart would not help
         except Exception:  # noqa: BLE001 - the engine logs it; TimeoutError among them
             self._failed = True
         return not self._failed
-
-    async def _decode(self) -> None:
-        ticket = self._scheduler.admit()
-        try:
-            await asyncio.wrap_future(*ticket.submit([self._message]))
-        finally:
-            ticket.close()
 
 
 def voice_message() -> AudioChunk:

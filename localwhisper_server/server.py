@@ -10,7 +10,7 @@ import signal
 import socket
 import ssl
 import threading
-from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -21,12 +21,11 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from localwhisper_client.shared.lan_ranges import LOOPBACK
 from localwhisper_server.api import routes
 from localwhisper_server.api.access_control import Rules
-from localwhisper_server.api.limits import ConnectionLimits, Limits
-from localwhisper_server.api.protocol import HttpProtocol, WebSocketProtocol
+from localwhisper_server.api.middleware import Limits
+from localwhisper_server.api.protocol import ConnectionLimits, HttpProtocol, WebSocketProtocol
 from localwhisper_server.operations import mdns, watchdog
 from localwhisper_server.operations.host import outbound_address, own_names, server_url
 from localwhisper_server.operations.metrics import Metrics, video_memory
-from localwhisper_server.operations.watchdog import Notifier
 from localwhisper_server.runtime import Runtime
 from localwhisper_server.settings import Settings
 
@@ -53,6 +52,15 @@ class Misconfigured(Exception):
     """A setting cannot be used on this machine: a file that does not exist, or that holds no certificate."""
 
 
+@contextlib.contextmanager
+def _reading(options: str) -> Iterator[None]:
+    """Raise Misconfigured, with the options' names, if a file that they name cannot be used."""
+    try:
+        yield
+    except (OSError, ValueError) as failure:
+        raise Misconfigured(f"{options}: {failure}") from failure
+
+
 def access_rules(settings: Settings, names: Sequence[str]) -> Rules:
     """Return who may come in; `names` are the machine's own.
 
@@ -60,10 +68,8 @@ def access_rules(settings: Settings, names: Sequence[str]) -> Rules:
         Misconfigured: the file of keys cannot be read, or a key cannot be told apart in a header.
 
     """
-    try:
+    with _reading("--api-key, --api-key-file"):
         keys = settings.keys()
-    except (OSError, ValueError) as failure:
-        raise Misconfigured(f"--api-key, --api-key-file: {failure}") from failure
     return Rules(
         allow_from=settings.allow_from,
         trusted_proxies=settings.trusted_proxy,
@@ -110,11 +116,9 @@ def uvicorn_options(settings: Settings, limits: ConnectionLimits | None = None) 
         "server_header": False,
     }
     if settings.certfile is not None:
-        try:
-            # Once for the sake of a clear message, before anything slow.
+        # Once for the sake of a clear message, before anything slow.
+        with _reading("--certfile, --keyfile"):
             ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(settings.certfile, settings.keyfile)
-        except (OSError, ssl.SSLError) as failure:
-            raise Misconfigured(f"--certfile, --keyfile: {failure}") from failure
         options |= {"ssl_certfile": settings.certfile, "ssl_keyfile": settings.keyfile}
     return options
 
@@ -133,10 +137,8 @@ def upstream(settings: Settings, keys: Sequence[str]) -> "Upstream | None":
     # Imported here because the SDK's HTTP library is slow to import.
     from localwhisper_server.api.upstream import Upstream  # noqa: PLC0415
 
-    try:
+    with _reading("--upstream-api-key-file"):
         own_key = settings.upstream_key()
-    except (OSError, ValueError) as failure:
-        raise Misconfigured(f"--upstream-api-key-file: {failure}") from failure
     return Upstream(settings.upstream, keys=keys, own_key=own_key)
 
 
@@ -150,25 +152,6 @@ def raise_file_limit() -> int:
         except (OSError, ValueError):  # macOS allows less than its hard limit
             return soft
     return hard
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Bind the listening socket. This comes before all that is slow, so that a busy port is reported at once.
-
-    Raises:
-        OSError: the address is in use or not this machine's.
-
-    """
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    listening = socket.socket(family, kind, protocol)
-    try:
-        # After a restart, do not wait until the connections of the old process time out.
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-    except OSError:
-        listening.close()
-        raise
-    return listening
 
 
 def url(listening: socket.socket, *, tls: bool = False) -> str:
@@ -194,7 +177,7 @@ def run(
         ModelError, RuntimeError, ValueError, OSError: the model could not be found or loaded.
 
     """
-    notifier = watchdog.Notifier(environ.get("NOTIFY_SOCKET"))
+    notify = partial(watchdog.notify, environ.get("NOTIFY_SOCKET"))
     watched = watchdog.watchdog_seconds(environ, os.getpid())
     period = watched or watchdog.WATCHDOG_SECONDS
     rules = access_rules(settings, own_names())
@@ -205,11 +188,7 @@ def run(
     ProcessCollector(registry=registry)
     metrics = Metrics(registry)
     runtime = make_runtime(
-        settings,
-        environ=environ,
-        stuck_after=period / 2,
-        self_test=watched is not None,
-        observer=metrics,
+        settings, environ=environ, stuck_after=period / 2, self_test=watched is not None, observer=metrics
     )
     metrics.read_at_scrape(
         lambda: runtime.queue_seconds, lambda: runtime.open_requests, lambda: runtime.loaded, video_memory()
@@ -218,7 +197,7 @@ def run(
     def load_model() -> None:
         try:
             runtime.start()
-            notifier.ready()
+            notify("READY=1")
         except Exception as failure:  # noqa: BLE001 - raised again below, in the main thread
             runtime.failure = failure
             server.should_exit = True
@@ -229,7 +208,7 @@ def run(
         threading.Thread(target=load_model, name="localwhisper-load", daemon=True).start()
         logger.info("listening on %s and loading the model", url(listening, tls=tls))
         seconds = period / watchdog.CHECKS_PER_WATCHDOG
-        watching = asyncio.create_task(watchdog.watch(runtime.healthy, notifier, seconds=seconds))
+        watching = asyncio.create_task(watchdog.watch(runtime.healthy, notify, seconds=seconds))
         async with contextlib.AsyncExitStack() as stack:
             if other_api is not None:
                 stack.push_async_callback(other_api.aclose)
@@ -249,7 +228,7 @@ def run(
         lifespan=lifespan,
     )
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", **options)
-    server = DrainingServer(config, runtime, notifier, drain=settings.drain)
+    server = DrainingServer(config, runtime, notify, drain=settings.drain)
     server.run(sockets=[listening])
     if runtime.failure is not None:
         runtime.stop()
@@ -268,7 +247,7 @@ class DrainingServer(uvicorn.Server):
         self,
         config: uvicorn.Config,
         runtime: Runtime,
-        notifier: Notifier,
+        notify: Callable[[str], object],
         *,
         drain: float,
         leave: Callable[[int], object] = os._exit,
@@ -276,7 +255,7 @@ class DrainingServer(uvicorn.Server):
         super().__init__(config)
         config.timeout_graceful_shutdown = int(drain) + LAST_WORDS_SECONDS
         self._runtime = runtime
-        self._notifier = notifier
+        self._notify = notify
         self._drain = drain
         self._leave = leave
 
@@ -313,7 +292,8 @@ class DrainingServer(uvicorn.Server):
             logger.info("stopping; %d request(s) have %g s to finish", running, self._drain)
         else:
             logger.info("stopping")
-        self._notifier.stopping(self._drain + 2 * LAST_WORDS_SECONDS)
+        seconds = self._drain + 2 * LAST_WORDS_SECONDS
+        self._notify(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
         self._runtime.drain(self._drain)
         giving_up = asyncio.get_running_loop().call_later(self._drain, self._runtime.give_up)
         try:

@@ -15,6 +15,11 @@ ENV_PREFIX = "LOCALWHISPER_SERVER_"
 _USABLE_KEY = re.compile(r"[!#-+\--:<-~]+")
 
 
+def variable(name: str) -> str:
+    """Return the environment variable of a setting."""
+    return ENV_PREFIX + name.upper()
+
+
 def written(value: object) -> str:
     """Return a setting's value as text for an environment variable."""
     if isinstance(value, SecretStr):
@@ -28,15 +33,11 @@ def written(value: object) -> str:
 
 def _split(value: object) -> object:
     """Split `a,b`, as the environment has it; an option that was given twice is a list already."""
-    parts = [value] if isinstance(value, str) else value
-    if not isinstance(parts, list | tuple):
+    given = [value] if isinstance(value, str) else value
+    if not isinstance(given, list | tuple):
         return value
-    return tuple(
-        piece.strip() if isinstance(piece, str) else piece
-        for part in parts
-        for piece in (part.split(",") if isinstance(part, str) else [part])
-        if not isinstance(piece, str) or piece.strip()
-    )
+    parts = [piece for each in given for piece in (each.split(",") if isinstance(each, str) else [each])]
+    return tuple(part.strip() if isinstance(part, str) else part for part in parts if part != "")
 
 
 def _read_keys(path: Path) -> tuple[str, ...]:
@@ -57,10 +58,6 @@ def _read_keys(path: Path) -> tuple[str, ...]:
     return keys
 
 
-def _network(value: object) -> object:
-    return parse_network(value) if isinstance(value, str) else value
-
-
 def _lower(value: str) -> str:
     return value.lower().rstrip("/")
 
@@ -72,7 +69,7 @@ def _web_address(value: str) -> str:
     return value.rstrip("/")
 
 
-Range = Annotated[Network, BeforeValidator(_network)]
+Range = Annotated[Network, BeforeValidator(lambda value: parse_network(value) if isinstance(value, str) else value)]
 Name = Annotated[str, AfterValidator(_lower)]
 
 
@@ -234,16 +231,12 @@ class Settings(BaseSettings):
         return key
 
     @model_validator(mode="after")
-    def _key_with_certificate(self) -> Self:
+    def _complete(self) -> Self:
+        own_key = self.upstream_api_key is not None or self.upstream_api_key_file is not None
         if self.keyfile is not None and self.certfile is None:
             raise ValueError("--keyfile needs --certfile")
-        return self
-
-    @model_validator(mode="after")
-    def _upstream_key_behind_a_key(self) -> Self:
-        if self.upstream_api_key is not None or self.upstream_api_key_file is not None:
-            if self.upstream is None:
-                raise ValueError("--upstream-api-key needs --upstream")
-            if not self.api_key and self.api_key_file is None:
-                raise ValueError("--upstream-api-key needs --api-key, or anyone on the network could spend its money")
+        if own_key and self.upstream is None:
+            raise ValueError("--upstream-api-key needs --upstream")
+        if own_key and not self.api_key and self.api_key_file is None:
+            raise ValueError("--upstream-api-key needs --api-key, or anyone on the network could spend its money")
         return self

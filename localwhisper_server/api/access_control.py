@@ -4,28 +4,33 @@ A web page can post a form to an address on the LAN without the user's knowledge
 point to this server (DNS rebinding). Browsers reveal both: the page in `Origin`, the name in `Host`.
 """
 
+import contextlib
+import hmac
 import re
+from base64 import b64decode
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from urllib.parse import unquote_to_bytes
 
 from starlette.datastructures import Headers
-from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
 from localwhisper_client.shared.lan_ranges import LOOPBACK, RANGES, SUFFIXES, Address, Network, parse_address, within
-from localwhisper_server.api._keys import check_key
-from localwhisper_server.api.envelope import refuse
-from localwhisper_server.api.request_log import HEALTH_PATHS
 from localwhisper_server.errors import Forbidden, HeadTooLarge, MissingKey, ServerError, WrongKey
 
 # The OpenAI SDK sends 20; proxies add a few.
 MOST_HEADERS = 100
+# Monitors and the clients' breakers ask these without a key. The answers hold no secrets.
+HEALTH_PATHS = frozenset({"/health", "/v1/health", "/ready", "/v1/ready"})
+# For callers whose `Authorization` header is meant for the upstream.
+KEY_HEADER = "x-localwhisper-key"
+# A browser cannot set headers for a WebSocket: OpenAI's SDK sends the key as one of the sub-protocols.
+KEY_SUBPROTOCOL = "openai-insecure-api-key."
 ANY = "*"
-# Beside the body, what a page may read of an answer.
-EXPOSED_HEADERS = ("x-request-id", "openai-processing-ms", "retry-after", "x-localwhisper-queue-seconds")
 
 _SHOWN = 100  # characters of a header in a message or the log
-_ADDRESS = "localwhisper.address"
+# What separates the words of a header; no key has one of these in it.
+_SEPARATORS = re.compile(rb'[\s,;"]+')
 _HOST = re.compile(r"(?P<name>\[[0-9a-z:.%_-]+\]|[^\[\]:/@?#\\,\s]+)(?::(?P<port>\d{1,5})?)?", re.IGNORECASE)
 _LABEL = re.compile(r"[a-z0-9_-]+")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -46,60 +51,6 @@ class Rules:
     hosts: Sequence[str] = ()
     origins: Sequence[str] = ()
     keys: Sequence[str] = field(default=(), repr=False)
-
-
-class AccessControl:
-    """ASGI middleware that answers CORS preflights and refuses what the rules do not allow.
-
-    Pages can read the refusal of a key, and every later answer. They cannot read that their origin is refused.
-    """
-
-    def __init__(self, app: ASGIApp, rules: Rules) -> None:
-        self._app = app
-        self._rules = rules
-        self._next: ASGIApp = self._check_key
-        if rules.origins or rules.keys:
-            # Before the key is checked: preflights come without one, and pages must be able to read that it is wrong.
-            self._next = CORSMiddleware(
-                self._check_key,
-                allow_origins=rules.origins,
-                allow_origin_regex=".*" if rules.keys else None,
-                allow_methods=("*",),
-                allow_headers=("*",),
-                allow_private_network=True,
-                expose_headers=EXPOSED_HEADERS,
-            )
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check address, host name and origin; put the caller's address in the scope."""
-        if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-        else:
-            # A base URL that ends in a slash doubles it. Everything after this sees single ones.
-            scope["path"] = re.sub("/{2,}", "/", scope["path"])
-            scope["raw_path"] = re.sub(b"/{2,}", b"/", scope["raw_path"])
-            try:
-                scope[_ADDRESS] = check_origin(self._rules, scope)
-            except ServerError as refusal:
-                await refuse(refusal, scope)(scope, receive, send)
-            else:
-                await self._next(scope, receive, send)
-
-    async def _check_key(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # The answers about health hold no secrets.
-        if self._rules.keys and scope["path"] not in HEALTH_PATHS:
-            try:
-                check_key(Headers(scope=scope), self._rules.keys)
-            except ServerError as refusal:
-                await refuse(refusal, scope)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
-
-
-def caller_of(scope: Scope) -> Address | None:
-    """Return the address that a request came from, as access control found it."""
-    address: Address | None = scope.get(_ADDRESS)
-    return address
 
 
 def check_origin(rules: Rules, scope: Scope) -> Address:
@@ -134,7 +85,7 @@ def check_origin(rules: Rules, scope: Scope) -> Address:
                 option="--allow-host",
             )
     for page in headers.getlist("origin"):
-        if not may_call(page, hosts[0] if hosts else None, rules.origins) and not _proves_itself(rules, scope, headers):
+        if not may_call(page, hosts[0] if hosts else None, rules.origins) and not _proves_itself(rules, scope):
             raise Forbidden(
                 f"Web pages from {page[:_SHOWN]!r} may not call this server. To let them, start it with --cors-origin "
                 "and that origin.",
@@ -145,7 +96,13 @@ def check_origin(rules: Rules, scope: Scope) -> Address:
     return address
 
 
-def _proves_itself(rules: Rules, scope: Scope, headers: Headers) -> bool:
+def check_key(rules: Rules, scope: Scope) -> None:
+    """Raise MissingKey or WrongKey unless a request has one of the keys or needs none."""
+    if rules.keys and scope["path"] not in HEALTH_PATHS:
+        _require_key(rules.keys, Headers(scope=scope))
+
+
+def _proves_itself(rules: Rules, scope: Scope) -> bool:
     """Whether a request needs or has a key, which a page that forges requests does not know.
 
     A preflight has none, and changes nothing.
@@ -155,10 +112,49 @@ def _proves_itself(rules: Rules, scope: Scope, headers: Headers) -> bool:
     if scope.get("method") == "OPTIONS" or scope["path"] not in HEALTH_PATHS:
         return True
     try:
-        check_key(headers, rules.keys)
-    except (MissingKey, WrongKey):
+        _require_key(rules.keys, Headers(scope=scope))
+    except ServerError:
         return False
     return True
+
+
+def _require_key(keys: Sequence[str], headers: Headers) -> None:
+    key = headers.get(KEY_HEADER, "").strip(" \t")
+    if KEY_HEADER not in headers:
+        scheme, _, token = headers.get("authorization", "").strip(" \t").partition(" ")
+        key = token.strip(" \t") if scheme.lower() == "bearer" else _subprotocol_key(headers)
+    if not key:
+        raise MissingKey
+    if not _is_one_of(key.encode("latin-1"), keys):
+        raise WrongKey(key)
+
+
+def _subprotocol_key(headers: Headers) -> str:
+    """Return the key among the sub-protocols of a WebSocket; empty where there is none."""
+    offered = ",".join(headers.getlist("sec-websocket-protocol")).split(",")
+    keys = [name.strip()[len(KEY_SUBPROTOCOL) :] for name in offered if name.strip().startswith(KEY_SUBPROTOCOL)]
+    return keys[0] if keys else ""
+
+
+def contains_key(value: bytes, keys: Sequence[str]) -> bool:
+    """Whether a header's value, or a part of a query, has one of the keys as a word, in any usual form."""
+    words: set[bytes] = set()
+    for form in (value.strip(), unquote_to_bytes(value), unquote_to_bytes(value.replace(b"+", b" "))):
+        words |= {form, *_SEPARATORS.split(form)}
+    scheme, _, encoded = value.strip().partition(b" ")
+    if scheme.lower() == b"basic":
+        with contextlib.suppress(ValueError):
+            user, _, password = b64decode(encoded).partition(b":")
+            words |= {user, password}
+    # `token="KEY"` and `api_key=KEY` as well. A key may end in an equals sign.
+    words |= {word.partition(b"=")[2] for word in words}
+    return any(_is_one_of(word, keys) for word in words)
+
+
+def _is_one_of(key: bytes, keys: Sequence[str]) -> bool:
+    """Whether `key` is among `keys`; the time that this takes does not depend on which."""
+    # Not `any`, which would stop at the first that is equal.
+    return sum(hmac.compare_digest(key, own.encode()) for own in keys) > 0
 
 
 def caller(peer: str | None, forwarded_for: Sequence[str], trusted: Sequence[Network]) -> Address | None:
@@ -168,8 +164,8 @@ def caller(peer: str | None, forwarded_for: Sequence[str], trusted: Sequence[Net
     appends the address that it was called from. So the list is read from its end, as far as trusted proxies wrote it;
     the caller may have made up the rest.
     """
-    address = parse_address(peer or "")
     hops = [hop for value in forwarded_for for hop in value.split(",") if hop.strip()]
+    address = parse_address(peer or "")
     while hops and address is not None and within(address, trusted):
         address = parse_address(hops.pop())
     return address

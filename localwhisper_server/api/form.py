@@ -13,10 +13,10 @@ from typing import Any, Final
 
 from localwhisper_client.shared import languages, openai_models
 from localwhisper_client.shared.file_endings import ENDINGS
+from localwhisper_server.api.formats import CONTENT_TYPES, Format
 from localwhisper_server.errors import InvalidRequest
 from localwhisper_server.types import Decoding, Options, Task, Voice
 
-FORMATS: Final = ("json", "text", "srt", "verbose_json", "vtt")
 STREAMABLE: Final = ("json", "text")
 GRANULARITIES: Final = ("segment", "word")
 # Characters of a prompt, and of all keywords together. Whisper reads 224 tokens of them, about a thousand characters.
@@ -31,22 +31,34 @@ Values = Mapping[str, Sequence[str]]
 
 def _last(name: str, values: Values) -> str:
     """Return the last value, as OpenAI does with a field that is sent twice; empty where there is none."""
-    sent = values.get(name)
-    return sent[-1] if sent else ""
+    return (values.get(name) or [""])[-1]
+
+
+def _list(name: str, values: Values) -> list[str]:
+    """Return a list's values, with and without the brackets that the SDKs append to its name."""
+    return [value for key in (f"{name}[]", name) for value in values.get(key, ()) if value]
+
+
+def _model(name: str, values: Values) -> str:
+    return _last(name, values).strip()
 
 
 def _text(name: str, values: Values) -> str:
     return _bounded(_last(name, values), name)
 
 
+def _keywords(name: str, values: Values) -> str:
+    joined = _bounded(", ".join(keyword.strip() for keyword in _list(name, values)), name)
+    if re.search(r"[<>\r\n]", joined):
+        raise _invalid("Keywords must be single lines without '<' or '>'.", name)
+    return joined
+
+
 def _bounded(text: str, param: str) -> str:
     if len(text) > LONGEST_TEXT:
-        raise _invalid(
-            f"'{param}' is too long: {len(text)} characters. The limit is {LONGEST_TEXT}; the model reads no more "
-            "than 224 tokens of them.",
-            param,
-            "string_above_max_length",
-        )
+        limit = f"The limit is {LONGEST_TEXT}; the model reads no more than 224 tokens of them."
+        message = f"'{param}' is too long: {len(text)} characters. {limit}"
+        raise _invalid(message, param, "string_above_max_length")
     return text
 
 
@@ -55,13 +67,13 @@ def _choice(name: str, values: Values, *, allowed: Sequence[str]) -> str:
 
 
 def _one_of(name: str, value: str, allowed: Sequence[str]) -> str:
-    if value not in allowed:
-        quoted = ", ".join(f"'{other}'" for other in allowed)
-        message = f"Invalid value: '{value[:64]}'. Supported values are: {quoted}."
-        if value == "diarized_json":
-            raise _invalid(f"{message} This server does no speaker diarization.", name, "unsupported_value")
-        raise _invalid(message, name)
-    return value
+    if value in allowed:
+        return value
+    quoted = ", ".join(f"'{other}'" for other in allowed)
+    message = f"Invalid value: '{value[:64]}'. Supported values are: {quoted}."
+    if value == "diarized_json":
+        raise _unsupported(f"{message} This server does no speaker diarization.", name)
+    raise _invalid(message, name)
 
 
 def _flag(name: str, values: Values) -> bool:
@@ -86,19 +98,6 @@ def _number(value: Any, shown: str, param: str, most: float) -> float:
     return number
 
 
-def _list(name: str, values: Values) -> list[str]:
-    """Return a list's values, with and without the brackets that the SDKs append to its name."""
-    return [value for key in (f"{name}[]", name) for value in values.get(key, ()) if value]
-
-
-def _keywords(name: str, values: Values) -> str:
-    keywords = [keyword.strip() for keyword in _list(name, values)]
-    joined = _bounded(", ".join(keywords), name)
-    if any(re.search(r"[<>\r\n]", keyword) for keyword in keywords):
-        raise _invalid("Keywords must be single lines without '<' or '>'.", name)
-    return joined
-
-
 def _include(name: str, values: Values) -> bool:
     """Return whether log probabilities are wanted. The live API ignores the name without brackets."""
     asked = [_one_of(name, value, ("logprobs",)) for value in values.get(f"{name}[]", ())]
@@ -112,8 +111,7 @@ def _granularities(name: str, values: Values) -> list[str]:
     brackets only; some clients send one without, or a list with commas, in every request.
     """
     if _last("response_format", values) != "verbose_json":
-        model = requested_model(values).removeprefix("openai/")
-        if any(values.get(f"{name}[]", ())) and not model.startswith("gpt-"):
+        if any(values.get(f"{name}[]", ())) and not _model("model", values).removeprefix("openai/").startswith("gpt-"):
             raise _invalid(f"{name} needs response_format 'verbose_json'.", name)
         return ["segment"]
     asked = [part.strip() for value in _list(name, values) for part in value.split(",")]
@@ -122,7 +120,7 @@ def _granularities(name: str, values: Values) -> list[str]:
 
 def _voice(name: str, values: Values) -> Voice:
     """Read chunking_strategy: "auto", an object as JSON, or one part for each of its keys: `name[key]`."""
-    chosen: Mapping[str, Any] = {
+    chosen: Any = {
         key[len(name) + 1 : -1]: sent[-1]
         for key, sent in values.items()
         if key.startswith(f"{name}[") and key.endswith("]") and sent
@@ -132,7 +130,7 @@ def _voice(name: str, values: Values) -> Voice:
         try:
             chosen = json.loads(text)
         except (ValueError, RecursionError):
-            chosen = {}
+            chosen = None
     elif not chosen:
         return Voice()
     if not chosen or not isinstance(chosen, dict):
@@ -150,14 +148,17 @@ def _voice(name: str, values: Values) -> Voice:
     )
 
 
-def _unsupported(name: str, values: Values) -> None:
+def _speakers(name: str, values: Values) -> None:
     if _list(name, values):
-        message = f"{name} needs speaker diarization, which this server does not do."
-        raise _invalid(message, name, "unsupported_value")
+        raise _unsupported(f"{name} needs speaker diarization, which this server does not do.", name)
 
 
 def _invalid(message: str, param: str, code: str = "invalid_value") -> InvalidRequest:
     return InvalidRequest(message, param=param, code=code)
+
+
+def _unsupported(message: str, param: str) -> InvalidRequest:
+    return InvalidRequest(message, param=param, code="unsupported_value")
 
 
 # The table.
@@ -165,15 +166,11 @@ def _invalid(message: str, param: str, code: str = "invalid_value") -> InvalidRe
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field: its name, how it is read, and its schema in the OpenAPI document, where it may have brackets.
-
-    `schema` None: the document does not show it.
-    """
+    """One field: its name, how it is read, and its schema in the OpenAPI document; None: it is not shown there."""
 
     name: str
     read: Callable[[str, Values], Any]
     schema: Mapping[str, Any] | None
-    brackets: bool = False
 
 
 def _choices(name: str, allowed: Sequence[str]) -> Field:
@@ -191,27 +188,26 @@ def _array(description: str = "", allowed: Sequence[str] = ()) -> dict[str, Any]
 
 
 FIELDS: Final = (
-    Field("model", _last, _string("A served model or an OpenAI name; else the one served.")),
+    Field("model", _model, _string("A served model or an OpenAI name; else the one served.")),
     Field("language", _last, _string("ISO 639 code, BCP 47 tag or English name.")),
-    Field(
-        "languages", _list, _array("Those that may be spoken; each part is in the likeliest of them."), brackets=True
-    ),
-    Field("keywords", _keywords, _array("Spellings to prefer."), brackets=True),
+    Field("languages", _list, _array("Those that may be spoken; each part is in the likeliest of them.")),
+    Field("keywords", _keywords, _array("Spellings to prefer.")),
     Field("prompt", _text, _string("Text taken as having been said before.")),
-    _choices("response_format", FORMATS),
+    _choices("response_format", tuple(CONTENT_TYPES)),
     Field("temperature", _temperature, {"type": "number", "minimum": 0, "maximum": 1, "default": 0}),
-    Field("timestamp_granularities", _granularities, _array(allowed=GRANULARITIES), brackets=True),
-    Field("include", _include, _array(allowed=["logprobs"]), brackets=True),
+    Field("timestamp_granularities", _granularities, _array(allowed=GRANULARITIES)),
+    Field("include", _include, _array(allowed=["logprobs"])),
     Field("stream", _flag, {"type": "boolean", "default": False}),
     _choices("window", ("adaptive", "exact")),
     _choices("priority", ("interactive", "bulk")),
     Field("chunking_strategy", _voice, _string("auto, or an object as JSON.")),
-    Field("known_speaker_names", _unsupported, None),
-    Field("known_speaker_references", _unsupported, None),
+    Field("known_speaker_names", _speakers, None),
+    Field("known_speaker_references", _speakers, None),
 )
 _FILE: Final = {"type": "string", "format": "binary", "description": "The recording, in any container."}
+# The SDKs append brackets to the name of a list.
 _PROPERTIES: Final = {"file": _FILE} | {
-    f"{field.name}[]" if field.brackets else field.name: field.schema for field in FIELDS if field.schema is not None
+    field.name + ("[]" if field.schema["type"] == "array" else ""): field.schema for field in FIELDS if field.schema
 }
 # The body of the speech routes in the OpenAPI document.
 OPENAPI_BODY: Final = {
@@ -222,16 +218,15 @@ OPENAPI_BODY: Final = {
 
 @dataclass(frozen=True, slots=True)
 class SpeechRequest:
-    """A form that passed its checks: what the model is asked, and how the answer is written.
+    """A form that passed its checks: which model is asked for what, and how the answer is written.
 
-    `lists_languages` adds `languages` to json; `segments` tells whether verbose_json has them.
+    `model` is empty where the form names none.
     """
 
+    model: str
     options: Options
-    response_format: str = "json"
-    stream: bool = False
-    segments: bool = True
-    lists_languages: bool = False
+    shape: Format
+    stream: bool
 
 
 def parse(values: Values, task: Task, *, known_languages: frozenset[str]) -> SpeechRequest:
@@ -244,20 +239,15 @@ def parse(values: Values, task: Task, *, known_languages: frozenset[str]) -> Spe
     sent = {field.name: field.read(field.name, values) for field in FIELDS}
     response_format, logprobs = sent["response_format"], sent["include"]
     if sent["stream"] and response_format not in STREAMABLE:
-        raise _invalid(
-            f"response_format '{response_format}' cannot be streamed. Use 'json' or 'text' with stream=true.",
-            "response_format",
-            "unsupported_value",
-        )
+        message = f"response_format '{response_format}' cannot be streamed. Use 'json' or 'text' with stream=true."
+        raise _unsupported(message, "response_format")
     if logprobs and response_format != "json":
         raise _invalid("include[]=logprobs needs response_format 'json'.", "include")
     if task == "translate" and known_languages == {"en"}:
-        raise _invalid(
-            "The model served here knows English alone and cannot translate. Serve a multilingual one.",
-            "model",
-            "unsupported_value",
-        )
+        message = "The model served here knows English alone and cannot translate. Serve a multilingual one."
+        raise _unsupported(message, "model")
     language, among = _languages(sent["language"], sent["languages"], known_languages)
+    granularities = sent["timestamp_granularities"]
     decoding = Decoding(
         task=task,
         language=language,
@@ -265,26 +255,27 @@ def parse(values: Values, task: Task, *, known_languages: frozenset[str]) -> Spe
         prompt=sent["prompt"],
         hotwords=sent["keywords"],
         temperature=sent["temperature"],
-        words="word" in sent["timestamp_granularities"],
+        words="word" in granularities,
         logprobs=logprobs,
     )
+    lists_languages = sent["model"].removeprefix("openai/") == openai_models.GPT_TRANSCRIBE
     return SpeechRequest(
+        sent["model"],
         Options(
             decoding,
             sent["chunking_strategy"],
             full_window=sent["window"] == "exact",
             bulk=sent["priority"] == "bulk",
         ),
-        response_format=response_format,
+        Format(
+            response_format,
+            segments="segment" in granularities,
+            words=decoding.words,
+            logprobs=logprobs,
+            languages=among if lists_languages else None,
+        ),
         stream=sent["stream"],
-        segments="segment" in sent["timestamp_granularities"],
-        lists_languages=requested_model(values).removeprefix("openai/") == openai_models.GPT_TRANSCRIBE,
     )
-
-
-def requested_model(values: Values) -> str:
-    """Return the `model` field, empty where there is none."""
-    return _last("model", values).strip()
 
 
 def _languages(single: str, several: Sequence[str], known: frozenset[str]) -> tuple[str | None, tuple[str, ...]]:
@@ -309,30 +300,19 @@ def _code(tag: str, known: frozenset[str], param: str) -> str | None:
         return code
     shown = tag.strip()[:32]
     if code is not None:
-        raise _invalid(
-            f"The language '{shown}' is not supported by the model served here. Serve a multilingual one: "
-            "large-v3 knows all of Whisper's languages.",
-            param,
-            "unsupported_value",
-        )
+        remedy = "Serve a multilingual one: large-v3 knows all of Whisper's languages."
+        message = f"The language '{shown}' is not supported by the model served here. {remedy}"
+        raise _unsupported(message, param)
     if languages.is_language(tag):
-        message = f"The language '{shown}' is not supported: Whisper was not trained on it."
-        raise _invalid(message, param, "unsupported_value")
-    raise _invalid(
-        f"Invalid language '{shown}'. Language parameter must be specified in ISO-639-1 format.",
-        param,
-        "invalid_language_format",
-    )
+        raise _unsupported(f"The language '{shown}' is not supported: Whisper was not trained on it.", param)
+    message = f"Invalid language '{shown}'. Language parameter must be specified in ISO-639-1 format."
+    raise _invalid(message, param, "invalid_language_format")
 
 
 def missing_file() -> InvalidRequest:
     """Return the error for a form without an upload."""
-    return _invalid(
-        "Missing required parameter: 'file'. Send the recording as multipart/form-data, with a file name: "
-        "curl -F file=@voice.ogg",
-        "file",
-        "missing_required_parameter",
-    )
+    message = "Missing required parameter: 'file'. Send the recording as multipart/form-data, with a file name: "
+    return _invalid(message + "curl -F file=@voice.ogg", "file", "missing_required_parameter")
 
 
 def unreadable(filename: str | None) -> InvalidRequest | None:
@@ -341,4 +321,4 @@ def unreadable(filename: str | None) -> InvalidRequest | None:
     if not dot or not ending or ending.lower() in ENDINGS:
         return None
     shown = re.sub(r"[^a-z0-9]", "?", ending.lower())[:16]
-    return _invalid(f"Unsupported file format {shown}", "file", "unsupported_value")
+    return _unsupported(f"Unsupported file format {shown}", "file")

@@ -8,18 +8,42 @@ import json
 import math
 import string
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Final
 
 from localwhisper_client.shared import languages
-from localwhisper_server.types import Segment, TokenLogprob, Transcript, Word
+from localwhisper_server.types import Segment, Transcript, Word
 
 JSON_TYPE: Final = "application/json"
 TEXT_TYPE: Final = "text/plain; charset=utf-8"
 SSE_TYPE: Final = "text/event-stream; charset=utf-8"
+# Of each `response_format`. The first is the default.
+CONTENT_TYPES: Final = {
+    "json": JSON_TYPE,
+    "text": TEXT_TYPE,
+    "srt": TEXT_TYPE,
+    "verbose_json": JSON_TYPE,
+    "vtt": TEXT_TYPE,
+}
 
 # OpenAI's words have no punctuation at their ends ("don't" keeps its apostrophe).
 _PUNCTUATION = string.punctuation + "¿¡«»“”‘’„‚…—–。、，！？：；「」『』（）《》〈〉・"  # noqa: RUF001 - other scripts have their own
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How a transcript is written: a `response_format`, and what verbose_json and json have in them.
+
+    verbose_json has `segments`, top-level `words`, or both. json may have `logprobs`, and gpt-transcribe's `languages`:
+    those that the caller hinted, else the detected one; None: no such field.
+    """
+
+    name: str = "json"
+    segments: bool = True
+    words: bool = False
+    logprobs: bool = False
+    languages: tuple[str, ...] | None = None
 
 
 def to_json(value: Any) -> bytes:
@@ -32,65 +56,20 @@ def usage(transcript: Transcript) -> dict[str, Any]:
     return {"type": "duration", "seconds": math.ceil(transcript.duration)}
 
 
-def render_json(
-    transcript: Transcript, *, logprobs: bool = False, list_languages: bool = False, hints: Sequence[str] = ()
-) -> bytes:
-    """Render `json`; `list_languages` adds gpt-transcribe's `languages`: the `hints`, else the detected one."""
-    return to_json(_json_body(transcript, logprobs=logprobs, list_languages=list_languages, hints=hints))
-
-
-def _json_body(
-    transcript: Transcript, *, logprobs: bool = False, list_languages: bool = False, hints: Sequence[str] = ()
-) -> dict[str, Any]:
-    body: dict[str, Any] = {"text": transcript.text}
-    found = _all_logprobs(transcript.segments) if logprobs else []
-    if found:  # absent for silence
-        body["logprobs"] = found
-    if list_languages:
-        spoken = (hints or [transcript.language]) if transcript.segments and transcript.language else ()
-        body["languages"] = [{"code": code} for code in spoken]
-    body["usage"] = usage(transcript)
-    return body
-
-
-def render_verbose_json(transcript: Transcript, *, segments: bool = True, words: bool = False) -> bytes:
-    """Render `verbose_json` with segments, top-level words, or both, as the granularities asked."""
-    body: dict[str, Any] = {
-        "task": transcript.task,
-        # A translation's text is English, whatever language was spoken.
-        "language": "english" if transcript.task == "translate" else languages.NAMES[transcript.language or "en"],
-        "duration": _float32(transcript.duration),
-        "text": transcript.text,
-    }
-    if words:
-        body["words"] = [_word(word) for segment in transcript.segments for word in segment.words if _bare(word)]
-    if segments:
-        body["segments"] = [_segment(number, segment) for number, segment in enumerate(transcript.segments)]
-    body["usage"] = usage(transcript)
-    return to_json(body)
-
-
-def render_text(transcript: Transcript) -> bytes:
-    """Render `text`: the words and a newline, as Whisper's own writer ends a text file."""
-    return f"{transcript.text}\n".encode()
-
-
-def render_srt(transcript: Transcript) -> bytes:
-    """Render SubRip: cues numbered from 1, a blank line between them, the body ending in three newlines."""
-    cues = (
-        f"{number}\n{_clock(segment.start, ',')} --> {_clock(segment.end, ',')}\n{_cue_text(segment)}\n\n"
-        for number, segment in enumerate(_cues(transcript), start=1)
-    )
-    return ("".join(cues) + "\n").encode()
-
-
-def render_vtt(transcript: Transcript) -> bytes:
-    """Render WebVTT, hours always, the body ending in two newlines."""
-    cues = (
-        f"{_clock(segment.start, '.')} --> {_clock(segment.end, '.')}\n{_cue_text(segment)}\n\n"
-        for segment in _cues(transcript)
-    )
-    return ("WEBVTT\n\n" + "".join(cues)).encode()
+def render(transcript: Transcript, shape: Format) -> bytes:
+    """Return the body of an answer."""
+    match shape.name:
+        case "text":  # as Whisper's own writer ends a text file
+            return f"{transcript.text}\n".encode()
+        case "srt":  # ends in three newlines
+            cues = (f"{number}\n{cue}" for number, cue in enumerate(_cues(transcript, ","), start=1))
+            return ("".join(cues) + "\n").encode()
+        case "vtt":
+            return ("WEBVTT\n\n" + "".join(_cues(transcript, "."))).encode()
+        case "verbose_json":
+            return to_json(_verbose_json(transcript, shape))
+        case _:
+            return to_json(_json(transcript, shape))
 
 
 def event(payload: dict[str, Any]) -> bytes:
@@ -102,23 +81,41 @@ def delta_event(text: str, segment: Segment, *, logprobs: bool = False) -> bytes
     """Render `transcript.text.delta`; `text` is what this segment adds to the whole."""
     payload: dict[str, Any] = {"type": "transcript.text.delta", "delta": text}
     if logprobs:
-        payload["logprobs"] = _all_logprobs([segment])
+        payload["logprobs"] = _logprobs([segment])
     return event(payload)
 
 
-def done_event(transcript: Transcript, **shown: Any) -> bytes:
-    """Render `transcript.text.done` with the whole text; `shown` as for `render_json`."""
-    return event({"type": "transcript.text.done"} | _json_body(transcript, **shown))
+def done_event(transcript: Transcript, shape: Format) -> bytes:
+    """Render `transcript.text.done`, which has the whole text and all that json has."""
+    return event({"type": "transcript.text.done"} | _json(transcript, shape))
 
 
-Renderer = Callable[[Transcript], bytes]
+def _json(transcript: Transcript, shape: Format) -> dict[str, Any]:
+    body: dict[str, Any] = {"text": transcript.text}
+    found = _logprobs(transcript.segments) if shape.logprobs else []
+    if found:  # absent for silence
+        body["logprobs"] = found
+    if shape.languages is not None:
+        spoken = (shape.languages or [transcript.language]) if transcript.segments and transcript.language else ()
+        body["languages"] = [{"code": code} for code in spoken]
+    body["usage"] = usage(transcript)
+    return body
 
-# The formats that take no options, with their content type.
-PLAIN: dict[str, tuple[str, Renderer]] = {
-    "text": (TEXT_TYPE, render_text),
-    "srt": (TEXT_TYPE, render_srt),
-    "vtt": (TEXT_TYPE, render_vtt),
-}
+
+def _verbose_json(transcript: Transcript, shape: Format) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "task": transcript.task,
+        # A translation's text is English, whatever language was spoken.
+        "language": "english" if transcript.task == "translate" else languages.NAMES[transcript.language or "en"],
+        "duration": _float32(transcript.duration),
+        "text": transcript.text,
+    }
+    if shape.words:
+        body["words"] = [_word(word) for segment in transcript.segments for word in segment.words if _bare(word)]
+    if shape.segments:
+        body["segments"] = [_segment(number, segment) for number, segment in enumerate(transcript.segments)]
+    body["usage"] = usage(transcript)
+    return body
 
 
 def _float32(value: float) -> float:
@@ -150,21 +147,21 @@ def _word(word: Word) -> dict[str, Any]:
     return {"word": _bare(word), "start": _float32(word.start), "end": _float32(word.end)}
 
 
-def _all_logprobs(segments: Iterable[Segment]) -> list[dict[str, Any]]:
-    return [_logprob(token) for segment in segments for token in segment.logprobs]
+def _logprobs(segments: Iterable[Segment]) -> list[dict[str, Any]]:
+    return [
+        {"token": token.data.decode(errors="replace"), "logprob": token.logprob, "bytes": list(token.data)}
+        for segment in segments
+        for token in segment.logprobs
+    ]
 
 
-def _logprob(token: TokenLogprob) -> dict[str, Any]:
-    return {"token": token.data.decode(errors="replace"), "logprob": token.logprob, "bytes": list(token.data)}
-
-
-def _cues(transcript: Transcript) -> Iterable[Segment]:
-    return (segment for segment in transcript.segments if segment.text.strip())
-
-
-def _cue_text(segment: Segment) -> str:
-    # An arrow or a blank line inside a cue would end it early for a player's parser.
-    return " ".join(segment.text.split()).replace("-->", "->")
+def _cues(transcript: Transcript, point: str) -> Iterable[str]:
+    """Yield the segments with words as cues; `point` separates seconds from milliseconds."""
+    for segment in transcript.segments:
+        # An arrow or a blank line inside a cue would end it early for a player's parser.
+        text = " ".join(segment.text.split()).replace("-->", "->")
+        if text:
+            yield f"{_clock(segment.start, point)} --> {_clock(segment.end, point)}\n{text}\n\n"
 
 
 def _clock(seconds: float, point: str) -> str:

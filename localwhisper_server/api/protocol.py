@@ -3,13 +3,15 @@
 uvicorn waits without a limit for the first request of a connection, stops the timeout of an idle connection at its
 first byte, and waits without a limit until an answer is read. It handles all that one read brought before any other
 connection, and parses the body of a refused request to its end. Its own refusals are plain text; those here are in
-OpenAI's envelope. The limits of a body are in `limits`.
+OpenAI's envelope. The limits of a body are in `middleware`.
 """
 
 import asyncio
 import json
 import logging
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -17,8 +19,8 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from localwhisper_server import observer
-from localwhisper_server.api.limits import ConnectionLimits
+from localwhisper_client.shared.lan_ranges import LOOPBACK, Network, host_of, parse_address, within
+from localwhisper_server.api.middleware import new_request_id
 from localwhisper_server.errors import HeadTooLarge, InvalidRequest, ServerError, TooSlow
 
 logger = logging.getLogger(__name__)
@@ -30,21 +32,38 @@ EVENTS_AT_A_TIME = 16
 # A sender's chunks are larger than this on average. A form of many fields may begin with this many small ones.
 LEAST_CHUNK_BYTES = 8
 FREE_CHUNKS = 200
-# An answer must be read at this rate (bytes per second), which is checked every so many seconds.
-WRITE_RATE = 1024
-WRITE_SECONDS = 30.0
+WRITE_RATE = 1024  # bytes per second at which an answer must be read
 # The path of the only route that speaks WebSocket. On any other path a caller who asks for it is answered in HTTP.
 WEBSOCKET_PATH = "/realtime"
 # Bytes of events that may wait for a client to read them before the session pauses.
 MOST_UNREAD_BYTES = 64 * 1024
 
 
-class _Refused(h11.RemoteProtocolError):
-    """A request that is refused with an error of this server's."""
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """How many connections are held: in `total`, and of one address, unless it is in one of the `unlimited` ranges."""
 
-    def __init__(self, error: ServerError) -> None:
-        super().__init__(error.message)
-        self.error = error
+    total: int = 2048
+    per_address: int = 256
+    unlimited: Sequence[Network] = LOOPBACK
+
+    def refusal(self, peer: str, peers: Sequence[str]) -> str | None:
+        """Say why `peer` may have no further connection beside those of `peers`; None if it may. Pure."""
+        if len(peers) >= self.total:
+            return f"{self.total} connections are open"
+        address = parse_address(peer)
+        # Counting by host takes time, and is needless while fewer are open in all.
+        if len(peers) < self.per_address or address is None or within(address, self.unlimited):
+            return None
+        host = host_of(address)
+        known = (other for other in map(parse_address, peers) if other is not None)
+        if sum(host_of(other) == host for other in known) < self.per_address:
+            return None
+        return f"{self.per_address} connections of {host} are open"
+
+
+class _Refused(h11.RemoteProtocolError):
+    """A request that h11 would accept, with the message to refuse it with."""
 
 
 class _Strict(h11.Connection):
@@ -61,12 +80,7 @@ class _Strict(h11.Connection):
         self._chunks = self._bytes = 0
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        """Return the next event.
-
-        Raises:
-            RemoteProtocolError: the request is refused before the application sees it.
-
-        """
+        """Return the next event, or raise RemoteProtocolError to refuse the request."""
         if not self.events_left:
             return h11.NEED_DATA
         self.events_left -= 1
@@ -81,12 +95,12 @@ class _Strict(h11.Connection):
                 raise h11.RemoteProtocolError("another version")
             # h11 limits incomplete heads alone; this one may have come in one piece.
             if len(event.target) + sum(len(name) + len(value) for name, value in event.headers) > MOST_HEAD_BYTES:
-                raise _Refused(_head_too_large())
+                raise h11.RemoteProtocolError("too long a head", error_status_hint=431)
         elif isinstance(event, h11.Data):
             self._chunks += event.chunk_end
             self._bytes += len(event.data)
             if self._chunks > FREE_CHUNKS + self._bytes // LEAST_CHUNK_BYTES:
-                raise _Refused(InvalidRequest("The request's body came in chunks of a few bytes. Send larger ones."))
+                raise _Refused("The request's body came in chunks of a few bytes. Send larger ones.")
         return event
 
     def send(self, event: Any) -> Any:
@@ -108,15 +122,14 @@ class HttpProtocol(H11Protocol):
     """
 
     head_seconds = 10.0
-    write_seconds = WRITE_SECONDS
+    write_seconds = 30.0  # between checks of the rate
 
     def __init__(self, *arguments: Any, limits: ConnectionLimits | None = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.conn: _Strict = _Strict()
         self._limits = limits or ConnectionLimits()
-        self._head_timer: asyncio.Handle | None = None
-        self._write_timer: asyncio.Handle | None = None
-        self._later: asyncio.Handle | None = None
+        self._timers: dict[str, asyncio.Handle] = {}
+        self._continuing = False
         self._discarding = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
@@ -139,18 +152,19 @@ class HttpProtocol(H11Protocol):
             return
         super().data_received(data)
         if self._busy:
-            self._stop_head_timer()
+            self._stop("head")
 
     def handle_events(self) -> None:
         """Handle some events now, and the rest after other connections have been served."""
         self.conn.events_left = EVENTS_AT_A_TIME
         super().handle_events()
-        if not self.conn.events_left and self._later is None:
+        if not self.conn.events_left and not self._continuing:
+            self._continuing = True
             self.transport.pause_reading()
-            self._later = self.loop.call_soon(self._continue)
+            self.loop.call_soon(self._continue)
 
     def _continue(self) -> None:
-        self._later = None
+        self._continuing = False
         if self.transport.is_closing():
             return
         if not self.flow.read_paused:
@@ -172,8 +186,7 @@ class HttpProtocol(H11Protocol):
 
     def resume_writing(self) -> None:
         """Stop checking: all of it is sent."""
-        if self._write_timer is not None:
-            self._write_timer.cancel()
+        self._stop("write")
         super().resume_writing()
 
     def _check_writing(self, before: float = float("inf")) -> None:
@@ -182,13 +195,12 @@ class HttpProtocol(H11Protocol):
         if left > before - WRITE_RATE * self.write_seconds:
             self.transport.abort()
         else:
-            self._write_timer = self.loop.call_later(self.write_seconds, self._check_writing, left)
+            self._timers["write"] = self.loop.call_later(self.write_seconds, self._check_writing, left)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop all timers."""
-        self._stop_head_timer()
-        if self._write_timer is not None:
-            self._write_timer.cancel()
+        for timer in self._timers.values():
+            timer.cancel()
         super().connection_lost(exc)
 
     @property
@@ -197,13 +209,12 @@ class HttpProtocol(H11Protocol):
         return bool(self.cycle) and not self.cycle.response_complete
 
     def _start_head_timer(self) -> None:
-        self._stop_head_timer()
-        self._head_timer = self.loop.call_later(self.head_seconds, self._head_too_slow)
+        self._stop("head")
+        self._timers["head"] = self.loop.call_later(self.head_seconds, self._head_too_slow)
 
-    def _stop_head_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+    def _stop(self, timer: str) -> None:
+        if timer in self._timers:
+            self._timers.pop(timer).cancel()
 
     def _head_too_slow(self) -> None:
         begun, _ = self.conn.trailing_data
@@ -215,19 +226,20 @@ class HttpProtocol(H11Protocol):
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's signature
         """Answer what h11 refuses; uvicorn calls this while it handles h11's error."""
         failure = sys.exception()
-        if isinstance(failure, _Refused):
-            self._refuse(failure.error)
-        elif getattr(failure, "error_status_hint", None) == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
-            self._refuse(_head_too_large())
+        if getattr(failure, "error_status_hint", None) == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
+            message = f"The request's head is longer than {MOST_HEAD_BYTES} bytes."
+            self._refuse(HeadTooLarge(message, code="headers_too_large"))
         else:
-            self._refuse(InvalidRequest("This is not valid HTTP/1.1."))
+            self._refuse(
+                InvalidRequest(str(failure) if isinstance(failure, _Refused) else "This is not valid HTTP/1.1.")
+            )
 
     def _should_upgrade_to_ws(self) -> bool:
         return super()._should_upgrade_to_ws() and self.scope["path"].rstrip("/").endswith(WEBSOCKET_PATH)
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         """Hand the connection over; its timers end here."""
-        self._stop_head_timer()
+        self._stop("head")
         super().handle_websocket_upgrade(event)
 
     def _unsupported_upgrade_warning(self) -> None:
@@ -243,7 +255,7 @@ class HttpProtocol(H11Protocol):
             self.transport.write(
                 f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
                 f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
-                f"x-request-id: {observer.new_request_id(None)}\r\nconnection: close\r\n\r\n{body}".encode()
+                f"x-request-id: {new_request_id(None)}\r\nconnection: close\r\n\r\n{body}".encode()
             )
             if self.transport.can_write_eof():
                 self.transport.write_eof()
@@ -260,7 +272,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     it sends, and lose the closing frame.
     """
 
-    write_seconds = WRITE_SECONDS
+    write_seconds = 30.0  # between checks of the rate
     linger_seconds = 2.0
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -324,7 +336,3 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
 _quiet = logging.getLogger("uvicorn.error.websocket")
 _quiet.setLevel(logging.WARNING)
-
-
-def _head_too_large() -> HeadTooLarge:
-    return HeadTooLarge(f"The request's head is longer than {MOST_HEAD_BYTES} bytes.", code="headers_too_large")

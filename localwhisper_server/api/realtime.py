@@ -18,8 +18,7 @@ from starlette.types import Scope
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from localwhisper_server.api import form, formats
-from localwhisper_server.api.limits import claim_share
-from localwhisper_server.api.request_log import note
+from localwhisper_server.api.middleware import claim_share, note
 from localwhisper_server.errors import EngineFailed, InvalidRequest, ServerError, UnknownModel
 from localwhisper_server.observer import Observer
 from localwhisper_server.realtime.item import Pass
@@ -33,7 +32,7 @@ LIVE_MODELS: Final = ("gpt-live-transcribe", "gpt-realtime-whisper")
 SUBPROTOCOL: Final = "realtime"
 BETA_SUBPROTOCOL: Final = "openai-beta.realtime-v1"
 # Closing codes (RFC 6455 §7.4.1 and IANA's registry).
-NORMAL, REFUSED, TRY_AGAIN = 1000, 1008, 1013
+NORMAL, REFUSED, FAILED, TRY_AGAIN = 1000, 1008, 1011, 1013
 # Messages and sound above these sizes are handled in a thread: they take more than a few milliseconds.
 LONG_MESSAGE: Final = 64 * 1024
 LONG_SOUND: Final = 16 * 1024
@@ -100,8 +99,14 @@ def add_realtime(
                 await connection.refuse(refusal)
                 return
             with contextlib.closing(decoder):
-                session = _new_session(websocket, transcriber, model, clock())
-                await connection.run(session, decoder, observer)
+                try:
+                    await connection.run(_new_session(websocket, transcriber, model, clock()), decoder, observer)
+                except WebSocketDisconnect:
+                    raise
+                except Exception:
+                    logger.exception("a live session failed")
+                    note(websocket.scope, failed=EngineFailed.status)
+                    await connection.refuse(EngineFailed())
 
 
 def _model(websocket: WebSocket, transcriber: LiveTranscriber) -> str:
@@ -175,7 +180,8 @@ class _Connection:
         event_id = f"event_{secrets.token_hex(12)}"
         event = {"type": "error", "event_id": event_id, "error": {**described(error), "event_id": None}}
         await self._send([event])
-        await self._close(TRY_AGAIN if "retry_after" in event["error"] else REFUSED, error.message)
+        code = FAILED if isinstance(error, EngineFailed) else REFUSED
+        await self._close(TRY_AGAIN if "retry_after" in event["error"] else code, error.message)
 
     async def run(self, session: Session, decoder: Decoder, observer: Observer) -> None:
         """Serve a session until it is over.

@@ -4,21 +4,28 @@ A bot whose OPENAI_BASE_URL points to this server asks it for everything. What i
 upstream with the caller's own key, streamed both ways, as if the bot had asked there.
 """
 
+import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
 import anyio
-from starlette.types import Message, Receive, Scope, Send
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
 
 from localwhisper_client._http import http
-from localwhisper_server.api._keys import KEY_HEADER, contains_key
+from localwhisper_server.api.access_control import KEY_HEADER, contains_key
+from localwhisper_server.api.middleware import hung_up, unless_gone
 from localwhisper_server.errors import Busy, NotFound, ServerError, UpstreamFailed, UpstreamTimeout
 
 logger = logging.getLogger(__name__)
 
+# The route's name in the metrics for all that goes to the upstream.
+ROUTE = SimpleNamespace(path="upstream")
 PREFIX = b"/v1/"
 CONNECT_SECONDS = 5.0
 # The SDKs' own timeout: a model may take minutes before its first word.
@@ -84,18 +91,14 @@ def to_upstream(headers: Iterable[tuple[bytes, bytes]], keys: Sequence[str], own
 
     `own_key` is added where no credentials are left.
     """
-    kept = [(name, value) for name, value in _without(headers, KEPT_FROM_UPSTREAM) if not contains_key(value, keys)]
+    kept = [(name, value) for name, value in without(headers, KEPT_FROM_UPSTREAM) if not contains_key(value, keys)]
     if own_key is not None and not CREDENTIALS.intersection(name for name, _ in kept):
         kept.append((b"authorization", b"Bearer " + own_key.encode()))
     return kept
 
 
-def to_caller(headers: Headers) -> Headers:
-    """Return the headers to answer with."""
-    return _without(headers, KEPT_FROM_CALLER)
-
-
-def _without(headers: Iterable[tuple[bytes, bytes]], unwanted: frozenset[bytes]) -> Headers:
+def without(headers: Iterable[tuple[bytes, bytes]], unwanted: frozenset[bytes]) -> Headers:
+    """Return headers in lower case, without the unwanted ones and those that a `Connection` header names."""
     headers = [(name.lower(), value) for name, value in headers]
     named = {token.strip().lower() for value in _values(headers, b"connection") for token in value.split(b",")}
     return [(name, value) for name, value in headers if name not in unwanted | named]
@@ -131,33 +134,44 @@ class Upstream:
 
         Raises:
             NotFound: the request may not leave the LAN.
+            ClientDisconnect: the caller hung up.
             Busy, UpstreamFailed, UpstreamTimeout: there is no answer.
 
         """
-        if not may_leave(scope["raw_path"], scope["headers"]):
-            raise NotFound(scope["method"], scope["path"])
-        body = _Body(receive) if _has_body(scope["headers"]) else None
-        request = self._request(scope, body)
-        failure: Exception | None = None
-        async with anyio.create_task_group() as group:
+        scope["route"] = ROUTE
+        if scope["type"] != "http" or not may_leave(scope["raw_path"], scope["headers"]):
+            raise NotFound(scope.get("method", "GET"), scope["path"])
+        body_read = anyio.Event()
 
-            async def stop_when_gone() -> None:
-                if body is not None:
-                    await body.complete.wait()
-                while (await receive())["type"] != "http.disconnect":
-                    pass
-                group.cancel_scope.cancel()
+        async def body() -> AsyncIterator[bytes]:
+            async for part in Request(scope, receive).stream():
+                yield part
+            body_read.set()
 
-            group.start_soon(stop_when_gone)
-            try:
-                await self._relay(request, send)
-            except _Gone:
-                pass
-            except Exception as problem:  # noqa: BLE001 - raised below, where no task group wraps it
-                failure = problem
-            group.cancel_scope.cancel()
-        if failure is not None:
-            raise self._named(failure) from failure
+        async def gone() -> None:
+            await body_read.wait()
+            await hung_up(receive)
+
+        async def relay() -> None:
+            async with self._answer(request) as response:
+                # Raw: compressed parts stay compressed.
+                headers = without(response.headers.raw, KEPT_FROM_CALLER)
+                await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+                async for part in response.aiter_raw():
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+        content = body() if _has_body(scope["headers"]) else None
+        if content is None:
+            body_read.set()
+        pairs = [pair for pair in scope["query_string"].split(b"&") if pair and not contains_key(pair, self._keys)]
+        request = http.Request(
+            scope["method"],
+            self._url(scope["raw_path"][len(PREFIX) :] + (b"?" + b"&".join(pairs) if pairs else b"")),
+            headers=to_upstream(scope["headers"], self._keys, self._own_key),
+            content=content,
+        )
+        await unless_gone(gone(), relay())
 
     async def models(self, headers: Iterable[tuple[bytes, bytes]]) -> list[dict[str, Any]]:
         """Return the upstream's models for a caller with these headers; none if it does not give the list."""
@@ -183,108 +197,63 @@ class Upstream:
         if not may_leave(PREFIX + target):
             raise NotFound("GET", f"/v1/{path}")
         # Uncompressed. The other headers may say whose models to list.
-        asking = [
-            *_without(to_upstream(headers, self._keys, self._own_key), FOR_A_BODY),
-            (b"accept-encoding", b"identity"),
-        ]
-        request = http.Request("GET", self._base.copy_with(raw_path=self._base.raw_path + target), headers=asking)
+        asking = without(to_upstream(headers, self._keys, self._own_key), FOR_A_BODY)
+        request = http.Request("GET", self._url(target), headers=[*asking, (b"accept-encoding", b"identity")])
+        body = b""
         try:
-            with anyio.fail_after(LIST_SECONDS):
-                response = await self._client.send(request, stream=True)
-                try:
-                    body = b""
-                    async for part in response.aiter_raw():
-                        body += part
-                        if len(body) > MOST_LISTED:
-                            raise UpstreamFailed(f"The answer of {self._base.host} is too long.")
-                finally:
-                    with anyio.CancelScope(shield=True):
-                        await response.aclose()
+            async with asyncio.timeout(LIST_SECONDS), self._answer(request) as response:
+                async for part in response.aiter_raw():
+                    body += part
+                    if len(body) > MOST_LISTED:
+                        raise UpstreamFailed(f"The answer of {self._base.host} is too long.")
         except TimeoutError as failure:
             raise self._named(http.ReadTimeout("")) from failure
-        except http.HTTPError as failure:
-            raise self._named(failure) from failure
-        self._require_status(response)
         if response.status_code == UNAUTHORIZED and self._own_key is None:
             logger.info("%s wants a key for its list of models: --upstream-api-key gives it one", self._base.host)
         return response.status_code, body
 
-    def _require_status(self, response: Any) -> None:
-        if not OK <= response.status_code < MOST_STATUS:
-            logger.warning("%s answered with status %d", self._base.host, response.status_code)
-            raise UpstreamFailed(
-                f"This server passes such requests on to {self._base.host}, which answered with the status "
-                f"{response.status_code} that HTTP does not have."
-            )
+    def _url(self, target: bytes) -> Any:
+        return self._base.copy_with(raw_path=self._base.raw_path + target)
 
-    def _request(self, scope: Scope, body: "_Body | None") -> Any:
-        path = self._base.raw_path + scope["raw_path"][len(PREFIX) :]
-        pairs = [pair for pair in scope["query_string"].split(b"&") if pair and not contains_key(pair, self._keys)]
-        query = b"?" + b"&".join(pairs) if pairs else b""
-        return http.Request(
-            scope["method"],
-            self._base.copy_with(raw_path=path + query),
-            headers=to_upstream(scope["headers"], self._keys, self._own_key),
-            content=body.parts() if body is not None else None,
-        )
-
-    def _named(self, failure: Exception) -> Exception:
-        """Return the error to answer with, and log the cause."""
-        host = self._base.host
-        if isinstance(failure, http.PoolTimeout):
-            return Busy(f"Too many requests are being passed on to {host}. Try again later.", retry_after=1)
-        if isinstance(failure, http.ConnectTimeout | http.ConnectError):
-            logger.warning("%s could not be reached: %s", host, failure)
-            return UpstreamFailed(f"This server passes such requests on to {host}, which could not be reached.")
-        if isinstance(failure, http.TimeoutException):
-            logger.warning("%s did not answer in time", host)
-            return UpstreamTimeout(f"This server passes such requests on to {host}, which did not answer in time.")
-        if isinstance(failure, http.HTTPError):
-            logger.warning("%s broke off: %s", host, failure)
-            return UpstreamFailed(f"This server passes such requests on to {host}, which broke off its answer.")
-        return failure
-
-    async def _relay(self, request: Any, send: Send) -> None:
-        response = await self._client.send(request, stream=True)
-        try:
-            self._require_status(response)
-            # Raw: compressed parts stay compressed.
-            headers = to_caller(response.headers.raw)
-            await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-            async for part in response.aiter_raw():
-                await send({"type": "http.response.body", "body": part, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-        finally:
-            with anyio.CancelScope(shield=True):
-                await response.aclose()
-
-
-class _Gone(Exception):
-    """The caller hung up before the body was complete."""
-
-
-class _Body:
-    """A request's body as it arrives."""
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self.complete = anyio.Event()
-
-    async def parts(self) -> AsyncIterator[bytes]:
-        """Yield the body.
+    @contextlib.asynccontextmanager
+    async def _answer(self, request: Any) -> AsyncIterator[Any]:
+        """Give the upstream's answer.
 
         Raises:
-            _Gone: the caller hung up.
+            Busy, UpstreamFailed, UpstreamTimeout: there is none, or its end is missing.
 
         """
-        message: Message = {"more_body": True}
-        while message["more_body"]:
-            message = {"more_body": False} | dict(await self._receive())
-            if message["type"] == "http.disconnect":
-                raise _Gone
-            if message.get("body"):
-                yield message["body"]
-        self.complete.set()
+        try:
+            response = await self._client.send(request, stream=True)
+            try:
+                if not OK <= response.status_code < MOST_STATUS:
+                    logger.warning("%s answered with status %d", self._base.host, response.status_code)
+                    raise self._failed(f"answered with the status {response.status_code} that HTTP does not have")
+                yield response
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await response.aclose()
+        except http.HTTPError as failure:
+            raise self._named(failure) from failure
+
+    def _named(self, failure: Exception) -> ServerError:
+        """Return the error to answer with, and log the cause."""
+        host = self._base.host
+        match failure:
+            case http.PoolTimeout():
+                return Busy(f"Too many requests are being passed on to {host}. Try again later.", retry_after=1)
+            case http.ConnectTimeout() | http.ConnectError():
+                logger.warning("%s could not be reached: %s", host, failure)
+                return self._failed("could not be reached")
+            case http.TimeoutException():
+                logger.warning("%s did not answer in time", host)
+                return self._failed("did not answer in time", UpstreamTimeout)
+            case _:
+                logger.warning("%s broke off: %s", host, failure)
+                return self._failed("broke off its answer")
+
+    def _failed(self, how: str, kind: type[UpstreamFailed] = UpstreamFailed) -> UpstreamFailed:
+        return kind(f"This server passes such requests on to {self._base.host}, which {how}.")
 
 
 def _has_body(headers: Headers) -> bool:

@@ -73,7 +73,7 @@ ALLOWED = {
 
 
 class Source(Protocol):
-    """A file that FFmpeg reads."""
+    """A file that FFmpeg reads. In a worker it has no name, whose ending FFmpeg would trust."""
 
     def read(self, size: int = -1, /) -> bytes:
         """Return up to `size` bytes; none at the end."""
@@ -86,15 +86,6 @@ class Source(Protocol):
     def tell(self) -> int:
         """Return the position."""
         ...
-
-
-class _Nameless:
-    """A source without its name: FFmpeg would trust the file ending in it."""
-
-    def __init__(self, source: Source) -> None:
-        self.read = source.read
-        self.seek = source.seek
-        self.tell = source.tell
 
 
 def pcm(source: Source, *, max_seconds: float, language: str | None = None) -> Iterator[bytes]:
@@ -138,7 +129,7 @@ def _check_length(seconds: float, max_seconds: float) -> None:
 
 def _opened(source: Source) -> "av.container.InputContainer":
     source.seek(0)
-    return av.open(_Nameless(source), mode="r", metadata_errors="ignore", container_options=ALLOWED)
+    return av.open(source, mode="r", metadata_errors="ignore", container_options=ALLOWED)
 
 
 def _decoded(source: Source, max_seconds: float, language: str | None) -> Iterator[bytes]:

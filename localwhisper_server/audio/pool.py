@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import logging
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from typing import IO, Protocol
 import numpy as np
 
 from localwhisper_server.audio import decoding
-from localwhisper_server.audio.worker import OPENING, READ_BYTES, REQUEST, Channel
+from localwhisper_server.audio.worker import LONGEST_MESSAGE, OPENING, READ_BYTES, REQUEST
 from localwhisper_server.errors import Busy, InvalidRequest, UnreadableAudio
 from localwhisper_server.types import Samples
 
@@ -35,7 +36,7 @@ COMMAND = (
 ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 # Idle workers kept ready. A recording of hours occupies a worker until its end, so more are started when needed.
 SPARE = 2
-# So many stay after a busy moment: as many as decode at a time (`transcription.preparation.DECODERS`), and one more.
+# So many stay after a busy moment: as many as decode at a time (`transcription.transcriber.DECODERS`), and one more.
 KEPT = 5
 MOST = 32
 # FFmpeg may leak memory, so a worker is replaced after so many uploads.
@@ -185,19 +186,19 @@ class _Worker:
     """One process. Only one recording may use it at a time."""
 
     def __init__(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
-        self._process = subprocess.Popen(  # noqa: S603 - our own module
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environ,
-        )
-        assert self._process.stdin is not None  # noqa: S101 - it is a pipe
-        assert self._process.stdout is not None  # noqa: S101 - as above
-        self._channel = Channel(self._process.stdout, self._process.stdin)  # type: ignore[arg-type]
+        # Closed with its last reference: another thread may still read from it when the process is ended.
+        self._connection, theirs = multiprocessing.Pipe()
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 - our own module
+                command,
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=environ,
+            )
         self.jobs = 0
         self._up = False
-        self.free = True  # nothing of an upload is in the pipes
+        self.free = True  # nothing of an upload is in the socket
         self.answered = False  # it has shown that it reads the present upload
 
     @property
@@ -213,15 +214,11 @@ class _Worker:
     def end(self) -> int | None:
         """End the process and return its exit status, which is negative after a signal."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            # A worker that closed its pipes is about to end by itself: wait for the status that says why.
+            # A worker that closed its socket is about to end by itself: wait for the status that says why.
             self._process.wait(0.2 if not self.free else 0)
         self._process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(EXIT_SECONDS)
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError, ValueError):
-                    pipe.close()
         return self._process.returncode
 
     def decode(self, source: IO[bytes], max_seconds: float, language: str | None) -> Blocks:
@@ -232,39 +229,34 @@ class _Worker:
             UnreadableAudio, InvalidRequest: the process reported it.
 
         """
-        if not self._up:
-            self._expect(b"U", self._channel.receive())
-            self._up = True
+        if not self._up and self._connection.recv_bytes(LONGEST_MESSAGE) != b"U":
+            raise EOFError
+        self._up = True
         self.jobs += 1
         self.answered = False
         size = source.seek(0, io.SEEK_END)
         source.seek(0)
-        self._ask(b"O", OPENING.pack(max_seconds, size, (language or "").encode()) + source.read(READ_BYTES))
-        while (answer := self._answer(source))[0] == b"S":
-            yield _samples(answer[1])
-            self._ask(b"N")
-        if answer[0] == b"F":
-            raise _failure(answer[1])
-        self._expect(b"E", answer)
+        opening = OPENING.pack(max_seconds, size, (language or "").encode()) + source.read(READ_BYTES)
+        answer = self._ask(b"O" + opening, source)
+        while answer.startswith(b"S"):
+            yield _samples(answer[1:])
+            answer = self._ask(b"N", source)
+        if answer.startswith(b"F"):
+            raise _failure(answer[1:])
+        if answer != b"E":
+            raise EOFError
 
-    def _ask(self, kind: bytes, payload: bytes = b"") -> None:
+    def _ask(self, message: bytes, source: IO[bytes]) -> bytes:
+        """Send a message; answer requests for more of the upload until another message comes, and return that."""
         self.free = False
-        self._channel.send(kind, payload)
-
-    def _answer(self, source: IO[bytes]) -> tuple[bytes, bytes]:
-        """Return the next message; answer requests for more of the upload until then."""
-        while (message := self._channel.receive())[0] == b"R":
-            offset, size = REQUEST.unpack(message[1])
+        self._connection.send_bytes(message)
+        while (answer := self._connection.recv_bytes(LONGEST_MESSAGE)).startswith(b"R"):
+            offset, size = REQUEST.unpack(answer[1:])
             source.seek(offset)
-            self._channel.send(b"D", source.read(min(size, READ_BYTES)))
+            self._connection.send_bytes(b"D" + source.read(min(size, READ_BYTES)))
             self.answered = True
         self.free = self.answered = True
-        return message
-
-    @staticmethod
-    def _expect(kind: bytes, message: tuple[bytes, bytes]) -> None:
-        if message[0] != kind:
-            raise EOFError
+        return answer
 
 
 def _failure(payload: bytes) -> InvalidRequest:

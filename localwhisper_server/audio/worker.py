@@ -1,10 +1,10 @@
-"""The confined process that decodes: uploads come as messages on standard input, samples go out on standard output.
+"""The confined process that decodes: uploads come and samples go as messages over a socket, its standard input.
 
-Once confined, the process has no file but its pipes, cannot open another, and writes none. The kernel limits its memory
-and its processor time, and ends it if it takes more. It has no settings, no keys and no file names of the server. It
-asks for the bytes of an upload as FFmpeg reads them.
+Once confined, the process has no file but that socket, cannot open another, and writes none. The kernel limits its
+memory and its processor time, and ends it if it takes more. It has no settings, no keys and no file names of the
+server. It asks for the bytes of an upload as FFmpeg reads them.
 
-A message is a letter, the length of the payload as an unsigned 32-bit little-endian number, and the payload.
+A message is a letter and a payload, framed as `multiprocessing.connection` does.
 
     to the worker    O  open an upload: maximum of seconds (f64), size (u64), language or zeros (8 bytes), then the
                         first bytes; ends the upload before it
@@ -12,7 +12,7 @@ A message is a letter, the length of the payload as an unsigned 32-bit little-en
                      D  data: the bytes that the worker asked for
     from the worker  U  up: ready for uploads; sent once
                      R  read: offset (u64), length (u32)
-                     S  samples: 16-bit, mono, 16 kHz, native byte order; the worker then waits for N or O
+                     S  samples, up to READ_BYTES: 16-bit, mono, 16 kHz, native byte order; then it waits for N or O
                      E  end of the samples
                      F  failure: JSON with `message`, `param`, `code`; `message` is null if the upload is not audio
 """
@@ -24,20 +24,19 @@ import os
 import resource
 import signal
 import struct
-import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from collections.abc import Callable, Iterable, Iterator
 
 from localwhisper_server.audio import decoding
 from localwhisper_server.errors import InvalidRequest, UnreadableAudio
 
-HEADER = struct.Struct("<cI")
+LENGTH = struct.Struct("!i")
 OPENING = struct.Struct("<dQ8s")
 REQUEST = struct.Struct("<QI")
-# How much of an upload is sent with O, and asked for with R: most voice messages fit into the first message.
+# How much of an upload is sent with O, and asked for with R: most voice messages fit into the first message. Samples
+# are sent in blocks of this size too, 8 s.
 READ_BYTES = 1 << 18
-# Both sides reject a longer message: a worker that an attacker controls must not fill the server's memory.
+# The server rejects a longer message: a worker that an attacker controls must not fill the server's memory.
 LONGEST_MESSAGE = 1 << 20
 
 MEMORY_BYTES = 512 << 20
@@ -54,47 +53,32 @@ Pcm = Callable[..., Iterator[bytes]]
 """Decodes an upload; see `decoding.pcm`."""
 
 
-class Channel:
-    """Messages over two byte streams."""
+class Server:
+    """The worker's end of the server's `multiprocessing.connection.Connection`; that module is slow to import."""
 
-    def __init__(self, incoming: BinaryIO, outgoing: BinaryIO) -> None:
-        self._incoming = incoming
-        self._outgoing = outgoing
+    def __init__(self, descriptor: int) -> None:
+        self._incoming = open(descriptor, "rb", closefd=False)  # noqa: SIM115 - for as long as the process lives
+        self._outgoing = open(descriptor, "wb", closefd=False)  # noqa: SIM115 - as above
 
-    def send(self, kind: bytes, payload: bytes = b"") -> None:
-        """Send one message.
-
-        Raises:
-            OSError: the other side is gone.
-
-        """
-        self._outgoing.write(HEADER.pack(kind, len(payload)) + payload)
+    def send_bytes(self, message: bytes) -> None:
+        """Send one message; raise OSError if the server is gone."""
+        self._outgoing.write(LENGTH.pack(len(message)) + message)
         self._outgoing.flush()
 
-    def receive(self) -> tuple[bytes, bytes]:
-        """Return the next message's letter and payload.
-
-        Raises:
-            EOFError: the other side is gone, or sent no valid message.
-
-        """
-        kind, length = HEADER.unpack(self._exactly(HEADER.size))
-        if length > LONGEST_MESSAGE:
+    def recv_bytes(self) -> bytes:
+        """Return the next message; raise EOFError if the server is gone."""
+        head = self._incoming.read(LENGTH.size)
+        message = self._incoming.read(LENGTH.unpack(head)[0]) if len(head) == LENGTH.size else b""
+        if not message:
             raise EOFError
-        return kind, self._exactly(length)
-
-    def _exactly(self, size: int) -> bytes:
-        data = self._incoming.read(size)
-        if len(data) < size:
-            raise EOFError
-        return data
+        return message
 
 
 class Upload:
     """An upload of `size` bytes that begins with `head`, as a file to read; asks the server for the other bytes."""
 
-    def __init__(self, channel: Channel, size: int, head: bytes) -> None:
-        self._channel = channel
+    def __init__(self, server: "Server", size: int, head: bytes) -> None:
+        self._server = server
         self._size = size
         self._held, self._offset = head, 0  # a part of the upload, and where it begins
         self._position = 0
@@ -108,8 +92,8 @@ class Upload:
             return b""
         at = self._position - self._offset
         if not 0 <= at < len(self._held):
-            self._channel.send(b"R", REQUEST.pack(self._position, READ_BYTES))
-            _, self._held = self._channel.receive()
+            self._server.send_bytes(b"R" + REQUEST.pack(self._position, READ_BYTES))
+            self._held = self._server.recv_bytes()[1:]
             self._offset, at = self._position, 0
         data = self._held[at : at + size]
         self._position += len(data)
@@ -147,36 +131,32 @@ class TimeLimit:
         signal.alarm(0)
 
 
-def serve(channel: Channel, limit: TimeLimit, pcm: Pcm = decoding.pcm) -> None:
+def serve(server: "Server", limit: TimeLimit, pcm: Pcm = decoding.pcm) -> None:
     """Decode upload after upload until the server closes its end."""
     try:
-        channel.send(b"U")
-        message = channel.receive()
-        while True:
-            if message[0] != b"O":
-                return  # the server broke the protocol
-            message = _decode(channel, limit, message[1], pcm) or channel.receive()
+        server.send_bytes(b"U")
+        message = server.recv_bytes()
+        while message.startswith(b"O"):
+            message = _decode(server, limit, message[1:], pcm) or server.recv_bytes()
     except (EOFError, OSError):
         return
 
 
-def _decode(channel: Channel, limit: TimeLimit, opening: bytes, pcm: Pcm) -> tuple[bytes, bytes] | None:
+def _decode(server: "Server", limit: TimeLimit, opening: bytes, pcm: Pcm) -> bytes | None:
     """Decode one upload; return the message with which the server ended it early, if it did."""
     max_seconds, size, language = OPENING.unpack_from(opening)
-    source = Upload(channel, size, opening[OPENING.size :])
+    source = Upload(server, size, opening[OPENING.size :])
     seconds = 0.0
     limit.begin()
     try:
-        for part in pcm(source, max_seconds=max_seconds, language=language.rstrip(b"\0").decode()):
-            for start in range(0, len(part), READ_BYTES):
-                samples = part[start : start + READ_BYTES]
-                limit.pause()
-                channel.send(b"S", samples)
-                message = channel.receive()
-                if message[0] != b"N":
-                    return message
-                seconds += len(samples) / decoding.SAMPLE_BYTES / decoding.SAMPLE_RATE
-                limit.allow(seconds)
+        for block in _blocks(pcm(source, max_seconds=max_seconds, language=language.rstrip(b"\0").decode())):
+            limit.pause()
+            server.send_bytes(b"S" + block)
+            message = server.recv_bytes()
+            if message != b"N":
+                return message
+            seconds += len(block) / decoding.SAMPLE_BYTES / decoding.SAMPLE_RATE
+            limit.allow(seconds)
     except UnreadableAudio:
         failure: dict[str, str | None] | None = {"message": None}
     except InvalidRequest as refusal:
@@ -188,16 +168,28 @@ def _decode(channel: Channel, limit: TimeLimit, opening: bytes, pcm: Pcm) -> tup
     else:
         failure = None
     limit.pause()
-    channel.send(b"F" if failure else b"E", json.dumps(failure).encode() if failure else b"")
+    server.send_bytes(b"F" + json.dumps(failure).encode() if failure else b"E")
     return None
 
 
-def warm_up(pcm: Pcm = decoding.pcm) -> None:
+def _blocks(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the same bytes in blocks of READ_BYTES."""
+    held = b""
+    for part in parts:
+        held += part
+        while len(held) >= READ_BYTES:
+            yield held[:READ_BYTES]
+            held = held[READ_BYTES:]
+    if held:
+        yield held
+
+
+def warm_up() -> None:
     """Decode half a second of silence, so that every library is loaded before `confine` forbids to open files."""
     frames = bytes(decoding.SAMPLE_RATE)
     form = struct.pack("<HHIIHH", 1, 1, decoding.SAMPLE_RATE, decoding.SAMPLE_RATE * 2, 2, 16)
     body = b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(frames)) + frames
-    for _ in pcm(io.BytesIO(b"RIFF" + struct.pack("<I", len(body)) + body), max_seconds=1.0):
+    for _ in decoding.pcm(io.BytesIO(b"RIFF" + struct.pack("<I", len(body)) + body), max_seconds=1.0):
         pass
 
 
@@ -214,14 +206,13 @@ def confine() -> None:  # pragma: no cover - a confined process cannot write its
 
 
 def main() -> None:  # pragma: no cover - as above
-    """Serve on the process's own standard input and output."""
+    """Serve on the process's own standard input."""
     # Only the server ends this process, by closing its input or by killing it. Ctrl-C reaches every process of a
     # terminal, but the server lets open requests finish, and they need their decoders.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    channel = Channel(sys.stdin.buffer, sys.stdout.buffer)
-    sys.stdout = sys.stderr  # a stray print must not corrupt the messages
+    server = Server(0)
     warm_up()
     confine()
-    serve(channel, TimeLimit())
+    serve(server, TimeLimit())
     os._exit(0)  # skip the interpreter's cleanup, which may open files

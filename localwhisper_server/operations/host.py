@@ -1,4 +1,4 @@
-"""What this machine is: its addresses and names, and whether it is WSL; and the URL of a server on it."""
+"""What this machine is: its addresses and names, and whether it is WSL; and a server's socket and URL."""
 
 import socket
 from collections.abc import Callable
@@ -38,6 +38,25 @@ def outbound_address() -> str:
             return str(probe.getsockname()[0])
     except OSError:
         return "127.0.0.1"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Bind the listening socket. This comes before all that is slow, so that a busy port is reported at once.
+
+    Raises:
+        OSError: the address is in use or not this machine's.
+
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listening = socket.socket(family, kind, protocol)
+    try:
+        # After a restart, do not wait until the connections of the old process time out.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError:
+        listening.close()
+        raise
+    return listening
 
 
 def own_names() -> tuple[str, ...]:

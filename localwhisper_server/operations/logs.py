@@ -30,12 +30,6 @@ FILE_BYTES = 10_000_000
 FILES = 5
 
 
-class _WithRequestId(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.request_id = request_id.get()
-        return True
-
-
 class OncePerPeriod(logging.Filter):
     """Lets each message of a logger through once in `seconds`, so that callers cannot fill the log.
 
@@ -63,6 +57,7 @@ class _TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         record.message = "".join(c if c.isprintable() else repr(c)[1:-1] for c in record.message)
+        record.request_id = request_id.get()
         return super().formatMessage(record)
 
 
@@ -89,24 +84,16 @@ def _formatter(log_format: Format) -> logging.Formatter:
     return _TextFormatter("%(asctime)s %(levelname)-7s %(request_id)s %(message)s")
 
 
-class _Console(logging.StreamHandler[Any]):
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Lose the line: there is nowhere to report it."""
-
-
 class _File(RotatingFileHandler):
     def emit(self, record: logging.LogRecord) -> None:
         if not Path(self.baseFilename).exists():
             self.close()  # the file was moved or deleted: the line goes to a new one
         super().emit(record)
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Lose the line: the disk may be full, which must not stop the server."""
-
 
 def console(stream: Any, *, quiet: bool = False) -> logging.Handler:
     """Return a handler that writes to a stream; `quiet`: warnings and errors alone."""
-    handler = _Console(stream)
+    handler = logging.StreamHandler(stream)
     handler.setLevel(logging.WARNING if quiet else logging.NOTSET)
     return handler
 
@@ -116,16 +103,15 @@ def rotating_file(
 ) -> RotatingFileHandler:
     """Return a handler that appends to a file, renamed to PATH.1 when it has `size` bytes; `kept` of these are kept.
 
-    A line that marks the start of the server is written at once.
+    A line is written at once, which marks the start of the server.
 
     Raises:
         OSError: the file cannot be written, or the disk is full.
 
     """
-    start = {"name": __name__, "levelname": "INFO", "msg": "the server starts"}
-    line = "-" * 80 if log_format == "text" else _JsonFormatter().format(logging.makeLogRecord(start))
+    start = logging.makeLogRecord({"name": __name__, "levelname": "INFO", "msg": "the server starts"})
     with path.open("a", encoding="utf-8") as file:
-        file.write(f"{line}\n")
+        file.write(f"{_formatter(log_format).format(start)}\n")
     return _File(path, maxBytes=size, backupCount=kept, encoding="utf-8", delay=True)
 
 
@@ -137,16 +123,14 @@ def default_log_file(port: int) -> Path:
 class _Queue(QueueHandler):
     """Formats a record for the thread that writes it. If the queue is full, the line is dropped and counted."""
 
+    dropped = 0
+
     def __init__(self, lines: int) -> None:
         self.lines: queue.Queue[Any] = queue.Queue(lines)
         super().__init__(self.lines)
-        self.dropped = 0
 
-    def enqueue(self, record: logging.LogRecord) -> None:
-        try:
-            self.lines.put_nowait(record)
-        except queue.Full:
-            self.dropped += 1
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 - logging's name
+        self.dropped += 1
 
 
 class _Writer(QueueListener):
@@ -161,7 +145,7 @@ class _Writer(QueueListener):
     def handle(self, record: logging.LogRecord) -> None:
         dropped, self._source.dropped = self._source.dropped, 0
         if dropped:
-            note = {"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING", "request_id": "-"}
+            note = {"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING"}
             note["msg"] = f"{dropped} lines of the log were dropped, because they could not be written in time"
             super().handle(self._source.prepare(logging.makeLogRecord(note)))
         super().handle(record)
@@ -210,9 +194,10 @@ def logging_to(
 def configure(level: str, handlers: Sequence[logging.Handler], log_format: Format = "text") -> None:
     """Make `handlers` those of the root logger, with the server's format."""
     root = logging.getLogger()
+    # A line that cannot be written is lost: the disk may be full, which must not stop the server.
+    logging.raiseExceptions = False
     root.handlers = list(handlers)
     for handler in root.handlers:
-        handler.addFilter(_WithRequestId())
         handler.setFormatter(_formatter(log_format))
     root.setLevel(level.upper())
     for name in FLOODED:

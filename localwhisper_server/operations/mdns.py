@@ -6,7 +6,7 @@ import contextlib
 import ipaddress
 import logging
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from localwhisper_client import __version__
 from localwhisper_server.operations.host import interface_addresses
@@ -32,22 +32,6 @@ def reachable_at(host: str, addresses: Sequence[str]) -> list[str]:
     return [str(address) for address in usable if bound.version == 6 or address.version == 4]  # noqa: PLR2004 - IP's
 
 
-def service_info(addresses: Sequence[str], port: int, model: str, hostname: str, *, tls: bool) -> Any:
-    """Return the record to announce; with `tls`, clients use https."""
-    from zeroconf import ServiceInfo  # noqa: PLC0415 - an extra
-
-    name = hostname.partition(".")[0] or "localwhisper"
-    return ServiceInfo(
-        SERVICE,
-        # A dot would end the label, which may have 63 bytes.
-        f"{name[:50]}-{port}.{SERVICE}",
-        port=port,
-        parsed_addresses=list(addresses),
-        properties={"path": "/v1", "version": __version__, "model": model, "scheme": "https" if tls else "http"},
-        server=f"{name[:50]}.local.",
-    )
-
-
 @contextlib.asynccontextmanager
 async def announced(
     host: str,
@@ -60,31 +44,49 @@ async def announced(
 ) -> AsyncIterator[None]:
     """Announce a server that listens on `host` while the block runs. If that is not possible, log why; never raise.
 
-    `tls`: the server has a certificate. `addresses` are this machine's, and `interfaces` those to announce on; by
-    default all that it has.
+    With `tls`, clients use https. `addresses` are this machine's, and `interfaces` those to announce on; by default all
+    that it has.
     """
     async with contextlib.AsyncExitStack() as stack:
+        reached = reachable_at(host, interface_addresses() if addresses is None else addresses)
         try:
-            from zeroconf import Error, InterfaceChoice  # noqa: PLC0415 - an extra
-            from zeroconf.asyncio import AsyncZeroconf  # noqa: PLC0415 - the same
+            if reached:
+                await _register(stack, reached, port, model, interfaces, tls=tls)
+            else:
+                logger.warning("not announced: other machines cannot reach %s. --host 0.0.0.0 listens on all", host)
         except ModuleNotFoundError as missing:
             logger.warning(
                 "not announced: %s is missing. Install it with: pip install 'localwhisper-lan[discovery]'", missing.name
             )
-            yield
-            return
-        reached = reachable_at(host, interface_addresses() if addresses is None else addresses)
-        if not reached:
-            logger.warning("not announced: other machines cannot reach %s. --host 0.0.0.0 listens on the network", host)
-            yield
-            return
-        try:
-            network = AsyncZeroconf(interfaces=list(interfaces) if interfaces else InterfaceChoice.All)
-            stack.push_async_callback(network.async_close)
-            info = service_info(reached, port, model, socket.gethostname(), tls=tls)
-            await network.async_register_service(info, allow_name_change=True)
-            stack.push_async_callback(network.async_unregister_all_services)
-            logger.info("announced as %s at %s", info.name, ", ".join(reached))
-        except (OSError, Error) as failure:
+        except Exception as failure:  # noqa: BLE001 - the network's errors and zeroconf's own; no reason to stop
             logger.warning("not announced: %s", repr(failure))
         yield
+
+
+async def _register(
+    stack: contextlib.AsyncExitStack,
+    addresses: Sequence[str],
+    port: int,
+    model: str,
+    interfaces: Sequence[str] | None,
+    *,
+    tls: bool,
+) -> None:
+    from zeroconf import InterfaceChoice, ServiceInfo  # noqa: PLC0415 - an extra
+    from zeroconf.asyncio import AsyncZeroconf  # noqa: PLC0415 - the same
+
+    # A dot would end the label, which may have 63 bytes.
+    name = (socket.gethostname().partition(".")[0] or "localwhisper")[:50]
+    info = ServiceInfo(
+        SERVICE,
+        f"{name}-{port}.{SERVICE}",
+        port=port,
+        parsed_addresses=list(addresses),
+        properties={"path": "/v1", "version": __version__, "model": model, "scheme": "https" if tls else "http"},
+        server=f"{name}.local.",
+    )
+    network = AsyncZeroconf(interfaces=list(interfaces) if interfaces else InterfaceChoice.All)
+    stack.push_async_callback(network.async_close)
+    await network.async_register_service(info, allow_name_change=True)
+    stack.push_async_callback(network.async_unregister_all_services)
+    logger.info("announced as %s at %s", info.name, ", ".join(addresses))

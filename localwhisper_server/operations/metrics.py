@@ -5,13 +5,15 @@ Labels come from fixed lists, never from a request, so that no caller can make t
 
 import importlib
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
+
+from localwhisper_server.observer import Observer
 
 logger = logging.getLogger(__name__)
 
@@ -22,82 +24,59 @@ _SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 900)
 _REAL_TIME = (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5)
 _FILL = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1)
 
-Memory = tuple[str, int, int]
-"""A device's number, its bytes in use and its bytes in total."""
+Memory = Callable[[str], float]
+"""Returns the bytes of a device's memory that are "used", or its "total"."""
 
 
-class Metrics:
-    """An `observer.Observer` that counts into `registry`."""
+class Metrics(Observer):
+    """Counts into `registry` what it is told."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
-        self._requests = Counter(
-            "localwhisper_requests", "Requests answered.", ["method", "route", "status"], registry=registry
-        )
-        self._request_seconds = Histogram(
-            "localwhisper_request_seconds",
+        counter = partial(Counter, namespace="localwhisper", registry=registry)
+        histogram = partial(Histogram, namespace="localwhisper", registry=registry)
+        self._requests = counter("requests", "Requests answered.", ["method", "route", "status"])
+        self._request_seconds = histogram(
+            "request_seconds",
             "Seconds from the head of a request to the end of its response.",
             ["route"],
             buckets=_SECONDS,
-            registry=registry,
         )
-        self._audio_seconds = Counter(
-            "localwhisper_audio_seconds", "Seconds of recordings transcribed, silence included.", registry=registry
+        self._audio_seconds = counter("audio_seconds", "Seconds of recordings transcribed, silence included.")
+        self._decoded_seconds = counter("decoded_seconds", "Seconds of audio that the model decoded.")
+        self._engine_seconds = counter(
+            "engine_seconds", "Seconds the model worked. Divided by decoded seconds, this is the real-time factor."
         )
-        self._decoded_seconds = Counter(
-            "localwhisper_decoded_seconds", "Seconds of audio that the model decoded.", registry=registry
+        self._real_time = histogram(
+            "real_time_factor", "Seconds of work per second of audio, by batch.", buckets=_REAL_TIME
         )
-        self._engine_seconds = Counter(
-            "localwhisper_engine_seconds",
-            "Seconds the model worked. Divided by decoded seconds, this is the real-time factor.",
-            registry=registry,
+        self._queue = histogram("queue_seconds", "Seconds a chunk waited for its batch.", buckets=_SECONDS)
+        self._fill = histogram("batch_fill", "Chunks in a batch, as a share of its limit.", buckets=_FILL)
+        self._chunks = counter("chunks", "Chunks decoded.")
+        self._retries = counter(
+            "full_window_retries", "Chunks decoded again with the full window, by reason.", ["reason"]
         )
-        self._real_time = Histogram(
-            "localwhisper_real_time_factor",
-            "Seconds of work per second of audio, by batch.",
-            buckets=_REAL_TIME,
-            registry=registry,
-        )
-        self._queue = Histogram(
-            "localwhisper_queue_seconds",
-            "Seconds a chunk waited for its batch.",
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._fill = Histogram(
-            "localwhisper_batch_fill",
-            "Chunks in a batch, as a share of its limit.",
-            buckets=_FILL,
-            registry=registry,
-        )
-        self._chunks = Counter("localwhisper_chunks", "Chunks decoded.", registry=registry)
-        self._retries = Counter(
-            "localwhisper_full_window_retries",
-            "Chunks decoded again with the full window, by reason.",
-            ["reason"],
-            registry=registry,
-        )
-        self._loads = Counter("localwhisper_model_loads", "Times the model was loaded.", registry=registry)
-        self._memory = Counter(
-            "localwhisper_out_of_memory", "Times the device ran out of memory during a batch.", registry=registry
-        )
+        self._loads = counter("model_loads", "Times the model was loaded.")
+        self._memory = counter("out_of_memory", "Times the device ran out of memory during a batch.")
 
     def read_at_scrape(
         self,
         queue_seconds: Callable[[], float],
         open_requests: Callable[[], int],
         loaded: Callable[[], bool],
-        memory: Callable[[], Iterable[Memory]] | None = None,
+        memory: Sequence[Memory] = (),
     ) -> None:
-        """Add numbers that are read at each scrape; `memory` gives the video memory of each device."""
+        """Add numbers that are read at each scrape; `memory` has the video memory of each device."""
         for name, text, read in (
             ("queue_estimate_seconds", "How long a request that came now would wait.", queue_seconds),
             ("open_requests", "Transcriptions that wait or run.", open_requests),
             ("model_in_memory", "1 while the model is loaded.", loaded),
         ):
-            Gauge(f"localwhisper_{name}", text, registry=self._registry).set_function(read)
-        if memory is not None:
-            self._registry.register(_VideoMemory(memory))
+            Gauge(name, text, namespace="localwhisper", registry=self._registry).set_function(read)
+        for state, text in (("used", "Video memory used by all programs."), ("total", "Video memory in total.")):
+            gauge = Gauge(f"localwhisper_vram_{state}_bytes", text, ["device"], registry=self._registry)
+            for number, read_memory in enumerate(memory):
+                gauge.labels(str(number)).set_function(partial(read_memory, state))
 
     def answered(self, method: str, route: str | None, status: int, seconds: float) -> None:
         """Count a request."""
@@ -141,52 +120,23 @@ class Metrics:
         return encode(self._registry), content_type
 
 
-class _VideoMemory(Collector):
-    def __init__(self, read: Callable[[], Iterable[Memory]]) -> None:
-        self._read = read
+def video_memory(load: Callable[[str], Any] = importlib.import_module) -> list[Memory]:
+    """Return a function for each NVIDIA device that reads its memory in microseconds; none without a device.
 
-    def describe(self) -> Iterable[GaugeMetricFamily]:
-        """Name the families; without this the registry would read the device to find out."""
-        return self._families()
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Read every device once."""
-        used, total = self._families()
-        for device, bytes_used, bytes_total in self._read():
-            used.add_metric([device], bytes_used)
-            total.add_metric([device], bytes_total)
-        yield used
-        yield total
-
-    @staticmethod
-    def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily]:
-        return (
-            GaugeMetricFamily("localwhisper_vram_used_bytes", "Video memory used by all programs.", labels=["device"]),
-            GaugeMetricFamily("localwhisper_vram_total_bytes", "Video memory in total.", labels=["device"]),
-        )
-
-
-def video_memory(load: Callable[[str], Any] = importlib.import_module) -> Callable[[], list[Memory]] | None:
-    """Return a function that reads the video memory of each NVIDIA device; None if there is no device.
-
-    It needs `nvidia-ml-py`, which the extra `[cuda]` brings, and takes microseconds. `load` imports a module.
+    It needs `nvidia-ml-py`, which the extra `[cuda]` brings. `load` imports a module.
     """
     try:
         nvml = load("pynvml")
         nvml.nvmlInit()
+        count = nvml.nvmlDeviceGetCount()
     except Exception as reason:  # noqa: BLE001 - no package, no driver, no permission
         logger.debug("no video memory to show: %s", reason)
-        return None
+        return []
 
-    def read() -> list[Memory]:
+    def read(number: int, state: str) -> float:
         try:
-            infos = [
-                nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByIndex(number))
-                for number in range(nvml.nvmlDeviceGetCount())
-            ]
-        except nvml.NVMLError as reason:  # the driver was updated, the card fell off the bus
-            logger.debug("the video memory could not be read: %s", reason)
-            return []
-        return [(str(number), info.used, info.total) for number, info in enumerate(infos)]
+            return float(getattr(nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByIndex(number)), state))
+        except nvml.NVMLError:  # the driver was updated, the card fell off the bus
+            return math.nan
 
-    return read
+    return [partial(read, number) for number in range(count)]

@@ -18,31 +18,15 @@ WATCHDOG_SECONDS = 300
 CHECKS_PER_WATCHDOG = 4
 
 
-class Notifier:
-    """Reports to systemd if it started this process; never raises, never blocks."""
-
-    def __init__(self, address: str | None) -> None:
-        # A leading @ stands for the zero byte of an abstract socket's name.
-        self._address = f"\0{address[1:]}" if address and address.startswith("@") else address
-
-    def ready(self) -> None:
-        """Report that requests are served."""
-        self._send("READY=1")
-
-    def alive(self) -> None:
-        """Report to the watchdog that the server works."""
-        self._send("WATCHDOG=1")
-
-    def stopping(self, seconds: float) -> None:
-        """Report that the server stops, and ask for so many seconds to do it."""
-        self._send(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
-
-    def _send(self, text: str) -> None:
-        if not self._address:
-            return
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sending:
-            sending.settimeout(0)
-            sending.sendto(text.encode(), self._address)
+def notify(address: str | None, state: str) -> None:
+    """Send a state to systemd if it started this process; never raises, never blocks. `address` is NOTIFY_SOCKET."""
+    if not address:
+        return
+    # A leading @ stands for the zero byte of an abstract socket's name.
+    address = f"\0{address[1:]}" if address.startswith("@") else address
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sending:
+        sending.settimeout(0)
+        sending.sendto(state.encode(), address)
 
 
 def watchdog_seconds(environ: Mapping[str, str], pid: int) -> float | None:
@@ -56,7 +40,7 @@ def watchdog_seconds(environ: Mapping[str, str], pid: int) -> float | None:
 
 async def watch(
     well: Callable[[], Awaitable[bool]],
-    notifier: Notifier,
+    notify: Callable[[str], object],
     *,
     seconds: float,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -68,6 +52,6 @@ async def watch(
     while True:
         await sleep(seconds)
         if await well():
-            notifier.alive()
+            notify("WATCHDOG=1")
         else:
             logger.error("the engine failed its self-test")

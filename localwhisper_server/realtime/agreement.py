@@ -1,9 +1,11 @@
 """What may be said of a text that is decoded again and again while its sound grows. Pure.
 
-A word is said once two passes in a row have it, and is never taken back. Words are compared without their case and
-punctuation, which change as a sentence goes on; so the punctuation after a word is said with the next word.
+A word is said once two passes in a row have it and the second has another word after it. It is never taken back. Words
+are compared without their case and punctuation, which change as a sentence goes on; so the punctuation after a word is
+said with the next word.
 """
 
+import itertools
 import unicodedata
 from dataclasses import dataclass, field
 
@@ -55,7 +57,8 @@ class Agreement:
         found = units(text)
         first = _after(self.said, found)
         count = 0
-        for unit, earlier in zip(found[first:], self._before, strict=False):
+        # Not the last word, whose sound may not be over.
+        for unit, earlier in zip(found[first:-1], self._before, strict=False):
             if unit.word != earlier:
                 break
             count += 1
@@ -79,8 +82,8 @@ class Agreement:
 def _after(said: list[str], found: list[Unit]) -> int:
     """Return how many words of a text are those said already, also where a few of them differ.
 
-    That is the beginning of the text with the smallest edit distance from what was said; of several, the one whose
-    length is nearest.
+    That is the beginning of the text with the smallest edit distance from what was said, in letters, since "you're" and
+    "you are" are the same words; of several, the one whose number of words is nearest.
     """
     words = [unit.word for unit in found]
     if words[: len(said)] == said:
@@ -97,11 +100,15 @@ def _ends(said: list[str], words: list[str]) -> tuple[int, int]:
 
 
 def _distances(said: list[str], words: list[str]) -> list[list[int]]:
-    """Return the edit distances between all beginnings of both."""
-    table = [list(range(len(words) + 1))]
-    for count, word in enumerate(said, 1):
-        before, row = table[-1], [count]
-        for at, other in enumerate(words):
-            row.append(min(before[at + 1] + 1, row[at] + 1, before[at] + (word != other)))
-        table.append(row)
+    """Return the edit distances in letters between all beginnings of both that end with a word."""
+    columns = list(itertools.accumulate(map(len, words), initial=0))
+    row = list(range(columns[-1] + 1))
+    table = [[row[at] for at in columns]]
+    letters = "".join(words)
+    for word in said:
+        for letter in word:
+            before, row = row, [row[0] + 1]
+            for at, other in enumerate(letters):
+                row.append(min(before[at + 1] + 1, row[at] + 1, before[at] + (letter != other)))
+        table.append([row[at] for at in columns])
     return table

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
-from localwhisper_server.transcription.preparation import Prepare, RequestSteps, StepRunner
 from localwhisper_server.transcription.scheduler import Scheduler
+from localwhisper_server.transcription.transcriber import Prepare, RequestSteps, StepRunner
 from localwhisper_server.types import AudioChunk, Decoding, Samples, Segment, Span, Transcript
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
 

@@ -1,4 +1,4 @@
-"""The fair queue: which requests are admitted, and which chunks make up the next batch. Pure: no clock, no thread."""
+"""The fair queue: which chunks make up the next batch. Pure: no clock, no thread."""
 
 from collections import deque
 from collections.abc import Hashable, Sequence
@@ -27,6 +27,7 @@ class Job:
     """
 
     chunk: Chunk
+    frames: int
     future: Future[ChunkResult]
     since: float = 0.0
     request_id: str = "-"
@@ -54,11 +55,11 @@ class _Request:
 
     @property
     def frames(self) -> int:
-        return sum(job.chunk.frames for job in self.waiting)
+        return sum(job.frames for job in self.waiting)
 
 
 class FairQueue:
-    """The waiting chunks of all open requests. At most `capacity` requests are open beyond one full batch.
+    """The waiting chunks of all open requests.
 
     A request is admitted, submits chunks in order, and leaves. A batch begins with the first chunk of the first request
     in order. Chunks of the others fill it, one of each request in turn, as long as they are not much longer. The order
@@ -74,45 +75,33 @@ class FairQueue:
     MAX_SKIPS times plus once for each other open request.
     """
 
-    def __init__(self, *, capacity: int, limits: BatchLimits) -> None:
-        self._capacity = capacity
+    def __init__(self, limits: BatchLimits) -> None:
+        self.waiting = 0
+        """How many chunks wait."""
         self._limits = limits
-        # New requests in order of arrival; a request that was in a batch moves to the end.
-        self._open: dict[Hashable, _Request] = {}
-
-    def __len__(self) -> int:
-        """Count the waiting chunks."""
-        return sum(len(request.waiting) for request in self._open.values())
-
-    @property
-    def requests(self) -> int:
-        """How many requests are open."""
-        return len(self._open)
+        self.open: dict[Hashable, _Request] = {}
+        """New requests in order of arrival; a request that was in a batch moves to the end."""
 
     @property
     def has_long(self) -> bool:
         """Whether a long recording is open: one that was in FEW_BATCHES batches or more."""
-        return any(request.long for request in self._open.values())
-
-    @property
-    def full(self) -> bool:
-        """Whether there is no room for one more request."""
-        return len(self._open) >= self._limits.items + self._capacity
+        return any(request.long for request in self.open.values())
 
     def seconds_ahead(self) -> float:
         """Return the seconds of audio decoded before a new request: one share of each interactive request."""
         share = self._limits.share / FRAMES_PER_SECOND
-        return sum(min(share, request.seconds) for request in self._open.values() if not request.bulk)
+        return sum(min(share, request.seconds) for request in self.open.values() if not request.bulk)
 
     def admit(self, key: Hashable, *, bulk: bool = False) -> None:
-        """Open a request. The caller checks `full` first."""
-        self._open[key] = _Request(key, bulk)
+        """Open a request."""
+        self.open[key] = _Request(key, bulk)
 
     def put(self, key: Hashable, jobs: Sequence[Job], *, first: bool = False) -> bool:
         """Add chunks of an open request, before its others if `first`; return False if the request has left."""
-        request = self._open.get(key)
+        request = self.open.get(key)
         if request is None:
             return False
+        self.waiting += len(jobs)
         if first:
             request.waiting.extendleft(reversed(jobs))
         else:
@@ -121,12 +110,14 @@ class FairQueue:
 
     def leave(self, key: Hashable) -> list[Job]:
         """Close a request and return its waiting chunks."""
-        request = self._open.pop(key, None)
-        return list(request.waiting) if request else []
+        request = self.open.pop(key, None)
+        left = list(request.waiting) if request else []
+        self.waiting -= len(left)
+        return left
 
     def clear(self) -> list[Job]:
         """Close all requests and return their waiting chunks."""
-        return [job for key in list(self._open) for job in self.leave(key)]
+        return [job for key in list(self.open) for job in self.leave(key)]
 
     def late(self, seconds: float) -> list[Hashable]:
         """Return the requests that were in no batch yet and do not end within so many seconds of audio."""
@@ -137,17 +128,15 @@ class FairQueue:
                 late.append(request.key)
         return late
 
-    def ready(self, *, within_share: bool = False, no_long: bool = False) -> bool:
-        """Whether `take` would return a chunk."""
-        return any(self._next(request, within_share, no_long) is not None for request in self._open.values())
+    def take(self, *, most: float = float("inf"), short_first: bool = False, no_long: bool = False) -> list[Job]:
+        """Remove and return the next batch, of at most `most` chunks; empty if no chunk may be taken.
 
-    def take(self, *, most: float = float("inf"), within_share: bool = False, no_long: bool = False) -> list[Job]:
-        """Remove and return the next batch, of at most `most` chunks; empty if no chunk waits.
-
-        With `within_share`, every chunk has at most as many frames as the share, so that the batch is soon done. With
+        With `short_first`, only chunks within the share are taken if any waits, so that the batch is soon done. With
         `no_long`, no chunk is of a long recording.
         """
-        order = [request for request in self._order() if self._next(request, within_share, no_long) is not None]
+        order = [request for request in self._order() if not (no_long and request.long)]
+        short = [request for request in order if self._short(request) is not None] if short_first else []
+        order, candidate = (short, self._short) if short else (order, self._first)
         new = bool(order) and not order[0].batches
         joining = [request for request in order if not (new and request.batches)]
         ending = {request for request in joining if request.frames <= self._limits.end}
@@ -157,34 +146,35 @@ class FairQueue:
         while progress:
             progress = False
             for request in joining:
-                at = self._next(request, within_share, no_long)
+                at = candidate(request)
                 if at is None or len(batch) >= most:
                     continue
                 job = request.waiting[at]
-                if self._fits(job.chunk, batch, 0 if request in ending else frames.get(request, 0)):
+                if self._fits(job, batch, 0 if request in ending else frames.get(request, 0)):
                     del request.waiting[at]
                     job.long = request.long
                     batch.append(job)
-                    frames[request] = frames.get(request, 0) + job.chunk.frames
+                    frames[request] = frames.get(request, 0) + job.frames
                     progress = True
+        self.waiting -= len(batch)
         for request in order:
             if request in frames:
                 request.batches, request.skipped = request.batches + 1, 0
-                self._open[request.key] = self._open.pop(request.key)  # to the end
+                self.open[request.key] = self.open.pop(request.key)  # to the end
             else:
                 request.skipped += 1
         return batch
 
-    def _next(self, request: _Request, within_share: bool, no_long: bool) -> int | None:  # noqa: FBT001 - passed on
-        """Return the index of the chunk that the request would add to a batch; None if it has none."""
-        if no_long and request.long:
-            return None
-        if not within_share:
-            return 0 if request.waiting else None
-        return next((at for at, job in enumerate(request.waiting) if job.chunk.frames <= self._limits.share), None)
+    @staticmethod
+    def _first(request: _Request) -> int | None:
+        return 0 if request.waiting else None
+
+    def _short(self, request: _Request) -> int | None:
+        """Return the index of the request's first chunk within the share; None if it has none."""
+        return next((at for at, job in enumerate(request.waiting) if job.frames <= self._limits.share), None)
 
     def _order(self) -> list[_Request]:
-        waiting = [request for request in self._open.values() if request.waiting]
+        waiting = [request for request in self.open.values() if request.waiting]
         waiting.sort(key=lambda request: (request.bulk, min(request.batches, FEW_BATCHES)))
         longest = max(waiting, key=lambda request: request.skipped, default=None)
         if longest is not None and longest.skipped >= MAX_SKIPS:
@@ -193,14 +183,14 @@ class FairQueue:
             waiting.insert(0, longest)
         return waiting
 
-    def _fits(self, chunk: Chunk, batch: Sequence[Job], frames: int) -> bool:
+    def _fits(self, job: Job, batch: Sequence[Job], frames: int) -> bool:
         """Whether a chunk may join the batch, in which its request has so many frames already."""
         if not batch:
             return True  # even a chunk above every limit has to be decoded
-        longest = max(chunk.frames, *(job.chunk.frames for job in batch))
+        longest = max(job.frames, *(other.frames for other in batch))
         return (
             len(batch) < self._limits.items
-            and chunk.frames <= LONGEST_RATIO * batch[0].chunk.frames
+            and job.frames <= LONGEST_RATIO * batch[0].frames
             and (len(batch) + 1) * longest <= self._limits.frames
-            and (not frames or frames + chunk.frames <= self._limits.share)
+            and (not frames or frames + job.frames <= self._limits.share)
         )

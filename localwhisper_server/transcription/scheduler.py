@@ -1,7 +1,6 @@
-"""The threads that take batches from the fair queue, run them through the model, and hand out the results."""
+"""Admission, and the threads that take batches from the fair queue, run them, and hand out the results."""
 
 import contextlib
-import itertools
 import logging
 import math
 import threading
@@ -9,8 +8,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 
-from localwhisper_server.errors import Busy, EngineFailed, ServerError
-from localwhisper_server.observer import NullObserver, Observer, on_behalf_of, request_id
+from localwhisper_server.errors import Busy, EngineFailed, ServerError, Stopping
+from localwhisper_server.observer import Observer, request_id
 from localwhisper_server.transcription.queue import FairQueue, Job
 from localwhisper_server.types import BatchLimits
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
@@ -38,31 +37,30 @@ class _Batch:
 
     @property
     def frames(self) -> int:
-        return max(job.chunk.frames for job in self.jobs)
+        return max(job.frames for job in self.jobs)
 
     @property
     def long(self) -> bool:
         return any(job.long for job in self.jobs)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Ticket:
     """An admitted request. Close it when the request ends, for whatever reason."""
 
-    def __init__(self, scheduler: "Scheduler", number: int) -> None:
-        self._scheduler = scheduler
-        self._number = number
+    _scheduler: "Scheduler"
 
     def submit(self, chunks: Sequence[Chunk], *, first: bool = False) -> list[Future[ChunkResult]]:
         """Queue chunks, which may share a batch; each future gives a result or raises a ServerError.
 
         `first` puts them before the request's other chunks. Cancelling a future removes its chunk from the queue.
-        After the ticket or the scheduler is closed, the futures come back cancelled.
+        After the ticket is closed, the futures come back cancelled.
         """
-        return self._scheduler._submit(self._number, chunks, first=first)  # noqa: SLF001 - one class in two parts
+        return self._scheduler._submit(self, chunks, first=first)  # noqa: SLF001 - one class in two parts
 
     def close(self) -> None:
         """Leave the queue and cancel the chunks that still wait."""
-        self._scheduler._leave(self._number)  # noqa: SLF001 - as above
+        self._scheduler._leave(self)  # noqa: SLF001 - as above
 
 
 class Scheduler:
@@ -95,11 +93,11 @@ class Scheduler:
         self._clock = clock
         self._max_wait = max_wait
         self._idle = idle
-        self._observer = observer or NullObserver()
+        self._observer = observer or Observer()
         self._ahead = ahead
         self._limits = limits
-        self._queue = FairQueue(capacity=capacity, limits=limits)
-        self._numbers = itertools.count()
+        self._queue = FairQueue(limits)
+        self._most_requests = limits.items + capacity
         self._changed = threading.Condition()
         self._closed = False
         self._refusal: ServerError | None = None
@@ -119,13 +117,12 @@ class Scheduler:
     def requests(self) -> int:
         """How many requests are open."""
         with self._changed:
-            return self._queue.requests
+            return len(self._queue.open)
 
     @property
     def full(self) -> bool:
         """Whether the queue has no room for one more request."""
-        with self._changed:
-            return self._queue.full
+        return self.requests >= self._most_requests
 
     @property
     def running_seconds(self) -> float | None:
@@ -147,45 +144,45 @@ class Scheduler:
     def queue_seconds(self) -> float:
         """Estimate how long the first chunk of a new request would wait, in seconds."""
         with self._changed:
-            return self._wait()
+            ahead = self._ahead()
+            if not self._queue.waiting and len(self._in_flight) < len(self._threads):
+                return ahead  # an idle worker takes the first chunk at once
+            running = sum(batch.seconds for batch in self._in_flight)
+            return ahead + (running + self._queue.seconds_ahead()) / self.speed
 
-    def admit(self, *, bulk: bool = False) -> Ticket:
-        """Open a request.
+    def require_room(self) -> None:
+        """Check that one more request would be admitted.
 
         Raises:
             Busy: the queue is full, or the estimated wait is longer than `max_wait`. `retry_after` estimates when the
                 request would be admitted.
 
         """
-        with self._changed:
-            self._require_room()
-            if self._queue.has_long and not bulk:
-                self._reserved_until = self._clock() + RESERVED_SECONDS
-            number = next(self._numbers)
-            self._queue.admit(number, bulk=bulk)
-        return Ticket(self, number)
-
-    def require_room(self) -> None:
-        """Raise Busy if `admit` would."""
-        with self._changed:
-            self._require_room()
-
-    def _require_room(self) -> None:
-        wait = self._wait()
+        wait = self.queue_seconds
         if wait > self._max_wait:
             raise Busy(
                 f"The server is busy: the wait is about {wait:.0f} s. Try again later.",
                 retry_after=wait - self._max_wait,
             )
-        if self._queue.full:
+        if len(self._queue.open) >= self._most_requests:
             raise Busy("The server is busy: its queue is full. Try again later.", retry_after=wait)
+
+    def admit(self, *, bulk: bool = False) -> Ticket:
+        """Open a request; raise Busy as `require_room` does."""
+        with self._changed:
+            self.require_room()
+            ticket = Ticket(self)
+            if self._queue.has_long and not bulk:
+                self._reserved_until = self._clock() + RESERVED_SECONDS
+            self._queue.admit(ticket, bulk=bulk)
+        return ticket
 
     def send_away(self, refusal: ServerError, *, later_than: float) -> None:
         """Fail the requests that have not begun and would not end within so many seconds at the present speed."""
         with self._changed:
             running = sum(batch.seconds for batch in self._in_flight)
             late = self._queue.late(later_than * self.speed - running)
-            left = [job.future for key in late for job in self._queue.leave(key)]
+            left = [job for key in late for job in self._queue.leave(key)]
         _fail(left, refusal)
 
     def refuse(self, refusal: ServerError) -> None:
@@ -193,53 +190,46 @@ class Scheduler:
         with self._changed:
             self._refusal = refusal
             left = self._queue.clear() + [job for batch in self._in_flight for job in batch.jobs]
-        _fail([job.future for job in left], refusal)
+        _fail(left, refusal)
 
     def close(self, timeout: float | None = None) -> bool:
-        """Cancel the waiting chunks; return whether all running batches end within `timeout` seconds."""
+        """Refuse the waiting chunks; return whether all running batches end within `timeout` seconds."""
         with self._changed:
-            self._closed = True
+            self._closed, self._refusal = True, self._refusal or Stopping()
             left = self._queue.clear()
             self._changed.notify_all()
-        for job in left:
-            job.future.cancel()
+        _fail(left, self._refusal)
         until = None if timeout is None else self._clock() + timeout
         for thread in self._threads:
             thread.join(None if until is None else max(0.0, until - self._clock()))
         return not any(thread.is_alive() for thread in self._threads)
 
-    def _submit(self, number: int, chunks: Sequence[Chunk], *, first: bool) -> list[Future[ChunkResult]]:
+    def _submit(self, ticket: Ticket, chunks: Sequence[Chunk], *, first: bool) -> list[Future[ChunkResult]]:
         now = self._clock()
-        jobs = [Job(chunk, Future(), now, request_id.get()) for chunk in chunks]
-        futures = [job.future for job in jobs]
+        jobs = [Job(chunk, chunk.frames, Future(), now, request_id.get()) for chunk in chunks]
         with self._changed:
             refusal = self._refusal
-            taken = refusal is None and self._queue.put(number, jobs, first=first)
-            self._changed.notify_all()
+            taken = refusal is None and self._queue.put(ticket, jobs, first=first)
+            self._changed.notify(len(jobs))
         if refusal is not None:
-            _fail(futures, refusal)
+            _fail(jobs, refusal)
         elif not taken:
-            for future in futures:
-                future.cancel()
-        return futures
+            for job in jobs:
+                job.future.cancel()
+        return [job.future for job in jobs]
 
-    def _leave(self, number: int) -> None:
+    def _leave(self, ticket: Ticket) -> None:
         with self._changed:
-            left = self._queue.leave(number)
+            left = self._queue.leave(ticket)
         for job in left:
             job.future.cancel()
 
-    def _wait(self) -> float:
-        ahead = self._ahead()
-        if not self._queue and len(self._in_flight) < len(self._threads):
-            return ahead  # an idle worker takes the first chunk at once
-        running = sum(batch.seconds for batch in self._in_flight)
-        return ahead + (running + self._queue.seconds_ahead()) / self.speed
-
     def _work(self) -> None:
         while (batch := self._next()) is not None:
-            with on_behalf_of(job.request_id for job in batch.jobs):
-                outcomes = self._outcomes([job.chunk for job in batch.jobs])
+            # For the log; this thread works for several requests at a time.
+            request_id.set(",".join(dict.fromkeys(job.request_id for job in batch.jobs)))
+            outcomes = self._outcomes([job.chunk for job in batch.jobs])
+            request_id.set("-")
             failed = all(isinstance(outcome, EngineFailed) for outcome in outcomes)
             self._failures = self._failures + 1 if failed else 0
             for job, outcome in zip(batch.jobs, outcomes, strict=True):
@@ -249,35 +239,25 @@ class Scheduler:
                         job.future.set_exception(outcome)
                     else:
                         job.future.set_result(outcome)
-            now = self._clock()
-            took = max(now - batch.since, 1e-6)
             with self._changed:
                 self._in_flight.remove(batch)
-                self._last = now
+                self._last = self._clock()
                 # A running mean over the last few batches follows a machine that gets busier or idle. A failed batch
                 # does not count: it ends early and would look fast.
                 if not all(isinstance(outcome, BaseException) for outcome in outcomes):
+                    took = max(self._last - batch.since, 1e-6)
                     self._speed += (max(batch.seconds / took, 1e-3) - self._speed) / 4
 
     def _next(self) -> _Batch | None:
-        """Wait for the next batch of chunks whose futures are not cancelled; None when closed."""
+        """Wait for the next batch, and be idle meanwhile; None when closed."""
         pause: float | None = 0.0
         while True:
             with self._changed:
-                if self._changed.wait_for(lambda: self._closed or self._queue.ready(no_long=self._reserved), pause):
-                    if self._closed:
-                        return None
-                    no_long = self._reserved
-                    within_share = self._last_free_worker and self._queue.ready(within_share=True, no_long=no_long)
-                    taken = self._queue.take(most=self._batch_size(), within_share=within_share, no_long=no_long)
-                    jobs = [job for job in taken if job.future.set_running_or_notify_cancel()]
-                    if jobs:
-                        batch = _Batch(jobs, self._clock())
-                        self._in_flight.append(batch)
-                        for job in jobs:
-                            self._observer.waited(batch.since - job.since)
-                        return batch
-                    continue
+                batch = self._changed.wait_for(lambda: self._closed or self._take(), pause)
+                if isinstance(batch, _Batch):
+                    return batch
+                if self._closed:
+                    return None
                 since = None if self._in_flight else self._clock() - self._last
                 if self._reserved:
                     pause = self._reserved_until - self._clock()
@@ -285,6 +265,22 @@ class Scheduler:
             # Without the lock, since unloading a model takes long and requests are admitted meanwhile. While another
             # worker decodes, the model is in use: that worker calls `idle` when it is done.
             pause = None if since is None else self._be_idle(since)
+
+    def _take(self) -> _Batch | None:
+        """Begin the next batch of chunks whose futures are not cancelled; None if there is none for this worker."""
+        while self._queue.waiting:
+            taken = self._queue.take(
+                most=self._batch_size(), short_first=self._last_free_worker, no_long=self._reserved
+            )
+            if not taken:
+                return None
+            if jobs := [job for job in taken if job.future.set_running_or_notify_cancel()]:
+                batch = _Batch(jobs, self._clock())
+                self._in_flight.append(batch)
+                for job in jobs:
+                    self._observer.waited(batch.since - job.since)
+                return batch
+        return None
 
     def _batch_size(self) -> int:
         """Return how many chunks this worker may take, so that the workers share the chunks evenly.
@@ -294,7 +290,7 @@ class Scheduler:
         """
         idle = len(self._threads) - len(self._in_flight)
         running = sum(len(batch.jobs) for batch in self._in_flight)
-        waiting = len(self._queue)
+        waiting = self._queue.waiting
         return min(math.ceil(waiting / idle), max(1, (waiting + running) // len(self._threads)))
 
     @property
@@ -328,22 +324,20 @@ class Scheduler:
             logger.exception("a batch of %d failed", len(chunks))
         else:
             if len(results) == len(chunks):
-                self._observe(chunks, results, self._clock() - started)
+                took, sound = self._clock() - started, sum(chunk.seconds for chunk in chunks)
+                self._observer.decoded(len(chunks), self._limits.items, sound, took)
+                for result in results:
+                    if result.rejected is not None:
+                        self._observer.retried(result.rejected)
                 return results
             logger.error("a batch of %d gave %d results", len(chunks), len(results))
         if len(chunks) == 1:
             return [EngineFailed()]
         return [outcome for chunk in chunks for outcome in self._outcomes([chunk])]
 
-    def _observe(self, chunks: Sequence[Chunk], results: Sequence[ChunkResult], took: float) -> None:
-        self._observer.decoded(len(chunks), self._limits.items, sum(chunk.seconds for chunk in chunks), took)
-        for result in results:
-            if result.rejected is not None:
-                self._observer.retried(result.rejected)
 
-
-def _fail(futures: Sequence[Future[ChunkResult]], failure: ServerError) -> None:
-    for future in futures:
+def _fail(jobs: Sequence[Job], failure: ServerError) -> None:
+    for job in jobs:
         with contextlib.suppress(InvalidStateError, RuntimeError):  # another thread has just answered it
-            if future.running() or future.set_running_or_notify_cancel():
-                future.set_exception(failure)
+            if job.future.running() or job.future.set_running_or_notify_cancel():
+                job.future.set_exception(failure)

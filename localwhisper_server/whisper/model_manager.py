@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from localwhisper_server.errors import Busy
-from localwhisper_server.observer import NullObserver, Observer
+from localwhisper_server.observer import Observer
 from localwhisper_server.types import BatchLimits
 from localwhisper_server.whisper.chunks import FULL_FRAMES, LONGEST_SECONDS, Chunk, ChunkResult, window_frames
 from localwhisper_server.whisper.devices import Device
@@ -75,7 +75,7 @@ class ModelManager:
         self._device = device
         self._clock = clock
         self._unload_after = unload_after
-        self._observer = observer or NullObserver()
+        self._observer = observer or Observer()
         self._engine: Engine | None = None
         self._batch_size = 0  # 0 for any
         self._retry_at = 0.0  # when to try a whole batch or the first precision again

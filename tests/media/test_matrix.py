@@ -19,9 +19,8 @@ import pytest
 
 from localwhisper_server.audio.pool import Pool, decode
 from localwhisper_server.errors import ServerError
-from localwhisper_server.transcription.preparation import StepRunner
 from localwhisper_server.transcription.scheduler import Scheduler
-from localwhisper_server.transcription.transcriber import Transcriber
+from localwhisper_server.transcription.transcriber import StepRunner, Transcriber
 from localwhisper_server.types import BatchLimits, Decoding, Options, Transcript
 from localwhisper_server.whisper import weights
 from localwhisper_server.whisper.chunks import find_speech
@@ -65,9 +64,15 @@ def transcriber(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Transcribe
     engine = Engine(folder, Device("cpu", "int8", "test"), Workers(1, 2))
     limits = BatchLimits(items=4, frames=6000, share=6000)
     scheduler = Scheduler(engine.run, capacity=4, limits=limits, clock=lambda: 0.0)
-    steps = StepRunner(clock=lambda: 0.0)
     with closing(Pool(environ=os.environ)) as pool:
-        yield Transcriber(scheduler, engine.prepare, find_speech, blocks=pool.blocks, steps=steps, max_seconds=600)
+        yield Transcriber(
+            scheduler=scheduler,
+            prepare=engine.prepare,
+            find_speech=find_speech,
+            blocks=pool.blocks,
+            steps=StepRunner(clock=lambda: 0.0),
+            max_seconds=600,
+        )
     assert scheduler.close(60)
 
 

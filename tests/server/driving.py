@@ -12,7 +12,7 @@ import httpx2
 from localwhisper_client.shared.languages import NAMES
 from localwhisper_client.shared.openai_models import NAMES as OPENAI_NAMES
 from localwhisper_server.api.access_control import Rules
-from localwhisper_server.api.limits import Limits
+from localwhisper_server.api.middleware import Limits
 from localwhisper_server.api.routes import create_app
 from localwhisper_server.types import Segment, TokenLogprob, Transcript, Word
 

@@ -1,19 +1,19 @@
 """The container files: what they name exists in the project. No container engine is needed for that."""
 
+import contextlib
 import json
 import re
 import subprocess
 import sys
-import threading
 import tomllib
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 import yaml
 
-from localwhisper_server.operations.service import systemd
+from localwhisper_server.operations.service import STOP_SECONDS
 from localwhisper_server.settings import ENV_PREFIX, Settings
+from tests.server.listening import serving
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -33,11 +33,6 @@ def last_stage(name: str) -> dict[str, str]:
     lines = instructions(name)
     start = max(number for number, (instruction, _) in enumerate(lines) if instruction == "FROM")
     return dict(lines[start:])
-
-
-def environment(name: str) -> dict[str, str]:
-    """Read the image's ENV."""
-    return dict(pair.split("=", 1) for pair in last_stage(name)["ENV"].split())
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
@@ -80,18 +75,14 @@ def test_python_is_one_that_the_project_is_for(name):
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
-def test_it_does_not_run_as_root(name):
-    """The user is a number, because Kubernetes' runAsNonRoot needs one, and owns the volume."""
-    user = last_stage(name)["USER"]
+def test_the_image_is_a_server_with_few_rights(name):
+    """Its user is a number, as Kubernetes' runAsNonRoot needs, and owns the volume, which both caches are in."""
+    stage = last_stage(name)
+    user, volume = stage["USER"], stage["VOLUME"]
     assert int(user) > 0
-    assert f"--uid {user} " in last_stage(name)["RUN"]
-    assert f"--owner=localwhisper --group=localwhisper {last_stage(name)['VOLUME']}" in last_stage(name)["RUN"]
-
-
-@pytest.mark.parametrize("name", DOCKERFILES)
-def test_settings_exist_and_weights_go_to_the_volume(name):
-    """Each variable is a setting; both caches are in the volume; the server listens on all addresses."""
-    variables, volume = environment(name), last_stage(name)["VOLUME"]
+    assert f"--uid {user} " in stage["RUN"]
+    assert f"--owner=localwhisper --group=localwhisper {volume}" in stage["RUN"]
+    variables = dict(pair.split("=", 1) for pair in stage["ENV"].split())
     settings = {
         key.removeprefix(ENV_PREFIX).lower(): value for key, value in variables.items() if key.startswith(ENV_PREFIX)
     }
@@ -99,54 +90,32 @@ def test_settings_exist_and_weights_go_to_the_volume(name):
     assert settings["host"] == "0.0.0.0"
     assert settings["cache_dir"].startswith(volume)
     assert variables["HF_HOME"].startswith(volume)
-    assert int(last_stage(name)["EXPOSE"]) == PORT
-
-
-@pytest.mark.parametrize("name", DOCKERFILES)
-def test_the_entry_point_exists(name):
-    """The package installs this command, and the container stops it with SIGTERM."""
-    (command,) = json.loads(last_stage(name)["ENTRYPOINT"])
+    assert int(stage["EXPOSE"]) == PORT
+    (command,) = json.loads(stage["ENTRYPOINT"])
     assert command in PROJECT["project"]["scripts"]
-    assert last_stage(name)["STOPSIGNAL"] == "SIGTERM"
-
-
-class Health(BaseHTTPRequestHandler):
-    """Answers /health as told, and nothing else."""
-
-    status = 200
-
-    def do_GET(self) -> None:
-        """Answer."""
-        self.send_response(self.status if self.path == "/health" else 404)
-        self.end_headers()
-
-    def log_message(self, *_) -> None:
-        """Keep quiet."""
+    assert stage["STOPSIGNAL"] == "SIGTERM"
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
-@pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False), (None, False)])
-def test_the_health_check(name, status, healthy):
+@pytest.mark.parametrize("status", [200, 503, None])
+def test_the_health_check(name, status):
     """The command returns 0 if the server answers, and 1 if it refuses or is not there; it uses no proxy."""
-    program, *arguments = json.loads(last_stage(name)["HEALTHCHECK"].partition("CMD ")[2])
+    program, option, code = json.loads(last_stage(name)["HEALTHCHECK"].partition("CMD ")[2])
     assert program == "python"
-    assert f":{PORT}/health" in arguments[1]
-    handler = type("Handler", (Health,), {"status": status})
-    with HTTPServer(("127.0.0.1", 0), handler) as server:
-        code = arguments[1].replace(f":{PORT}/", f":{server.server_port}/")
+    assert f":{PORT}/health" in code
+
+    async def health(scope, _receive, send):
+        await send({"type": "http.response.start", "status": status if scope["path"] == "/health" else 404})
+        await send({"type": "http.response.body"})
+
+    with contextlib.ExitStack() as stack:
+        _, port = stack.enter_context(serving(health, lifespan="off"))
         if status is None:
-            server.server_close()
-        thread = threading.Thread(target=server.handle_request if status else lambda: None)
-        thread.start()
-        finished = subprocess.run(
-            [sys.executable, arguments[0], code],
-            check=False,
-            capture_output=True,
-            timeout=30,
-            env={"http_proxy": "http://127.0.0.1:9"},
-        )
-        thread.join()
-    assert (finished.returncode == 0) is healthy
+            stack.close()
+        line = [sys.executable, option, code.replace(f":{PORT}/", f":{port}/")]
+        environ = {"http_proxy": "http://127.0.0.1:9"}
+        finished = subprocess.run(line, check=False, capture_output=True, timeout=30, env=environ)
+    assert (finished.returncode == 0) is (status == 200)
 
 
 @pytest.mark.parametrize(("service", "dockerfile"), [("cpu", "Dockerfile"), ("cuda", "Dockerfile.cuda")])
@@ -163,7 +132,7 @@ def test_compose_runs_the_images(service, dockerfile):
     assert described["read_only"] is True
     assert described["tmpfs"] == ["/tmp"]  # noqa: S108 - the container's own, where uploads are spooled
     assert described["cap_drop"] == ["ALL"]
-    assert described["stop_grace_period"] == f"{systemd.STOP_SECONDS}s"
+    assert described["stop_grace_period"] == f"{STOP_SECONDS}s"
     assert {key.removeprefix(ENV_PREFIX).lower() for key in described["environment"]} <= Settings.model_fields.keys()
 
 

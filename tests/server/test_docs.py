@@ -13,7 +13,7 @@ from pydantic_settings import CliApp
 from localwhisper_client.cli.app import app
 from localwhisper_server import cli
 from localwhisper_server.api.access_control import names_this_server
-from localwhisper_server.operations.doctor.network import RULE
+from localwhisper_server.operations.doctor.checks import RULE
 from localwhisper_server.settings import ENV_PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]

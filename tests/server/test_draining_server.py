@@ -13,7 +13,6 @@ import uvicorn
 from uvicorn.lifespan.off import LifespanOff
 
 from localwhisper_server import server as composition
-from localwhisper_server.operations.watchdog import Notifier
 from localwhisper_server.server import DrainingServer
 
 
@@ -35,7 +34,7 @@ class _Runtime:
 
 def _server(runtime: _Runtime, left: list[int], drain: float = 30.0) -> DrainingServer:
     config = uvicorn.Config(lambda: None, log_config=None)
-    return DrainingServer(config, runtime, Notifier(None), drain=drain, leave=left.append)
+    return DrainingServer(config, runtime, runtime.told.append, drain=drain, leave=left.append)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +119,7 @@ async def test_a_stop_drains_and_then_refuses_the_rest() -> None:
     await asyncio.wait_for(runtime.given_up.wait(), 5)
     server.server_state.connections.clear()
     await asyncio.wait_for(stopping, 5)
-    assert runtime.told == [0.05]
+    assert runtime.told == ["STOPPING=1\nEXTEND_TIMEOUT_USEC=6050000", 0.05]
 
 
 class _Connection:

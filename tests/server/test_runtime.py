@@ -10,7 +10,7 @@ import pytest
 
 from localwhisper_client import __version__
 from localwhisper_server.api import routes
-from localwhisper_server.api.limits import Limits
+from localwhisper_server.api.middleware import Limits
 from localwhisper_server.errors import Busy, EngineFailed
 from localwhisper_server.runtime import FAILURES_IN_A_ROW, Runtime, SelfTest, voice_message
 from localwhisper_server.settings import Settings
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    Start = Callable[..., Runtime]
+
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
@@ -34,11 +36,11 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def _runtime(settings: Settings, engine: EngineDouble, **given: Any) -> Runtime:
-    return Runtime(settings, load=lambda *_: engine, **({"cuda_devices": 0} | given))  # type: ignore[arg-type, return-value]
+    return Runtime(settings, **({"load": lambda *_: engine, "cuda_devices": 0} | given))
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., Runtime]]:
+def start() -> Iterator[Start]:
     """Give a function that starts a runtime, which is stopped after the test."""
     started: list[Runtime] = []
 
@@ -77,11 +79,15 @@ def test_while_loading_it_is_busy(settings: Settings) -> None:
     assert runtime.stop()
 
 
-def test_it_is_ready_when_the_model_is_warm(settings: Settings, start: Callable[..., Runtime], tmp_path: Path) -> None:
-    """The first request does not pay for the first run of the model."""
+def test_it_is_ready_when_the_model_is_warm(
+    settings: Settings, start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first request does not pay for the first run of the model. The log says where it runs, and why."""
     engine = EngineDouble()
-    runtime = start(settings, engine)
+    with caplog.at_level("INFO"):
+        runtime = start(settings, engine)
     assert engine.batches
+    assert "on cpu, int8 (no CUDA device found)" in caplog.text
     health = runtime.health()
     assert (health["status"], health["ready"], health["loaded"]) == ("ok", True, True)
     assert health["speed"] > 0
@@ -89,16 +95,6 @@ def test_it_is_ready_when_the_model_is_warm(settings: Settings, start: Callable[
     assert runtime.languages == engine.languages
     assert runtime.unready() is None
     runtime.require_ready()
-
-
-def test_the_log_names_the_device_and_why(
-    settings: Settings, start: Callable[..., Runtime], caplog: pytest.LogCaptureFixture
-) -> None:
-    """One line says where the model runs."""
-    with caplog.at_level("INFO"):
-        start(settings, EngineDouble())
-    (line,) = [record.getMessage() for record in caplog.records if "ready" in record.getMessage()]
-    assert "on cpu, int8 (no CUDA device found)" in line
 
 
 @pytest.mark.parametrize(
@@ -111,7 +107,7 @@ def test_the_default_model_depends_on_the_device(cuda_devices: int, device: tupl
     assert runtime.model == model
 
 
-def test_the_settings_reach_the_engine(settings: Settings) -> None:
+def test_the_settings_reach_the_engine(settings: Settings, start: Start) -> None:
     """Folder, device, precision and threads."""
     made: list[Any] = []
 
@@ -120,9 +116,7 @@ def test_the_settings_reach_the_engine(settings: Settings) -> None:
         return EngineDouble()
 
     changed = settings.model_copy(update={"threads": 6, "compute_type": "float32"})
-    runtime = Runtime(changed, load=load, cuda_devices=0)
-    runtime.start()
-    assert runtime.stop()
+    start(changed, EngineDouble(), load=load)
     assert made == [(settings.model, "cpu", "float32", Workers(2, 3))]
 
 
@@ -168,7 +162,7 @@ def test_a_stop_does_not_wait_for_a_model_that_loads(settings: Settings) -> None
 
 
 def test_it_waits_for_a_card_whose_memory_is_in_use(
-    settings: Settings, start: Callable[..., Runtime], caplog: pytest.LogCaptureFixture
+    settings: Settings, start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A game ends some time; until then the server is loading, and the log says what else would help."""
     engine, pauses = EngineDouble(*[RuntimeError(OUT_OF_MEMORY) for _ in range(3)]), list[float]()
@@ -185,12 +179,11 @@ def test_it_waits_for_a_card_whose_memory_is_in_use(
     ids=["out of memory", "no cuDNN"],
 )
 async def test_the_server_survives_a_failure_of_the_device(
-    settings: Settings, voices: dict[str, Path], message: str, status: int, kind: str
+    settings: Settings, start: Start, voices: dict[str, Path], message: str, status: int, kind: str
 ) -> None:
     """The cause is not in the answer; a lack of memory is busy, not broken; the next request is answered."""
     engine = EngineDouble()
-    runtime = _runtime(settings, engine)
-    runtime.start()
+    runtime = start(settings, engine)
     app = routes.create_app(runtime, limits=Limits(max_upload=10**6))
     headers, body = multipart(file=voices["demo"].read_bytes())
     engine.failures = [RuntimeError(message)]
@@ -202,29 +195,28 @@ async def test_the_server_survives_a_failure_of_the_device(
     answer = await call(app, "POST", "/v1/audio/transcriptions", headers, body)
     assert answer.json() == {"text": "Hello.", "usage": {"type": "duration", "seconds": 5}}
     assert runtime.health()["requests"] == 0
-    assert await asyncio.to_thread(runtime.stop)
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(("window", "full"), [("adaptive", False), ("exact", True)])
 async def test_the_server_may_set_the_full_window_for_all_requests(
-    settings: Settings, voices: dict[str, Path], window: str, *, full: bool
+    settings: Settings, start: Start, voices: dict[str, Path], window: str, *, full: bool
 ) -> None:
     """With --window exact; segments come first and the transcript last."""
     engine = EngineDouble()
-    runtime = _runtime(settings.model_copy(update={"window": window}), engine)
-    runtime.start()
+    runtime = start(settings.model_copy(update={"window": window}), engine)
     with voices["demo"].open("rb") as file:
         *segments, transcript = [item async for item in runtime.transcribe(file, Options())]
     assert engine.chunks[-1].full_window is full
     assert isinstance(transcript, Transcript)
     assert (transcript.text, transcript.language) == ("Hello.", "en")
     assert transcript.segments == tuple(segments)
-    assert await asyncio.to_thread(runtime.stop)
 
 
 @pytest.mark.anyio
-async def test_an_idle_model_is_unloaded_and_loaded_again(settings: Settings, voices: dict[str, Path]) -> None:
+async def test_an_idle_model_is_unloaded_and_loaded_again(
+    settings: Settings, start: Start, voices: dict[str, Path]
+) -> None:
     """With --idle-unload; health says whether it is loaded, and stays ready."""
     loads: list[EngineDouble] = []
 
@@ -232,8 +224,7 @@ async def test_an_idle_model_is_unloaded_and_loaded_again(settings: Settings, vo
         loads.append(EngineDouble())
         return loads[-1]
 
-    runtime = Runtime(settings.model_copy(update={"idle_unload": 0.01}), load=load, cuda_devices=0)
-    runtime.start()
+    runtime = start(settings.model_copy(update={"idle_unload": 0.01}), EngineDouble(), load=load)
     async with asyncio.timeout(10):
         while runtime.health()["loaded"]:  # noqa: ASYNC110 - a poll with a bound
             await asyncio.sleep(0)
@@ -241,15 +232,13 @@ async def test_an_idle_model_is_unloaded_and_loaded_again(settings: Settings, vo
     items = [item async for item in runtime.transcribe(io.BytesIO(voices["demo"].read_bytes()), Options())]
     assert len(items) == 2
     assert len(loads) == 2
-    assert await asyncio.to_thread(runtime.stop)
 
 
 @pytest.mark.anyio
-async def test_a_drain_lets_open_requests_finish(settings: Settings, voices: dict[str, Path]) -> None:
+async def test_a_drain_lets_open_requests_finish(settings: Settings, start: Start, voices: dict[str, Path]) -> None:
     """New ones are told to try again when the server is back; those that are still open at the end, too."""
     engine = EngineDouble()
-    runtime = _runtime(settings, engine)
-    runtime.start()
+    runtime = start(settings, engine)
     engine.gate.clear()
     data = voices["demo"].read_bytes()
     first = asyncio.create_task(anext(runtime.transcribe(io.BytesIO(data), Options())))
@@ -266,7 +255,6 @@ async def test_a_drain_lets_open_requests_finish(settings: Settings, voices: dic
     with pytest.raises(Busy, match="stopped or restarted"):
         await first
     engine.gate.set()
-    assert await asyncio.to_thread(runtime.stop)
 
 
 def test_the_voice_message_is_five_seconds_of_speech() -> None:

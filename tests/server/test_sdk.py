@@ -18,7 +18,7 @@ from openai.types.audio import (
     TranslationVerbose,
 )
 
-from localwhisper_server.api.limits import Limits
+from localwhisper_server.api.middleware import Limits
 from localwhisper_server.errors import Busy, EngineFailed, UnreadableAudio
 from tests.server.driving import SPOKEN, TEXT, WHOLE, FakeTranscriber, InProcess, make_app
 

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def test_settings_become_rules(tmp_path: Path) -> None:
-    """Commas separate lists; keys come from both places; the machine's own names are added."""
+    """Commas separate lists; keys come from both places, or the server does not start; its own names are added."""
+    with pytest.raises(server.Misconfigured, match="--api-key-file"):
+        server.access_rules(Settings(api_key_file=tmp_path / "none"), ())
     file = tmp_path / "keys"
     file.write_text("three\n")
     given: dict[str, Any] = {
@@ -93,9 +95,3 @@ def test_settings_that_make_no_sense(given: dict[str, Any]) -> None:
     """They are refused at the start."""
     with pytest.raises(ValueError, match="1 validation error"):
         Settings(**given)
-
-
-def test_a_missing_file_of_keys(tmp_path: Path) -> None:
-    """A server that should need a key does not start without one."""
-    with pytest.raises(server.Misconfigured, match="--api-key-file"):
-        server.access_rules(Settings(api_key_file=tmp_path / "none"), ())

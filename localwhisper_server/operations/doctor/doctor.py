@@ -1,124 +1,77 @@
-"""`localwhisper-server doctor`: the checks in order, each before those that depend on it; the last one transcribes."""
+"""`localwhisper-server doctor`: the report of all checks; the last one transcribes."""
 
 import importlib.resources
+import json
 import time
-from collections.abc import Callable, Iterator
-from typing import TextIO
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Literal, TextIO
 
 import openai
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from localwhisper_client import __version__
 from localwhisper_client.server_process import ServerNotStarted, serving
-from localwhisper_server.operations.doctor import hardware, network, report
-from localwhisper_server.operations.doctor.machine import Machine
-from localwhisper_server.operations.doctor.report import Finding, fault, ok, warning
-from localwhisper_server.settings import ENV_PREFIX, Settings, written
+from localwhisper_server.operations.doctor import checks
+from localwhisper_server.operations.doctor.checks import TROUBLE, Facts, Finding
+from localwhisper_server.operations.doctor.machine import Machine, local_client
+from localwhisper_server.settings import Settings, variable, written
 
 TRIAL = "End to end"
-# Enough to load large weights from a slow disk and to warm up.
-START_SECONDS = 180.0
 ANSWER_SECONDS = 120.0
+STYLES = {"ok": "green", "warning": "yellow", "fault": "bold red"}
 
 Say = Callable[[str], None]
 
 
-def examine(
-    machine: Machine, settings: Settings, say: Say, *, trial: Callable[..., Finding] | None = None
-) -> Iterator[Finding]:
-    """Yield each finding as soon as it is known. `say` is told what takes time; `trial` replaces `try_out`."""
-    say("asking CTranslate2 and the driver")
-    survey = hardware.make_survey(machine, settings)
-    healthy = True
-    for finding in hardware.check(survey):
-        healthy = healthy and finding.status != "fault"
-        yield finding
-    yield from network.check(machine, settings)
-    if healthy:
-        has_model = bool(survey.answer and survey.answer["folder"])
-        yield (trial or try_out)(machine, settings, has_model=has_model, say=say)
-    else:
-        yield warning(TRIAL, "not tried, because of a fault above")
-
-
-def run(
-    machine: Machine,
-    settings: Settings,
-    *,
-    as_json: bool,
-    out: TextIO,
-    progress: TextIO,
-    trial: Callable[..., Finding] | None = None,
-) -> int:
-    """Print the report to `out` and progress to `progress`; return 1 if there is a fault, else 0."""
-    console = Console(file=out, highlight=False)
-    status = Console(file=progress).status("")
-
-    def say(text: str) -> None:
-        status.update(f"{text} …")
-        status.start()
-
-    findings = []
-    for finding in examine(machine, settings, say, trial=trial):
-        status.stop()
-        findings.append(finding)
-        if not as_json:
-            report.show(finding, console)
-    if as_json:
-        print(report.as_json(findings, __version__), file=out)
-    else:
-        console.print(f"\n{report.verdict(findings)}")
-    return 0 if report.healthy(findings) else 1
-
-
-def try_out(machine: Machine, settings: Settings, *, has_model: bool, say: Say) -> Finding:
+def try_out(facts: Facts, *, say: Say) -> Finding:
     """Send a voice message through the running server, or through one that is started for this check."""
+    settings = facts.settings
     try:
-        settings.keys()
+        key = next(iter(settings.keys()), "none")
     except (OSError, ValueError) as failure:
-        return fault(TRIAL, f"--api-key-file: {failure}", "The server would not start.")
-    url = network.local_url(settings)
-    if settings.port and machine.health(url):
+        return _trial("fault", f"--api-key-file: {failure}")
+    if settings.port and facts.machine.health(facts.local_url):
         say("sending a voice message")
-        return transcribe(url, "the running server", settings)
-    if not has_model:
-        return warning(TRIAL, "not tried: the model is not downloaded yet", "Start the server once, then try again.")
+        return transcribe(facts.local_url, "the running server", key)
+    if not facts.engine["folder"]:
+        return _trial("warning", "not tried: the model is not downloaded yet; start the server once")
     try:
         with serving(
             *("--host", "127.0.0.1"),
-            environ={**machine.environ, **variables(settings)},
-            ready_within=START_SECONDS,
+            environ={**facts.machine.environ, **variables(settings)},
             on_wait=lambda seconds: say(f"starting a server with its model ({seconds:.0f} s)"),
         ) as server:
             say("sending a voice message")
-            return transcribe(server.url, "a server started for this check", settings)
+            return transcribe(server.url, "a server started for this check", key)
     except ServerNotStarted as failure:
-        return fault(TRIAL, "a server started for this check failed:", *str(failure).splitlines()[-8:])
+        return _trial("fault", "\n".join(str(failure).splitlines()[-8:]))
 
 
-def transcribe(url: str, server: str, settings: Settings) -> Finding:
+def transcribe(url: str, server: str, key: str) -> Finding:
     """Send a voice message to the server at `url` with the OpenAI SDK. `server` names it in the finding."""
     recording = importlib.resources.files("localwhisper_client").joinpath("demo.ogg").read_bytes()
-    key = next(iter(settings.keys()), "none")
-    # Without a proxy and without checking the certificate's name: the server is on this machine.
-    http_client = openai.DefaultHttpxClient(trust_env=False, verify=False)
     before = time.monotonic()
     try:
         with openai.OpenAI(
-            api_key=key, base_url=f"{url}/v1", max_retries=0, timeout=ANSWER_SECONDS, http_client=http_client
+            api_key=key, base_url=f"{url}/v1", max_retries=0, timeout=ANSWER_SECONDS, http_client=local_client()
         ) as client:
             client.models.retrieve("whisper-1")
             text = client.audio.transcriptions.create(model="whisper-1", file=("demo.ogg", recording)).text.strip()
-    except openai.AuthenticationError:
-        return fault(TRIAL, f"{server} wants another key", f"Set its key: {ENV_PREFIX}API_KEY=… or --api-key")
     except openai.APIStatusError as failure:
-        return fault(TRIAL, f"{server} answered {failure.status_code}: {failure.message}", "See its log.")
+        return _trial("fault", f"{server} answered: {failure.message}")
     except openai.APIConnectionError as failure:
-        return fault(TRIAL, f"{server} did not answer: {failure}", "See its log.")
+        return _trial("fault", f"{server} did not answer: {failure}")
     if not text:
-        return fault(TRIAL, f"{server} found no words in a clear recording", "Try another --model or --compute-type.")
+        return _trial("fault", f"{server} found no words in a clear recording")
     seconds = time.monotonic() - before
-    return ok(TRIAL, f'the OpenAI SDK got "{text}" from {server} in {seconds:.1f} s')
+    return Finding(TRIAL, "ok", f'the OpenAI SDK got "{text}" from {server} in {seconds:.1f} s')
+
+
+def _trial(status: Literal["warning", "fault"], message: str) -> Finding:
+    return Finding(TRIAL, status, message, TROUBLE)
 
 
 def variables(settings: Settings) -> dict[str, str]:
@@ -129,4 +82,48 @@ def variables(settings: Settings) -> dict[str, str]:
     chosen = {name: written(getattr(settings, name)) for name in settings.model_fields_set - {"host", "port"}}
     chosen |= {"certfile": "", "keyfile": "", "announce": "false"}
     chosen |= {"log_file": "none", "log_format": "text", "log_level": "info", "quiet": "false"}
-    return {f"{ENV_PREFIX}{name.upper()}": value for name, value in chosen.items()}
+    return {variable(name): value for name, value in chosen.items()}
+
+
+def run(
+    machine: Machine,
+    settings: Settings,
+    *,
+    as_json: bool,
+    out: TextIO,
+    progress: TextIO,
+    trial: Callable[..., Finding] = try_out,
+) -> int:
+    """Print the report to `out` and progress to `progress`; return 1 if there is a fault, else 0.
+
+    JSON is {"ok", "version", "findings": [{"name", "status", "message", "page"}]}. A test replaces the `trial`.
+    """
+    with Console(file=progress).status("") as status:
+        findings = examine(machine, settings, lambda text: status.update(f"{text} …"), trial=trial)
+    faults, warnings = (sum(each.status == kind for each in findings) for kind in ("fault", "warning"))
+    if as_json:
+        report = {"ok": not faults, "version": __version__, "findings": [asdict(finding) for finding in findings]}
+        print(json.dumps(report, indent=2, ensure_ascii=False), file=out)
+        return 1 if faults else 0
+    table = Table.grid(padding=(0, 2))
+    for finding in findings:
+        message = f"{finding.message}; see {finding.page}" if finding.page else finding.message
+        table.add_row(Text(finding.status, STYLES[finding.status]), finding.name, Text(message))
+    console = Console(file=out, highlight=False)
+    console.print(table)
+    verdict = "Fix the first fault, then run this again." if faults else "The server works."
+    console.print(f"\nfaults: {faults}, warnings: {warnings}. {verdict}")
+    return 1 if faults else 0
+
+
+def examine(
+    machine: Machine, settings: Settings, say: Say, *, trial: Callable[..., Finding] = try_out
+) -> list[Finding]:
+    """Make all checks; `say` is told what takes time."""
+    say("asking CTranslate2 and the driver")
+    facts = checks.gather(machine, settings)
+    made = checks.CHECKS + (checks.ENGINE_CHECKS if facts.engine else ()) + checks.NETWORK_CHECKS
+    findings = [finding for check in made if (finding := check(facts))]
+    if any(finding.status == "fault" for finding in findings):
+        return [*findings, Finding(TRIAL, "warning", "not tried, because of a fault above", TROUBLE)]
+    return [*findings, trial(facts, say=say)]

@@ -1,7 +1,5 @@
 """What `doctor` knows about a machine, and how it finds it out: by files, commands and sockets.
 
-The checks are functions of a `Machine`, so that a test can give them one with an RTX 5090 or a broken driver.
-
 This module is also a program: `python -m localwhisper_server.operations.doctor.machine JSON` prints, as one line of
 JSON, what CTranslate2 finds. A broken driver or library ends or hangs that process, and `doctor` survives.
 """
@@ -11,25 +9,25 @@ import glob
 import importlib.metadata
 import json
 import platform
-import shutil
 import socket
-import ssl
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from localwhisper_server.operations.host import MAX_TEXT, interface_addresses, read_text
+import openai
+
+from localwhisper_client._http import http
+from localwhisper_server.operations.host import interface_addresses, listen, read_text
 
 COMMAND_SECONDS = 20.0
 # Enough to import CTranslate2 and to ask the driver; after that, the driver hangs.
-PROBE_SECONDS = 120.0
+INSPECT_SECONDS = 120.0
 HEALTH_SECONDS = 3.0
+PACKAGES = ("localwhisper-lan", "ctranslate2", "faster-whisper")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,149 +37,85 @@ class Output:
     status: int | None
     text: str
 
+    @property
+    def last_line(self) -> str:
+        """The last line, which is most likely the error."""
+        lines = [line.strip() for line in self.text.splitlines() if line.strip()]
+        return lines[-1][:300] if lines else "nothing"
 
-@dataclass(frozen=True, slots=True)
+
 class Machine:
-    """Facts, and functions that find out more. Paths are strings, because a test's are another system's.
+    """The machine that this program runs on. A test gives the checks one with an RTX 5090 or a broken driver."""
 
-    `version` returns a package's version or None. `run` returns None if the command does not exist. `probe` runs this
-    module as a program: what it printed, or None, and how it ended. `bind` returns why an address cannot be listened
-    on, or "". `health` returns the body of a server's /health, {} if another program answers, or None.
-    """
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self.environ = environ
+        self.platform = sys.platform
+        self.python = platform.python_version()
+        self.architecture = platform.machine()
+        self.hostname = socket.gethostname()
+        self.addresses = interface_addresses()
+        self.now = time.time()
+        self.installed_at = Path(__file__).stat().st_mtime
 
-    platform: str
-    architecture: str
-    python: tuple[int, ...]
-    libc: tuple[str, str]
-    environ: Mapping[str, str]
-    hostname: str
-    addresses: Sequence[str]
-    now: float
-    installed_at: float
-    version: Callable[[str], str | None]
-    read: Callable[[str], str | None]
-    find: Callable[[str], list[str]]
-    which: Callable[[str], str | None]
-    run: Callable[[Sequence[str]], Output | None]
-    probe: Callable[[Mapping[str, Any]], tuple[dict[str, Any] | None, Output]]
-    bind: Callable[[str, int], str]
-    health: Callable[[str], dict[str, Any] | None]
-    free_bytes: Callable[[str], int | None]
-    bits: int = 64
+    read = staticmethod(read_text)
+    find = staticmethod(glob.glob)  # Path.glob takes no absolute pattern
 
+    def run(
+        self, line: Sequence[str], *, seconds: float = COMMAND_SECONDS, environ: Mapping[str, str] | None = None
+    ) -> Output | None:
+        """Run a command and return its output, standard error included; None if it cannot be run."""
+        try:
+            finished = subprocess.run(  # noqa: S603 - lines that the checks wrote
+                list(line),
+                check=False,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=seconds,
+                env=environ,
+            )
+        except OSError:
+            return None
+        except subprocess.TimeoutExpired:
+            return Output(None, "")
+        # Windows' commands in WSL print UTF-16.
+        encoding = "utf-16-le" if b"\0" in finished.stdout[:64] else "utf-8"
+        return Output(finished.returncode, finished.stdout.decode(encoding, errors="replace"))
 
-def this_machine(environ: Mapping[str, str]) -> Machine:
-    """Return the machine that this program runs on."""
-    return Machine(
-        platform=sys.platform,
-        architecture=platform.machine(),
-        python=sys.version_info[:3],
-        libc=platform.libc_ver(),
-        environ=environ,
-        hostname=socket.gethostname(),
-        addresses=interface_addresses(),
-        now=time.time(),
-        installed_at=Path(__file__).stat().st_mtime,
-        version=_version,
-        read=read_text,
-        find=lambda pattern: sorted(glob.glob(pattern)),  # noqa: PTH207 - Path.glob takes no absolute pattern
-        which=shutil.which,
-        run=run_command,
-        probe=lambda asked: _probe(asked, environ),
-        bind=_bind,
-        health=_health,
-        free_bytes=_free_bytes,
-        bits=64 if sys.maxsize > 2**32 else 32,
-    )
+    def inspect_engine(self, asked: Mapping[str, Any]) -> tuple[dict[str, Any] | None, Output]:
+        """Run this module as a program: return what it printed, None if it died, and how it ended."""
+        line = [sys.executable, "-P", "-m", __name__, json.dumps(asked)]
+        # Offline, so that nothing is downloaded.
+        environ = {**self.environ, "HF_HUB_OFFLINE": "1"}
+        output = self.run(line, seconds=INSPECT_SECONDS, environ=environ) or Output(127, "")
+        for text in reversed(output.text.splitlines()):  # libraries may print other lines
+            with contextlib.suppress(ValueError):
+                answer = json.loads(text)
+                if isinstance(answer, dict):
+                    return answer, output
+        return None, output
 
+    def bind(self, host: str, port: int) -> str:
+        """Return why an address cannot be listened on; "" if it can."""
+        try:
+            listen(host, port).close()
+        except OSError as failure:
+            return failure.strerror or str(failure)
+        return ""
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def run_command(
-    line: Sequence[str], *, seconds: float = COMMAND_SECONDS, environ: Mapping[str, str] | None = None
-) -> Output | None:
-    """Run a command and return its output, standard error included; None if it does not exist."""
-    try:
-        finished = subprocess.run(  # noqa: S603 - lines that the checks wrote
-            list(line),
-            check=False,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=seconds,
-            env=None if environ is None else dict(environ),
-        )
-    except FileNotFoundError:
-        return None
-    except OSError as failure:
-        return Output(126, str(failure))
-    except subprocess.TimeoutExpired:
-        return Output(None, "")
-    # Windows' commands in WSL print UTF-16.
-    encoding = "utf-16-le" if b"\0" in finished.stdout[:64] else "utf-8"
-    return Output(finished.returncode, finished.stdout.decode(encoding, errors="replace"))
+    def health(self, url: str) -> dict[str, Any] | None:
+        """Return the body of a server's /health; None if no server of this project answers."""
+        try:
+            with local_client(timeout=HEALTH_SECONDS) as client:
+                body = client.get(f"{url}/health").json()
+        except (http.HTTPError, http.InvalidURL, ValueError):
+            return None
+        return body if isinstance(body, dict) and "ready" in body else None
 
 
-def _probe(asked: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[dict[str, Any] | None, Output]:
-    line = [sys.executable, "-P", "-m", __name__, json.dumps(asked)]
-    # Offline, so that nothing is downloaded.
-    child = {**environ, "HF_HUB_OFFLINE": "1"}
-    output = run_command(line, seconds=PROBE_SECONDS, environ=child) or Output(127, "")
-    return last_json(output.text), output
-
-
-def last_json(text: str) -> dict[str, Any] | None:
-    """Return the last line that is a JSON object; libraries may print other lines."""
-    for line in reversed(text.splitlines()):
-        with contextlib.suppress(ValueError):
-            answer = json.loads(line)
-            if isinstance(answer, dict):
-                return answer
-    return None
-
-
-def _bind(host: str, port: int) -> str:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as listening:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
-            listening.bind(address)
-            listening.listen(1)
-    except OSError as failure:
-        return failure.strerror or str(failure)
-    return ""
-
-
-def _health(url: str) -> dict[str, Any] | None:
-    # Without a proxy, and without checking the certificate's name: the server is on this machine.
-    unchecked = ssl.create_default_context()
-    unchecked.check_hostname, unchecked.verify_mode = False, ssl.CERT_NONE
-    opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=unchecked)
-    )
-    try:
-        with opener.open(f"{url}/health", timeout=HEALTH_SECONDS) as answer:
-            body = json.loads(answer.read(MAX_TEXT))
-    except urllib.error.HTTPError:
-        return {}
-    except (OSError, ValueError) as failure:
-        return {} if isinstance(failure, ValueError) else None
-    return body if isinstance(body, dict) and "ready" in body else {}
-
-
-def _free_bytes(folder: str) -> int | None:
-    path = Path(folder).expanduser().absolute()
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    try:
-        return shutil.disk_usage(path).free
-    except OSError:
-        return None
+def local_client(**options: Any) -> Any:
+    """Return the SDK's HTTP client for a server on this machine: without a proxy, and for any certificate."""
+    return openai.DefaultHttpxClient(trust_env=False, verify=False, **options)
 
 
 def inspect_engine(model: str, device: str, compute_type: str, cache_dir: str | None) -> dict[str, Any]:
@@ -204,8 +138,8 @@ def inspect_engine(model: str, device: str, compute_type: str, cache_dir: str | 
         "device": chosen.name,
         "compute_type": chosen.compute_type,
         "compute_types": sorted(devices.compute_types(chosen.name if count else "cpu")),
-        "needs_cudnn": devices.opens(b"cudnn"),
         "libraries": [asdict(library) for library in devices.load_libraries()],
+        "versions": {each.name: each.version for each in importlib.metadata.distributions() if each.name in PACKAGES},
         "model": name,
         "folder": str(folder) if folder else None,
         "model_bytes": (folder / "model.bin").stat().st_size if folder else 0,

@@ -18,10 +18,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from localwhisper_client.shared.lan_ranges import LOOPBACK
 from localwhisper_server.api.access_control import Rules
-from localwhisper_server.api.limits import Limits
+from localwhisper_server.api.middleware import Limits
 from localwhisper_server.api.protocol import HttpProtocol, WebSocketProtocol
 from localwhisper_server.errors import Busy
-from localwhisper_server.observer import NullObserver
+from localwhisper_server.observer import Observer as Nothing
 from tests.server.driving import FakeTranscriber, make_app
 from tests.server.listening import serving
 from tests.server.live_double import LiveTranscriber, pcm, sound
@@ -45,7 +45,7 @@ class Transcriber(LiveTranscriber, FakeTranscriber):
         LiveTranscriber.__init__(self, no_room)
 
 
-class Observer(NullObserver):
+class Observer(Nothing):
     """Keeps what it is told."""
 
     def __init__(self) -> None:

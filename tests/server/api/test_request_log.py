@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from localwhisper_server import observer
-from localwhisper_server.api.limits import Limits
+from localwhisper_server.api.middleware import Limits
 from localwhisper_server.errors import Busy, EngineFailed, UnreadableAudio
-from tests.server.driving import NOTHING, SPOKEN, Answer, FakeTranscriber, call, make_app, multipart, transcribe
+from tests.server.driving import NOTHING, SPOKEN, FakeTranscriber, call, make_app, multipart, transcribe
 
 if TYPE_CHECKING:
     import io
@@ -21,12 +21,14 @@ pytestmark = pytest.mark.anyio
 KEY = "lw-0123456789abcdef"
 
 
-async def _every_kind_of_answer(headers: dict[str, str]) -> list[Answer]:
+async def test_every_answer_and_log_line_has_its_id(log: io.StringIO) -> None:
+    """It is the caller's own if that can be printed."""
+    headers = {"x-request-id": "mine-1"}
     ok, bad, broken = FakeTranscriber(), FakeTranscriber([UnreadableAudio()]), FakeTranscriber([RuntimeError()])
     form, body = multipart()
     path = "/v1/audio/transcriptions"
     stream = multipart(("stream", "true"))[1]
-    return [
+    answers = [
         await call(make_app(ok), "POST", path, form | headers, body),
         await call(make_app(ok), "POST", path, form | headers, stream),
         await call(make_app(bad), "POST", path, form | headers, body),
@@ -37,11 +39,6 @@ async def _every_kind_of_answer(headers: dict[str, str]) -> list[Answer]:
         await call(make_app(ok, api_key="k"), "GET", "/v1/models", headers),
         await call(make_app(ok, limits=Limits(10)), "POST", path, form | headers, body),
     ]
-
-
-async def test_every_answer_and_log_line_has_its_id(log: io.StringIO) -> None:
-    """It is the caller's own if that can be printed."""
-    answers = await _every_kind_of_answer({"x-request-id": "mine-1"})
     assert [answer.status for answer in answers] == [200, 200, 400, 500, 200, 404, 405, 401, 413]
     assert {answer.headers["x-request-id"] for answer in answers} == {"mine-1"}
     lines = [line for line in log.getvalue().splitlines() if re.match(r"\d{4}-", line)]
@@ -49,32 +46,21 @@ async def test_every_answer_and_log_line_has_its_id(log: io.StringIO) -> None:
     assert all(" mine-1 " in line for line in lines)
 
 
-async def test_ids_are_made_in_openais_shape() -> None:
-    """Each answer has a new one."""
-    ids = [answer.headers["x-request-id"] for answer in await _every_kind_of_answer({})]
-    assert all(re.fullmatch(r"req_[0-9a-f]{32}", made) for made in ids)
-    assert len(set(ids)) == len(ids)
-
-
 @pytest.mark.parametrize("given", ["", "two words", "x" * 129, "a\tb", "naïve", "<b>"])
 async def test_an_id_that_cannot_be_printed_is_replaced(app: ASGIApp, given: str) -> None:
-    """The id is written to the log."""
-    answer = await call(app, "GET", "/health", {"x-request-id": given})
-    assert re.fullmatch(r"req_[0-9a-f]{32}", answer.headers["x-request-id"])
+    """The id is written to the log. Each answer has a new one, in OpenAI's shape."""
+    ids = [(await call(app, "GET", "/health", {"x-request-id": given})).headers["x-request-id"] for _ in range(2)]
+    assert all(re.fullmatch(r"req_[0-9a-f]{32}", made) for made in ids)
+    assert len(set(ids)) == 2
 
 
-async def test_openais_other_headers(app: ASGIApp) -> None:
-    """The API's version, and the time taken in whole milliseconds."""
-    answer = await call(app, "GET", "/health")
-    assert answer.headers["openai-version"] == "2020-10-01"
-    assert answer.headers["openai-processing-ms"] == "0"
-
-
-async def test_every_answer_says_how_long_the_queue_is(app: ASGIApp, transcriber: FakeTranscriber) -> None:
-    """Clients with several servers choose by it."""
+async def test_the_other_headers_of_every_answer(app: ASGIApp, transcriber: FakeTranscriber) -> None:
+    """Clients with several servers choose by the queue; the others are OpenAI's."""
     transcriber.queue_seconds = 12.3456
-    assert (await call(app, "GET", "/health")).headers["x-localwhisper-queue-seconds"] == "12.346"
-    assert (await transcribe(app, ("model", "nope"))).headers["x-localwhisper-queue-seconds"] == "12.346"
+    for answer in (await call(app, "GET", "/health"), await transcribe(app, ("model", "nope"))):
+        assert answer.headers["x-localwhisper-queue-seconds"] == "12.346"
+        assert answer.headers["openai-version"] == "2020-10-01"
+        assert answer.headers["openai-processing-ms"] == "0"
 
 
 async def test_the_log_never_holds_words_keys_or_sound(log: io.StringIO) -> None:
@@ -133,7 +119,7 @@ async def test_a_stream_that_breaks_off_is_counted_as_a_failure(
     """In the log line and for the observer, though a 200 was sent before."""
     counted = []
 
-    class Counting(observer.NullObserver):
+    class Counting(observer.Observer):
         def answered(self, method: str, route: str | None, status: int, seconds: float) -> None:
             counted.append(status)
 

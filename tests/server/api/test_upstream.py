@@ -17,9 +17,9 @@ from pydantic import SecretStr
 
 from localwhisper_server import server
 from localwhisper_server.api.access_control import Rules
-from localwhisper_server.api.limits import Limits
+from localwhisper_server.api.middleware import Limits
 from localwhisper_server.api.protocol import HttpProtocol
-from localwhisper_server.api.upstream import Upstream, may_leave, to_caller, to_upstream
+from localwhisper_server.api.upstream import KEPT_FROM_CALLER, Upstream, may_leave, to_upstream, without
 from localwhisper_server.settings import Settings
 from tests.server.driving import TEXT, FakeTranscriber, call, make_app, multipart
 from tests.server.listening import serving
@@ -41,10 +41,24 @@ EVENTS = [
         {"index": 0, "delta": {"content": " Gott"}, "finish_reason": "stop"},
     )
 ]
+COMPLETION = {"id": "c1", "object": "chat.completion", "created": 1, "model": "m", "choices": []}
+LIMITED = {"error": {"message": "no", "type": "requests", "param": None, "code": "rate_limit_exceeded"}}
+# Of each path: the status, the headers, and the parts of the body.
+ANSWERS: dict[str, tuple[int, dict[str, str], list[bytes]]] = {
+    "/v1/chat/completions": (200, {"content-type": "application/json"}, [json.dumps(COMPLETION).encode()]),
+    "/v1/audio/speech": (
+        200,
+        {"content-type": "audio/mpeg"},
+        [SPEECH[:300_000], SPEECH[300_000:]],
+    ),
+    "/v1/cut": (200, {"content-length": "100"}, [b"half"]),
+    "/v1/moved": (307, {"location": "https://elsewhere.example/"}, []),
+    "/v1/files": (429, {"content-type": "application/json", "retry-after": "7"}, [json.dumps(LIMITED).encode()]),
+}
 
 
 class FakeOpenAI:
-    """Answers chat, embeddings and speech; keeps what it was asked, and sends a second event when told to."""
+    """Answers as in ANSWERS; keeps what it was asked. Of a stream, it sends the second event when told to."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, str, dict[str, str], bytes]] = []
@@ -53,14 +67,6 @@ class FakeOpenAI:
     def go_on(self) -> None:
         """Send the second event; called from the test's thread."""
         self._loop.call_soon_threadsafe(self._told.set)
-
-    async def _told_to_go_on(self, receive: Any) -> bool:
-        """Wait for `go_on`, or for the caller to hang up."""
-        waiting = [asyncio.ensure_future(event) for event in (self._told.wait(), receive())]
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        for task in waiting:
-            task.cancel()
-        return self._told.is_set()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self._loop, self._told = asyncio.get_running_loop(), asyncio.Event()
@@ -72,74 +78,49 @@ class FakeOpenAI:
         headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
         target = scope["raw_path"].decode() + ("?" + scope["query_string"].decode() if scope["query_string"] else "")
         self.seen.append((scope["method"], target, headers, body))
-        path = scope["path"]
-        if path == "/v1/chat/completions" and json.loads(body).get("stream"):
-            await self._start(send, 200, "text/event-stream; charset=utf-8")
-            await self._part(send, b"data: " + json.dumps(EVENTS[0]).encode() + b"\n\n")
-            if not await self._told_to_go_on(receive):
+        status, fields, parts = ANSWERS[scope["path"]]
+        streamed = b'"stream":true' in body
+        if streamed:
+            fields = {"content-type": "text/event-stream; charset=utf-8"}
+            parts = [b"data: " + json.dumps(event).encode() + b"\n\n" for event in EVENTS] + [b"data: [DONE]\n\n"]
+        fields = {"x-request-id": "req_theirs", "set-cookie": "__cf=1", **fields}
+        raw = [(name.encode(), value.encode()) for name, value in fields.items()]
+        await send({"type": "http.response.start", "status": status, "headers": raw})
+        for number, part in enumerate(parts):
+            if streamed and number == 1 and not await self._told_to_go_on(receive):
                 self.left.set()
                 return
-            await self._part(send, b"data: " + json.dumps(EVENTS[1]).encode() + b"\n\ndata: [DONE]\n\n")
-            await self._part(send, b"", more=False)
-        elif path == "/v1/chat/completions":
-            await self._json(send, {"id": "c1", "object": "chat.completion", "created": 1, "model": "m", "choices": []})
-        elif path == "/v1/embeddings":
-            vectors = [{"object": "embedding", "index": 0, "embedding": [0.25, -0.5]}]
-            usage = {"prompt_tokens": 1, "total_tokens": 1}
-            await self._json(send, {"object": "list", "data": vectors, "model": "m", "usage": usage})
-        elif path == "/v1/audio/speech":
-            await self._start(send, 200, "audio/mpeg")
-            for start in range(0, len(SPEECH), 50_000):
-                await self._part(send, SPEECH[start : start + 50_000])
-            await self._part(send, b"", more=False)
-        elif path == "/v1/cut":
-            await self._start(send, 200, "text/plain", (b"content-length", b"100"))
-            await self._part(send, b"half")
-        elif path == "/v1/moved":
-            await self._start(send, 307, "text/plain", (b"location", b"https://elsewhere.example/"))
-            await self._part(send, b"", more=False)
-        else:
-            error = {"message": "no", "type": "requests", "param": None, "code": "rate_limit_exceeded"}
-            await self._json(send, {"error": error}, 429, (b"retry-after", b"7"))
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        if scope["path"] != "/v1/cut":
+            await send({"type": "http.response.body", "body": b""})
 
-    async def _start(self, send: Any, status: int, content_type: str, *headers: tuple[bytes, bytes]) -> None:
-        fixed = [(b"x-request-id", b"req_theirs"), (b"openai-processing-ms", b"42"), (b"set-cookie", b"__cf=1")]
-        headers = (*fixed, (b"content-type", content_type.encode()), *headers)
-        await send({"type": "http.response.start", "status": status, "headers": list(headers)})
-
-    async def _part(self, send: Any, part: bytes, *, more: bool = True) -> None:
-        await send({"type": "http.response.body", "body": part, "more_body": more})
-
-    async def _json(self, send: Any, value: Any, status: int = 200, *headers: tuple[bytes, bytes]) -> None:
-        await self._start(send, status, "application/json", *headers)
-        await self._part(send, json.dumps(value).encode(), more=False)
+    async def _told_to_go_on(self, receive: Any) -> bool:
+        """Wait for `go_on`, or for the caller to hang up."""
+        waiting = [asyncio.ensure_future(event) for event in (self._told.wait(), receive())]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting:
+            task.cancel()
+        return self._told.is_set()
 
 
 class Two:
     """A fake OpenAI and a server in front of it, both on real sockets, with an SDK client of each."""
 
-    def __init__(self, fake: FakeOpenAI, direct: str, through: str) -> None:
+    def __init__(self, fake: FakeOpenAI, *urls: str) -> None:
         self.fake = fake
-        settings: dict[str, Any] = {"api_key": "sk-callers-own", "max_retries": 0}
-        self.direct = openai.OpenAI(base_url=direct, **settings)
-        self.through = openai.OpenAI(base_url=through, **settings)
-
-    def __iter__(self) -> Iterator[openai.OpenAI]:
-        return iter((self.direct, self.through))
+        self.clients = [openai.OpenAI(base_url=url, api_key="sk-callers-own", max_retries=0) for url in urls]
+        self.direct, self.through = self.clients
 
     def both(self, ask: Any) -> Any:
-        """Ask both the same; return their answer, which must be the same."""
+        """Ask both the same; return their answer, which must be the same, as must be what the upstream saw."""
         direct, through = ask(self.direct), ask(self.through)
         assert direct == through
-        first, second = self.fake.seen[-2:]
-        assert (first[0], first[1], first[3]) == (second[0], second[1], second[3])
-        assert _told(first[2]) == _told(second[2])
+        first, second = (
+            (*seen[:2], {name: value for name, value in seen[2].items() if name not in ("host", "connection")}, seen[3])
+            for seen in self.fake.seen[-2:]
+        )
+        assert first == second
         return through
-
-
-def _told(headers: dict[str, str]) -> dict[str, str]:
-    """Return the headers but for those of the connection."""
-    return {name: value for name, value in headers.items() if name not in ("host", "connection")}
 
 
 @pytest.fixture
@@ -154,39 +135,30 @@ def two() -> Iterator[Two]:
             yield
             await upstream.aclose()
 
-        app = make_app(upstream=upstream, lifespan=lifespan)
-        with serving(app, http=HttpProtocol) as (_, near):
+        with serving(make_app(upstream=upstream, lifespan=lifespan), http=HttpProtocol) as (_, near):
             pair = Two(fake, f"http://127.0.0.1:{far}/v1", f"http://127.0.0.1:{near}/v1")
             with pair.direct, pair.through:
                 yield pair
 
 
-def test_embeddings(two: Two) -> None:
-    """The SDK gets the same answer, and the upstream the same request, with the caller's own key."""
-    answer = two.both(lambda client: client.embeddings.create(model="m", input="é" * 5000).model_dump())
-    assert answer["data"][0]["embedding"] == [0.25, -0.5]
-    assert two.fake.seen[-1][2]["authorization"] == "Bearer sk-callers-own"
+def _chat(client: openai.OpenAI, **how: Any) -> Any:
+    return client.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi é"}], **how)
 
 
 def test_chat(two: Two) -> None:
-    """Method, query and body arrive as they were sent."""
-    two.both(
-        lambda client: client.chat.completions.create(
-            model="m", messages=[{"role": "user", "content": "hi"}], extra_query={"a": "b c", "d": "/?&"}
-        ).model_dump()
-    )
+    """Method, query, body and the caller's own key arrive as they were sent."""
+    assert two.both(lambda client: _chat(client, extra_query={"a": "b c", "d": "/?&"}).model_dump())["id"] == "c1"
     assert two.fake.seen[-1][1].startswith("/v1/chat/completions?")
+    assert two.fake.seen[-1][2]["authorization"] == "Bearer sk-callers-own"
 
 
 def test_chat_stream_arrives_as_it_is_sent(two: Two) -> None:
     """The first event arrives before the second is sent."""
-    for client in two:
-        stream = client.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi"}], stream=True)
-        events = iter(stream)
+    for client in two.clients:
+        events = iter(_chat(client, stream=True))
         first = next(events)
         two.fake.go_on()
-        rest = list(events)
-        assert [first.model_dump(exclude_unset=True), *(e.model_dump(exclude_unset=True) for e in rest)] == EVENTS
+        assert [event.model_dump(exclude_unset=True) for event in (first, *events)] == EVENTS
 
 
 def test_speech(two: Two) -> None:
@@ -205,34 +177,26 @@ def test_errors_keep_their_class_and_id(two: Two) -> None:
     def ask(client: openai.OpenAI) -> tuple[Any, ...]:
         with pytest.raises(openai.RateLimitError) as caught:
             client.get("/files", cast_to=object)
-        error = caught.value
-        return error.request_id, error.code, error.response.headers["retry-after"], error.message
+        return caught.value.request_id, caught.value.code, caught.value.response.headers["retry-after"]
 
-    assert two.both(ask)[:3] == ("req_theirs", "rate_limit_exceeded", "7")
+    assert two.both(ask) == ("req_theirs", "rate_limit_exceeded", "7")
 
 
-def test_redirects_and_cookies(two: Two) -> None:
-    """A redirect is passed back; cookies are passed on in neither direction."""
+def test_redirects_cookies_and_chunked_bodies(two: Two) -> None:
+    """A redirect is passed back, cookies are passed on in neither direction, a body may announce no length."""
     with httpx2.Client(trust_env=False) as client:
-        answer = client.get(f"{two.through.base_url}moved", headers={"cookie": "session=1", "x-kept": "yes"})
+        headers = {"cookie": "session=1", "x-kept": "yes"}
+        answer = client.post(f"{two.through.base_url}moved", headers=headers, content=iter([b'{"a":', b"1}"]))
     assert answer.status_code == 307
     assert "set-cookie" not in answer.headers
-    assert answer.headers.get_list("date") == answer.headers.get_list("date")[:1]
-    assert "cookie" not in two.fake.seen[-1][2]
-    assert two.fake.seen[-1][2]["x-kept"] == "yes"
-
-
-def test_a_chunked_body_is_passed_on(two: Two) -> None:
-    """It announces no length."""
-    parts = [b'{"a":', b"1}"]
-    with httpx2.Client(trust_env=False) as client:
-        client.post(f"{two.through.base_url}embeddings", content=iter(parts))
-    assert two.fake.seen[-1][3] == b'{"a":1}'
+    assert len(answer.headers.get_list("date")) == 1
+    _, _, seen, body = two.fake.seen[-1]
+    assert (seen.get("cookie"), seen["x-kept"], body) == (None, "yes", b'{"a":1}')
 
 
 def test_hanging_up_closes_the_request_upstream(two: Two) -> None:
     """A stream that is not read costs money."""
-    stream = two.through.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi"}], stream=True)
+    stream = _chat(two.through, stream=True)
     next(iter(stream))
     stream.close()
     two.through.close()
@@ -241,20 +205,9 @@ def test_hanging_up_closes_the_request_upstream(two: Two) -> None:
 
 def test_an_incomplete_answer_is_incomplete_here(two: Two) -> None:
     """It does not look complete."""
-    for client in two:
+    for client in two.clients:
         with httpx2.Client(trust_env=False) as http, pytest.raises(httpx2.RemoteProtocolError):
             http.get(f"{client.base_url}cut")
-
-
-def test_recordings_stay_with_or_without_the_prefix(two: Two) -> None:
-    """Transcriptions and translations are answered here."""
-    assert two.through.audio.transcriptions.create(model="whisper-1", file=("a.ogg", b"sound")).text == TEXT
-    base = str(two.through.base_url).removesuffix("/v1/")
-    with httpx2.Client(trust_env=False) as http:
-        for path in ("/audio/transcriptions", "/v1/audio/translations"):
-            headers, body = multipart()
-            assert http.post(base + path, headers=headers, content=body).json()["text"] == TEXT
-    assert not two.fake.seen
 
 
 # Never a recording
@@ -280,61 +233,23 @@ def _before(answer: httpx2.Response | Exception = OK, **given: Any) -> tuple[ASG
     return make_app(rules=Rules(keys=given.get("keys", ())), upstream=upstream), asked
 
 
-DISGUISED = [
-    "/v1/audio/transcriptions/",
-    "/v1/./audio/transcriptions",
-    "/v1/chat/../audio/transcriptions",
-    "/v1/audio/speech/../transcriptions",
-    "/v1/audio/%74ranscriptions",
-    "/v1/%61udio/transcriptions",
-    "/v1/audio%2Ftranscriptions",
-    "/v1/audio%2ftranscriptions",
-    "/v1/audio%252Ftranscriptions",
-    "/v1/chat/%2e%2e/audio/transcriptions",
-    "/v1/audio\\transcriptions",
-    "/v1/audio%5Ctranscriptions",
-    "/v1/Audio/Transcriptions",
-    "/V1/audio/transcriptions",
-    "/v1/audio/transcriptions;v=1",
-    "/v1/audio/transcriptions%00",
-    "/v1/audio/transcriptions%20",
-    "/v1/audio/translations/x",
-    "/v1/audio/voices",
-    "/v1/openai/deployments/d/audio/transcriptions",
-    "/v1/realtime/translations",
-    "/v1/chat/audio/translations",
-    "/v1/audio",
-    "/v1/",
-    "/v1",
-    "/audio/transcriptions/",
-    "/chat/completions",
-    "http://api.example/v1/audio/transcriptions",
-]
+DISGUISED = r"""
+/v1/audio/transcriptions/ /v1/chat/../audio/transcriptions /v1/audio/%74ranscriptions
+/v1/audio%2Ftranscriptions /v1/audio%252Ftranscriptions /v1/chat/%2e%2e/audio/transcriptions
+/v1/audio\transcriptions /v1/audio%5Ctranscriptions /v1/Audio/Transcriptions /V1/audio/transcriptions
+/v1/audio/transcriptions;v=1 /v1/audio/transcriptions%00 /v1/audio/transcriptions%20 /v1/audio/voices
+/v1/openai/deployments/d/audio/transcriptions /v1/realtime/translations /v1/audio /v1/ /v1
+/audio/transcriptions/ /chat/completions http://api.example/v1/audio/transcriptions
+"""
 
 
-@pytest.mark.parametrize("path", DISGUISED)
+@pytest.mark.parametrize("path", DISGUISED.split())
 async def test_no_spelling_of_a_path_takes_a_recording_out(path: str) -> None:
     """Every spelling of the path is a 404, even one that the upstream might not understand."""
     app, asked = _before()
     headers, body = multipart()
-    answer = await call(app, "POST", path, headers, body)
-    assert answer.status == 404
-    assert not asked
-
-
-@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS"])
-async def test_no_other_method_takes_a_recording_out(method: str) -> None:
-    """The path decides."""
-    app, asked = _before()
-    assert (await call(app, method, "/v1/audio/transcriptions")).status == 405
-    assert not asked
-
-
-@pytest.mark.parametrize("content_type", ["audio/ogg", "Audio/WAV", " video/mp4"])
-async def test_a_body_of_sound_stays(content_type: str) -> None:
-    """Its type decides, on every path."""
-    app, asked = _before()
-    assert (await call(app, "POST", "/v1/files", {"content-type": content_type}, b"x")).status == 404
+    assert (await call(app, "POST", path, headers, body)).status == 404
+    assert (await call(app, "PUT", "/v1/audio/transcriptions", headers, body)).status == 405
     assert not asked
 
 
@@ -353,6 +268,7 @@ async def test_other_paths_do_leave() -> None:
     app, asked = _before()
     for path in ("/v1/chat/completions", "/v1/audio/speech", "/v1/files/", "/v1/ft%3Agpt", "/v1/responses/r_1"):
         assert (await call(app, "POST", path, {"content-length": "1"}, b"x")).status == 200
+        assert (await call(app, "POST", path, {"content-type": " Audio/WAV"}, b"x")).status == 404
     assert [request.url.raw_path for request in asked] == [
         b"/v1/chat/completions",
         b"/v1/audio/speech",
@@ -412,7 +328,7 @@ def test_hop_by_hop_headers_stop_here() -> None:
     expected = [(name.lower(), value) for name, value in kept]
     assert to_upstream([*dropped, *kept], ()) == expected
     back = [(b"content-type", b"text/plain"), (b"content-encoding", b"gzip")]
-    assert to_caller([(b"Date", b"now"), (b"keep-alive", b"5"), *back]) == back
+    assert without([(b"Date", b"now"), (b"keep-alive", b"5"), *back], KEPT_FROM_CALLER) == back
 
 
 # Every sign that a key may have in it.
@@ -422,20 +338,7 @@ SIGNS = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in ',;"
 @pytest.mark.parametrize("key", [KEY, "a", "k:e=y==", "a+b%20c&d", SIGNS, "'quoted'", "Bearer"])
 @pytest.mark.parametrize(
     "form",
-    [
-        *(
-            "Bearer {}",
-            "bearer  {} ",
-            "{}",
-            "Token {}",
-            "Bearer\t{}",
-            'Token token="{}"',
-            "x={}",
-            "Bearer x, Bearer {}",
-            "Bearer {};a=1",
-        ),
-        "Basic {}",
-    ],
+    ["Bearer {}", "bearer  {} ", "{}", "Bearer\t{}", 'Token token="{}"', "x={}", "Bearer x, Bearer {};a=1", "Basic {}"],
 )
 def test_no_usable_key_leaves_in_a_header(key: str, form: str) -> None:
     """Neither do keys of unusual signs; a header that only resembles one is passed on."""
@@ -455,6 +358,7 @@ async def test_no_usable_key_leaves_in_a_query(key: str, name: str) -> None:
     await call(app, "GET", "/v1/files", headers, query=f"b=2&{name}={quote(key, safe='')}&a=1")
     await call(app, "GET", "/v1/files", headers, query=f"{name}={quote(key, safe='')}")
     assert [request.url.query for request in asked] == [b"b=2&a=1", b""]
+    assert list(asked[0].headers) == ["host"]  # the HTTP library adds none of its own
 
 
 @pytest.mark.parametrize("key", ["two words", "a,b", "a;b", 'a"b', "tab\tbed", "nul\0", "schlüssel", "", "a\u00a0b"])
@@ -496,14 +400,9 @@ async def test_the_list_of_models_is_this_servers_and_the_upstreams(path: str) -
         httpx2.ConnectError("refused"),
         httpx2.ReadTimeout("slow"),
         httpx2.Response(401, json={"error": {}}),
-        httpx2.Response(500),
         httpx2.Response(999),
-        httpx2.Response(200, content=b"<html>"),
-        httpx2.Response(200, json=[]),
-        httpx2.Response(200, json={"data": None}),
-        httpx2.Response(200, json={"data": [1]}),
-        httpx2.Response(200, content=b"[" * 100_000),
-        httpx2.Response(200, content=b" " * 5_000_000),
+        *(httpx2.Response(200, json=wrong) for wrong in ([], {"data": None}, {"data": [1]})),
+        *(httpx2.Response(200, content=wrong) for wrong in (b"<html>", b"[" * 100_000, b" " * 5_000_000)),
     ],
     ids=lambda answer: str(answer)[:40],
 )
@@ -609,13 +508,6 @@ async def test_two_keys(headers: dict[str, str], status: int, authorization: str
     assert all(KEY not in str(request.headers.raw) for request in asked)
 
 
-async def test_nothing_is_added_to_a_request() -> None:
-    """The HTTP library adds no headers of its own."""
-    app, asked = _before()
-    await call(app, "GET", "/v1/files", {"x-one": "1"})
-    assert sorted(asked[0].headers) == ["host", "x-one"]
-
-
 # When there is no answer
 
 
@@ -628,23 +520,15 @@ async def test_nothing_is_added_to_a_request() -> None:
         (httpx2.ReadTimeout("slow"), 504, "upstream_failed"),
         (httpx2.PoolTimeout("full"), 503, "server_is_overloaded"),
         (RuntimeError("a bug"), 500, None),
+        (httpx2.Response(600, content=b"x"), 502, "upstream_failed"),  # uvicorn cannot send it
     ],
 )
-async def test_an_upstream_that_fails(failure: Exception, status: int, code: str | None) -> None:
+async def test_an_upstream_that_fails(failure: httpx2.Response | Exception, status: int, code: str | None) -> None:
     """Each failure has its status in the envelope, and its own words stay in the log."""
     app, _ = _before(failure)
     answer = await call(app, "POST", "/v1/embeddings", {"content-length": "1"}, b"x")
     assert (answer.status, answer.error["code"]) == (status, code)
     assert str(failure) not in answer.error["message"]
-
-
-@pytest.mark.parametrize("status", [600, 777, 999])
-async def test_a_status_that_http_does_not_have(status: int) -> None:
-    """It is a 502 in the envelope, since uvicorn cannot send it."""
-    app, _ = _before(httpx2.Response(status, content=b"x"))
-    answer = await call(app, "POST", "/v1/embeddings", {"content-length": "1"}, b"x")
-    assert (answer.status, answer.error["code"]) == (502, "upstream_failed")
-    assert str(status) in answer.error["message"]
 
 
 async def test_the_log_says_that_an_upstream_broke_off(caplog: pytest.LogCaptureFixture) -> None:
@@ -685,15 +569,8 @@ async def test_a_body_over_the_limit_is_refused_here() -> None:
 
 
 async def test_a_caller_who_leaves_in_the_middle_of_the_body() -> None:
-    """No answer is sent."""
+    """The log has a 499."""
     upstream = Upstream("https://api.example/v1", transport=Reading())
     app = make_app(upstream=upstream)
     answer = await call(app, "POST", "/v1/embeddings", {"content-length": "9"}, [b"x"], unfinished=True)
-    assert answer.status == 0
-
-
-async def test_without_an_upstream_there_is_nothing() -> None:
-    """404 by default."""
-    app = make_app()
-    answer = await call(app, "POST", "/v1/chat/completions", {}, b"{}")
-    assert (answer.status, answer.error["message"]) == (404, "Invalid URL (POST /v1/chat/completions)")
+    assert answer.status == 499

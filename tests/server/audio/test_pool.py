@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from contextlib import closing, contextmanager
+from multiprocessing import Pipe
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,13 +23,14 @@ from localwhisper_server import types
 from localwhisper_server.audio import decoding
 from localwhisper_server.audio import worker as worker_module
 from localwhisper_server.audio.pool import COMMAND, Pool, decode
-from localwhisper_server.audio.worker import HEADER, OPENING, READ_BYTES, REQUEST, Channel, TimeLimit, Upload
+from localwhisper_server.audio.worker import OPENING, READ_BYTES, REQUEST, Server, TimeLimit, Upload
 from localwhisper_server.errors import Busy, InvalidRequest, UnreadableAudio
 from tests.server import hostile
 from tests.server.sound import encode, tone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from multiprocessing.connection import Connection
     from pathlib import Path
 
 SECONDS = 20.0
@@ -157,7 +159,7 @@ def test_ten_hours_in_two_megabytes_end_early(pool: Pool) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_worker_is_confined(pool: Pool, monkeypatch: pytest.MonkeyPatch, wav: Callable[..., bytes]) -> None:
-    """It has no file but its pipes and cannot open one, its memory is bounded, and its environment has no key."""
+    """It has no file but its socket and cannot open one, its memory is bounded, and its environment has no key."""
     monkeypatch.setenv("LOCALWHISPER_SERVER_API_KEY", "made-up")
     _decode(pool, wav(1.0))
     pid = min(_pids(pool))
@@ -188,7 +190,7 @@ def test_a_worker_killed_at_work_fails_its_upload_alone(pool: Pool, wav: Callabl
             os.kill(victim, signal.SIGKILL)
             with pytest.raises(UnreadableAudio):
                 list(first)
-            assert sum(block.size for block in second) > 295 * 16_000
+            assert sum(block.size for block in second) > 290 * 16_000
     assert victim not in _pids(pool)
     assert _decode(pool, wav(1.0)).size == 16_000
 
@@ -267,20 +269,19 @@ def test_closing_the_pool_ends_its_processes(wav: Callable[..., bytes]) -> None:
     assert all(process.poll() is not None for process in processes)
     with pytest.raises((UnreadableAudio, ValueError)):
         list(blocks)
+    with pytest.raises(Busy):
+        _decode(closing_pool, wav(1.0))
     assert not _pids(closing_pool)
 
 
 def _replying(*replies: bytes) -> tuple[str, ...]:
     """Return the command of a worker that sends these bytes, whatever it receives."""
-    return (
-        sys.executable,
-        "-c",
-        f"import sys; sys.stdout.buffer.write({b''.join(replies)!r}); sys.stdout.flush(); sys.stdin.read()",
-    )
+    return (sys.executable, "-c", f"import os, sys; os.write(0, {b''.join(replies)!r}); sys.stdin.read()")
 
 
-def _message(kind: bytes, payload: bytes = b"") -> bytes:
-    return HEADER.pack(kind, len(payload)) + payload
+def _message(message: bytes) -> bytes:
+    """Return a message as `multiprocessing.connection` sends it."""
+    return struct.pack("!i", len(message)) + message
 
 
 @pytest.mark.parametrize(
@@ -289,9 +290,10 @@ def _message(kind: bytes, payload: bytes = b"") -> bytes:
         [b"not a message at all"],
         [_message(b"X")],
         [_message(b"U"), _message(b"X")],
-        [_message(b"U"), _message(b"F", b"{")],
-        [_message(b"U"), _message(b"F", b"[]")],
-        [_message(b"U"), HEADER.pack(b"S", 1 << 31)],
+        [_message(b"U"), _message(b"")],
+        [_message(b"U"), _message(b"F{")],
+        [_message(b"U"), _message(b"F[]")],
+        [_message(b"U"), struct.pack("!i", 1 << 30)],
     ],
 )
 def test_a_worker_that_breaks_the_protocol_is_ended(replies: list[bytes], wav: Callable[..., bytes]) -> None:
@@ -322,16 +324,7 @@ def test_a_worker_that_cannot_be_started_is_busy(wav: Callable[..., bytes]) -> N
         assert len(_pids(short)) == 2
 
 
-def test_a_pool_that_is_closed_starts_nothing(wav: Callable[..., bytes]) -> None:
-    """A request that comes while the server stops is refused; no process outlives the server."""
-    closed = Pool(environ=os.environ, spare=1, most=2)
-    closed.close()
-    with pytest.raises(Busy):
-        _decode(closed, wav(1.0))
-    assert not _pids(closed)
-
-
-# The worker's own side, in this process, over a pair of pipes.
+# The worker's own side, in this process.
 
 
 class NoLimit(TimeLimit):
@@ -348,89 +341,92 @@ class NoLimit(TimeLimit):
 
 
 @contextmanager
-def _serving(pcm: Any = decoding.pcm) -> Iterator[Channel]:
+def _serving(pcm: Any = decoding.pcm) -> Iterator[Connection]:
     """Give the server's end of a worker that runs in a thread."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs, ours.makefile("rwb") as near, theirs.makefile("rwb") as far:
-        thread = threading.Thread(target=worker_module.serve, args=(Channel(far, far), NoLimit(), pcm))  # type: ignore[arg-type]
+    ours, theirs = Pipe()
+    with theirs:
+        thread = threading.Thread(target=worker_module.serve, args=(Server(theirs.fileno()), NoLimit(), pcm))
         thread.start()
-        channel = Channel(near, near)  # type: ignore[arg-type]
-        assert channel.receive() == (b"U", b"")
-        yield channel
-        ours.shutdown(socket.SHUT_RDWR)
+        with ours:
+            assert ours.recv_bytes() == b"U"
+            yield ours
         thread.join(SECONDS)
         assert not thread.is_alive()
 
 
 @pytest.fixture
-def worker() -> Iterator[Channel]:
+def worker() -> Iterator[Connection]:
     """Give the server's end of a worker."""
-    with _serving() as channel:
-        yield channel
+    with _serving() as connection:
+        yield connection
 
 
 def _open(data: bytes, max_seconds: float = 60.0, *, sent: int = READ_BYTES) -> bytes:
-    return OPENING.pack(max_seconds, len(data), b"") + data[:sent]
+    return b"O" + OPENING.pack(max_seconds, len(data), b"") + data[:sent]
 
 
-def _answers(channel: Channel, data: bytes) -> list[tuple[bytes, bytes]]:
+def _answers(worker: Connection, data: bytes) -> list[bytes]:
     """Return the worker's messages about an upload until its end; send the bytes it asks for."""
-    answers: list[tuple[bytes, bytes]] = []
-    while not answers or answers[-1][0] in b"RS":
-        kind, payload = channel.receive()
-        answers.append((kind, payload))
-        if kind == b"R":
-            offset, size = REQUEST.unpack(payload)
-            channel.send(b"D", data[offset : offset + size])
-        elif kind == b"S":
-            channel.send(b"N")
-    return answers
+    answers = [b"S"]
+    while answers[-1][:1] in b"RS":
+        answers.append(worker.recv_bytes())
+        if answers[-1].startswith(b"R"):
+            offset, size = REQUEST.unpack(answers[-1][1:])
+            worker.send_bytes(b"D" + data[offset : offset + size])
+        elif answers[-1].startswith(b"S"):
+            worker.send_bytes(b"N")
+    return answers[1:]
 
 
-def test_a_short_upload_needs_one_message(worker: Channel, wav: Callable[..., bytes]) -> None:
-    """Its bytes come with the opening. The next upload may follow at once."""
+def _samples_in(answers: list[bytes]) -> int:
+    return sum(len(answer) - 1 for answer in answers if answer.startswith(b"S"))
+
+
+def test_a_short_upload_needs_one_message(worker: Connection, wav: Callable[..., bytes]) -> None:
+    """Its bytes come with the opening, and its samples in one block. The next upload may follow at once."""
     for _ in range(2):
         data = wav(5.0)
-        worker.send(b"O", _open(data))
-        answers = _answers(worker, data)
-        assert [kind for kind, _ in answers][-1] == b"E"
-        assert {kind for kind, _ in answers} == {b"S", b"E"}
-        assert sum(len(payload) for kind, payload in answers if kind == b"S") == 5 * 32_000
+        worker.send_bytes(_open(data))
+        samples, end = _answers(worker, data)
+        assert (len(samples), end) == (1 + 5 * 32_000, b"E")
 
 
-def test_the_bytes_of_a_long_upload_are_asked_for(worker: Channel, wav: Callable[..., bytes]) -> None:
+def test_the_bytes_of_a_long_upload_are_asked_for(worker: Connection, wav: Callable[..., bytes]) -> None:
     """When the decoder reads them, a bounded number at a time."""
     data = wav(30.0)
-    worker.send(b"O", _open(data, sent=1000))
+    worker.send_bytes(_open(data, sent=1000))
     answers = _answers(worker, data)
-    assert answers[-1][0] == b"E"
-    assert sum(kind == b"R" for kind, _ in answers) >= len(data) // READ_BYTES
+    assert answers[-1] == b"E"
+    assert _samples_in(answers) == 30 * 32_000
+    assert sum(answer.startswith(b"R") for answer in answers) >= len(data) // READ_BYTES
+    assert max(map(len, answers)) <= 1 + READ_BYTES
 
 
-def test_a_new_upload_ends_the_one_before(worker: Channel, wav: Callable[..., bytes]) -> None:
+def test_a_new_upload_ends_the_one_before(worker: Connection, wav: Callable[..., bytes]) -> None:
     """Its caller may have hung up."""
     long, short = wav(60.0), wav(1.0)
-    worker.send(b"O", _open(long))
-    while worker.receive()[0] == b"R":
-        worker.send(b"D", long[READ_BYTES : 2 * READ_BYTES])
-    worker.send(b"O", _open(short))
-    assert sum(len(payload) for _, payload in _answers(worker, short)) == 32_000
+    worker.send_bytes(_open(long))
+    while (answer := worker.recv_bytes()).startswith(b"R"):
+        offset, size = REQUEST.unpack(answer[1:])
+        worker.send_bytes(b"D" + long[offset : offset + size])
+    worker.send_bytes(_open(short))
+    assert _samples_in(_answers(worker, short)) == 32_000
 
 
-def test_failures_are_reported(worker: Channel, wav: Callable[..., bytes]) -> None:
+def test_failures_are_reported(worker: Connection, wav: Callable[..., bytes]) -> None:
     """The caller's fault with its code, any other exception as an upload that cannot be decoded."""
     for data, said in ((b"no sound", b"null"), (wav(0.01), b"audio_too_short")):
-        worker.send(b"O", _open(data))
-        kind, payload = _answers(worker, data)[-1]
-        assert kind == b"F"
-        assert said in payload
+        worker.send_bytes(_open(data))
+        answer = _answers(worker, data)[-1]
+        assert answer.startswith(b"F")
+        assert said in answer
 
     def surprise(*_: Any, **__: Any) -> Iterator[bytes]:
         raise RuntimeError("an unexpected failure")
 
     with _serving(surprise) as other:
-        other.send(b"O", _open(b"x"))
-        assert other.receive() == (b"F", b'{"message": null}')
+        other.send_bytes(_open(b"x"))
+        assert other.recv_bytes() == b'F{"message": null}'
 
 
 def test_the_upload_is_a_file_to_read(wav: Callable[..., bytes]) -> None:
@@ -464,18 +460,6 @@ def test_the_memory_of_a_worker_is_limited() -> None:
     # Pipes, since a confined process cannot write to files.
     done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False, capture_output=True)
     assert done.returncode == 7
-
-
-def test_warming_up_decodes_something() -> None:
-    """A recording that the decoder accepts."""
-    decoded: list[bytes] = []
-
-    def pcm(source: Any, *, max_seconds: float) -> Iterator[bytes]:
-        decoded.extend(decoding.pcm(source, max_seconds=max_seconds))
-        return iter(decoded)
-
-    worker_module.warm_up(pcm)
-    assert sum(map(len, decoded)) == decoding.SAMPLE_RATE
 
 
 def test_a_decoder_that_takes_long_lowers_its_priority() -> None:

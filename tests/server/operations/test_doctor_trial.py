@@ -3,23 +3,21 @@
 import contextlib
 import json
 import os
-import ssl
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, ClassVar
+from typing import Any
 
 import ctranslate2
 import pytest
 import trustme
 
-from localwhisper_client.server_process import ServerNotStarted
-from localwhisper_client.server_process import serving as running
+from localwhisper_client.server_process import ServerNotStarted, serving
 from localwhisper_server import runtime
 from localwhisper_server.operations.doctor import doctor, machine
-from localwhisper_server.operations.doctor.machine import Output, this_machine
+from localwhisper_server.operations.doctor.checks import Facts
+from localwhisper_server.operations.doctor.machine import Machine, Output
 from localwhisper_server.settings import Settings
+from tests.server import listening
 
 MODEL = {"id": "whisper-1", "object": "model", "created": 0, "owned_by": "localwhisper"}
 
@@ -33,115 +31,78 @@ def no_settings_from_here(monkeypatch):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
 
 
-class Scripted(BaseHTTPRequestHandler):
-    """Answers each path as the script of its server says."""
-
-    script: ClassVar[dict[str, tuple[int, Any]]] = {}
-
-    def do_GET(self) -> None:
-        """Answer."""
-        self.rfile.read(int(self.headers.get("content-length", 0)))
-        status, body = self.script.get(self.path, (404, {"error": {"message": "no"}}))
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    do_POST = do_GET  # noqa: N815 - the base class's name
-
-    def log_message(self, *_: Any) -> None:
-        """Keep quiet."""
-
-
 @contextlib.contextmanager
-def serving(script: dict[str, tuple[int, Any]], tls: ssl.SSLContext | None = None) -> Iterator[int]:
-    """Run a scripted server on a free loopback port."""
-    handler = type("Handler", (Scripted,), {"script": script})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        if tls:
-            server.socket = tls.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server.server_address[1]
-        finally:
-            server.shutdown()
-            thread.join()
+def answering(script: dict[str, tuple[int, Any]], **options: Any) -> Iterator[int]:
+    """Run a server on a free loopback port that answers each path as the script says."""
+
+    async def app(scope: Any, _receive: Any, send: Any) -> None:
+        status, body = script.get(scope["path"], (404, {"error": {"message": "no"}}))
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+    with listening.serving(app, lifespan="off", **options) as (_, port):
+        yield port
 
 
 HEALTHY = {"/health": (200, {"ready": True}), "/v1/models/whisper-1": (200, MODEL)}
 SPEECH = "/v1/audio/transcriptions"
 ANSWERS = [
-    (
-        "it works",
-        {SPEECH: (200, {"text": " Please buy milk."})},
-        "ok",
-        '"Please buy milk." from the running server',
-    ),
+    ("it works", {SPEECH: (200, {"text": " Please buy milk."})}, "ok", '"Please buy milk." from the running server'),
     ("it finds no words", {SPEECH: (200, {"text": " "})}, "fault", "found no words"),
-    ("it wants a key", {SPEECH: (401, {"error": {"message": "key?"}})}, "fault", "LOCALWHISPER_SERVER_API_KEY"),
-    ("it fails", {SPEECH: (500, {"error": {"message": "CUDA out of memory"}})}, "fault", "answered 500"),
-    ("it has no models", {"/v1/models/whisper-1": (404, {"error": {"message": "x"}})}, "fault", "answered 404"),
+    ("it wants a key", {SPEECH: (401, {"error": {"message": "key?"}})}, "fault", "Error code: 401 - key?"),
+    ("it has no models", {"/v1/models/whisper-1": (404, {"error": {"message": "x"}})}, "fault", "Error code: 404"),
 ]
 
 
-@pytest.fixture
-def try_out():
-    """Give a function that makes the check with some settings on this machine."""
-
-    def made(*, has_model=True, say=lambda _: None, environ=(), **settings):
-        return doctor.try_out(this_machine(dict(environ)), Settings(**settings), has_model=has_model, say=say)
-
-    return made
+def try_out(*, folder="/models/base", say=lambda _: None, environ=(), **settings):
+    """Make the check with some settings on this machine."""
+    facts = Facts(Machine(dict(environ)), Settings(**settings), None, None, {"folder": folder}, "")
+    return doctor.try_out(facts, say=say)
 
 
 @pytest.mark.parametrize(("script", "status", "words"), [row[1:] for row in ANSWERS], ids=[row[0] for row in ANSWERS])
-def test_the_running_server_is_asked(script, status, words, try_out):
+def test_the_running_server_is_asked(script, status, words):
     """Each answer becomes one finding; the request does not go through a proxy."""
-    with serving(HEALTHY | script) as port:
-        finding = try_out(port=port, has_model=False)
+    with answering(HEALTHY | script) as port:
+        finding = try_out(port=port, folder=None)
     assert finding.status == status
-    assert words in "\n".join([finding.message, *finding.fix])
+    assert words in finding.message
 
 
-def test_a_server_with_a_certificate_is_asked_over_https(tmp_path, try_out):
+def test_a_server_with_a_certificate_is_asked_over_https(tmp_path):
     """Its certificate has another name than the loopback, and an authority that this machine does not know."""
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    trustme.CA().issue_cert("pc.example.org").configure_cert(tls)
-    with serving(HEALTHY | {SPEECH: (200, {"text": " Please buy milk."})}, tls) as port:
-        finding = try_out(port=port, certfile=tmp_path / "chain.pem")
+    chain = tmp_path / "chain.pem"
+    trustme.CA().issue_cert("pc.example.org").private_key_and_cert_chain_pem.write_to_path(str(chain))
+    script = HEALTHY | {SPEECH: (200, {"text": " Please buy milk."})}
+    with answering(script, ssl_certfile=chain) as port:
+        finding = try_out(port=port, certfile=chain)
     assert finding.status == "ok", finding
 
 
-def test_keys_that_cannot_be_read_are_a_fault(tmp_path, try_out):
-    """The server would not start either."""
-    finding = try_out(api_key_file=tmp_path / "nowhere")
-    assert finding.status == "fault"
-    assert "--api-key-file" in finding.message
-
-
-def test_a_server_that_is_gone_is_a_fault():
-    """The check ends with a finding, never with a traceback."""
-    with serving({}) as port:
+def test_what_cannot_be_tried_is_a_fault_and_not_a_traceback(tmp_path):
+    """Keys that cannot be read: the server would not start either. A server that went away meanwhile."""
+    with answering({}) as port:
         pass
-    finding = doctor.transcribe(f"http://127.0.0.1:{port}", "the server", Settings())
-    assert finding.status == "fault"
-    assert "did not answer" in finding.message
+    unread = try_out(api_key_file=tmp_path / "nowhere")
+    gone = doctor.transcribe(f"http://127.0.0.1:{port}", "the server", "none")
+    assert unread.status == gone.status == "fault"
+    assert "--api-key-file" in unread.message
+    assert "did not answer" in gone.message
 
 
-def test_nothing_is_downloaded_for_the_check(try_out):
+def test_nothing_is_downloaded_for_the_check():
     """No server runs and there is no model: nothing is tried, which is no fault."""
-    with serving({}) as port:
+    with answering({}) as port:
         pass
-    finding = try_out(port=port, has_model=False)
+    finding = try_out(port=port, folder=None)
     assert finding.status == "warning"
     assert "not downloaded" in finding.message
 
 
 @pytest.mark.model
-def test_a_server_is_started_if_none_runs(tmp_path, try_out):
+def test_a_server_is_started_if_none_runs(tmp_path):
     """A real server in its own process, with a real model and a key; it ends with the check."""
     said: list[str] = []
     settings = {"port": 0, "model": "tiny.en", "device": "cpu", "api_key": "secret", "cache_dir": tmp_path}
@@ -153,20 +114,18 @@ def test_a_server_is_started_if_none_runs(tmp_path, try_out):
     assert said[-1] == "sending a voice message"
 
 
-def test_a_server_that_fails_to_start_says_why(tmp_path, try_out):
+def test_a_server_that_fails_to_start_says_why(tmp_path):
     """The last lines of its log are in the finding."""
     finding = try_out(port=0, model=str(tmp_path), environ=os.environ)
     assert finding.status == "fault"
-    assert "holds no model.bin" in "\n".join(finding.fix)
+    assert "holds no model.bin" in finding.message
 
 
 @pytest.mark.parametrize("stop_within", [15, 0])
 def test_a_server_that_never_gets_ready_is_stopped(tmp_path, stop_within):
     """The wait ends, and the process with it, even if it does not stop in time."""
-    with (
-        pytest.raises(ServerNotStarted, match="not ready"),
-        running("--model", str(tmp_path), ready_within=-1, stop_within=stop_within),
-    ):
+    limits = {"ready_within": -1, "stop_within": stop_within}
+    with pytest.raises(ServerNotStarted, match="not ready"), serving("--model", str(tmp_path), **limits):
         pytest.fail("it cannot be ready")
 
 
@@ -182,92 +141,74 @@ def test_the_server_that_is_started_has_every_setting():
 
 # What doctor finds out about this machine
 
+HERE = Machine({})
+
 
 def test_health_tells_our_server_from_other_programs():
-    """Our server's /health has `ready`. Another answer, JSON or not, is {}; no answer is None."""
-    health = this_machine({}).health
+    """Our server's /health has `ready`. Any other answer, JSON or not, and no answer are None."""
     answers = []
     for answer in ((200, {"ready": False}), (200, {"hello": 1}), (200, b"<html>"), (403, {"error": 1})):
-        with serving({"/health": answer}) as port:
-            answers.append(health(f"http://127.0.0.1:{port}"))
-    assert answers == [{"ready": False}, {}, {}, {}]
-    assert health(f"http://127.0.0.1:{port}") is None
+        with answering({"/health": answer}) as port:
+            answers.append(HERE.health(f"http://127.0.0.1:{port}"))
+    assert answers == [{"ready": False}, None, None, None]
+    assert HERE.health(f"http://127.0.0.1:{port}") is None
 
 
 def test_a_port_is_tried_as_the_server_would():
     """A free one gives ""; a taken one, or an address that is not this machine's, gives the reason."""
-    bind = this_machine({}).bind
-    with serving({}) as port:
-        assert "in use" in bind("127.0.0.1", port)
-    assert bind("127.0.0.1", port) == ""
-    assert bind("192.0.2.254", 5000)
+    with answering({}) as port:
+        assert "in use" in HERE.bind("127.0.0.1", port)
+    assert HERE.bind("127.0.0.1", port) == ""
+    assert HERE.bind("192.0.2.254", 5000)
 
 
 def test_a_command_gives_its_output(tmp_path):
-    """Or None if it does not exist, status None if it hangs, and 126 if it cannot be run."""
-    run, python = this_machine({}).run, sys.executable
-    assert run([python, "-c", "print('x')"]) == Output(0, "x\n")
-    assert run([python, "-c", "import sys; sys.stdout.buffer.write('nat'.encode('utf-16-le'))"]) == Output(0, "nat")
-    assert run([str(tmp_path / "none")]) is None
-    assert machine.run_command([python, "-c", "input()"], seconds=0.0) == Output(None, "")
+    """Or None if it cannot be run, and status None if it hangs."""
+    python = sys.executable
+    assert HERE.run([python, "-c", "print('x')"]) == Output(0, "x\n")
+    assert HERE.run([python, "-c", "import sys; sys.stdout.buffer.write('nat'.encode('utf-16-le'))"]) == Output(
+        0, "nat"
+    )
+    assert HERE.run([python, "-c", "input()"], seconds=0.0) == Output(None, "")
     (tmp_path / "text").touch()
-    refused = run([str(tmp_path / "text")])
-    assert refused is not None
-    assert refused.status == 126
+    assert HERE.run([str(tmp_path / "none")]) is HERE.run([str(tmp_path / "text")]) is None
 
 
-def test_files_and_room(tmp_path):
-    """A file that is missing is None; free room is that of the nearest folder that exists."""
-    here = this_machine({})
-    (tmp_path / "a").write_text("x")
-    assert here.read(str(tmp_path / "a")) == "x"
-    assert here.read(str(tmp_path / "b")) is None
-    assert here.find(f"{tmp_path}/*") == [str(tmp_path / "a")]
-    assert here.free_bytes(str(tmp_path / "not" / "yet"))
-
-
-@pytest.mark.model
-def test_the_probe_describes_a_model_that_is_here(tmp_path):
-    """By the engine itself, in a process of its own."""
-    asked = {"model": "tiny.en", "device": "cpu", "compute_type": "auto", "cache_dir": str(tmp_path)}
-    answer, _ = this_machine(os.environ).probe(asked)
-    assert answer is not None
-    assert answer["device"] == "cpu"
-    assert answer["compute_type"] in answer["compute_types"]
-    assert answer["folder"].startswith(str(tmp_path))
-    assert answer["model_bytes"] > 1e7
-
-
-@pytest.mark.parametrize(("model", "downloadable"), [("large-v3", True), ("no such model", False)])
-def test_the_probe_downloads_nothing(tmp_path, model, downloadable):
-    """It says that the model is missing, and whether the hub has it."""
+@pytest.mark.parametrize(
+    ("model", "here", "downloadable"),
+    [
+        pytest.param("tiny.en", True, False, marks=pytest.mark.model),
+        ("large-v3", False, True),
+        ("no such model", False, False),
+    ],
+)
+def test_the_engine_is_asked_in_a_process_of_its_own(tmp_path, model, here, downloadable):
+    """It downloads nothing: it says where the model is, or why not, and whether the hub has it."""
     asked = {"model": model, "device": "cpu", "compute_type": "auto", "cache_dir": str(tmp_path)}
-    answer, _ = this_machine(os.environ | {"HF_HOME": str(tmp_path)}).probe(asked)
+    answer, _ = Machine(os.environ | {"HF_HOME": str(tmp_path)}).inspect_engine(asked)
     assert answer is not None
-    assert answer["folder"] is None
-    assert answer["model_problem"]
+    assert answer["compute_type"] in answer["compute_types"]
+    assert bool(answer["folder"] and answer["folder"].startswith(str(tmp_path)) and answer["model_bytes"] > 1e7) is here
+    assert bool(answer["model_problem"]) is not here
     assert answer["downloadable"] is downloadable
 
 
-def test_the_probe_says_why_the_engine_cannot_be_imported(tmp_path):
-    """A CTranslate2 that is built for another system is one line of JSON, not a traceback."""
+@pytest.mark.parametrize(
+    ("code", "found", "status"),
+    [
+        ("raise ImportError('GLIBC_2.99 not found')", {"error": "ImportError: GLIBC_2.99 not found"}, 0),
+        ("import os\nprint('[1]', flush=True)\nos.abort()", None, -6),
+    ],
+    ids=["for another system", "it dies"],
+)
+def test_an_engine_that_does_not_work_is_described(tmp_path, code, found, status):
+    """A failed import is one line of JSON and not a traceback; of a process that dies, the end is kept."""
     package = tmp_path / "ctranslate2"
     package.mkdir()
-    (package / "__init__.py").write_text("raise ImportError('libc.so.6: version `GLIBC_2.99` not found')")
+    (package / "__init__.py").write_text(code)
     asked = {"model": "base", "device": "cpu", "compute_type": "auto", "cache_dir": None}
-    answer, _ = this_machine(os.environ | {"PYTHONPATH": str(tmp_path)}).probe(asked)
-    assert answer == {"error": "ImportError: libc.so.6: version `GLIBC_2.99` not found"}
-
-
-def test_a_probe_that_dies_gives_its_output(tmp_path):
-    """There is no answer; how it ended is kept."""
-    package = tmp_path / "ctranslate2"
-    package.mkdir()
-    (package / "__init__.py").write_text("import os\nprint('[1]', flush=True)\nos.abort()")
-    asked = {"model": "base", "device": "cpu", "compute_type": "auto", "cache_dir": None}
-    answer, output = this_machine(os.environ | {"PYTHONPATH": str(tmp_path)}).probe(asked)
-    assert answer is None
-    assert (output.status, "[1]" in output.text) == (-6, True)
+    answer, output = Machine(os.environ | {"PYTHONPATH": str(tmp_path)}).inspect_engine(asked)
+    assert (answer, output.status) == (found, status)
 
 
 OLD_CARD = {"float32", "int8", "int8_float32"}  # a GTX 10: no float16

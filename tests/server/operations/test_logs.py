@@ -5,17 +5,16 @@ import io
 import json
 import logging
 import re
-import socket
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx2
 import pytest
 
 from localwhisper_server import observer
-from localwhisper_server.api import routes
 from localwhisper_server.operations import logs
-from tests.server.driving import FakeTranscriber, call
+from tests.server.driving import call, make_app
 from tests.server.listening import serving
 
 if TYPE_CHECKING:
@@ -41,14 +40,16 @@ def _logged(log_format: Any, *arguments: Any, **how: Any) -> str:
 
 
 def test_json_is_an_object_a_line() -> None:
-    """With time zone, request id, and the facts of the message as fields."""
-    token = observer.request_id.set("req_1")
+    """With time zone, request id, the facts of the message as fields, and a traceback."""
     try:
-        line = _logged("json", "two\nlines of %s", "Grüße", extra={"fields": {"status": 200, "seconds": 0.5}})
-    finally:
-        observer.request_id.reset(token)
+        int("boom")
+    except ValueError:
+        with observer.on_behalf_of(["req_1"]):
+            fields = {"status": 200, "seconds": 0.5}
+            line = _logged("json", "two\nlines of %s", "Grüße", extra={"fields": fields}, exc_info=True)
     assert line.count("\n") == 1
     entry = json.loads(line)
+    assert "ValueError: invalid literal" in entry.pop("exception")
     assert entry.pop("time").endswith("+00:00")
     assert entry == {
         "level": "warning",
@@ -58,15 +59,6 @@ def test_json_is_an_object_a_line() -> None:
         "status": 200,
         "seconds": 0.5,
     }
-
-
-def test_json_holds_a_traceback() -> None:
-    """In the same line."""
-    try:
-        int("boom")
-    except ValueError:
-        line = _logged("json", "failed", exc_info=True)
-    assert "ValueError: invalid literal" in json.loads(line)["exception"]
 
 
 def test_a_caller_cannot_write_lines_of_the_log() -> None:
@@ -81,7 +73,7 @@ async def test_a_request_in_the_json_log() -> None:
     """Method, path, status and seconds as fields; the caller's id."""
     stream = io.StringIO()
     logs.configure("info", [logging.StreamHandler(stream)], "json")
-    await call(routes.create_app(FakeTranscriber(), clock=lambda: 0.0), "GET", "/v1/models", {"x-request-id": "mine"})
+    await call(make_app(), "GET", "/v1/models", {"x-request-id": "mine"})
     entry = json.loads(stream.getvalue())
     assert (entry["method"], entry["path"], entry["status"], entry["seconds"]) == ("GET", "/v1/models", 200, 0.0)
     assert entry["request_id"] == "mine"
@@ -118,12 +110,8 @@ def test_the_framework_sends_no_traces_of_its_own(
     monkeypatch.setenv("FASTAPI_OTEL_AUTO_CONFIGURE", "true")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
-    with (
-        serving(routes.create_app(FakeTranscriber()), lifespan="on") as (host, port),
-        socket.create_connection((host, port), 5) as line,
-    ):
-        line.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert line.recv(100).startswith(b"HTTP/1.1 200")
+    with serving(make_app(), lifespan="on") as (host, port):
+        assert httpx2.get(f"http://{host}:{port}/health", trust_env=False).status_code == 200
     assert not [record for record in caplog.records if record.name.startswith("fastapi")]
 
 
@@ -157,24 +145,20 @@ def test_a_target_that_is_stuck_costs_lines_and_never_time() -> None:
     targets[0].acquire()  # not before the line that is being written
     targets[0].release()
     assert "first" in stuck.getvalue()
-    with logs.logging_to([logs.console(again := _Stuck())], lines=3, finish_seconds=10) as finished:
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_dropped_lines_are_counted(log_format: Any) -> None:
+    """In a line of the log's own format: a program reads every line."""
+    stuck = _Stuck()
+    with logs.logging_to([logs.console(stuck)], log_format=log_format, lines=3, finish_seconds=10) as finished:
         for number in range(100):
             logging.getLogger("lan").info("line %d", number)
-        again.released.set()
-    assert finished == [True]
-    assert "WARNING - 9" in again.getvalue()
-    assert "lines of the log were dropped" in again.getvalue()
-
-
-def test_a_dropped_line_is_counted_in_json(capsys: pytest.CaptureFixture[str]) -> None:
-    """The note about it is an object as well: a program reads every line."""
-    stuck = _Stuck()
-    with logs.logging_to([logs.console(stuck)], log_format="json", lines=1, finish_seconds=10):
-        for number in range(10):
-            logging.getLogger("lan").info("line %d", number)
         stuck.released.set()
-    entries = [json.loads(line) for line in stuck.getvalue().splitlines()]
-    assert any("dropped" in entry["message"] for entry in entries)
+    assert finished == [True]
+    (note,) = [line for line in stuck.getvalue().splitlines() if "dropped" in line]
+    text = json.loads(note)["message"] if log_format == "json" else note.partition("WARNING - ")[2]
+    assert re.match(r"9\d lines of the log were dropped", text)
 
 
 def test_a_full_disk_under_the_log_raises_nothing() -> None:
@@ -225,7 +209,7 @@ def test_a_restart_appends(tmp_path: Path) -> None:
     path = tmp_path / "server.log"
     for line in ("before", "after"):
         _write(path, line)
-    assert [line.split()[-1].strip("-") for line in path.read_text().splitlines()] == ["", "before", "", "after"]
+    assert [line.split()[-1] for line in path.read_text().splitlines()] == ["starts", "before", "starts", "after"]
     logs.rotating_file(tmp_path / "json.log", "json").close()
     (line,) = (tmp_path / "json.log").read_text().splitlines()
     assert json.loads(line).keys() == {"time", "level", "logger", "request_id", "message"}
@@ -239,11 +223,6 @@ def test_a_file_that_was_moved_away_is_created_again(tmp_path: Path) -> None:
         path.rename(tmp_path / "moved.log")
         logging.getLogger("lan").info("after")
     assert path.read_text().endswith("after\n")
-
-
-def test_ten_megabytes_and_five_earlier_files() -> None:
-    """The figures in --help."""
-    assert (logs.FILE_BYTES, logs.FILES) == (10_000_000, 5)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")

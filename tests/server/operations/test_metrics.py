@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +12,11 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from localwhisper_server.api import routes
 from localwhisper_server.api.access_control import Rules
 from localwhisper_server.api.upstream import Upstream
 from localwhisper_server.errors import UnreadableAudio
 from localwhisper_server.operations.metrics import Metrics, video_memory
-from tests.server.driving import TEXT, FakeTranscriber, call, transcribe
+from tests.server.driving import TEXT, FakeTranscriber, call, make_app, transcribe
 
 pytestmark = pytest.mark.anyio
 
@@ -27,6 +27,11 @@ KEY = "lw-0123456789abcdef"
 def metrics() -> Metrics:
     """Metrics in a registry of this test's own."""
     return Metrics(CollectorRegistry())
+
+
+def counted(metrics: Metrics, transcriber: FakeTranscriber | None = None, **given: Any) -> Any:
+    """Return the app, whose work is counted."""
+    return make_app(transcriber, observer=metrics, exposition=metrics.exposition, **given)
 
 
 def read(metrics: Metrics, name: str, **labels: str) -> float | None:
@@ -45,9 +50,7 @@ async def test_requests_are_counted_by_route_and_status(metrics: Metrics) -> Non
     rules = Rules(keys=(KEY,))
     headers = {"authorization": f"Bearer {KEY}"}
     for backend in (good, bad):
-        app = routes.create_app(
-            backend, rules=rules, observer=metrics, exposition=metrics.exposition, clock=lambda: 0.0
-        )
+        app = counted(metrics, backend, rules=rules)
         for path in ("/v1/models/base", "/v1/models/org/base", "/v1/models/x", "/nowhere", "/no/where"):
             await call(app, "GET", path, headers)
         await call(app, "GET", "/v1/models/base")
@@ -69,20 +72,16 @@ async def test_the_upstream_is_one_route(metrics: Metrics) -> None:
 
     transport = httpx2.MockTransport(lambda _: httpx2.Response(200, stream=httpx2.ByteStream(b"{}")))
     upstream = Upstream("https://api.example/v1", transport=transport)
-    app = routes.create_app(
-        FakeTranscriber(), observer=metrics, exposition=metrics.exposition, upstream=upstream, clock=lambda: 0.0
-    )
+    app = counted(metrics, upstream=upstream)
     for number in range(5):
         await call(app, "GET", f"/v1/files/{number}")
     assert read(metrics, "requests_total", route="upstream", status="200") == 5
 
 
-async def test_metrics_are_shown_with_a_key_alone() -> None:
-    """Like every path but /health."""
-    metrics = Metrics(CollectorRegistry())
-    app = routes.create_app(
-        FakeTranscriber(), rules=Rules(keys=(KEY,)), observer=metrics, exposition=metrics.exposition, clock=lambda: 0.0
-    )
+async def test_metrics_are_shown_with_a_key_alone(metrics: Metrics) -> None:
+    """Like every path but /health; without metrics, there is no such path."""
+    assert (await call(make_app(), "GET", "/metrics")).status == 404
+    app = counted(metrics, api_key=KEY)
     assert (await call(app, "GET", "/metrics")).status == 401
     answer = await call(app, "GET", "/metrics", {"authorization": f"Bearer {KEY}"})
     assert answer.status == 200
@@ -94,16 +93,9 @@ async def test_metrics_are_shown_with_a_key_alone() -> None:
     assert list(parse_openmetrics(answer.body.decode()))
 
 
-async def test_without_metrics_there_is_no_page() -> None:
-    """/metrics is then no route."""
-    assert (await call(routes.create_app(FakeTranscriber(), clock=lambda: 0.0), "GET", "/metrics")).status == 404
-
-
 async def test_nothing_private_is_in_them(metrics: Metrics) -> None:
     """No word of a transcript, no file name, no key, no path, no address of a caller."""
-    app = routes.create_app(
-        FakeTranscriber(), rules=Rules(keys=(KEY,)), observer=metrics, exposition=metrics.exposition, clock=lambda: 0.0
-    )
+    app = counted(metrics, api_key=KEY)
 
     async def with_key(scope: Any, receive: Any, send: Any) -> None:
         headers = [*scope["headers"], (b"authorization", f"Bearer {KEY}".encode()), (b"x-request-id", b"mine")]
@@ -139,13 +131,8 @@ def test_the_models_work(metrics: Metrics) -> None:
     }.items():
         assert read(metrics, name) == pytest.approx(value), name
     assert read(metrics, "full_window_retries_total", reason="past_the_end") == 1
-
-
-def test_a_batch_without_sound(metrics: Metrics) -> None:
-    """It counts into no real-time factor."""
-    metrics.decoded(1, 0, 0.0, 0.1)
-    assert read(metrics, "real_time_factor_count") == 0
-    assert read(metrics, "batch_fill_sum") == 1
+    metrics.decoded(1, 0, 0.0, 0.1)  # without sound there is no real-time factor
+    assert (read(metrics, "real_time_factor_count"), read(metrics, "batch_fill_count")) == (1, 2)
 
 
 def test_what_is_read_at_a_scrape(metrics: Metrics) -> None:
@@ -155,7 +142,7 @@ def test_what_is_read_at_a_scrape(metrics: Metrics) -> None:
         lambda: state.queue_seconds,
         lambda: state.open_requests,
         lambda: state.loaded,
-        lambda: [("0", 5, 12), ("1", 0, 24)],
+        [{"used": 5, "total": 12}.__getitem__, {"used": 0, "total": 24}.__getitem__],
     )
     assert read(metrics, "queue_estimate_seconds") == 1.5
     assert read(metrics, "open_requests") == 3
@@ -164,12 +151,6 @@ def test_what_is_read_at_a_scrape(metrics: Metrics) -> None:
     assert read(metrics, "vram_total_bytes", device="1") == 24
     state.loaded = False
     assert read(metrics, "model_in_memory") == 0
-
-
-def test_without_a_card_there_is_no_video_memory(metrics: Metrics) -> None:
-    """The numbers are missing; they are not zero."""
-    metrics.read_at_scrape(lambda: 0.0, lambda: 0, lambda: False)
-    assert b"vram" not in metrics.exposition("")[0]
 
 
 @given(st.lists(st.tuples(st.text(), st.none(), st.sampled_from([0, 200, 404, 499]))))
@@ -182,58 +163,36 @@ def test_callers_cannot_make_them_grow(asked: list[tuple[str, None, int]]) -> No
     assert series["localwhisper_requests_total"] <= 8 * 4
 
 
-def test_two_servers_in_one_process() -> None:
-    """Each counts for itself."""
-    one, other = Metrics(CollectorRegistry()), Metrics(CollectorRegistry())
-    one.model_loaded()
-    assert (read(one, "model_loads_total"), read(other, "model_loads_total")) == (1, 0)
-
-
 # Video memory
 
 
 class FakeNvml:
-    """NVIDIA's library, with two cards."""
+    """NVIDIA's library, with two cards, until the driver breaks."""
 
-    class NVMLError(Exception):
-        """Its error."""
+    NVMLError = type("NVMLError", (Exception,), {})
+    nvmlInit = nvmlDeviceGetHandleByIndex = staticmethod(lambda *number: number[-1:])  # noqa: N815
+    nvmlDeviceGetCount = staticmethod(lambda: 2)  # noqa: N815
+    broken = False
 
-    def __init__(self) -> None:
-        self.broken = False
-
-    def nvmlInit(self) -> None:  # noqa: N802
+    def nvmlDeviceGetMemoryInfo(self, handle: tuple[int]) -> Any:  # noqa: N802
         if self.broken:
             raise self.NVMLError
-
-    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
-        if self.broken:
-            raise self.NVMLError
-        return 2
-
-    def nvmlDeviceGetHandleByIndex(self, number: int) -> int:  # noqa: N802
-        return number
-
-    def nvmlDeviceGetMemoryInfo(self, number: int) -> Any:  # noqa: N802
-        return SimpleNamespace(used=number * 10, total=100)
+        return SimpleNamespace(used=handle[0] * 10, total=100)
 
 
 def test_video_memory_is_read_from_each_card() -> None:
-    """In bytes; a driver that fails later gives an empty list."""
+    """In bytes; a driver that fails later gives no number."""
     nvml = FakeNvml()
-    memory = video_memory(lambda _: nvml)
-    assert memory is not None
-    assert memory() == [("0", 0, 100), ("1", 10, 100)]
+    first, second = video_memory(lambda _: nvml)
+    assert (first("used"), second("used"), second("total")) == (0, 10, 100)
     nvml.broken = True
-    assert memory() == []
+    assert math.isnan(second("used"))
 
 
 def test_no_card_or_no_library() -> None:
     """There is nothing to read, and nothing is raised."""
-    broken = FakeNvml()
-    broken.broken = True
-    assert video_memory(lambda _: broken) is None
 
     def missing(name: str) -> Any:
         raise ImportError(name)
 
-    assert video_memory(missing) is None
+    assert video_memory(missing) == []

@@ -12,48 +12,27 @@ import dotenv
 import pytest
 
 from localwhisper_server import cli
-from localwhisper_server.operations.service import settings_file, systemd
-from localwhisper_server.operations.service.systemd import Service
-from localwhisper_server.settings import Settings
+from localwhisper_server.operations import service
+from localwhisper_server.settings import Settings, variable
 
 
-class Commands:
-    """Stands in for the machine's commands: keeps each line; a line that contains a word of `fail` fails."""
+class Installed(service.Service):
+    """A service in a home of the test's own. `lines` are the commands it ran; one with a word of `fail` fails."""
 
-    def __init__(self, *fail: str, status: int = 1) -> None:
-        self.fail = fail
-        self.status = status
-        self.lines: list[str] = []
-        self.said: list[str] = []
+    def __init__(self, home, *fail, status=1, **given):
+        self.lines, self.said = [], []
 
-    def run(self, line):
-        """Run nothing."""
-        self.lines.append(" ".join(line))
-        return self.status if any(word in self.lines[-1] for word in self.fail) else 0
+        def run(line):
+            self.lines.append(" ".join(line))
+            return status if any(word in self.lines[-1] for word in fail) else 0
+
+        given = {"environ": {}, "python": "/opt/venv/bin/python", "wsl": False} | given
+        super().__init__(home=home, run=run, say=self.said.append, **given)
 
     @property
     def text(self):
-        """Give all that was printed."""
+        """All that was printed."""
         return "\n".join(self.said)
-
-
-@pytest.fixture
-def service(tmp_path):
-    """Give a function that makes the service of a user whose home is the test's folder."""
-
-    def make(commands=None, *, environ=(), python="/opt/venv/bin/python", wsl=False):
-        commands = commands or Commands()
-        return Service(
-            dict(environ),
-            home=tmp_path,
-            python=python,
-            user="a-user",
-            wsl=wsl,
-            run=commands.run,
-            say=commands.said.append,
-        )
-
-    return make
 
 
 def directives(unit: str) -> dict[str, str]:
@@ -63,7 +42,7 @@ def directives(unit: str) -> dict[str, str]:
 
 def test_the_unit_restarts_and_watches():
     """Five seconds after any end the service starts again; it has a watchdog and time for its drain."""
-    unit = directives(systemd.unit_text("/opt/python", PurePosixPath("/home/me/server.env")))
+    unit = directives(service.unit_text("/opt/python", PurePosixPath("/home/me/server.env")))
     assert unit["Type"] == "notify"
     assert unit["NotifyAccess"] == "main"
     assert unit["ExecStart"] == "/opt/python -E -P -m localwhisper_server"
@@ -79,7 +58,7 @@ def test_the_unit_restarts_and_watches():
 
 def test_the_unit_is_hardened_but_keeps_the_gpu():
     """Nothing hides /dev/nvidia*, forbids compiled kernels, or needs privileges that a user lacks."""
-    unit = directives(systemd.unit_text("/opt/python", PurePosixPath("/e")))
+    unit = directives(service.unit_text("/opt/python", PurePosixPath("/e")))
     assert unit["NoNewPrivileges"] == "yes"
     assert {"AF_INET", "AF_INET6", "AF_UNIX", "AF_NETLINK"} == set(unit["RestrictAddressFamilies"].split())
     breaks_cuda = {"PrivateDevices", "MemoryDenyWriteExecute", "DevicePolicy", "SystemCallFilter", "ProcSubset"}
@@ -95,7 +74,7 @@ def test_systemd_itself_finds_nothing_wrong(tmp_path, settings):
     python.parent.mkdir()
     python.symlink_to(sys.executable)
     file = tmp_path / "localwhisper.service"
-    file.write_text(systemd.unit_text(str(python), PurePosixPath(settings)))
+    file.write_text(service.unit_text(str(python), PurePosixPath(settings)))
     environ = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
     finished = subprocess.run(
         ["systemd-analyze", "--user", "verify", str(file)], check=False, capture_output=True, text=True, env=environ
@@ -104,48 +83,36 @@ def test_systemd_itself_finds_nothing_wrong(tmp_path, settings):
 
 
 @pytest.mark.parametrize(("environ", "folder"), [({}, ".config"), ({"XDG_CONFIG_HOME": "/elsewhere"}, "/elsewhere")])
-def test_files_are_where_systemd_looks(service, tmp_path, environ, folder):
+def test_files_are_where_systemd_looks(tmp_path, environ, folder):
     """In the user's folder of settings, or in the one that XDG_CONFIG_HOME names."""
-    made = service(environ=environ)
+    made = Installed(tmp_path, environ=environ)
     assert made.unit == tmp_path / folder / "systemd/user/localwhisper.service"
     assert made.settings == tmp_path / folder / "localwhisper/server.env"
 
 
-def test_installing_writes_starts_and_can_be_repeated(service):
-    """The first time writes, the second changes nothing on disk; both start the service."""
-    first, second = Commands(), Commands()
-    made = service(first)
-    assert made.install({"LOCALWHISPER_SERVER_PORT": "5055"}) == 0
+def test_installing_writes_starts_and_can_be_repeated(tmp_path):
+    """The second time keeps the settings and writes the Python that it is run with; both start the service."""
+    first, moved = Installed(tmp_path), Installed(tmp_path, python="/new/python", wsl=True)
+    assert first.install({"LOCALWHISPER_SERVER_PORT": "5055"}) == 0
     assert first.lines == [
         "systemctl --user daemon-reload",
         "systemctl --user enable localwhisper.service",
         "systemctl --user restart --no-block localwhisper.service",
     ]
-    content = made.unit.read_bytes(), made.settings.read_bytes()
-    assert service(second).install({}) == 0
-    assert (made.unit.read_bytes(), made.settings.read_bytes()) == content
-    assert second.lines == first.lines
-    assert f"wrote {made.unit}" in first.said
-    assert f"unchanged {made.unit}" in second.said
-    assert "sudo loginctl enable-linger a-user" in first.text
-    assert "wsl" not in first.text
-
-
-def test_a_changed_python_is_written(service):
-    """After a move to another environment, the same command updates the unit."""
-    commands = Commands()
-    service().install({})
-    moved = service(commands, python="/new/python")
-    moved.install({})
-    assert f"updated {moved.unit}" in commands.said
+    content = first.settings.read_bytes()
+    assert moved.install({}) == 0
+    assert moved.lines == first.lines
+    assert moved.settings.read_bytes() == content
     assert "ExecStart=/new/python" in moved.unit.read_text()
+    assert "sudo loginctl enable-linger $USER" in first.text
+    assert ["docs/wsl2.md" in each.text for each in (first, moved)] == [False, True]
 
 
 @pytest.mark.parametrize("key", ["secret", None], ids=["a new key", "the key that is in it"])
 @pytest.mark.parametrize("before", [None, 0o644], ids=["a new file", "a file that others can read"])
-def test_settings_are_for_their_owner_alone(service, key, before):
+def test_settings_are_for_their_owner_alone(tmp_path, key, before):
     """The server's key is in them; a file that others can read is closed, even if its text does not change."""
-    made = service()
+    made = Installed(tmp_path)
     if before:
         made.settings.parent.mkdir(parents=True)
         made.settings.write_text("LOCALWHISPER_SERVER_API_KEY=old\n")
@@ -156,9 +123,9 @@ def test_settings_are_for_their_owner_alone(service, key, before):
         assert made.settings.read_text() == f"LOCALWHISPER_SERVER_API_KEY={key or 'old'}\n"
 
 
-def test_a_write_that_is_cut_off_loses_no_settings(service, tmp_path):
+def test_a_write_that_is_cut_off_loses_no_settings(tmp_path):
     """The old file stays whole until the new one is on the disk; nothing else is left beside it."""
-    made = service()
+    made = Installed(tmp_path)
     made.install({"LOCALWHISPER_SERVER_API_KEY": "secret"})
     before = made.settings.read_bytes()
     # A write past the limit fails in its middle, as on a full disk. -B: Python must not write caches of modules either.
@@ -175,9 +142,9 @@ cli.main(["service", "install", "--model", "small"])"""
     assert [path.name for path in made.settings.parent.iterdir()] == ["server.env"]
 
 
-def test_settings_behind_a_link_stay_there(service, tmp_path):
+def test_settings_behind_a_link_stay_there(tmp_path):
     """A user may keep them in a folder under version control."""
-    made = service()
+    made = Installed(tmp_path)
     kept = tmp_path / "dotfiles" / "server.env"
     kept.parent.mkdir()
     made.settings.parent.mkdir(parents=True)
@@ -196,92 +163,53 @@ def test_the_service_imports_nothing_of_the_home_folder(tmp_path, by):
     environ = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
     if by == "PYTHONPATH":
         environ["PYTHONPATH"] = str(tmp_path)
-    line = [sys.executable, *systemd.RUN_SERVER, "--version"]
+    line = [sys.executable, *service.RUN_SERVER, "--version"]
     done = subprocess.run(line, cwd=tmp_path, env=environ, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout.split()[0]) == (0, "localwhisper-server"), done.stderr
 
 
-def test_a_systemd_that_refuses_is_explained(service):
-    """The files stay, the exit status tells, and a page of the documentation is named."""
-    commands = Commands("restart")
-    made = service(commands)
-    assert made.install({}) == os.EX_UNAVAILABLE
-    assert made.unit.exists()
-    assert "docs/troubleshooting.md" in commands.text
-
-
-def test_in_wsl_a_page_says_how_to_keep_it_running(service):
-    """Windows stops WSL although a service runs in it."""
-    commands = Commands()
-    service(commands, wsl=True).install({})
-    assert "docs/wsl2.md" in commands.text
-
-
-def test_uninstalling_keeps_the_settings_and_can_be_repeated(service):
-    """The unit is removed, the settings stay; the second time there is nothing to do."""
-    commands, again = Commands("disable"), Commands()
-    made = service(commands)
+def test_uninstalling_keeps_the_settings_and_can_be_repeated(tmp_path):
+    """The unit is removed, also where it does not run; the second time there is nothing to do."""
+    made, again = Installed(tmp_path, "disable"), Installed(tmp_path)
     made.install({})
     assert made.uninstall() == 0
     assert not made.unit.exists()
     assert made.settings.exists()
-    assert commands.lines[-1] == "systemctl --user daemon-reload"
-    assert f"kept your settings: {made.settings}" in commands.said
-    assert service(again).uninstall() == 0
+    assert made.lines[-1] == "systemctl --user daemon-reload"
+    assert f"your settings stay in {made.settings}" in made.text
+    assert again.uninstall() == 0
     assert again.lines == []
     assert "nothing to remove" in again.text
 
 
-def test_uninstalling_without_settings_names_none(service):
-    """A user may have deleted them."""
-    commands = Commands()
-    made = service(commands)
-    made.install({})
-    made.settings.unlink()
-    assert made.uninstall() == 0
-    assert "kept" not in commands.text
-
-
-def test_showing_the_service(service):
+def test_showing_the_service(tmp_path):
     """Status and log are systemd's; one line says that no service is installed, or that a command is missing."""
-    commands = Commands()
-    made = service(commands)
-    assert made.status() == os.EX_UNAVAILABLE
-    assert commands.lines == []
+    made = Installed(tmp_path)
+    assert made.show(*service.STATUS) == os.EX_UNAVAILABLE
+    assert made.lines == []
     made.install({})
-    commands.lines.clear()
-    assert (made.status(), made.logs(), made.logs(follow=True)) == (0, 0, 0)
-    assert commands.lines == [
-        "systemctl --user status --no-pager localwhisper.service",
-        "journalctl --user --unit localwhisper.service --lines 100 --no-pager",
-        "journalctl --user --unit localwhisper.service --lines 100 --follow",
-    ]
-    missing = Commands("journalctl", status=127)
-    assert service(missing).logs() == 127
+    assert made.show(*service.LOGS, "--follow") == 0
+    assert made.lines[-1] == "journalctl --user --unit localwhisper.service --lines 100 --follow"
+    missing = Installed(tmp_path, "journalctl", status=127)
+    assert missing.show(*service.LOGS) == 127
     assert "no command 'journalctl'" in missing.text
-
-
-def test_commands_are_run(tmp_path):
-    """The real runner returns the exit status, and 127 if the command does not exist."""
-    assert systemd.run_command([sys.executable, "-c", "raise SystemExit(3)"]) == 3
-    assert systemd.run_command([str(tmp_path / "none")]) == 127
 
 
 def test_the_template_explains_every_setting_and_sets_none():
     """The file names each option with its default, as a comment."""
-    template = settings_file.template()
+    template = service.template()
     for name in Settings.model_fields:
-        assert f"\n#{settings_file.variable(name)}=" in template
+        assert f"\n#{variable(name)}=" in template
     assert dotenv.dotenv_values(stream=io.StringIO(template)) == {}
 
 
 def test_what_the_user_wrote_stays():
-    """Only the named settings change: in their place, after their commented line, or at the end."""
+    """Only the named settings change: in their place, or at the end."""
     text = "# mine\nLOCALWHISPER_SERVER_PORT=1\n#LOCALWHISPER_SERVER_MODEL=auto\nHF_HOME=/data\n"
     changes = {"LOCALWHISPER_SERVER_PORT": "2", "LOCALWHISPER_SERVER_MODEL": "small", "X": "a b"}
-    assert settings_file.merged(text, changes) == (
-        "# mine\nLOCALWHISPER_SERVER_PORT=2\n#LOCALWHISPER_SERVER_MODEL=auto\nLOCALWHISPER_SERVER_MODEL=small\n"
-        "HF_HOME=/data\nX='a b'\n"
+    assert service.merged(text, changes) == (
+        "# mine\nLOCALWHISPER_SERVER_PORT=2\n#LOCALWHISPER_SERVER_MODEL=auto\nHF_HOME=/data\n"
+        "LOCALWHISPER_SERVER_MODEL=small\nX='a b'\n"
     )
 
 
@@ -289,16 +217,16 @@ def test_what_the_user_wrote_stays():
 def test_a_comment_stays_a_comment(separator):
     """A separator that ends a line for Python, but not for systemd and dotenv, begins no setting."""
     text = f"# see{separator}LOCALWHISPER_SERVER_PORT=1\r\nHF_HOME=/data\r\n"
-    merged = settings_file.merged(text, {"X": "1"})
+    merged = service.merged(text, {"X": "1"})
     assert dotenv.dotenv_values(stream=io.StringIO(merged)) == {"HF_HOME": "/data", "X": "1"}
-    again = settings_file.merged(merged, {"LOCALWHISPER_SERVER_PORT": "2"})
+    again = service.merged(merged, {"LOCALWHISPER_SERVER_PORT": "2"})
     assert dotenv.dotenv_values(stream=io.StringIO(again))["LOCALWHISPER_SERVER_PORT"] == "2"
 
 
 @pytest.mark.parametrize("value", ["plain", "a b", 'se$cret"`#', "${HOME}", '["10.0.0.0/8", "::1"]', "", "ключ", "#x"])
 def test_values_survive_the_file(value):
     """What is written is what is read."""
-    text = settings_file.merged(settings_file.template(), {"LOCALWHISPER_SERVER_API_KEY": value})
+    text = service.merged(service.template(), {"LOCALWHISPER_SERVER_API_KEY": value})
     assert dotenv.dotenv_values(stream=io.StringIO(text), interpolate=False) == {"LOCALWHISPER_SERVER_API_KEY": value}
 
 
@@ -306,7 +234,7 @@ def test_values_survive_the_file(value):
 def test_values_that_systemd_and_dotenv_read_differently_are_refused(value):
     """Else a key would be right on the command line and wrong as a service."""
     with pytest.raises(ValueError, match="LOCALWHISPER_SERVER_API_KEY"):
-        settings_file.merged("", {"LOCALWHISPER_SERVER_API_KEY": value})
+        service.merged("", {"LOCALWHISPER_SERVER_API_KEY": value})
 
 
 @pytest.fixture
@@ -327,11 +255,13 @@ def run(*arguments: str, **replaced) -> int:
 
 
 def test_options_become_settings_of_the_service(home, capfd):
-    """`service install --model small` is kept; what was not named stays as it is."""
+    """`service install --model small` is kept, without systemd as well; what was not named stays as it is."""
     assert run("service", "install", "--model", "small", "--api-key", "secret") == os.EX_UNAVAILABLE
     values = dotenv.dotenv_values(home / ".config/localwhisper/server.env")
     assert values == {"LOCALWHISPER_SERVER_MODEL": "small", "LOCALWHISPER_SERVER_API_KEY": "secret"}
-    assert "secret" not in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "secret" not in said
+    assert "docs/troubleshooting.md" in said
     run("service", "install", "--max-seconds", "60")
     values = dotenv.dotenv_values(home / ".config/localwhisper/server.env")
     assert values["LOCALWHISPER_SERVER_MAX_SECONDS"] == "60.0"
@@ -345,7 +275,6 @@ def test_options_become_settings_of_the_service(home, capfd):
         (["service"], os.EX_USAGE, "service install"),
         (["service", "logs", "--wrong"], os.EX_USAGE, "service logs"),
         (["service", "status"], os.EX_UNAVAILABLE, "no service is installed"),
-        (["service", "logs"], os.EX_UNAVAILABLE, "no service is installed"),
         (["service", "logs", "-f"], os.EX_UNAVAILABLE, "no service is installed"),
         (["service", "uninstall"], 0, "nothing to remove"),
         (["service", "install", "--port", "x"], os.EX_USAGE, "--port"),
@@ -363,14 +292,10 @@ def test_the_command_line_answers(home, capfd, arguments, status, words):
     assert words in answer.out + answer.err
 
 
-def test_a_platform_without_systemd_is_one_line(home, capfd):
-    """A service needs Linux or WSL 2."""
+def test_a_service_that_is_not_possible_is_one_line(home, capfd):
+    """It needs Linux or WSL 2, and a home that can be written; the exit status is sysexits' for it."""
     assert run("service", "status", platform="darwin") == os.EX_UNAVAILABLE
     assert "needs systemd" in capfd.readouterr().err
-
-
-def test_a_home_that_cannot_be_written_is_one_line(home, capfd):
-    """The file and the reason, and sysexits' number for it."""
     (home / ".config").write_text("in the way")
     assert run("service", "install") == os.EX_OSERR
     assert ".config" in capfd.readouterr().err

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from localwhisper_server.operations import watchdog
-from localwhisper_server.operations.watchdog import Notifier, watchdog_seconds
+from localwhisper_server.operations.watchdog import watchdog_seconds
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,21 +23,14 @@ def test_reports_are_those_of_sd_notify(tmp_path: Path, *, abstract: bool) -> No
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiving:
         receiving.bind(name.replace("@", "\0") if abstract else name)
         receiving.settimeout(5)
-        notifier = Notifier(name)
-        notifier.ready()
-        notifier.alive()
-        notifier.stopping(1.5)
-        assert [receiving.recv(99) for _ in range(3)] == [
-            b"READY=1",
-            b"WATCHDOG=1",
-            b"STOPPING=1\nEXTEND_TIMEOUT_USEC=1500000",
-        ]
+        watchdog.notify(name, "READY=1")
+        assert receiving.recv(99) == b"READY=1"
 
 
 @pytest.mark.parametrize("address", [None, "", "/nowhere/at/all", "@" + "x" * 300])
 def test_without_systemd_nothing_is_reported(address: str | None) -> None:
     """No address, or one that does not exist, raises nothing."""
-    Notifier(address).ready()
+    watchdog.notify(address, "READY=1")
 
 
 @pytest.mark.parametrize(
@@ -63,10 +56,6 @@ async def test_the_watchdog_gets_a_report_only_while_the_server_works() -> None:
     said: list[str] = []
     slept: list[float] = []
 
-    class Reports(Notifier):
-        def alive(self) -> None:
-            said.append("alive")
-
     async def well() -> bool:
         return answers.pop(0)
 
@@ -76,6 +65,6 @@ async def test_the_watchdog_gets_a_report_only_while_the_server_works() -> None:
             raise asyncio.CancelledError
 
     with pytest.raises(asyncio.CancelledError):
-        await watchdog.watch(well, Reports(None), seconds=75.0, sleep=sleep)
-    assert said == ["alive", "alive"]
+        await watchdog.watch(well, said.append, seconds=75.0, sleep=sleep)
+    assert said == ["WATCHDOG=1", "WATCHDOG=1"]
     assert slept == [75.0] * 4

@@ -26,15 +26,18 @@ def play(*texts: str, last: str | None = None) -> list[str]:
     ("texts", "last", "said"),
     [
         ([" And", " And so", " And so my"], " And so my fellow.", ["", " And", " so", " my fellow."]),
-        # a word is not said before a second pass has it
+        # a word is not said before a second pass has it, nor while it is the last
         ([" asked not", " ask not", " asked not", " ask not what"], None, ["", "", "", ""]),
         ([" ask not", " asked", " asked not"], None, ["", "", " asked"]),
+        ([" and", " and", " engraved in"], " engraved in.", ["", "", "", " engraved in."]),
         # punctuation and case do not matter, and are said as the newer pass has them
         ([" hello world.", " Hello, world and"], " Hello, world and all!", ["", " Hello, world", " and all!"]),
         # what was said and is heard otherwise now stays said, and what follows it is said
-        ([" a b c", " a b c", " a x c d", " a x c d e"], " a x c d e f", ["", " a b c", "", " d", " e f"]),
+        ([" a b c d", " a b c d", " a x c d", " a x c d e"], " a x c d e f", ["", " a b c", "", " d", " e f"]),
+        # also where two words became one, or one two
+        ([" when you're at", " when you're at"], " when you are there", ["", " when you're", " there"]),
         # a text that got shorter takes nothing back
-        ([" a b", " a b", ""], "", ["", " a b", "", ""]),
+        ([" a b c", " a b c", ""], "", ["", " a b", "", ""]),
         # no words at all
         (["", ""], "", ["", "", ""]),
         ([" ...", " ..."], " ...", ["", "", " ..."]),

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from localwhisper_server.transcription.coalescing import CoalescingTranscriber
-from localwhisper_server.transcription.preparation import StepRunner
+from localwhisper_server.transcription.transcriber import StepRunner
 from localwhisper_server.types import Decoding, Options
-from tests.server.items import SECONDS, Clock
+from tests.server.engine_double import SECONDS, Clock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

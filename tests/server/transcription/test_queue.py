@@ -11,11 +11,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from localwhisper_server.transcription.queue import LONGEST_RATIO, MAX_SKIPS, FairQueue, Job
 from localwhisper_server.types import BatchLimits
-from tests.server.items import SHORT, Item
+from tests.server.engine_double import SHORT, Item
 
 LIMITS = BatchLimits(items=3, frames=4800, share=1800)
 CAPACITY = 3
 LONG, WHOLE = 1800, 3000  # frames of a piece of a file, of the full window
+
+
+def _job(item: Item) -> Job:
+    return Job(item, item.frames, Future())
 
 
 class QueueMachine(RuleBasedStateMachine):
@@ -23,7 +27,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.queue: FairQueue = FairQueue(capacity=CAPACITY, limits=LIMITS)
+        self.queue = FairQueue(LIMITS)
         self.waiting: dict[int, deque[Job]] = {}
         self.bulk: dict[int, bool] = {}
         self.new: list[int] = []  # in no batch yet, in the order they came
@@ -32,9 +36,8 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(bulk=st.booleans())
     def admit(self, bulk: bool) -> None:  # noqa: FBT001 - a strategy's value
-        """The queue is full with the requests of one batch and `capacity` more."""
-        assert self.queue.full == (len(self.waiting) >= LIMITS.items + CAPACITY)
-        if not self.queue.full:
+        """Open a request; not more than the model of order bounds."""
+        if len(self.queue.open) < LIMITS.items + CAPACITY:
             self.queue.admit(self.requests, bulk=bulk)
             self.waiting[self.requests] = deque()
             self.bulk[self.requests] = bulk
@@ -47,7 +50,7 @@ class QueueMachine(RuleBasedStateMachine):
         """An open request hands in chunks of any length."""
         request = data.draw(st.sampled_from(sorted(self.waiting)))
         for count in frames:
-            job = Job(Item((request, self.items), count), Future())
+            job = _job(Item((request, self.items), count))
             assert self.queue.put(request, [job])
             self.waiting[request].append(job)
             self.items += 1
@@ -55,7 +58,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule()
     def put_without_a_request(self) -> None:
         """Chunks of a request that is not open are refused."""
-        assert not self.queue.put(-1, [Job(Item((-1, 0)), Future())])
+        assert not self.queue.put(-1, [_job(Item((-1, 0)))])
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
@@ -79,7 +82,7 @@ class QueueMachine(RuleBasedStateMachine):
         spent: Counter[int] = Counter()
         for job in batch:
             assert job is self.waiting[job.chunk.number[0]].popleft()
-            spent[job.chunk.number[0]] += job.chunk.frames
+            spent[job.chunk.number[0]] += job.frames
         new = set(self.new)
         self._check_limits([job.chunk for job in batch], spent)
         self._check_order(batch[0].chunk, ready, spent)
@@ -130,8 +133,8 @@ class QueueMachine(RuleBasedStateMachine):
     @invariant()
     def counts(self) -> None:
         """Neither a chunk nor a request is lost or made up."""
-        assert len(self.queue) == sum(len(items) for items in self.waiting.values())
-        assert self.queue.requests == len(self.waiting)
+        assert self.queue.waiting == sum(len(items) for items in self.waiting.values())
+        assert len(self.queue.open) == len(self.waiting)
 
     @invariant()
     def estimates(self) -> None:
@@ -151,7 +154,7 @@ TestQueue.settings = settings(max_examples=100, stateful_step_count=40)
 
 
 def _queue(limits: BatchLimits = LIMITS, **waiting: int) -> FairQueue:
-    queue: FairQueue = FairQueue(capacity=64, limits=limits)
+    queue = FairQueue(limits)
     for request, count in waiting.items():
         _join(queue, request, *[LONG if request.startswith("hour") else SHORT] * count)
     return queue
@@ -160,7 +163,7 @@ def _queue(limits: BatchLimits = LIMITS, **waiting: int) -> FairQueue:
 def _join(queue: FairQueue, request: str, *frames: int, bulk: bool = False) -> None:
     queue.admit(request, bulk=bulk)
     for number, count in enumerate(frames):
-        queue.put(request, [Job(Item(f"{request}{number}", count), Future())])
+        queue.put(request, [_job(Item(f"{request}{number}", count))])
 
 
 def _names(queue: FairQueue) -> list[str]:
@@ -172,7 +175,7 @@ def _names(queue: FairQueue) -> list[str]:
 @pytest.mark.parametrize("bulk", [False, True])
 def test_a_short_message_is_in_the_very_next_batch(batches: int, frames: int, bulk: bool) -> None:  # noqa: FBT001
     """However long the file before it is, and however long the chunks of either are."""
-    queue: FairQueue = FairQueue(capacity=64, limits=LIMITS)
+    queue = FairQueue(LIMITS)
     _join(queue, "hour", *[LONG] * 100, bulk=bulk)
     for _ in range(batches):
         queue.take()
@@ -183,7 +186,7 @@ def test_a_short_message_is_in_the_very_next_batch(batches: int, frames: int, bu
 @pytest.mark.parametrize("bulk", [False, True])
 def test_a_short_message_is_in_the_very_next_batch_of_many_files(bulk: bool) -> None:  # noqa: FBT001
     """It comes first, or beside the one file that was skipped too often; and the files go on."""
-    queue: FairQueue = FairQueue(capacity=64, limits=LIMITS)
+    queue = FairQueue(LIMITS)
     for file in "abcde":
         _join(queue, file, *[LONG] * 100, bulk=bulk)
     for _ in range(5):
@@ -210,13 +213,13 @@ def test_a_long_chunk_misses_one_batch_of_short_chunks_at_most() -> None:
 
 def test_a_long_chunk_does_not_wait_for_ever_for_short_ones() -> None:
     """Other requests go before it until it was skipped MAX_SKIPS times."""
-    queue: FairQueue = FairQueue(capacity=64, limits=BatchLimits(items=1, frames=3000, share=1500))
+    queue = FairQueue(BatchLimits(items=1, frames=3000, share=1500))
     _join(queue, "wide", *[WHOLE] * 20)
     served = 0
     for batch in range(50):
         _join(queue, f"new{batch}.", SHORT)
         served += _names(queue)[0].startswith("wide")
-    assert len(queue) <= 50 + 20 - 50
+    assert queue.waiting <= 50 + 20 - 50
     assert served >= 50 // (MAX_SKIPS + 2)
 
 
@@ -239,21 +242,11 @@ def test_new_requests_do_not_stop_a_long_file() -> None:
     assert served >= 20 // (MAX_SKIPS + 1)
 
 
-def test_new_requests_are_served_in_the_order_they_came() -> None:
-    """Later requests do not delay earlier ones."""
-    queue = _queue(BatchLimits(items=2, frames=3000, share=1500), a=1, b=1, c=1)
-    assert _names(queue) == ["a0", "b0"]
-    _join(queue, "d", SHORT)
-    assert _names(queue) == ["c0", "d0"]
-
-
 @pytest.mark.parametrize("bulk", [False, True])
 @pytest.mark.parametrize("items", [1, 2, 4])
 def test_a_flood_of_new_requests_leaves_places_for_older_ones(items: int, bulk: bool) -> None:  # noqa: FBT001
     """New requests could fill every batch; a long file still comes to its end, bulk or not."""
-    queue: FairQueue = FairQueue(
-        capacity=1000, limits=BatchLimits(items=items, frames=items * SHORT, share=items * SHORT)
-    )
+    queue = FairQueue(BatchLimits(items=items, frames=items * SHORT, share=items * SHORT))
     for request in ("hour", "other"):
         _join(queue, request, *[SHORT] * 20, bulk=bulk)
     for _ in range(2):  # both have been served once
@@ -268,18 +261,9 @@ def test_a_flood_of_new_requests_leaves_places_for_older_ones(items: int, bulk: 
     assert served["new"] >= 40 * items // 2
 
 
-def test_interactive_goes_before_bulk() -> None:
-    """Even if the bulk request came first; it fills what is left of a batch."""
-    queue: FairQueue = FairQueue(capacity=9, limits=BatchLimits(items=2, frames=3000, share=SHORT))
-    _join(queue, "bulk", *[SHORT] * 9, bulk=True)
-    _join(queue, "a", SHORT, SHORT)
-    _join(queue, "b", SHORT)
-    assert [_names(queue) for _ in range(3)] == [["b0", "a0"][::-1], ["a1", "bulk0"], ["bulk1"]]
-
-
 def test_bulk_requests_do_not_wait_for_ever() -> None:
     """Beside two long interactive files, it is in one of MAX_SKIPS + 1 batches."""
-    queue: FairQueue = FairQueue(capacity=9, limits=BatchLimits(items=1, frames=3000, share=1500))
+    queue = FairQueue(BatchLimits(items=1, frames=3000, share=1500))
     _join(queue, "bulk", *[SHORT] * 9, bulk=True)
     _join(queue, "a", *[SHORT] * 50)
     _join(queue, "c", *[SHORT] * 50)
@@ -309,53 +293,49 @@ def test_a_chunk_above_every_limit_is_run_alone() -> None:
 def test_what_is_left_of_earlier_chunks_goes_first() -> None:
     """Before the request's others, in its own order."""
     queue = _queue(BatchLimits(items=1, frames=10**6, share=10**6), a=2)
-    assert queue.put("a", [Job(Item("left"), Future()), Job(Item("and left"), Future())], first=True)
+    assert queue.put("a", [_job(Item("left")), _job(Item("and left"))], first=True)
     assert [_names(queue)[0] for _ in range(4)] == ["left", "and left", "a0", "a1"]
 
 
 def test_a_batch_within_the_share_leaves_long_chunks_waiting() -> None:
     """Of each request the first chunk within the share is taken; the others keep their places."""
-    queue: FairQueue = FairQueue(capacity=9, limits=BatchLimits(items=9, frames=10**6, share=LONG))
+    queue = FairQueue(BatchLimits(items=9, frames=10**6, share=LONG))
     _join(queue, "a", WHOLE, SHORT, WHOLE)
     _join(queue, "b", WHOLE)
-    assert queue.ready(within_share=True)
-    assert [job.chunk.frames for job in queue.take(within_share=True)] == [SHORT]
-    assert not queue.ready(within_share=True)
-    assert queue.take(within_share=True) == []
-    assert queue.ready()
-    assert [job.chunk.frames for job in queue.take(most=1)] == [WHOLE]
-    assert len(queue) == 2
+    assert [job.frames for job in queue.take(short_first=True)] == [SHORT]
+    assert [job.frames for job in queue.take(short_first=True, most=1)] == [WHOLE]  # no other waits
+    assert queue.waiting == 2
 
 
 def test_clearing_returns_every_chunk() -> None:
     """All requests are closed, and their waiting chunks are returned."""
     queue = _queue(a=2, b=1)
     assert len(queue.clear()) == 3
-    assert (len(queue), queue.requests, queue.take()) == (0, 0, [])
+    assert (queue.waiting, len(queue.open), queue.take()) == (0, 0, [])
 
 
 def test_a_chunk_that_is_decoded_again_goes_before_a_long_file() -> None:
     """It is in the next batch, although the file was in none for longer."""
-    queue: FairQueue = FairQueue(capacity=8, limits=BatchLimits(items=1, frames=10**6, share=LONG))
+    queue = FairQueue(BatchLimits(items=1, frames=10**6, share=LONG))
     queue.admit("film")
-    queue.put("film", [Job(Item(("film", number), LONG), Future()) for number in range(20)])
+    queue.put("film", [_job(Item(("film", number), LONG)) for number in range(20)])
     for _ in range(8):
         queue.take()
     queue.admit("message")
     for part in ("short window", "full window"):
-        queue.put("message", [Job(Item(("message", part)), Future())])
+        queue.put("message", [_job(Item(("message", part)))])
         (job,) = queue.take()
         assert job.chunk.number == ("message", part)
 
 
 def test_late_requests_are_those_not_begun_that_would_not_end_in_time() -> None:
     """In their order. A request that was in a batch is never late, whatever it still has waiting."""
-    queue: FairQueue = FairQueue(capacity=9, limits=BatchLimits(items=1, frames=10_000, share=10_000))
+    queue = FairQueue(BatchLimits(items=1, frames=10_000, share=10_000))
     for key in ("begun", "soon", "later"):
         _join(queue, key, 500)
         if key == "begun":
             queue.take()
-    queue.put("begun", [Job(Item("more", 100_000), Future())])
+    queue.put("begun", [_job(Item("more", 100_000))])
     assert queue.late(100.0) == []
     assert queue.late(7.0) == ["later"]
     assert queue.late(0.0) == ["soon", "later"]

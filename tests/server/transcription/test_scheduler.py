@@ -5,28 +5,31 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from typing import Any
+from unittest.mock import Mock, call
 
 import pytest
 
 from localwhisper_server import observer
-from localwhisper_server.errors import Busy, EngineFailed
+from localwhisper_server.errors import Busy, EngineFailed, Stopping
 from localwhisper_server.transcription.queue import FEW_BATCHES
 from localwhisper_server.transcription.scheduler import FIRST_SPEED, RESERVED_SECONDS, Scheduler
 from localwhisper_server.types import BatchLimits
 from localwhisper_server.whisper.chunks import ChunkResult
-from tests.server.items import SECONDS, Engine, Item
+from tests.server.engine_double import SECONDS, EngineDouble, Item, twice
 
 Start = Callable[..., Scheduler]
 
 
 @pytest.fixture
-def engine() -> Engine:
-    """Give an engine double."""
-    return Engine()
+def engine() -> EngineDouble:
+    """Give an engine double that takes a second for a batch."""
+    engine = EngineDouble(answer=twice)
+    engine.took = 1.0
+    return engine
 
 
 @pytest.fixture
-def start(engine: Engine) -> Iterator[Start]:
+def start(engine: EngineDouble) -> Iterator[Start]:
     """Give a function that starts a scheduler on it; all are closed at the end."""
     started: list[Scheduler] = []
 
@@ -42,7 +45,11 @@ def start(engine: Engine) -> Iterator[Start]:
         assert scheduler.close(SECONDS)
 
 
-def test_each_future_gets_its_own_result(engine: Engine, start: Start) -> None:
+def _numbers(engine: EngineDouble) -> list[list[Any]]:
+    return [[item.number for item in batch] for batch in engine.batches]
+
+
+def test_each_future_gets_its_own_result(engine: EngineDouble, start: Start) -> None:
     """Many requests at once share one engine, which is never called twice at a time."""
     scheduler = start(capacity=100)
     tickets = [scheduler.admit() for _ in range(10)]
@@ -52,7 +59,7 @@ def test_each_future_gets_its_own_result(engine: Engine, start: Start) -> None:
     assert max(map(len, engine.batches)) <= 2
 
 
-def test_one_bad_chunk_fails_no_other(engine: Engine, start: Start) -> None:
+def test_one_bad_chunk_fails_no_other(engine: EngineDouble, start: Start) -> None:
     """The chunks of its batch are run again, each alone. The bad one gets EngineFailed; the cause is only logged."""
     engine.gate.clear()
     scheduler = start(batch=3)
@@ -69,7 +76,7 @@ def test_one_bad_chunk_fails_no_other(engine: Engine, start: Start) -> None:
     assert ticket.submit([Item(5)])[0].result(SECONDS) == 10  # the worker goes on
 
 
-def test_a_server_error_fails_the_whole_batch(engine: Engine, start: Start) -> None:
+def test_a_server_error_fails_the_whole_batch(engine: EngineDouble, start: Start) -> None:
     """The batch is not run again: a device without memory would only fail once more."""
     engine.gate.clear()
     scheduler = start(batch=3)
@@ -80,7 +87,7 @@ def test_a_server_error_fails_the_whole_batch(engine: Engine, start: Start) -> N
     futures = [ticket.submit([Item(number)])[0] for number in (1, busy)]
     engine.gate.set()
     assert [future.exception(SECONDS) for future in futures] == [busy, busy]
-    assert engine.numbers == [[0], [1, busy]]
+    assert _numbers(engine) == [[0], [1, busy]]
 
 
 def test_a_missing_result_fails_its_request_alone(start: Start) -> None:
@@ -92,7 +99,7 @@ def test_a_missing_result_fails_its_request_alone(start: Start) -> None:
             ticket.submit([Item(1)])[0].result(SECONDS)
 
 
-def test_cancelled_chunks_are_skipped(engine: Engine, start: Start) -> None:
+def test_cancelled_chunks_are_skipped(engine: EngineDouble, start: Start) -> None:
     """The engine does not decode them."""
     engine.gate.clear()
     ticket = start(batch=1).admit()
@@ -102,10 +109,10 @@ def test_cancelled_chunks_are_skipped(engine: Engine, start: Start) -> None:
     assert not running.cancel()
     engine.gate.set()
     assert kept.result(SECONDS) == 6
-    assert engine.numbers == [[1], [3]]
+    assert _numbers(engine) == [[1], [3]]
 
 
-def test_closing_a_ticket_cancels_its_chunks(engine: Engine, start: Start) -> None:
+def test_closing_a_ticket_cancels_its_chunks(engine: EngineDouble, start: Start) -> None:
     """Waiting chunks are cancelled, the running one ends, and those of other tickets are untouched."""
     engine.gate.clear()
     scheduler = start(batch=1)
@@ -120,22 +127,20 @@ def test_closing_a_ticket_cancels_its_chunks(engine: Engine, start: Start) -> No
         waiting.result(0)
     engine.gate.set()
     assert (running.result(SECONDS), other.result(SECONDS)) == (2, 6)
-    assert engine.numbers == [[1], [3]]
+    assert _numbers(engine) == [[1], [3]]
 
 
-@pytest.mark.parametrize("late", ["after leaving", "after closing"])
-def test_a_chunk_submitted_too_late_is_cancelled(late: str, start: Start) -> None:
+def test_a_chunk_submitted_too_late_gets_an_end(start: Start) -> None:
     """Otherwise its caller would wait for ever."""
     scheduler = start()
-    ticket = scheduler.admit()
-    if late == "after leaving":
-        ticket.close()
-    else:
-        scheduler.close(SECONDS)
-    assert ticket.submit([Item(1)])[0].cancelled()
+    leaving, staying = scheduler.admit(), scheduler.admit()
+    leaving.close()
+    assert leaving.submit([Item(1)])[0].cancelled()
+    scheduler.close(SECONDS)
+    assert isinstance(staying.submit([Item(1)])[0].exception(SECONDS), Stopping)
 
 
-def test_closing_ends_after_the_batch_in_flight(engine: Engine, start: Start) -> None:
+def test_closing_ends_after_the_batch_in_flight(engine: EngineDouble, start: Start) -> None:
     """The running batch gives its results, waiting chunks are cancelled, and the timeout is kept."""
     engine.gate.clear()
     scheduler = start(batch=1)
@@ -146,28 +151,13 @@ def test_closing_ends_after_the_batch_in_flight(engine: Engine, start: Start) ->
     engine.gate.set()
     assert scheduler.close(SECONDS) is True
     assert running.result(SECONDS) == 2
-    assert waiting.cancelled()
-
-
-def test_it_tells_how_long_the_batch_has_been_running(engine: Engine, start: Start) -> None:
-    """The self-test sees from it whether the engine is stuck."""
-    engine.gate.clear()
-    scheduler = start()
-    assert scheduler.running_seconds is None
-    future = scheduler.admit().submit([Item(1)])[0]
-    engine.wait()
-    engine.clock.now += 7.0
-    assert scheduler.running_seconds == 7.0
-    engine.gate.set()
-    future.result(SECONDS)
-    scheduler.close(SECONDS)
-    assert scheduler.running_seconds is None
+    assert isinstance(waiting.exception(0), Stopping)
 
 
 # Several workers
 
 
-def test_two_workers_run_two_batches_side_by_side(engine: Engine, start: Start) -> None:
+def test_two_workers_run_two_batches_side_by_side(engine: EngineDouble, start: Start) -> None:
     """Never three, and each future still gets its own result."""
     scheduler = start(workers=2, capacity=100)
     engine.gate.clear()
@@ -181,7 +171,7 @@ def test_two_workers_run_two_batches_side_by_side(engine: Engine, start: Start) 
     assert engine.together == 2
 
 
-def test_idle_workers_share_what_waits(engine: Engine, start: Start) -> None:
+def test_idle_workers_share_what_waits(engine: EngineDouble, start: Start) -> None:
     """Four chunks are two batches of two if both workers are idle."""
     scheduler = start(workers=2, batch=8)
     engine.gate.clear()
@@ -193,23 +183,29 @@ def test_idle_workers_share_what_waits(engine: Engine, start: Start) -> None:
     engine.gate.set()
     assert [future.result(SECONDS) for future in first + second] == [2 * number for number in range(8)]
     assert sorted(map(len, engine.batches[:2])) == [2, 2]
-    assert sorted(item.number for item in engine.items) == list(range(8))
+    assert sorted(item.number for item in engine.chunks) == list(range(8))
 
 
-def test_an_idle_worker_means_no_wait(engine: Engine, start: Start) -> None:
-    """Whatever the other worker is doing."""
+def test_an_idle_worker_means_no_wait(engine: EngineDouble, start: Start) -> None:
+    """Whatever the other worker is doing. It is known how long that has been, so that a stuck engine is noticed."""
     scheduler = start(workers=2)
+    assert scheduler.running_seconds is None
     engine.gate.clear()
     ticket = scheduler.admit()
     ticket.submit([Item(1)])
     engine.wait()
     assert scheduler.queue_seconds == 0.0
+    engine.clock.now += 7.0
     ticket.submit([Item(2)])
     engine.wait()
     assert scheduler.queue_seconds > 0.0
+    assert scheduler.running_seconds == 7.0
+    engine.gate.set()
+    scheduler.close(SECONDS)
+    assert scheduler.running_seconds is None
 
 
-def test_idle_is_not_called_while_another_worker_works(engine: Engine, start: Start) -> None:
+def test_idle_is_not_called_while_another_worker_works(engine: EngineDouble, start: Start) -> None:
     """Otherwise the model would be unloaded under a running batch."""
     idle = threading.Semaphore(0)
     scheduler = start(workers=2, idle=lambda _: idle.release())
@@ -224,14 +220,14 @@ def test_idle_is_not_called_while_another_worker_works(engine: Engine, start: St
     assert idle.acquire(timeout=SECONDS)
 
 
-def test_one_worker_is_kept_for_short_chunks(engine: Engine, start: Start) -> None:
+def test_one_worker_is_kept_for_short_chunks(engine: EngineDouble, start: Start) -> None:
     """While the other decodes a long chunk, it takes only short ones."""
     scheduler = start(workers=2, limits=BatchLimits(items=1, frames=10**6, share=1000))
     engine.gate.clear()
     futures = scheduler.admit().submit([Item(1, 3000), Item(2, 3000), Item(3, 800)])
     engine.wait()
     engine.wait()
-    assert sorted(item.number for item in engine.items) == [1, 3]
+    assert sorted(item.number for item in engine.chunks) == [1, 3]
     engine.gate.set()
     assert [future.result(SECONDS) for future in futures] == [2, 4, 6]
 
@@ -239,26 +235,29 @@ def test_one_worker_is_kept_for_short_chunks(engine: Engine, start: Start) -> No
 # Admission
 
 
-def test_admission_is_bounded(engine: Engine, start: Start) -> None:
-    """One request too many gets Busy with an estimate; when another leaves, there is room again."""
+def test_admission_is_bounded(engine: EngineDouble, start: Start) -> None:
+    """One request too many gets Busy with an estimate, also before its upload; when another leaves, there is room."""
     engine.gate.clear()
     scheduler = start(capacity=1, batch=1)
+    scheduler.require_room()
     tickets = [scheduler.admit()]
     assert not scheduler.full
     tickets.append(scheduler.admit())
     assert scheduler.full
-    assert scheduler.requests == 2
     for ticket in tickets:
         ticket.submit([Item(1, 2000)])[0]
     engine.wait()
-    with pytest.raises(Busy, match="full") as refused:
-        scheduler.admit()
-    assert refused.value.retry_after == 40 / FIRST_SPEED  # what runs and what waits
+    for ask in (scheduler.admit, scheduler.require_room):
+        with pytest.raises(Busy, match="full") as refused:
+            ask()
+        assert refused.value.retry_after == 40 / FIRST_SPEED  # what runs and what waits
+    assert scheduler.requests == 2
     tickets[0].close()
+    scheduler.require_room()
     scheduler.admit()
 
 
-def test_the_wait_follows_what_batches_took(engine: Engine, start: Start) -> None:
+def test_the_wait_follows_what_batches_took(engine: EngineDouble, start: Start) -> None:
     """Nothing at first; then the seconds of waiting audio, divided by the speed of the last batches."""
     engine.gate.clear()
     engine.took = 4.0
@@ -272,9 +271,7 @@ def test_the_wait_follows_what_batches_took(engine: Engine, start: Start) -> Non
     engine.gate.set()
     for future in futures:
         future.result(SECONDS)
-    engine.gate.clear()
-    while engine.entered.acquire(blocking=False):
-        pass
+    engine.close_gate()
     ticket.submit([Item(9, 800)])[0]
     engine.wait()
     # Each batch moves the estimate by a quarter of the way to 8 s in 4 s.
@@ -282,44 +279,25 @@ def test_the_wait_follows_what_batches_took(engine: Engine, start: Start) -> Non
     assert scheduler.queue_seconds == pytest.approx(8 / scheduler.speed)
 
 
-def test_requiring_room_raises_as_admission_does(engine: Engine, start: Start) -> None:
-    """But opens no request."""
-    engine.gate.clear()
-    scheduler = start(capacity=0, batch=1)
-    scheduler.require_room()
-    scheduler.require_room()
-    ticket = scheduler.admit()
-    with pytest.raises(Busy, match="full"):
-        scheduler.require_room()
-    ticket.close()
-    scheduler.require_room()
-    assert scheduler.requests == 0
-
-
-def test_a_failed_batch_does_not_count_for_the_speed(engine: Engine, start: Start) -> None:
+def test_a_failed_batch_does_not_count_for_the_speed(engine: EngineDouble, start: Start) -> None:
     """A device that fails at once is not fast. The log names the request that failed."""
     engine.took = 0.001
-    scheduler = start(batch=1)
-    ids = []
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            ids.append(observer.request_id.get())
-
-    handler = Handler()
-    logging.getLogger("localwhisper_server.transcription.scheduler").addHandler(handler)
+    scheduler, ids = start(batch=1), list[str]()
+    handler, log = logging.Handler(), logging.getLogger("localwhisper_server.transcription.scheduler")
+    handler.emit = lambda _: ids.append(observer.request_id.get())  # type: ignore[method-assign]
+    log.addHandler(handler)
     token = observer.request_id.set("req_unlucky")
     try:
         future = scheduler.admit().submit([Item(RuntimeError("an illegal memory access"), 800)])[0]
+        assert isinstance(future.exception(SECONDS), EngineFailed)
     finally:
         observer.request_id.reset(token)
-    assert isinstance(future.exception(SECONDS), EngineFailed)
-    logging.getLogger("localwhisper_server.transcription.scheduler").removeHandler(handler)
+        log.removeHandler(handler)
     assert scheduler.speed == FIRST_SPEED
     assert ids == ["req_unlucky"]
 
 
-def test_a_batch_without_duration_is_no_division_by_zero(engine: Engine, start: Start) -> None:
+def test_a_batch_without_duration_is_no_division_by_zero(engine: EngineDouble, start: Start) -> None:
     """A clock may tick slowly."""
     engine.took = 0.0
     ticket = start(batch=1).admit()
@@ -327,7 +305,7 @@ def test_a_batch_without_duration_is_no_division_by_zero(engine: Engine, start: 
         ticket.submit([Item(number)])[0].result(SECONDS)
 
 
-def test_a_request_that_would_wait_too_long_is_refused(engine: Engine, start: Start) -> None:
+def test_a_request_that_would_wait_too_long_is_refused(engine: EngineDouble, start: Start) -> None:
     """Before any work is done for it. Retry-After is when the wait will be short enough."""
     engine.gate.clear()
     scheduler = start(capacity=100, batch=1, max_wait=10.0)
@@ -348,7 +326,7 @@ def test_a_request_that_would_wait_too_long_is_refused(engine: Engine, start: St
     scheduler.admit()
 
 
-def test_an_hour_long_file_counts_with_its_share_alone(engine: Engine, start: Start) -> None:
+def test_an_hour_long_file_counts_with_its_share_alone(engine: EngineDouble, start: Start) -> None:
     """A message does not wait for the end of a long file, and not for bulk requests at all."""
     engine.gate.clear()
     scheduler = start(limits=BatchLimits(items=1, frames=3000, share=1500), max_wait=7.0)
@@ -364,7 +342,7 @@ def test_an_hour_long_file_counts_with_its_share_alone(engine: Engine, start: St
 # Idleness
 
 
-def test_idle_is_called_when_there_is_no_work(engine: Engine, start: Start) -> None:
+def test_idle_is_called_when_there_is_no_work(engine: EngineDouble, start: Start) -> None:
     """And again after the next batch; an error in it is logged, and the worker goes on."""
     calls = threading.Semaphore(0)
     count = 0
@@ -383,7 +361,7 @@ def test_idle_is_called_when_there_is_no_work(engine: Engine, start: Start) -> N
         assert scheduler.admit().submit([Item(times)])[0].result(SECONDS) == 2 * times
 
 
-def test_idle_says_when_to_call_it_again(engine: Engine, start: Start) -> None:
+def test_idle_says_when_to_call_it_again(engine: EngineDouble, start: Start) -> None:
     """With the seconds since the last batch by the clock, until it returns None."""
     calls: list[float] = []
     done = threading.Event()
@@ -418,7 +396,7 @@ def test_requests_are_admitted_while_the_model_is_unloaded(start: Start) -> None
     assert future.result(SECONDS) == 2
 
 
-def test_idleness_counts_from_the_last_batch_of_any_worker(engine: Engine, start: Start) -> None:
+def test_idleness_counts_from_the_last_batch_of_any_worker(engine: EngineDouble, start: Start) -> None:
     """A worker without a batch for hours does not unload a model that the other has just used."""
     engine.took = 3600.0
     calls: list[float] = []
@@ -437,7 +415,7 @@ def test_idleness_counts_from_the_last_batch_of_any_worker(engine: Engine, start
     assert max(calls) < 3600.0
 
 
-def test_the_wait_counts_what_comes_before_the_queue(engine: Engine, start: Start) -> None:
+def test_the_wait_counts_what_comes_before_the_queue(engine: EngineDouble, start: Start) -> None:
     """An idle engine does not help a request whose recording has to wait for its preparation."""
     ahead = [4.0]
     scheduler = start(ahead=lambda: ahead[0], max_wait=10.0)
@@ -454,7 +432,7 @@ def test_the_wait_counts_what_comes_before_the_queue(engine: Engine, start: Star
 # The end, failures and the observer
 
 
-def test_stopping_refuses_late_requests_first_and_then_all(engine: Engine, start: Start) -> None:
+def test_stopping_refuses_late_requests_first_and_then_all(engine: EngineDouble, start: Start) -> None:
     """The running batch is refused with all others; its results are dropped."""
     engine.gate.clear()
     scheduler = start(batch=1)
@@ -485,25 +463,9 @@ def test_batches_that_fail_in_a_row_are_counted(start: Start) -> None:
     assert counted == [1, 2, 0, 1]
 
 
-class Notes(observer.NullObserver):
-    """An observer that notes what it is told."""
-
-    def __init__(self) -> None:
-        self.notes: list[tuple[Any, ...]] = []
-
-    def waited(self, seconds: float) -> None:
-        self.notes.append(("waited", seconds))
-
-    def decoded(self, chunks: int, most: int, sound: float, took: float) -> None:
-        self.notes.append(("decoded", chunks, most, sound, took))
-
-    def retried(self, reason: str) -> None:
-        self.notes.append(("retried", reason))
-
-
-def test_the_observer_is_told_of_batches(engine: Engine, start: Start) -> None:
+def test_the_observer_is_told_of_batches(engine: EngineDouble, start: Start) -> None:
     """How long each chunk waited, how full the batch was, its audio and time, and rejected texts; not of failures."""
-    notes = Notes()
+    notes, rejected = Mock(), ChunkResult(None, (), rejected="speed")
     engine.gate.clear()
     ticket = start(observer=notes).admit()
     futures = ticket.submit([Item(1)])
@@ -513,39 +475,30 @@ def test_the_observer_is_told_of_batches(engine: Engine, start: Start) -> None:
     engine.gate.set()
     for future in futures:
         future.exception(SECONDS)
-    assert notes.notes == [("waited", 0.0), ("decoded", 1, 2, 8.0, 3.0), ("waited", 3.0)]
+    assert notes.mock_calls == [call.waited(0.0), call.decoded(1, 2, 8.0, 3.0), call.waited(3.0)]
+    other = start(observer=notes, run=lambda chunks: [rejected for _ in chunks])
+    assert other.admit().submit([Item(1)])[0].result(SECONDS) is rejected
+    assert notes.mock_calls[-1] == call.retried("speed")
 
 
-def test_the_observer_is_told_of_rejected_texts(start: Start) -> None:
-    """With the reason."""
-    notes, result = Notes(), ChunkResult(None, (), rejected="speed")
-    scheduler = start(observer=notes, run=lambda chunks: [result for _ in chunks])
-    assert scheduler.admit().submit([Item(1)])[0].result(SECONDS) is result
-    assert notes.notes[-1] == ("retried", "speed")
-
-
-def test_a_worker_is_kept_for_messages_beside_a_long_recording(engine: Engine, start: Start) -> None:
+def test_a_worker_is_kept_for_messages_beside_a_long_recording(engine: EngineDouble, start: Start) -> None:
     """For a while after a message came; then the long recording has all workers again."""
     engine.took = 0.0
     scheduler = start(workers=2, batch=1)
     long = scheduler.admit()
     for number in range(FEW_BATCHES):
         assert long.submit([Item(number)])[0].result(SECONDS) == 2 * number
-    engine.gate.clear()
-    while engine.entered.acquire(blocking=False):
-        pass
+    engine.close_gate()
     message = scheduler.admit()
     waiting = long.submit([Item(10), Item(11)])
     engine.wait()
     answer = message.submit([Item(20)])[0]
     engine.wait()
-    assert sorted(engine.numbers[FEW_BATCHES:]) == [[10], [20]]
+    assert sorted(_numbers(engine)[FEW_BATCHES:]) == [[10], [20]]
     engine.gate.set()
     assert answer.result(SECONDS) == 40
     assert [future.result(SECONDS) for future in waiting] == [20, 22]
-    engine.gate.clear()
-    while engine.entered.acquire(blocking=False):
-        pass
+    engine.close_gate()
     engine.clock.now += RESERVED_SECONDS
     both = long.submit([Item(12), Item(13)])
     engine.wait()

@@ -11,14 +11,11 @@ import pytest
 
 from localwhisper_server.audio import pool
 from localwhisper_server.errors import Busy, EngineFailed, InvalidRequest, UnreadableAudio
-from localwhisper_server.transcription._pipeline import LOOKAHEAD
-from localwhisper_server.transcription.preparation import DECODERS, StepRunner
 from localwhisper_server.transcription.scheduler import Scheduler
 from localwhisper_server.transcription.segmentation import LONGEST_SECONDS
-from localwhisper_server.transcription.transcriber import Transcriber
+from localwhisper_server.transcription.transcriber import DECODERS, LOOKAHEAD, StepRunner, Transcriber
 from localwhisper_server.types import (
     SAMPLE_RATE,
-    AudioChunk,
     BatchLimits,
     Decoding,
     Options,
@@ -28,8 +25,7 @@ from localwhisper_server.types import (
     Voice,
 )
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult, find_speech
-from tests.server import items
-from tests.server.items import SECONDS, Clock
+from tests.server.engine_double import SECONDS, Clock, EngineDouble
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -42,23 +38,22 @@ NO_PADDING = Voice(prefix_padding_ms=0)
 THREE = [Span(2, 12), Span(20, 30), Span(40, 50)]
 
 
-class Engine(items.Engine):
+class Engine(EngineDouble):
     """Answers each chunk with its offset; some offsets fail, or have a language or a remainder of their own."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(answer=self._decoded)
         self.remainders: dict[float, Chunk] = {}
         self.failing: set[float] = set()
-        self.languages: dict[float, str] = {}
+        self.others: dict[float, str] = {}
 
-    def answer(self, item: Chunk) -> ChunkResult:
-        """Return the result of one chunk."""
-        if item.offset in self.failing:
+    def _decoded(self, chunk: Chunk) -> ChunkResult:
+        if chunk.offset in self.failing:
             raise RuntimeError("CUDA failed with error out of memory")
         return ChunkResult(
-            item.decoding.language or self.languages.get(item.offset, "de"),
-            (Segment(float(item.offset), item.offset + item.seconds, f" {item.offset:g}"),),
-            self.remainders.pop(item.offset, None),
+            chunk.decoding.language or self.others.get(chunk.offset, "de"),
+            (Segment(float(chunk.offset), chunk.offset + chunk.seconds, f" {chunk.offset:g}"),),
+            self.remainders.pop(chunk.offset, None),
         )
 
 
@@ -92,11 +87,6 @@ def decode(source: Any, *, max_seconds: float, language: str | None = None) -> I
         yield samples[first : first + 3 * SAMPLE_RATE]
 
 
-def prepare(chunk: AudioChunk, decoding: Decoding, *, full_window: bool = False) -> Chunk:
-    """Take the samples themselves for features."""
-    return Chunk(chunk.samples[None], chunk.seconds, chunk.offset, decoding, full_window=full_window)
-
-
 @pytest.fixture
 def engine() -> Engine:
     """Give an engine double."""
@@ -119,13 +109,13 @@ def scheduler(engine: Engine) -> Iterator[Scheduler]:
 
 
 @pytest.fixture
-def make(scheduler: Scheduler, detector: Detector) -> Callable[..., Transcriber]:
+def make(scheduler: Scheduler, engine: Engine, detector: Detector) -> Callable[..., Transcriber]:
     """Give a function that makes a transcriber; any of its parts may be replaced."""
 
     def made(**parts: Any) -> Transcriber:
         defaults: dict[str, Any] = {
             "scheduler": scheduler,
-            "prepare": prepare,
+            "prepare": engine.prepare,
             "find_speech": detector,
             "blocks": decode,
             "steps": StepRunner(clock=Clock()),
@@ -168,7 +158,7 @@ async def test_segments_in_order_then_the_transcript(transcriber: Transcriber, e
     segments, transcript = await _all(transcriber, upload(THREE))
     assert [segment.text for segment in segments] == [" 2", " 20", " 40"]
     assert transcript == Transcript("transcribe", "de", 55.0, tuple(segments))
-    assert [chunk.seconds for chunk in engine.items] == [10.0, 10.0, 10.0]
+    assert [chunk.seconds for chunk in engine.chunks] == [10.0, 10.0, 10.0]
 
 
 # Languages
@@ -177,29 +167,29 @@ async def test_segments_in_order_then_the_transcript(transcriber: Transcriber, e
 async def test_the_first_chunk_decides_the_language(transcriber: Transcriber, engine: Engine) -> None:
     """The second does not wait for that. Later chunks get its language, so that a recording has one."""
     await _all(transcriber, upload(THREE))
-    assert [chunk.decoding.language for chunk in engine.items] == [None, None, "de"]
+    assert [chunk.decoding.language for chunk in engine.chunks] == [None, None, "de"]
     assert len(engine.batches[0]) == 2
 
 
 async def test_a_second_chunk_in_another_language_is_decoded_again(transcriber: Transcriber, engine: Engine) -> None:
     """In the language of the first chunk; only the second result counts."""
-    engine.languages = {20.0: "nl"}
+    engine.others = {20.0: "nl"}
     segments, transcript = await _all(transcriber, upload(THREE))
     assert [segment.text for segment in segments] == [" 2", " 20", " 40"]
     assert transcript.language == "de"
-    languages = [(chunk.offset, chunk.decoding.language) for chunk in engine.items]
+    languages = [(chunk.offset, chunk.decoding.language) for chunk in engine.chunks]
     assert languages[:2] == [(2.0, None), (20.0, None)]
     assert sorted(languages[2:]) == [(20.0, "de"), (40.0, "de")]
 
 
 async def test_with_several_languages_each_chunk_has_its_own(transcriber: Transcriber, engine: Engine) -> None:
     """No chunk waits for the first to decide, and none is decoded again for another language."""
-    engine.languages = {20.0: "nl"}
+    engine.others = {20.0: "nl"}
     options = Options(Decoding(languages=("de", "nl")), NO_PADDING)
     segments, transcript = await _all(transcriber, upload([Span(2, 8), Span(20, 26), Span(40, 46)]), options)
     assert [segment.text for segment in segments] == [" 2", " 20", " 40"]
     assert transcript.language == "de"
-    assert [(chunk.offset, chunk.decoding.language, chunk.language_provisional) for chunk in engine.items] == [
+    assert [(chunk.offset, chunk.decoding.language, chunk.language_provisional) for chunk in engine.chunks] == [
         (2.0, None, False),
         (20.0, None, False),
         (40.0, None, False),
@@ -211,7 +201,7 @@ async def test_with_a_given_language_no_chunk_waits(transcriber: Transcriber, en
     decoding = Decoding("translate", "fr", prompt="p", hotwords="h", temperature=0.5, words=True, logprobs=True)
     _, transcript = await _all(transcriber, upload(THREE), Options(decoding, NO_PADDING))
     assert (transcript.task, transcript.language) == ("translate", "fr")
-    assert {chunk.decoding for chunk in engine.items} == {decoding}
+    assert {chunk.decoding for chunk in engine.chunks} == {decoding}
 
 
 async def test_silence_keeps_the_given_language(transcriber: Transcriber, engine: Engine) -> None:
@@ -230,7 +220,7 @@ async def test_remainders_come_before_the_next_chunk(transcriber: Transcriber, e
     engine.remainders = {2.0: Chunk(features, 1.0, 10.0, Decoding()), 10.0: Chunk(features, 1.0, 15.0, Decoding())}
     segments, _ = await _all(transcriber, upload(THREE[:2]))
     assert [segment.text for segment in segments] == [" 2", " 10", " 15", " 20"]
-    assert {chunk.offset: chunk.decoding.language for chunk in engine.items} == {
+    assert {chunk.offset: chunk.decoding.language for chunk in engine.chunks} == {
         2.0: None,
         10.0: "de",
         15.0: "de",
@@ -344,7 +334,7 @@ async def test_slow_decoders_delay_no_other_request(make: Callable[..., Transcri
         yield np.ones(SAMPLE_RATE, np.float32)
 
     many = Scheduler(engine.run, capacity=20, limits=LIMITS, clock=Clock())
-    transcriber = make(scheduler=many, blocks=blocks)
+    transcriber = make(scheduler=many, blocks=blocks, decoder_seconds=0.0)
     slow = [asyncio.create_task(_all(transcriber, b"slow")) for _ in range(10)]
     await _until(lambda: many.requests == 10)
     _, transcript = await asyncio.wait_for(_all(transcriber, b"a message"), SECONDS)
@@ -356,23 +346,32 @@ async def test_slow_decoders_delay_no_other_request(make: Callable[..., Transcri
 
 
 async def test_few_recordings_are_decoded_at_a_time(make: Callable[..., Transcriber], engine: Engine) -> None:
-    """Each decoder is a process that has to start: a hundred callers at once must not start one each."""
-    lock, now, most = threading.Lock(), 0, 0
-    two = threading.Barrier(2)  # so that two at least are decoded at the same time
+    """Each decoder is a process that has to start: a hundred callers must not start one each, nor if they leave."""
+    lock, gate, now, most, begun = threading.Lock(), threading.Event(), 0, 0, 0
 
     def blocks(_source: Any, **_: Any) -> Any:
-        nonlocal now, most
+        nonlocal now, most, begun
         with lock:
-            now, most = now + 1, max(most, now + 1)
-        two.wait(SECONDS)
+            now, most, begun = now + 1, max(most, now + 1), begun + 1
+        assert gate.wait(SECONDS)
         with lock:
             now -= 1
         yield np.ones(SAMPLE_RATE, np.float32)
 
     many = Scheduler(engine.run, capacity=100, limits=LIMITS, clock=Clock())
-    transcriber = make(scheduler=many, blocks=blocks)
-    await asyncio.gather(*(_all(transcriber, b"%d" % number) for number in range(50)))
-    assert 1 < most <= DECODERS
+    transcriber = make(scheduler=many, blocks=blocks, decoder_seconds=SECONDS)
+    callers = [asyncio.create_task(_all(transcriber, b"%d" % number)) for number in range(20)]
+    await _until(lambda: now == DECODERS)
+    leaving, staying = callers[:10], callers[10:]
+    for caller in leaving:
+        caller.cancel()
+    await asyncio.gather(*leaving, return_exceptions=True)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    gate.set()
+    await asyncio.gather(*staying)
+    assert most == DECODERS
+    assert begun == DECODERS + len(staying)  # nothing was begun for the others who left
     assert many.close(SECONDS)
 
 
@@ -406,7 +405,7 @@ async def test_the_full_window_is_for_requests_that_ask_for_it(transcriber: Tran
     """All their chunks have it, and are up to 30 s long."""
     await _all(transcriber, upload(THREE), Options(voice=NO_PADDING, full_window=True))
     await _all(transcriber, upload(THREE))
-    assert [(chunk.full_window, chunk.seconds) for chunk in engine.items] == [
+    assert [(chunk.full_window, chunk.seconds) for chunk in engine.chunks] == [
         (True, 28),
         (True, 10),
         *[(False, 10)] * 3,
@@ -538,4 +537,4 @@ async def test_requests_at_once_get_their_own_results(transcriber: Transcriber, 
     uploads = [upload([Span(0, 1)], float(seconds)) for seconds in (1, 2, 3, 4)]
     answers = await asyncio.gather(*(_all(transcriber, data) for data in uploads))
     assert [transcript.duration for _, transcript in answers] == [1.0, 2.0, 3.0, 4.0]
-    assert sorted(chunk.seconds for chunk in engine.items) == [1.0, 2.0, 3.0, 4.0]
+    assert sorted(chunk.seconds for chunk in engine.chunks) == [1.0, 2.0, 3.0, 4.0]

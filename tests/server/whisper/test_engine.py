@@ -12,9 +12,8 @@ from tokenizers import Tokenizer as Vocabulary
 
 from localwhisper_client.shared.languages import NAMES
 from localwhisper_server.audio import pool
-from localwhisper_server.transcription.preparation import StepRunner
 from localwhisper_server.transcription.scheduler import Scheduler
-from localwhisper_server.transcription.transcriber import Transcriber
+from localwhisper_server.transcription.transcriber import StepRunner, Transcriber
 from localwhisper_server.types import SAMPLE_RATE, AudioChunk, BatchLimits, Decoding, Options, Span
 from localwhisper_server.whisper.chunks import find_speech
 from localwhisper_server.whisper.devices import Device
@@ -286,8 +285,14 @@ def service(engines: Engines) -> Iterator[Transcriber]:
     """Give a transcriber on the base model."""
     limits = BatchLimits(items=4, frames=6000, share=6000)
     scheduler = Scheduler(engines["base"].run, capacity=4, limits=limits, clock=lambda: 0.0)
-    steps, prepare = StepRunner(clock=lambda: 0.0), engines["base"].prepare
-    yield Transcriber(scheduler, prepare, find_speech, blocks=pool.blocks, steps=steps, max_seconds=600)
+    yield Transcriber(
+        scheduler=scheduler,
+        prepare=engines["base"].prepare,
+        find_speech=find_speech,
+        blocks=pool.blocks,
+        steps=StepRunner(clock=lambda: 0.0),
+        max_seconds=600,
+    )
     assert scheduler.close(60)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from localwhisper_server.errors import Busy
-from localwhisper_server.observer import NullObserver
+from localwhisper_server.observer import Observer
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
 from localwhisper_server.whisper.devices import SMALLEST, Device
 from localwhisper_server.whisper.model_manager import (
@@ -281,7 +281,7 @@ def test_the_observer_is_told_of_loads_and_of_a_lack_of_memory() -> None:
     """Each time."""
     notes: list[str] = []
 
-    class Notes(NullObserver):
+    class Notes(Observer):
         def model_loaded(self) -> None:
             notes.append("loaded")
 
