@@ -5,8 +5,7 @@ after. `request` hands a speech-to-text call to the routing of `LocalWhisper`, a
 `__init__` does without a key under a policy that lets no audio leave the LAN. The cloud, where the policy allows it, is
 the program's own client with all its settings.
 
-Realtime sessions go over WebSockets, which the SDK and voice frameworks open through other libraries. Those libraries
-are changed too: before they open such a session, the policy is checked.
+Realtime sessions go over WebSockets, which the SDK and voice frameworks open through other libraries: see `sockets`.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import openai
 
-from localwhisper_client.patch.watch import Watch
+from localwhisper_client.patch.sockets import PatchedSockets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from localwhisper_client.settings import RoutingOptions
 
@@ -35,14 +34,7 @@ HOOK = Path(__file__).with_name("run_hook")
 _KEY_ARGUMENTS = ("api_key", "provider", "workload_identity")
 _INHERITED = object()
 _lock = threading.Lock()
-_installed: list[_PatchedClass | _PatchedSockets] = []
-# The libraries that open WebSockets, and the name in each that gets the address before a connection is made.
-_SOCKETS = {
-    "websockets.asyncio.client": "parse_uri",
-    "websockets.sync.client": "parse_uri",
-    "websockets.legacy.client": "parse_uri",
-    "aiohttp.client": "ClientSession",
-}
+_installed: list[_PatchedClass | PatchedSockets] = []
 
 
 def install(**options: Unpack[RoutingOptions]) -> None:
@@ -63,7 +55,7 @@ def install(**options: Unpack[RoutingOptions]) -> None:
             async_route = _RouteByLoop("AsyncLocalWhisper", options)
             _installed.append(_PatchedClass(openai.OpenAI, route, route))
             _installed.append(_PatchedClass(openai.AsyncOpenAI, async_route, route))
-            _installed.append(_PatchedSockets(route))
+            _installed.append(PatchedSockets(route, async_route, _library))
 
 
 def uninstall() -> None:
@@ -89,10 +81,10 @@ def _library() -> Any:
     Under `localwhisper run` one of our own modules may be the first to load the SDK. The hook then loads this module
     while that one is half loaded.
     """
-    from localwhisper_client import client, request  # noqa: PLC0415
+    from localwhisper_client import client, realtime, request  # noqa: PLC0415
     from localwhisper_client.lan import servers  # noqa: PLC0415 - as the docstring says
 
-    return SimpleNamespace(client=client, request=request, servers=servers)
+    return SimpleNamespace(client=client, realtime=realtime, request=request, servers=servers)
 
 
 class _Route:
@@ -184,45 +176,3 @@ class _PatchedClass:
                 delattr(self._sdk_class, name)
             else:
                 setattr(self._sdk_class, name, found)
-
-
-class _PatchedSockets:
-    """The libraries that open WebSockets, changed to check the policy before they open a realtime session."""
-
-    def __init__(self, route: _Route) -> None:
-        self._route = route
-        self._found: list[tuple[Any, str, Any]] = []
-        self._watch = Watch(_SOCKETS, self._patch)
-        for name in _SOCKETS:
-            if name in sys.modules:
-                self._patch(sys.modules[name])
-        sys.meta_path.insert(0, self._watch)
-
-    def restore(self) -> None:
-        """Put the functions back."""
-        sys.meta_path.remove(self._watch)
-        while self._found:
-            setattr(*self._found.pop())
-
-    def _patch(self, module: Any) -> None:
-        name = _SOCKETS[module.__name__]
-        if name == "ClientSession":
-            session_class = module.ClientSession
-            self._replace(session_class, "ws_connect", lambda session, url, *_: str(session._build_url(url)))  # noqa: SLF001 - no public name
-        else:
-            self._replace(module, name, lambda url, *_: str(url))
-
-    def _replace(self, holder: Any, name: str, url_of: Callable[..., str]) -> None:
-        original = getattr(holder, name)
-
-        @functools.wraps(original)
-        def checked(*args: Any, **options: Any) -> Any:
-            # The address is the only argument, or the first after `self`, by name or by position.
-            named = [options[key] for key in ("url", "uri") if key in options]
-            url = url_of(*args, *named)
-            if _library().request.is_realtime(url):
-                self._route().allow_realtime(url)
-            return original(*args, **options)
-
-        self._found.append((holder, name, original))
-        setattr(holder, name, checked)

@@ -1,0 +1,200 @@
+"""Changes what opens WebSockets, so that a transcription goes to a local server and no other session leaves the LAN.
+
+| changed | for | transcriptions | other sessions |
+|---|---|---|---|
+| `connect` of the SDK's realtime resources | programs with the SDK | to a local server | as below |
+| `connect` of `websockets`, `ws_connect` of aiohttp | voice frameworks | to a local server | if allowed |
+| `parse_uri`, with which `websockets` reads an address | any other way into it | if allowed | if allowed |
+
+"If allowed" means: refused unless the policy allows the cloud or the address is on the LAN.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import sys
+from typing import TYPE_CHECKING, Any
+
+from localwhisper_client.patch.watch import Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_SDK = ("openai.resources.realtime.realtime", "openai.resources.beta.realtime.realtime")
+_WEBSOCKETS = ("websockets.asyncio.client", "websockets.sync.client", "websockets.legacy.client")
+_AIOHTTP = "aiohttp.client"
+# What a program says of the connection to the cloud, and would be wrong for one to a local server.
+_CONNECTION = (
+    "auth", "fingerprint", "host", "params", "port", "proxy", "proxy_auth", "proxy_headers", "proxy_server_hostname",
+    "proxy_ssl", "server_hostname", "sock", "ssl", "ssl_context", "verify_ssl",
+)  # fmt: skip
+
+
+class PatchedSockets:
+    """The changed functions. `route` and `async_route` give the route of each kind of client.
+
+    `library` gives the modules that are loaded late.
+    """
+
+    def __init__(self, route: Callable[[], Any], async_route: Callable[[], Any], library: Callable[[], Any]) -> None:
+        self._route, self._library = route, library
+        self._sdk_routes = {"Realtime": route, "AsyncRealtime": async_route}
+        self._found: list[tuple[Any, str, Any]] = []
+        names = (*_SDK, *_WEBSOCKETS, _AIOHTTP)
+        self._watch = Watch(names, self._patch)
+        for name in names:
+            if name in sys.modules:
+                self._patch(sys.modules[name])
+        sys.meta_path.insert(0, self._watch)
+
+    def restore(self) -> None:
+        """Put the functions back."""
+        sys.meta_path.remove(self._watch)
+        while self._found:
+            setattr(*self._found.pop())
+
+    def _patch(self, module: Any) -> None:
+        name = module.__name__
+        if name in _SDK:
+            for kind, route in self._sdk_routes.items():
+                self._replace(getattr(module, kind), "connect", functools.partial(self._sdk, route))
+        elif name == _AIOHTTP:
+            self._replace(module.ClientSession, "_ws_connect", self._aiohttp)
+        else:
+            self._replace(module, "parse_uri", self._checked)
+            if "asyncio" in name:
+                self._replace(module.connect, "__await_impl__", self._awaited)
+            elif ".sync" in name:
+                self._replace(module, "connect", self._sync)
+
+    def _replace(self, holder: Any, name: str, changed: Callable[[Any], Any]) -> None:
+        original = vars(holder)[name]
+        self._found.append((holder, name, original))
+        setattr(holder, name, functools.wraps(original)(changed(original)))
+
+    def _call(self, url: str) -> Any:
+        """Return the call that chooses a server for a session at this URL; `None` if the program connects itself.
+
+        Raises:
+            CloudNotAllowed: it is no transcription, and the policy forbids it.
+
+        """
+        library, realtime = self._library(), self._library().realtime
+        if not library.request.is_realtime(url):
+            return None
+        route = self._route()
+        if not realtime.transcribes(realtime.query_of(url)) or route.keeps_to_lan(url):
+            route.allow_realtime(url)
+            return None
+        return realtime.RealtimeCall(route, url, realtime.LONGEST_WAIT)
+
+    def _sdk(self, route: Any, original: Any) -> Any:
+        def connect(resource: Any, **options: Any) -> Any:
+            library, client = self._library(), resource._client  # noqa: SLF001 - there is no public name
+            asks = library.realtime.transcribes(options.get("extra_query") or {}, options.get("model"))
+            ours = hasattr(client, "_route") or isinstance(client, library.realtime.StandIn)
+            if ours or not asks or library.servers.belongs_to_lan(client):
+                return original(resource, **options)
+            return library.realtime.manager(resource, client, route, options)
+
+        return connect
+
+    def _checked(self, original: Any) -> Any:
+        def parse_uri(uri: str) -> Any:
+            if self._library().request.is_realtime(uri):
+                self._route().allow_realtime(uri)
+            return original(uri)
+
+        return parse_uri
+
+    def _awaited(self, original: Any) -> Any:
+        async def opened(connecting: Any) -> Any:
+            # Version 13 keeps the headers where they cannot be changed, so there the address is only checked.
+            call = self._call(connecting.uri) if hasattr(connecting, "additional_headers") else None
+            server = None if call is None else await call.choose_async()
+            if server is None:
+                return await original(connecting)
+            realtime, make = self._library().realtime, connecting.protocol_factory
+
+            def protocol_factory(uri: Any) -> Any:
+                made = make(uri)
+                offered = made.protocol.available_subprotocols
+                made.protocol.available_subprotocols = realtime.local_protocols(offered) or None
+                return made
+
+            connecting.protocol_factory = protocol_factory
+            connecting.uri = realtime.local_url(server, connecting.uri)
+            connecting.additional_headers = realtime.local_headers(server, _pairs(connecting.additional_headers))
+            connecting.proxy = None
+            connecting.process_redirect = lambda error: error
+            for name in _CONNECTION:
+                connecting.connection_kwargs.pop(name, None)
+            try:
+                return await original(connecting)
+            except Exception as error:
+                realtime.raise_refusal(server, error)
+                raise
+
+        return opened
+
+    def _sync(self, original: Any) -> Any:
+        def connect(uri: str, **options: Any) -> Any:
+            call = self._call(uri)
+            server = None if call is None else call.choose()
+            if server is None:
+                return original(uri, **options)
+            realtime = self._library().realtime
+            options = {name: value for name, value in options.items() if name not in _CONNECTION}
+            options["additional_headers"] = realtime.local_headers(server, _pairs(options.get("additional_headers")))
+            options["subprotocols"] = realtime.local_protocols(options.get("subprotocols")) or None
+            if "proxy" in inspect.signature(original).parameters:
+                options["proxy"] = None
+            try:
+                return original(realtime.local_url(server, uri), **options)
+            except Exception as error:
+                realtime.raise_refusal(server, error)
+                raise
+
+        return connect
+
+    def _aiohttp(self, original: Any) -> Any:
+        async def opened(session: Any, url: Any, **options: Any) -> Any:
+            whole = session._build_url(url)  # noqa: SLF001 - there is no public name
+            if options.get("params"):
+                whole = whole.update_query(options["params"])
+            call = self._call(str(whole))
+            server = None if call is None else await call.choose_async()
+            if server is None:
+                return await original(session, url, **options)
+            realtime = self._library().realtime
+            options = {name: value for name, value in options.items() if name not in _CONNECTION}
+            options["headers"] = realtime.local_headers(server, _pairs(options.get("headers")))
+            options["protocols"] = realtime.local_protocols(options.get("protocols"))
+            local = _bare(session)
+            try:
+                return await original(local, realtime.local_url(server, str(whole)), **options)
+            except Exception as error:
+                realtime.raise_refusal(server, error)
+                raise
+            finally:
+                local._connector = None  # noqa: SLF001 - else it complains that it was not closed
+
+        return opened
+
+
+def _pairs(headers: Any) -> list[tuple[str, Any]]:
+    """Return the headers of a program, a mapping or pairs, as pairs."""
+    return list(headers.items() if hasattr(headers, "items") else headers or ())
+
+
+def _bare(session: Any) -> Any:
+    """Return a session of aiohttp with the same connections, and without keys, cookies and proxy."""
+    local = copy.copy(session)
+    local._default_headers = type(session._default_headers)()  # noqa: SLF001 - it has no public names for these
+    local._default_auth = local._default_proxy = local._default_proxy_auth = None  # noqa: SLF001
+    local._cookie_jar = sys.modules["aiohttp"].DummyCookieJar()  # noqa: SLF001
+    local._base_url = None  # noqa: SLF001
+    local._trust_env = False  # noqa: SLF001
+    return local
