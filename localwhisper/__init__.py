@@ -10,7 +10,7 @@ import sys
 import threading
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import openai
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     OpenAI = Client = LocalWhisper
     AsyncOpenAI = AsyncClient = AsyncLocalWhisper
+    audio: Audio
 
 __all__ = [
     "AsyncLocalWhisper",
@@ -57,8 +58,8 @@ _SETTINGS = (
     "http_client",
 )  # fmt: skip
 
-# Other parts of the module's client that can send audio. `chat` and the rest are the `openai` module's own.
-_AUDIO_PARTS = ("realtime", "live", "beta")
+# The parts of the module's client that can send audio. `chat` and the rest are the `openai` module's own.
+_AUDIO_PARTS = ("audio", "realtime", "live", "beta")
 
 _lock = threading.Lock()
 _current: tuple[dict[str, Any], LocalWhisper] | None = None
@@ -87,11 +88,10 @@ def _client() -> LocalWhisper:
     global _current  # noqa: PLW0603 - as the SDK's module client
     settings = {name: getattr(openai, name) for name in _SETTINGS}
     with _lock:
-        if _current is None:
-            _current = settings, LocalWhisper(**settings)
-        elif _current[0] != settings:
-            # Only the cloud's part is new: the LAN servers and their breakers stay.
-            _current = settings, LocalWhisper(_route=_current[1]._route, **settings)  # noqa: SLF001 - our own
+        if _current is None or _current[0] != settings:
+            # With new settings only the cloud's part is new: the LAN servers and their breakers stay.
+            route = _current[1]._route if _current else None  # noqa: SLF001 - our own
+            _current = settings, LocalWhisper(_route=route, **settings)
         return _current[1]
 
 
@@ -103,9 +103,6 @@ class _Lazy:
 
     def __getattr__(self, attribute: str) -> Any:
         return getattr(getattr(_client(), self._name), attribute)
-
-
-audio = cast("Audio", _Lazy("audio"))
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ import inspect
 import random
 import time
 from contextlib import closing
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -24,6 +25,7 @@ from localwhisper_client.call import Pending, Routed
 from localwhisper_client.errors import explained
 from localwhisper_client.events import remember
 from localwhisper_client.lan.health import readiness
+from localwhisper_client.lan.servers import belongs_to_lan
 from localwhisper_client.routing.backend import Backend
 from localwhisper_client.routing.plan import Call, Outcome, Try, Verdict, Wait
 from localwhisper_client.settings import without_credentials
@@ -163,6 +165,11 @@ class RealtimeCall(Routed[Any]):
         return None if backend is None else self._route.servers.server(backend)
 
 
+def routes_itself(client: Any) -> bool:
+    """Whether an SDK client is one of ours, and its sessions need no other routing."""
+    return hasattr(client, "_route") or isinstance(client, StandIn) or belongs_to_lan(client)
+
+
 def manager(resource: Any, client: Any, route: Callable[[], Route[Any]], options: Mapping[str, Any]) -> Any:
     """Return the SDK's connection manager for a transcription. On entering, it chooses the server and connects to it.
 
@@ -232,10 +239,10 @@ class _Session:
 def proxies() -> bool:
     """Whether the installed `websockets` would use a proxy of the environment, which may be outside of the LAN."""
     try:
-        from websockets.asyncio.client import connect  # noqa: PLC0415 - not every program has it
+        module = import_module("websockets.asyncio.client")
     except ImportError:
         return False  # the SDK says what to install
-    return "proxy" in inspect.signature(connect).parameters
+    return "proxy" in inspect.signature(module.connect).parameters
 
 
 class _Manager:

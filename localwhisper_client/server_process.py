@@ -17,6 +17,8 @@ import urllib.request
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from localwhisper_client.shared.extras import install_command
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
@@ -89,9 +91,7 @@ def serving(
 
     """
     if importlib.util.find_spec("localwhisper_server") is None or importlib.util.find_spec("faster_whisper") is None:
-        raise ServerNotStarted(
-            "the server is not installed. Install it with: pip install 'localwhisper-lan[server,offline]'"
-        )
+        raise ServerNotStarted(f"the server is not installed. Install it with: {install_command('server,offline')}")
     process = subprocess.Popen(  # noqa: S603 - our own module
         [sys.executable, "-P", "-m", "localwhisper_server", "--port", "0", *options],
         env=None if environ is None else dict(environ),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast, overload
 from urllib.parse import urlsplit, urlunsplit
 
-from localwhisper_client.cloud.budget import Budget
+from localwhisper_client.cloud.ledger import Budget
 from localwhisper_client.errors import ConfigurationError
 from localwhisper_client.routing.policy import Policy, strictest
 from localwhisper_client.shared.lan_ranges import named_like_one

@@ -3,6 +3,8 @@
 import signal
 import sys
 
+from localwhisper_client.shared.extras import install_command
+
 
 def main() -> None:
     """Run the command; exits by SystemExit."""
@@ -13,10 +15,7 @@ def main() -> None:
     try:
         from localwhisper_server.cli import main as run  # noqa: PLC0415 - a client's environment cannot import it
     except ModuleNotFoundError as missing:
-        sys.exit(
-            f"localwhisper-server: the server needs {missing.name}. "
-            "Install it with: pip install 'localwhisper-lan[server]'"
-        )
+        sys.exit(f"localwhisper-server: the server needs {missing.name}. Install it with: {install_command('server')}")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     run()
 

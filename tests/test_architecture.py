@@ -45,7 +45,7 @@ ARROWS = {
         "lan": {"settings", "errors", "events", "routing", "shared", "_http", "_background"},
         "cloud": {"errors", "events", "routing", "shared", "_http", "_background"},
         "settings": {"errors", "events", "cloud", "routing", "shared"},
-        "server_process": set(),
+        "server_process": {"shared"},
         "errors": {"routing", "_http"},
         "request": set(),
         "routing": {"events"},
@@ -56,7 +56,7 @@ ARROWS = {
     },
 }  # fmt: skip
 # What the server may import of the client: tables, the version, the SDK's HTTP library, and how to start a server.
-FROM_CLIENT = {"shared", "__version__", "_http", "server_process"}
+FROM_CLIENT = {"__version__", "shared", "_http", "server_process"}
 # The only folders or modules that may import a library.
 ONLY = {
     "faster_whisper": {"whisper"}, "ctranslate2": {"whisper"}, "av": {"audio", "cloud"},
@@ -64,7 +64,7 @@ ONLY = {
     "websockets": {"api", "realtime"},
 }  # fmt: skip
 PURE = {
-    "localwhisper_client": ("routing", "shared", "events", "cloud/adaptation", "cloud/models", "cloud/budget"),
+    "localwhisper_client": ("routing", "shared", "events", "cloud/models"),
     "localwhisper_server": (
         "types", "errors", "api/formats", "api/form", "whisper/acceptance", "whisper/alignment",
         "whisper/chunks", "transcription/queue", "transcription/segmentation", "realtime",

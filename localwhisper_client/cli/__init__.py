@@ -3,15 +3,15 @@
 import sys
 from typing import NoReturn
 
+from localwhisper_client.shared.extras import install_command
+
 
 def main() -> None:
     """Run the command; exits by SystemExit."""
     try:
         from localwhisper_client.cli.app import app  # noqa: PLC0415 - a client install has no typer
     except ModuleNotFoundError as missing:
-        sys.exit(
-            f"localwhisper: the command needs {missing.name}. Install it with: pip install 'localwhisper-lan[cli]'"
-        )
+        sys.exit(f"localwhisper: the command needs {missing.name}. Install it with: {install_command('cli')}")
     app()
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from localwhisper_client.cli import stop
 from localwhisper_client.client import LocalWhisper
-from localwhisper_client.events import Attempt, Event
+from localwhisper_client.events import last_call
 from localwhisper_client.server_process import ServerNotStarted, serving
 
 if TYPE_CHECKING:
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 
 VOICE = Path(__file__).parents[1] / "demo.ogg"
 STAND_IN_TEXT = "(the stand-in cloud does not transcribe: this sentence is fixed)"
-
-
-class DemoError(Exception):
-    """The demo cannot go on; the message says what to do."""
 
 
 class _StandIn(BaseHTTPRequestHandler):
@@ -52,13 +48,11 @@ class _StandIn(BaseHTTPRequestHandler):
 def stand_in_cloud() -> Iterator[str]:
     """Run a stand-in for OpenAI's cloud on a loopback port; gives its base URL."""
     with ThreadingHTTPServer(("127.0.0.1", 0), _StandIn) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             yield f"http://127.0.0.1:{server.server_port}/v1"
         finally:
             server.shutdown()
-            thread.join()
 
 
 def demo(model: Annotated[str, typer.Option(help="The model that the server loads.")] = "base") -> None:
@@ -72,51 +66,35 @@ def demo(model: Annotated[str, typer.Option(help="The model that the server load
 
     Exit code: 0 if both answers came as they should, 1 otherwise.
     """
-    try:
-        _show(Console(highlight=False), model)
-    except DemoError as failure:
-        stop("demo", str(failure), 1)
-
-
-def _show(console: Console, model: str) -> None:
-    attempts: list[Attempt] = []
-
-    def keep(event: Event) -> None:
-        if isinstance(event, Attempt):
-            attempts.append(event)
-
+    console = Console(highlight=False)
     with stand_in_cloud() as cloud, contextlib.ExitStack() as lan:
         with console.status(f"Starting localwhisper-server with the model {model} …"):
             try:
                 server = lan.enter_context(serving("--model", model))
             except ServerNotStarted as failure:
-                raise DemoError(str(failure)) from failure
+                stop("demo", str(failure), 1)
         console.print(f"A server is up at {server.base_url}, with the model {model}.\n")
-        client = lan.enter_context(
-            LocalWhisper(
-                local_base_url=server.base_url, policy="cloud", base_url=cloud, api_key="not-a-real-key", on_event=keep
-            )
-        )
+        client = LocalWhisper(local_base_url=server.base_url, policy="cloud", base_url=cloud, api_key="not-a-real-key")
+        lan.enter_context(client)
         console.print("A voice message of five seconds, transcribed on the LAN:")
-        _transcribe(console, client, attempts, expect_cloud=False)
+        _transcribe(console, client, expect_cloud=False)
         console.print("\nNow the server is stopped, and the same call is made once more. Its policy is `cloud`;")
         console.print("the cloud is a stand-in on this machine, so nothing leaves it and nothing is paid:")
         server.stop()
-        _transcribe(console, client, attempts, expect_cloud=True)
+        _transcribe(console, client, expect_cloud=True)
     console.print("\nWithout the policy `cloud`, the second call would have failed: audio stays on the LAN.")
 
 
-def _transcribe(console: Console, client: LocalWhisper, attempts: list[Attempt], *, expect_cloud: bool) -> None:
-    attempts.clear()
+def _transcribe(console: Console, client: LocalWhisper, *, expect_cloud: bool) -> None:
     started = time.perf_counter()
     with console.status("Transcribing …"), VOICE.open("rb") as voice:
         transcript = client.audio.transcriptions.create(file=voice, model="whisper-1", response_format="verbose_json")
     took = time.perf_counter() - started
-    answered = attempts[-1]
-    where = "the stand-in cloud" if answered.cloud else "on the LAN"
+    last = last_call()
+    where = "the stand-in cloud" if last and last.cloud else "on the LAN"
     console.print(f"  words        {transcript.text.strip()}", markup=False, soft_wrap=True)
     console.print(f"  language     {transcript.language}")
     console.print(f"  took         {took:.2f} s")
-    console.print(f"  answered by  {answered.backend} ({where})", soft_wrap=True)
-    if answered.cloud is not expect_cloud or not transcript.text.strip():
-        raise DemoError("that is not how it should have come out.")
+    console.print(f"  answered by  {last and last.backend} ({where})", soft_wrap=True)
+    if last is None or last.cloud is not expect_cloud or not transcript.text.strip():
+        stop("demo", "that is not how it should have come out.", 1)

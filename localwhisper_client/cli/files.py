@@ -9,11 +9,12 @@ import json
 import os
 import secrets
 import signal
-import stat
 import sys
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from localwhisper_client.shared.file_endings import ENDINGS
 
@@ -21,7 +22,7 @@ if sys.platform == "linux":
     import fcntl
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 SUFFIX = {"text": ".txt", "json": ".json", "verbose_json": ".json", "srt": ".srt", "vtt": ".vtt"}
 """The ending of a transcript's file, by its format."""
@@ -43,19 +44,35 @@ class Job:
     transcript: Path
 
 
-@dataclass(slots=True)
-class Plan:
-    """What the command will do."""
+class Fate(StrEnum):
+    """What became of a recording."""
 
-    jobs: list[Job] = field(default_factory=list)
-    left_out: list[Path] = field(default_factory=list)
-    """Files in the named folders whose names do not end like a recording's."""
-    unreadable: list[OSError] = field(default_factory=list)
-    """Why some folders or files could not be read."""
+    DONE = "done"
+    SKIPPED = "skipped"
+    """Its transcript existed already."""
+    LEFT_OUT = "left out"
+    """It is in a named folder, and its name does not end like a recording's."""
+    FAILED = "failed"
+    UNREACHABLE = "unreachable"
+    """No server could be reached; a later try may succeed."""
 
 
-def plan(named: Sequence[str], format_: str, folder: Path | None) -> Plan:
-    """Return the recordings that are meant, and where their transcripts go.
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One line of the report; with --json, one object."""
+
+    file: str
+    fate: Fate
+    output: str = ""
+    seconds: float = 0.0
+    error: str = ""
+    deleted: bool = False
+    kept: str = ""
+    """Why --delete-after did not delete a recording that has its transcript."""
+
+
+def plan(named: Sequence[str], format_: str, folder: Path | None) -> tuple[list[Job], list[Result]]:
+    """Return the recordings that are meant with their transcripts, and the files and folders that are not transcribed.
 
     `named` has files, folders (for the recordings in them, at any depth), and patterns that no shell expanded. A
     transcript goes beside its recording, or into `folder`, with the same sub-folders. Its name is the recording's
@@ -65,39 +82,38 @@ def plan(named: Sequence[str], format_: str, folder: Path | None) -> Plan:
         FilesError: something named does not exist, or two recordings would be written to one file.
 
     """
-    made = Plan()
+    others: list[Result] = []
     try:
         places = {
             recording: folder / inside if folder is not None else recording
-            for recording, inside in _recordings(named, made)
+            for recording, inside in _recordings(named, others)
         }
     except OSError as failure:
         raise FilesError(str(failure)) from failure
     suffix = SUFFIX[format_]
-    transcripts = {recording: place.with_name(place.stem + suffix) for recording, place in places.items()}
-    while shared := _shared(transcripts):
-        full = {recording: places[recording].with_name(places[recording].name + suffix) for recording in shared}
-        if all(transcripts[recording] == name for recording, name in full.items()):
-            first, second = shared[:2]
-            raise FilesError(f"{first} and {second} would both be written to {transcripts[first]}")
-        transcripts |= full
-    recordings = {recording.resolve() for recording in places}
+    full: set[Path] = set()  # the recordings whose transcripts keep the ending
+    while True:
+        transcripts = {
+            recording: place.with_name((place.name if recording in full else place.stem) + suffix)
+            for recording, place in places.items()
+        }
+        times = Counter(transcripts.values())
+        shared = {recording for recording, transcript in transcripts.items() if times[transcript] > 1}
+        if not shared:
+            break
+        if shared <= full:
+            clash = next(transcript for transcript, count in times.items() if count > 1)
+            first, second, *_ = (str(recording) for recording, transcript in transcripts.items() if transcript == clash)
+            raise FilesError(f"{first} and {second} would both be written to {clash}")
+        full |= shared
+    recordings = set(map(os.path.realpath, places))
     for recording, transcript in transcripts.items():
-        if transcript.resolve() in recordings:
+        if os.path.realpath(transcript) in recordings:
             raise FilesError(f"{recording} would be written over the recording {transcript}")
-    made.jobs += [Job(*each) for each in transcripts.items()]
-    return made
+    return [Job(*each) for each in transcripts.items()], others
 
 
-def _shared(transcripts: Mapping[Path, Path]) -> list[Path]:
-    """Return the recordings that share a transcript's file with another, grouped by that file."""
-    taken: dict[Path, list[Path]] = {}
-    for recording, transcript in transcripts.items():
-        taken.setdefault(transcript, []).append(recording)
-    return [recording for recordings in taken.values() if len(recordings) > 1 for recording in recordings]
-
-
-def _recordings(named: Sequence[str], made: Plan) -> Iterator[tuple[Path, Path]]:
+def _recordings(named: Sequence[str], others: list[Result]) -> Iterator[tuple[Path, Path]]:
     """Yield each recording, and its path relative to the folder that was named."""
     for name in named:
         path = Path(name)
@@ -108,51 +124,47 @@ def _recordings(named: Sequence[str], made: Plan) -> Iterator[tuple[Path, Path]]
             if not match.is_dir():
                 yield match, Path(match.name)
                 continue
-            inside = sorted(_files(match, made.unreadable.append))
+            unreadable: list[OSError] = []
+            inside = sorted(
+                path
+                for place, _, names in os.walk(match, onerror=unreadable.append)
+                for path in (Path(place, name) for name in names)
+                # A link to nowhere fails when it is opened. A pipe or a device is not opened.
+                if os.path.isfile(path) or not os.path.exists(path)  # noqa: PTH110, PTH113 - these raise nothing
+            )
             recordings = [each for each in inside if each.suffix[1:].lower() in ENDINGS]
+            if not recordings and len(matches) == 1 and not unreadable:
+                raise FilesError(f"there is no recording in {name}; a file that is named itself is always sent")
+            others += [Result(str(failure.filename), Fate.FAILED, error=str(failure)) for failure in unreadable]
             # Transcripts and hidden files are not reported: they were not meant.
-            made.left_out += [
-                each
+            others += [
+                Result(str(each), Fate.LEFT_OUT)
                 for each in inside
                 if each not in recordings and each.suffix not in SUFFIX.values() and not each.name.startswith(".")
             ]
-            if not recordings and len(matches) == 1 and not made.unreadable:
-                raise FilesError(f"there is no recording in {name}; a file that is named itself is always sent")
             for each in recordings:
                 yield each, each.relative_to(match)
 
 
-def _files(folder: Path, failed: Callable[[OSError], None]) -> Iterator[Path]:
-    """Yield the files in a folder, at any depth; `failed` is called with the error for each that cannot be read."""
-    for place, _, names in os.walk(folder, onerror=failed):
-        for path in (Path(place, name) for name in names):
-            try:
-                if stat.S_ISREG(path.stat().st_mode):
-                    yield path
-            except OSError as failure:
-                failed(failure)
+def change(path: Path, file: IO[bytes], before: os.stat_result) -> str:
+    """Say how an open file, or the one at its path, differs from what it was; empty if neither does.
 
-
-def identity(file: os.stat_result) -> tuple[int, ...]:
-    """Return values that change if a file is replaced or written to."""
-    return file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns
-
-
-def change(path: Path, handle: int, before: tuple[int, ...]) -> str:
-    """Say how the open file, or the one at `path`, differs from the identity `before`; empty if neither does.
-
-    If nothing is at `path` any more, nothing can be lost there.
+    If nothing is at the path any more, nothing can be lost there.
 
     Raises:
         OSError: the file's state cannot be read.
 
     """
-    if identity(os.fstat(handle)) != before:
+    if _identity(os.fstat(file.fileno())) != _identity(before):
         return "it changed while it was transcribed"
     with contextlib.suppress(FileNotFoundError):
-        if identity(path.stat()) != before:
+        if _identity(path.stat()) != _identity(before):
             return "another file took its place while it was transcribed"
-    return "a program is still writing to it" if _is_written(handle) else ""
+    return "a program is still writing to it" if _is_written(file.fileno()) else ""
+
+
+def _identity(file: os.stat_result) -> tuple[int, ...]:
+    return file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns
 
 
 def _is_written(handle: int) -> bool:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 BAR = 30
+TOTALS = ("calls", "unknown_calls", "lan_seconds", "cloud_seconds", "cost_usd", "saved_usd")
+COLUMNS = ("server", "state", "breaker", "answers in", "model", "device", "queue")
 NONE_FOUND = "No server announced itself. Start one with: localwhisper-server --host 0.0.0.0 --announce"
 
 
@@ -49,7 +51,7 @@ def status(as_json: Json = False) -> None:  # noqa: FBT002 - a flag
         typer.echo(json.dumps({"policy": policy, "servers": [asdict(server) for server in servers]}))
     else:
         show_servers(Console(highlight=False), servers, policy)
-    raise typer.Exit(0 if _is_ready(servers) else 1)
+    raise typer.Exit(0 if _any_ready(servers) else 1)
 
 
 def _servers(settings: Settings) -> list[health.ServerStatus]:
@@ -63,34 +65,29 @@ def _servers(settings: Settings) -> list[health.ServerStatus]:
     return [health.status(url, settings.local_api_key, settings.connect_timeout) for url in urls]
 
 
-def _is_ready(servers: Sequence[health.ServerStatus]) -> bool:
+def _any_ready(servers: Sequence[health.ServerStatus]) -> bool:
     return any(server.state is health.ServerState.READY for server in servers)
 
 
 def show_servers(console: Console, servers: Sequence[health.ServerStatus], policy: Policy) -> None:
     """Print a table of the servers, what to do about those that are not ready, and what the policy means."""
-    if servers:
-        # An address is never cut, so that it can be copied.
-        address = Column("server", no_wrap=True, min_width=max(len(server.url) for server in servers))
-        state = Column("state", no_wrap=True)
-        table = Table(address, state, "breaker", "answers in", "model", "device", "queue", box=None)
-        for server in servers:
-            latency = "" if server.latency is None else f"{server.latency * 1000:.0f} ms"
-            queue = "" if server.requests is None else f"{server.requests} calls, {server.queue_seconds or 0:.1f} s"
-            breaker = "closed" if server.state in health.CLOSES_BREAKER else "opens"
-            table.add_row(server.url, server.state, breaker, latency, server.model, server.device, queue)
-        console.print(table)
-        if any(server.state not in health.CLOSES_BREAKER for server in servers):
-            console.print("Clients do not call a server whose breaker opens, until it is ready again.")
-        for server in servers:
-            if server.advice:
-                console.print(f"{server.url}: {server.advice}", markup=False, soft_wrap=True)
-    else:
-        console.print(NONE_FOUND, soft_wrap=True)
-    leaves = (
-        "calls go to OpenAI when the LAN server cannot take them" if policy.leaves_lan else "nothing leaves the LAN"
-    )
-    console.print(f"Policy {policy}: {leaves}.", markup=False)
+    # An address is never cut, so that it can be copied.
+    columns = [Column(name, no_wrap=name in ("server", "state")) for name in COLUMNS]
+    columns[0].min_width = max((len(server.url) for server in servers), default=0)
+    table = Table(*columns, box=None)
+    for server in servers:
+        latency = "" if server.latency is None else f"{server.latency * 1000:.0f} ms"
+        queue = "" if server.requests is None else f"{server.requests} calls, {server.queue_seconds or 0:.1f} s"
+        breaker = "closed" if server.state in health.CLOSES_BREAKER else "opens"
+        table.add_row(server.url, server.state, breaker, latency, server.model, server.device, queue)
+    console.print(table if servers else NONE_FOUND, soft_wrap=not servers)
+    if any(server.state not in health.CLOSES_BREAKER for server in servers):
+        console.print("Clients do not call a server whose breaker opens, until it is ready again.")
+    for server in servers:
+        if server.advice:
+            console.print(f"{server.url}: {server.advice}", markup=False, soft_wrap=True)
+    leaves = "calls go to OpenAI when the LAN server cannot take them"
+    console.print(f"Policy {policy}: {leaves if policy.leaves_lan else 'nothing leaves the LAN'}.", markup=False)
 
 
 def stats(
@@ -117,7 +114,7 @@ def stats(
     except (OSError, sqlite3.Error) as failure:
         stop("stats", f"{path} cannot be read: {failure}", 1)
     if as_json:
-        typer.echo(json.dumps([asdict(row) | {"day": row.day.isoformat()} for row in rows]))
+        typer.echo(json.dumps([asdict(row) for row in rows]))
         return
     _chart(Console(highlight=False), rows, days)
 
@@ -125,20 +122,18 @@ def stats(
 def _chart(console: Console, rows: Sequence[Day], days: int) -> None:
     longest = max((row.lan_seconds + row.cloud_seconds for row in rows), default=0) or 1
     for row in rows:
-        lan = round(BAR * row.lan_seconds / longest)
-        cloud = round(BAR * row.cloud_seconds / longest)
-        minutes = (row.lan_seconds + row.cloud_seconds) / 60
+        lan, cloud = round(BAR * row.lan_seconds / longest), round(BAR * row.cloud_seconds / longest)
         bar = f"[green]{'█' * lan}[/green][yellow]{'▒' * cloud}[/yellow]{' ' * (BAR - lan - cloud)}"
-        console.print(f"{row.day}  {bar} {minutes:7.1f} min  {row.calls} calls")
-    calls, unknown = sum(row.calls for row in rows), sum(row.unknown_calls for row in rows)
+        console.print(f"{row.day}  {bar} {(row.lan_seconds + row.cloud_seconds) / 60:7.1f} min  {row.calls} calls")
+    total = {name: sum(getattr(row, name) for row in rows) for name in TOTALS}
     console.print(
-        f"Last {days} days: {calls} calls; [green]█[/green] {sum(row.lan_seconds for row in rows) / 60:.1f} min on the "
-        f"LAN, [yellow]▒[/yellow] {sum(row.cloud_seconds for row in rows) / 60:.1f} min in the cloud.",
+        f"Last {days} days: {total['calls']} calls; [green]█[/green] {total['lan_seconds'] / 60:.1f} min on the "
+        f"LAN, [yellow]▒[/yellow] {total['cloud_seconds'] / 60:.1f} min in the cloud.",
         soft_wrap=True,
     )
-    console.print(f"Spent ${sum(row.cost_usd for row in rows):.2f}, saved ${sum(row.saved_usd for row in rows):.2f}.")
-    if unknown:
-        console.print(f"The length or cost of {unknown} calls is unknown, and not in these sums.")
+    console.print(f"Spent ${total['cost_usd']:.2f}, saved ${total['saved_usd']:.2f}.")
+    if total["unknown_calls"]:
+        console.print(f"The length or cost of {total['unknown_calls']} calls is unknown, and not in these sums.")
 
 
 def discover(
@@ -201,7 +196,7 @@ def wake(
     if not wait:
         return
     until = time.monotonic() + wait
-    while not _is_ready(_servers(settings)):
+    while not _any_ready(_servers(settings)):
         if time.monotonic() >= until:
             stop("wake", f"no server was ready within {wait:.0f} s", 1)
         time.sleep(min(1.0, max(0.0, until - time.monotonic())))

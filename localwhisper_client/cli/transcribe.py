@@ -8,71 +8,35 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from functools import partial
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
 import anyio
 import anyio.to_thread
 import openai
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from localwhisper_client.cli import files, stop
+from localwhisper_client.cli.files import Fate, Result
 from localwhisper_client.client import AsyncLocalWhisper
 from localwhisper_client.cloud import media
 from localwhisper_client.errors import ConfigurationError, LocalServerUnavailable
+from localwhisper_client.shared.extras import install_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 SOME_FAILED, USAGE, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
 TOO_LARGE = 413
-NAMES_SHOWN = 20
-
-
-class Format(StrEnum):
-    """The formats of a transcript."""
-
-    TEXT = "text"
-    SRT = "srt"
-    VTT = "vtt"
-    JSON = "json"
-    VERBOSE_JSON = "verbose_json"
-
-
-class Fate(StrEnum):
-    """What became of a recording."""
-
-    DONE = "done"
-    SKIPPED = "skipped"
-    """Its transcript existed already."""
-    LEFT_OUT = "left out"
-    """It is in a named folder, and its name does not end like a recording's."""
-    FAILED = "failed"
-    UNREACHABLE = "unreachable"
-    """No server could be reached; a later try may succeed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """One line of the report; with --json, one object."""
-
-    file: str
-    fate: Fate
-    output: str = ""
-    seconds: float = 0.0
-    error: str = ""
-    deleted: bool = False
-    kept: str = ""
-    """Why --delete-after did not delete a recording that has its transcript."""
+Format = Literal["text", "srt", "vtt", "json", "verbose_json"]
 
 
 def transcribe(  # noqa: PLR0917 - typer reads the options off the arguments
     named: Annotated[list[str], typer.Argument(metavar="FILE", help="Recordings, folders of them, or patterns.")],
-    format_: Annotated[Format, typer.Option("--format", "-f", help="The transcript's format.")] = Format.TEXT,
+    format_: Annotated[Format, typer.Option("--format", "-f", help="The transcript's format.")] = "text",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to; default: beside each.")] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, max=64, help="Recordings at a time.")] = 2,
     language: Annotated[str | None, typer.Option(help="Such as en; default: the server detects it.")] = None,
@@ -91,9 +55,9 @@ def transcribe(  # noqa: PLR0917 - typer reads the options off the arguments
     - `localwhisper transcribe --format srt --out subtitles films/*.mkv`
     - `localwhisper transcribe --jobs 4 --language de recordings/`
 
-    A folder means all recordings in it and in its sub-folders. Its other files are left out, and listed. If a
-    transcript exists, its recording is skipped, so the same command continues after an interruption; --force does it
-    again. `a.ogg` beside `a.mp3` becomes `a.ogg.txt`.
+    A folder means all recordings in it and in its sub-folders. Its other files are left out, and listed; a file that
+    is named itself is always sent. If a transcript exists, its recording is skipped, so the same command continues
+    after an interruption; --force does it again. `a.ogg` beside `a.mp3` becomes `a.ogg.txt`.
 
     --delete-after deletes only recordings that were sent, and only after an answer that is surely a transcript: JSON
     with a text, or any format from localwhisper-server or OpenAI. A recording stays if it changed meanwhile, or if no
@@ -103,7 +67,7 @@ def transcribe(  # noqa: PLR0917 - typer reads the options off the arguments
     reached, try again later; 130 interrupted.
     """
     try:
-        work = files.plan(named, format_, out)
+        work, others = files.plan(named, format_, out)
         client = AsyncLocalWhisper()
     except (files.FilesError, ConfigurationError) as wrong:
         stop("transcribe", str(wrong), USAGE)
@@ -114,15 +78,16 @@ def transcribe(  # noqa: PLR0917 - typer reads the options off the arguments
             "LOCALWHISPER_POLICY=local_only to stay on the LAN",
             USAGE,
         )
-    fields = {"model": model, "response_format": format_.value, "language": language, "prompt": prompt}
-    fields = {name: value for name, value in fields.items() if value}
-    report = _Report(len(work.jobs), as_json=as_json)
+    fields: dict[str, Any] = {"model": model, "response_format": format_}
+    fields |= {name: value for name, value in (("language", language), ("prompt", prompt)) if value}
+    report = _Report(len(work), as_json=as_json)
     try:
         with report.progress:
-            report.left_out(work)
+            for other in others:
+                report.add(other)
             worker = _Worker(client, report, fields, timeout, force=force, delete_after=delete_after)
-            anyio.run(worker.run, work.jobs, jobs)
-        if len(work.jobs) > 1 and not as_json:
+            anyio.run(worker.run, work, jobs)
+        if len(work) > 1 and not as_json:
             report.explain(report.summary())
     except KeyboardInterrupt:
         stop("transcribe", f"interrupted; {report.summary()}", INTERRUPTED)
@@ -138,43 +103,19 @@ class _Report:
         self._json = as_json
         self._console = Console(stderr=True, highlight=False)
         self.progress = Progress(
-            TextColumn("{task.description}", markup=False),
+            TextColumn("Transcribing"),
             BarColumn(),
-            TextColumn("{task.fields[count]}"),
+            MofNCompleteColumn(),
             TimeElapsedColumn(),
             console=self._console,
             disable=not self._console.is_terminal,
             transient=True,
         )
-        self._bar = self.progress.add_task("Transcribing", total=total, count=f"0/{total}")
-        self._total = total
-        self._ended = 0
+        self.bar = self.progress.add_task("", total=total)
         self.results: list[Result] = []
 
-    def left_out(self, work: files.Plan) -> None:
-        """Report the files in the named folders that are not transcribed."""
-        for path in work.left_out:
-            self._add(Result(str(path), Fate.LEFT_OUT))
-        if work.left_out and not self._json:
-            names = ", ".join(map(str, work.left_out[:NAMES_SHOWN]))
-            more = len(work.left_out) - NAMES_SHOWN
-            names += f" and {more} more" if more > 0 else ""
-            self.explain(f"left out, since they do not end like recordings: {names}. Name a file itself to send it.")
-        for failure in work.unreadable:
-            self._add(Result(str(failure.filename), Fate.FAILED, error=str(failure)))
-
-    def begin(self, job: files.Job) -> Any:
-        """Show a recording that is being transcribed; return what `end` needs."""
-        return self.progress.add_task(f"  {job.recording.name}", total=None, count="")
-
-    def end(self, task: Any, result: Result) -> None:
-        """Report a recording that is done, or was skipped, or failed."""
-        self.progress.remove_task(task)
-        self._ended += 1
-        self.progress.update(self._bar, advance=1, count=f"{self._ended}/{self._total}")
-        self._add(result)
-
-    def _add(self, result: Result) -> None:
+    def add(self, result: Result) -> None:
+        """Report what became of a file."""
         self.results.append(result)
         if self._json:
             self._print(json.dumps(asdict(result)))  # in ASCII, which keeps every file name whole
@@ -182,6 +123,8 @@ class _Report:
             self._print(f"{result.file} -> {result.output} ({result.seconds:.1f} s)")
         elif result.fate is Fate.SKIPPED:
             self._print(f"{result.file}: skipped, {result.output} exists already")
+        elif result.fate is Fate.LEFT_OUT:
+            self.explain(f"{result.file}: left out, since its name does not end like a recording's")
         if reason := result.error or (result.kept and f"not deleted: {result.kept}"):
             self.explain(f"{result.file}: {reason}")
 
@@ -229,17 +172,14 @@ class _Worker:
 
     async def _work(self, rest: Iterator[files.Job]) -> None:
         for job in rest:
-            task = self.report.begin(job)
-            self.report.end(task, await self._result(job))
+            self.report.add(await self._result(job))
+            self.report.progress.advance(self.report.bar)
 
     async def _result(self, job: files.Job) -> Result:
         started = time.monotonic()
         fate, error, kept = Fate.DONE, "", ""
         try:
-            if job.transcript.exists() and not self.force:
-                fate = Fate.SKIPPED
-            else:
-                kept = await self._transcribe(job)
+            kept = await self._transcribe(job)
         except FileExistsError:
             fate = Fate.SKIPPED
         except LocalServerUnavailable as failure:
@@ -252,19 +192,21 @@ class _Worker:
 
     async def _transcribe(self, job: files.Job) -> str:
         """Write a recording's transcript, and delete the recording if asked to; return why it was kept all the same."""
+        if job.transcript.exists() and not self.force:
+            raise FileExistsError
         with job.recording.open("rb") as recording:
-            before = files.identity(os.fstat(recording.fileno()))
+            before = os.fstat(recording.fileno())
             answer = await self._send(job.recording.name, recording)
             format_, content = self.fields["response_format"], answer.content
             if self.delete_after:
                 wrong = files.missing_proof(format_, answer.headers, content)
-                if wrong := wrong or files.change(job.recording, recording.fileno(), before):
+                if wrong := wrong or files.change(job.recording, recording, before):
                     raise files.FilesError(f"nothing was written or deleted: {wrong}")
             files.write(job.transcript, content, replace=self.force)
             if not self.delete_after:
                 return ""
             kept = "" if files.has_words(format_, content) else "there are no words in it"
-            kept = kept or files.change(job.recording, recording.fileno(), before)
+            kept = kept or files.change(job.recording, recording, before)
         if not kept:
             job.recording.unlink(missing_ok=True)
         return kept
@@ -286,7 +228,7 @@ class _Worker:
                     if smaller is not None:
                         return await create(file=(f"sound.{ending}", smaller))
                 except ModuleNotFoundError:
-                    too_large += " Or only the sound is sent, after: pip install 'localwhisper-lan[transcode]'"
+                    too_large += f" Or only the sound is sent, after: {install_command('transcode')}"
                     break
                 except media.Unreadable:
                     continue

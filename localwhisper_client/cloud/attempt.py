@@ -7,33 +7,26 @@ import json
 import math
 import time
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
-
-import openai
 
 from localwhisper_client._http import http
 from localwhisper_client.cloud import media
-from localwhisper_client.cloud.adaptation import Unsupported, adapted
-from localwhisper_client.cloud.budget import OverBudget
-from localwhisper_client.cloud.ledger import Row
-from localwhisper_client.cloud.models import BY_CHOICE, Usage, cost
+from localwhisper_client.cloud.ledger import OverBudget, Row
+from localwhisper_client.cloud.models import Unsupported, Usage, adapted, cost, saved
 from localwhisper_client.errors import BudgetExceeded, CloudUnsupported
 from localwhisper_client.events import BudgetReached, LanguageDropped
 from localwhisper_client.routing.plan import Outcome, Verdict
+from localwhisper_client.shared.extras import install_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from datetime import date
 
     from localwhisper_client.cloud.ledger import Ledger
     from localwhisper_client.events import LastCall
     from localwhisper_client.routing.backend import Announce
 
-UPLOAD_LIMIT = 25 * 1024 * 1024
-"""Bytes that OpenAI takes in one request."""
-# The limit is on the whole request; this much is left for the form's other fields.
-_FORM = 64 * 1024
+# OpenAI takes 25 MiB in one request; the rest is left for the form's other fields.
+_MOST_BYTES = 25 * 1024 * 1024 - 64 * 1024
 _USAGE = ("seconds", "input_tokens", "output_tokens")
 _MAY_PASS = frozenset({Verdict.OUTAGE, Verdict.FAILURE, Verdict.BUSY})
 
@@ -54,8 +47,7 @@ class CloudAttempt:
     """Why the LAN server did not answer."""
     adapts: bool = True
     """Whether models have OpenAI's names. Azure's are names of the user's own deployments, and are not changed."""
-    clock: Callable[[], float] = time.monotonic
-    _sent: float = field(init=False)
+    _began: float = field(init=False, default_factory=time.monotonic)
     _row: Row | None = field(init=False, default=None)
     _number: int | None = field(init=False, default=None)
 
@@ -67,40 +59,31 @@ class CloudAttempt:
             BudgetExceeded: the budget has no room for it, or cannot be checked.
 
         """
-        self._sent = self.clock()
-        self.options = copy.copy(self.options)
+        options = self.options = copy.copy(self.options)
         request = http.Request("POST", self.backend)
+        length = most_usd = None
         try:
-            dropped = self._adapt()
+            if self.adapts:
+                options.json_data, dropped = adapted(options.url, options.json_data, self.now)
+                for language in dropped:
+                    self.announce(LanguageDropped(self.backend, language, self.model))
+            options.files = fitting(options.files)
+            if self.ledger.enabled:
+                length, most_seconds = media.billed_seconds(content_of(options.files))
+                most_usd = cost(self.model, Usage(most_seconds))
+            self._row = Row(self.now, self.backend, cloud=True, reason=self.reason, audio_seconds=length)
+            self._number = self.ledger.reserve(self._row, most_usd)
         except Unsupported as why:
             raise CloudUnsupported(f"The cloud was not asked: {why}.", request=request) from why
-        for language in dropped:
-            self.announce(LanguageDropped(self.backend, language, self.model))
-        audio_seconds, most_usd = None, None
-        if self.ledger.enabled:
-            audio_seconds, most_seconds = media.billed_seconds(content_of(self.options.files))
-            most_usd = cost(self.model, Usage(most_seconds))
-        self._row = Row(self.now, self.backend, True, self.reason, audio_seconds, None, None, 0.0)  # noqa: FBT003
-        try:
-            self._number = self.ledger.reserve(self._row, most_usd)
         except OverBudget as why:
             self.announce(BudgetReached(self.backend, str(why), most_usd))
             raise BudgetExceeded(f"The cloud was not asked: {why}.", request=request) from why
 
-    def _adapt(self) -> tuple[str, ...]:
-        """Adapt the fields and the file; return the languages that had to be left out."""
-        dropped: tuple[str, ...] = ()
-        if not isinstance(self.options.json_data, dict):
-            raise Unsupported("the program wrote the body itself, so no model can be chosen for it")
-        if self.adapts:
-            self.options.json_data, dropped = adapted(self.options.url, self.options.json_data, day(self.now))
-        self.options.files = fitting(self.options.files)
-        return dropped
-
     @property
     def model(self) -> str:
         """The model that the cloud is asked for."""
-        return str(self.options.json_data.get("model"))
+        fields = self.options.json_data
+        return str(fields.get("model")) if isinstance(fields, dict) else ""
 
     def answered(self, value: Any) -> Outcome:
         """Commit the cost of an answer. Blocks."""
@@ -122,7 +105,7 @@ class CloudAttempt:
         if self._row is None:
             raise error
         seen = self.classify(error, self.now)
-        status = error.status_code if isinstance(error, openai.APIStatusError) else None
+        status = getattr(error, "status_code", None)
         reason = f"status {status}" if status else f"{type(error).__name__}: {error}"
         unsent = isinstance(error.__cause__, (http.ConnectError, http.ConnectTimeout))
         price = 0.0 if status or unsent else None
@@ -137,8 +120,8 @@ class CloudAttempt:
         )
 
     def _commit(self, **known: Any) -> None:
-        if self._number is not None and self._row is not None:
-            self.ledger.commit(self._number, replace(self._row, seconds=self.clock() - self._sent, **known))
+        if self._row is not None and self._number is not None:
+            self.ledger.commit(self._number, replace(self._row, seconds=time.monotonic() - self._began, **known))
 
 
 def _is_final(error: Exception) -> bool:
@@ -152,10 +135,6 @@ def lan_row(call: LastCall, fields: Mapping[str, Any], files: Any, now: float) -
     length = call.audio_seconds
     if length is None:
         length = media.seconds(content_of(files))
-    saved = cost(str(fields.get("model")), Usage(length))
-    if saved is None:
-        stand_in = next(model.name for model in BY_CHOICE if model.alive(day(now)))
-        saved = cost(stand_in, Usage(length))
     return Row(
         now - call.seconds,
         call.backend,
@@ -164,13 +143,8 @@ def lan_row(call: LastCall, fields: Mapping[str, Any], files: Any, now: float) -
         audio_seconds=length,
         seconds=call.seconds,
         cost_usd=0.0,
-        saved_usd=saved,
+        saved_usd=saved(str(fields.get("model")), Usage(length), now),
     )
-
-
-def day(now: float) -> date:
-    """Return the day in UTC; `now` in seconds since the epoch."""
-    return datetime.fromtimestamp(now, UTC).date()
 
 
 def usage_of(value: Any) -> Usage:
@@ -205,7 +179,7 @@ def content_of(files: Any) -> Any:
 
 
 def fitting(files: Any, convert: Callable[[Any], bytes] = media.to_opus) -> Any:
-    """Return the files as they are if the cloud takes them, else the audio made smaller.
+    """Return the files as they are if the cloud takes them, else the audio as Opus.
 
     Raises:
         Unsupported: it cannot be made small enough.
@@ -213,17 +187,15 @@ def fitting(files: Any, convert: Callable[[Any], bytes] = media.to_opus) -> Any:
     """
     content = content_of(files)
     size = media.size(content)
-    if size <= UPLOAD_LIMIT - _FORM:
+    if size <= _MOST_BYTES:
         return files
-    too_large = f"the file has {size / 1e6:.0f} MB, and OpenAI takes {UPLOAD_LIMIT / 1e6:.0f}"
+    too_large = f"the file has {size / 1e6:.0f} MB, and OpenAI takes {_MOST_BYTES / 1e6:.0f}"
     try:
         smaller = convert(content)
     except ModuleNotFoundError:
-        raise Unsupported(
-            f"{too_large}; with pip install 'localwhisper-lan[transcode]' it would be made smaller"
-        ) from None
+        raise Unsupported(f"{too_large}; it would be made smaller after: {install_command('transcode')}") from None
     except media.Unreadable as error:
         raise Unsupported(f"{too_large}, and it cannot be read to make it smaller ({error})") from error
-    if len(smaller) > UPLOAD_LIMIT - _FORM:
+    if len(smaller) > _MOST_BYTES:
         raise Unsupported(f"{too_large}; as Opus it still has {len(smaller) / 1e6:.0f} MB")
     return [("file", ("audio.ogg", smaller, "audio/ogg"))]

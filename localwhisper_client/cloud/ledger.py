@@ -9,16 +9,17 @@ A ledger that cannot be written stops no call, except where a budget has to be c
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import threading
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
-from datetime import date, datetime, tzinfo
-from typing import TYPE_CHECKING
+from datetime import datetime, tzinfo
+from typing import TYPE_CHECKING, Self
 
 from localwhisper_client import _background
-from localwhisper_client.cloud.budget import Budget, OverBudget
 from localwhisper_client.events import log
+from localwhisper_client.shared.extras import install_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 # Seconds to wait for another process to finish its write.
 _LOCK_TIMEOUT = 5.0
 _ERRORS = (sqlite3.Error, OSError)
-_COLUMNS = "at, backend, cloud, reason, audio_seconds, seconds, cost_usd, saved_usd"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS calls (
     id INTEGER PRIMARY KEY,
@@ -43,6 +43,59 @@ CREATE TABLE IF NOT EXISTS calls (
 );
 CREATE INDEX IF NOT EXISTS calls_at ON calls (at);
 """
+_INSERT = "INSERT INTO calls VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_UPDATE = "UPDATE calls SET reason = ?, audio_seconds = ?, seconds = ?, cost_usd = ? WHERE id = ?"
+_SPENT = "SELECT TOTAL(COALESCE(cost_usd, reserved_usd)) FROM calls WHERE at >= ?"
+_DAYS = """
+SELECT
+    date(at, 'unixepoch', 'localtime') AS day,
+    COUNT(*),
+    SUM(audio_seconds IS NULL OR cost_usd IS NULL OR saved_usd IS NULL),
+    TOTAL(audio_seconds * (1 - cloud)),
+    TOTAL(audio_seconds * cloud),
+    TOTAL(cost_usd),
+    TOTAL(saved_usd)
+FROM calls WHERE at >= ? GROUP BY day ORDER BY day
+"""
+_UNMEASURED = (
+    f" (estimated from the file's size, since nothing could measure its length: {install_command('transcode')} does)"
+)
+
+
+class OverBudget(Exception):
+    """The budget has no room for a call, or cannot be checked; says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """An amount for each day or each month of the calendar."""
+
+    dollars: float
+    period: str
+    """`day` or `month`."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `5.00/month` or `0.50/day`.
+
+        Raises:
+            ValueError: it is neither.
+
+        """
+        amount, _, period = (part.strip() for part in text.lower().partition("/"))
+        dollars = float(amount.removeprefix("$"))
+        if period not in ("day", "month") or not math.isfinite(dollars) or dollars < 0:
+            raise ValueError(text)
+        return cls(dollars, period)
+
+    def since(self, now: float, timezone: tzinfo | None = None) -> float:
+        """Return when the current period began. Both times are seconds since the epoch; the default zone is local."""
+        start = datetime.fromtimestamp(now, timezone).replace(hour=0, minute=0, second=0, microsecond=0)
+        return (start.replace(day=1) if self.period == "month" else start).timestamp()
+
+    def __str__(self) -> str:
+        cents = f"{self.dollars:.2f}"
+        return f"{cents if float(cents) == self.dollars else self.dollars}/{self.period}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,34 +109,34 @@ class Row:
     cloud: bool
     reason: str
     """Why the LAN server did not answer, or how the cloud failed; empty if the LAN server answered."""
-    audio_seconds: float | None
-    seconds: float | None
+    audio_seconds: float | None = None
+    seconds: float | None = None
     """How long it took; `None` for a paid call that never ended."""
-    cost_usd: float | None
+    cost_usd: float | None = None
     """What the cloud charges for it; 0 on the LAN; `None` if unknown."""
-    saved_usd: float | None
+    saved_usd: float | None = 0.0
     """What the cloud would have charged; 0 in the cloud; `None` if unknown."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Day:
     """The sums of one day. Unknown amounts are left out of the sums; `unknown_calls` counts the calls that have any."""
 
-    day: date
-    calls: int = 0
-    unknown_calls: int = 0
-    lan_seconds: float = 0.0
+    day: str
+    """In the local time zone, as in `2026-11-22`."""
+    calls: int
+    unknown_calls: int
+    lan_seconds: float
     """Seconds of audio transcribed on the LAN."""
-    cloud_seconds: float = 0.0
-    cost_usd: float = 0.0
-    saved_usd: float = 0.0
+    cloud_seconds: float
+    cost_usd: float
+    saved_usd: float
 
 
 class Ledger:
     """A ledger file, opened at its first use; `None` for a path means that nothing is written.
 
     Threads may share it, and a forked child opens a connection of its own. Every method but the constructor may block.
-    Those that read raise `sqlite3.Error` or `OSError` if the file cannot be read; those that write only log a warning.
     """
 
     def __init__(self, path: Path | None, budget: Budget | None = None) -> None:
@@ -113,13 +166,7 @@ class Ledger:
 
     def record(self, row: Row) -> None:
         """Write a call that cost nothing."""
-        if not self.enabled:
-            return
-        try:
-            with self._writing() as db:
-                _insert(db, row, None)
-        except _ERRORS as error:
-            self._warn(error)
+        self._write(_INSERT, (*astuple(row), None))
 
     def reserve(self, row: Row, most_usd: float | None) -> int | None:
         """Write a paid call before it is sent; return its number for `commit`, or `None` if nothing was written.
@@ -136,16 +183,19 @@ class Ledger:
             return None
         if budget is not None and most_usd is None:
             raise OverBudget(f"the price is not known, so the budget of ${budget} cannot be kept")
+        most_usd = most_usd or 0.0
         try:
-            with self._writing() as db:
+            with self._open() as db, db:
+                # The write lock is taken before anything is read, so that what was read stays true.
+                db.execute("BEGIN IMMEDIATE")
                 if budget is not None:
-                    note = "" if row.audio_seconds is not None else _UNMEASURED
-                    (spent,) = db.execute(
-                        "SELECT TOTAL(COALESCE(cost_usd, reserved_usd)) FROM calls WHERE at >= ?",
-                        (budget.since(row.at),),
-                    ).fetchone()
-                    budget.check(spent, most_usd or 0.0, note)
-                return _insert(db, row, most_usd or 0.0)
+                    (spent,) = db.execute(_SPENT, (budget.since(row.at),)).fetchone()
+                    if spent + most_usd > budget.dollars:
+                        raise OverBudget(
+                            f"the budget of ${budget} has no room for up to ${most_usd:.4f}"
+                            f"{_UNMEASURED if row.audio_seconds is None else ''}: ${spent:.4f} is spent or reserved"
+                        )
+                return db.execute(_INSERT, (*astuple(row), most_usd)).lastrowid
         except _ERRORS as error:
             if budget is not None:
                 raise OverBudget(f"the budget of ${budget} cannot be checked: {error}") from error
@@ -154,37 +204,17 @@ class Ledger:
 
     def commit(self, number: int, row: Row) -> None:
         """Replace a reserved call's row; while its cost is unknown, the reserved amount goes on counting."""
-        try:
-            with self._writing() as db:
-                db.execute(
-                    "UPDATE calls SET reason = ?, audio_seconds = ?, seconds = ?, cost_usd = ?, saved_usd = ?"
-                    " WHERE id = ?",
-                    (row.reason, row.audio_seconds, row.seconds, row.cost_usd, row.saved_usd, number),
-                )
-        except _ERRORS as error:
-            self._warn(error)
+        self._write(_UPDATE, (row.reason, row.audio_seconds, row.seconds, row.cost_usd, number))
 
-    def rows(self, since: float = 0.0) -> tuple[Row, ...]:
-        """Return the calls from `since` on, in seconds since the epoch, oldest first."""
+    def days(self, since: float = 0.0) -> list[Day]:
+        """Return the sums of each day with calls, from `since` (seconds since the epoch) on, oldest first.
+
+        Raises:
+            sqlite3.Error, OSError: the file cannot be read.
+
+        """
         with self._open() as db:
-            found = db.execute(f"SELECT {_COLUMNS} FROM calls WHERE at >= ? ORDER BY at, id", (since,)).fetchall()  # noqa: S608 - our own names
-        return tuple(Row(at, backend, bool(cloud), *rest) for at, backend, cloud, *rest in found)
-
-    def days(self, since: float = 0.0, timezone: tzinfo | None = None) -> tuple[Day, ...]:
-        """Return the sums of each day with calls, from `since` on, oldest first. The default time zone is local."""
-        days: dict[date, Day] = {}
-        for row in self.rows(since):
-            day = datetime.fromtimestamp(row.at, timezone).date()
-            sums = days.setdefault(day, Day(day))
-            sums.calls += 1
-            sums.unknown_calls += None in (row.audio_seconds, row.cost_usd, row.saved_usd)
-            if row.cloud:
-                sums.cloud_seconds += row.audio_seconds or 0.0
-            else:
-                sums.lan_seconds += row.audio_seconds or 0.0
-            sums.cost_usd += row.cost_usd or 0.0
-            sums.saved_usd += row.saved_usd or 0.0
-        return tuple(days[day] for day in sorted(days))
+            return [Day(*sums) for sums in db.execute(_DAYS, (since,))]
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -195,26 +225,15 @@ class Ledger:
                 self._connection = _connected(self._path)
             yield self._connection
 
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._open() as db:
-            # The write lock is taken before anything is read, so that what was read stays true.
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                yield db
-            except BaseException:
-                db.execute("ROLLBACK")
-                raise
-            db.execute("COMMIT")
+    def _write(self, statement: str, values: tuple[object, ...]) -> None:
+        try:
+            with self._open() as db:
+                db.execute(statement, values)
+        except _ERRORS as error:
+            self._warn(error)
 
     def _warn(self, error: Exception) -> None:
         log.warning("the ledger %s cannot be written, the call goes on: %s", self._path, error)
-
-
-_UNMEASURED = (
-    " (estimated from the file's size, since nothing could measure its length: "
-    "pip install 'localwhisper-lan[transcode]' does)"
-)
 
 
 def _connected(path: Path) -> sqlite3.Connection:
@@ -229,11 +248,3 @@ def _connected(path: Path) -> sqlite3.Connection:
         db.close()
         raise
     return db
-
-
-def _insert(db: sqlite3.Connection, row: Row, reserved_usd: float | None) -> int:
-    cursor = db.execute(
-        f"INSERT INTO calls ({_COLUMNS}, reserved_usd) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - our own names
-        (*astuple(row), reserved_usd),
-    )
-    return int(cursor.lastrowid or 0)

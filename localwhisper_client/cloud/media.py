@@ -7,10 +7,10 @@ Every function may block. `content` is bytes, text, or an open file that can be 
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
 import os
+from dataclasses import dataclass
 from typing import IO, Any
 
 RATE = 16_000
@@ -25,16 +25,9 @@ class Unreadable(Exception):
 
 
 def size(content: Any) -> int:
-    """Return the size in bytes; an open file's position is kept."""
-    if isinstance(content, (bytes, bytearray, memoryview)):
-        return len(content)
-    if isinstance(content, str):
-        return len(content.encode())
-    before = content.tell()
-    try:
-        return int(content.seek(0, os.SEEK_END) or content.tell())
-    finally:
-        content.seek(before)
+    """Return the size in bytes."""
+    opened = _opened(content)
+    return int(opened.seek(0, os.SEEK_END) or opened.tell())
 
 
 def billed_seconds(content: Any) -> tuple[float | None, float]:
@@ -48,13 +41,15 @@ def billed_seconds(content: Any) -> tuple[float | None, float]:
 
 
 def seconds(content: Any) -> float | None:
-    """Return how long the audio plays by the file's header, or by its packets if that says nothing; `None`: unknown."""
-    for measure in (_header_seconds, counted_seconds, _tinytag_seconds):
-        # No library, or one that fails at this file: the call matters, its length does not.
-        with contextlib.suppress(Exception):
-            if (measured := measure(content)) is not None and measured > 0:
-                return measured
-    return None
+    """Return how long the audio plays, by its packets or else by tinytag; `None` if neither can tell."""
+    if (counted := counted_seconds(content)) is not None:
+        return counted
+    try:
+        from tinytag import TinyTag  # noqa: PLC0415 - an extra
+
+        return TinyTag.get(file_obj=_opened(content), tags=False).duration or None
+    except Exception:  # noqa: BLE001 - no library, or one that fails at this file
+        return None
 
 
 def counted_seconds(content: Any) -> float | None:
@@ -65,51 +60,38 @@ def counted_seconds(content: Any) -> float | None:
     try:
         import av  # noqa: PLC0415 - an extra
 
-        lengths: dict[int, _Length] = {}
+        tracks: dict[int, _Track] = {}
         with av.open(_opened(content)) as source:
             for packet in source.demux(source.streams.audio):
-                lengths.setdefault(packet.stream.index, _Length()).add(packet)
-        return max((length.seconds for length in lengths.values()), default=0.0) or None
+                tracks.setdefault(packet.stream.index, _Track()).add(packet)
+        return max((track.seconds for track in tracks.values()), default=0.0) or None
     except Exception:  # noqa: BLE001 - no library, or one that fails at this file
         return None
 
 
-class _Length:
-    """The length of one track: the longest of its packets' durations, time stamps and samples."""
+@dataclass
+class _Track:
+    """The packets of one track, added up in three ways, each in seconds; the longest is believed."""
 
-    def __init__(self) -> None:
-        self._durations = self._samples = 0.0
-        self._first, self._last = math.inf, -math.inf
+    durations: float = 0.0
+    samples: float = 0.0
+    first: float = math.inf
+    last: float = -math.inf
 
     def add(self, packet: Any) -> None:
         if not packet.size:  # the end of the file
             return
         base, codec = float(packet.time_base or 0), packet.stream.codec_context
         length = (packet.duration or 0) * base
-        self._durations += length
-        self._samples += codec.frame_size / codec.sample_rate if codec.sample_rate else 0.0
+        self.durations += length
+        self.samples += codec.frame_size / codec.sample_rate if codec.sample_rate else 0.0
         if packet.pts is not None:
-            self._first = min(self._first, packet.pts * base)
-            self._last = max(self._last, packet.pts * base + length)
+            self.first = min(self.first, packet.pts * base)
+            self.last = max(self.last, packet.pts * base + length)
 
     @property
     def seconds(self) -> float:
-        return max(self._durations, self._samples, self._last - self._first)
-
-
-def _header_seconds(content: Any) -> float | None:
-    import av  # noqa: PLC0415 - an extra
-
-    with av.open(_opened(content)) as source:
-        # A recorder that streams, such as a browser's, writes no length.
-        return None if source.duration is None else float(source.duration) / float(av.time_base)
-
-
-def _tinytag_seconds(content: Any) -> float | None:
-    from tinytag import TinyTag  # noqa: PLC0415 - an extra
-
-    duration: float | None = TinyTag.get(file_obj=_opened(content), tags=False).duration
-    return duration
+        return max(self.durations, self.samples, self.last - self.first)
 
 
 def to_opus(content: Any) -> bytes:
@@ -127,14 +109,10 @@ def to_opus(content: Any) -> bytes:
         with av.open(_opened(content)) as source, av.open(target, "w", format="ogg") as sink:
             out = sink.add_stream("libopus", rate=RATE, layout="mono")
             out.bit_rate = BITS_PER_SECOND
-            resampler = av.AudioResampler("s16", "mono", RATE)
             for frame in source.decode(audio=0):
                 # Joined recordings begin their clock anew; the encoder counts for itself.
                 frame.pts = None
-                for piece in resampler.resample(frame):
-                    sink.mux(out.encode(piece))
-            for piece in resampler.resample(None):
-                sink.mux(out.encode(piece))
+                sink.mux(out.encode(frame))
             sink.mux(out.encode(None))
     except (av.FFmpegError, IndexError) as error:
         raise Unreadable(str(error)) from error

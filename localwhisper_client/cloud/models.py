@@ -1,4 +1,7 @@
-"""OpenAI's models for speech-to-text: what each can give, what it costs, and until when it is there. One table.
+"""OpenAI's models for speech-to-text: what each can give, what it costs, until when, and how a call fits one; pure.
+
+The LAN server gives every format under every model's name. What the cloud cannot give is found here, before anything
+is sent.
 
 As of 2026-11-22, in US dollars.
 
@@ -14,10 +17,18 @@ estimate, for answers that report no tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
+from typing import Any
+
+from localwhisper_client.shared import openai_models as names
+from localwhisper_client.shared.languages import means_detect, whisper_code
 
 SHUTDOWN = date(2027, 2, 26)
 """The day on which all models but `gpt-transcribe` are shut down, and `/v1/audio/translations` with them."""
+
+
+class Unsupported(Exception):
+    """The cloud cannot answer a call; says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +63,19 @@ class CloudModel:
     """
     gone_from: date | None = SHUTDOWN
 
-    def alive(self, day: date) -> bool:
-        """Whether OpenAI still serves it on that day."""
-        return self.gone_from is None or day < self.gone_from
+    def alive(self, now: float) -> bool:
+        """Whether OpenAI still serves it; `now` in seconds since the epoch."""
+        return self.gone_from is None or datetime.fromtimestamp(now, UTC).date() < self.gone_from
 
 
 _TEXT = frozenset({"json", "text"})
-_WHISPER = CloudModel("whisper-1", 0.006, _TEXT | {"verbose_json", "srt", "vtt"}, streams=False, translates=True)
+_WHISPER = CloudModel(names.WHISPER_1, 0.006, _TEXT | {"verbose_json", "srt", "vtt"}, streams=False, translates=True)
 _LANGUAGES = """
     af ar hy az be bn bs bg yue ca zh hr cs da nl en et fi fr gl ka de el gu he hi hu is id it ja kn kk ko lv lt mk ms
     ml mi mr ne no fa pl pt ro ru sr sk sl es sw sv tl ta te th tr uk ur vi cy
 """
 _SUCCESSOR = CloudModel(
-    "gpt-transcribe",
+    names.GPT_TRANSCRIBE,
     0.0045,
     _TEXT,
     streams=True,
@@ -73,21 +84,18 @@ _SUCCESSOR = CloudModel(
     languages=frozenset(_LANGUAGES.split()),
     gone_from=None,
 )
-_GPT_4O_TOKENS = (2.5, 10.0)
-
-BY_CHOICE = (_WHISPER, _SUCCESSOR)
-"""The models that replace a local one, best first."""
+_TOKENS = (2.5, 10.0)
+# The models that replace a local one, best first.
+_BY_CHOICE = (_WHISPER, _SUCCESSOR)
 
 MODELS = {
     model.name: model
     for model in (
-        *BY_CHOICE,
-        CloudModel("gpt-4o-transcribe", 0.006, _TEXT, streams=True, token_usd=_GPT_4O_TOKENS, logprobs=True),
-        CloudModel(
-            "gpt-4o-transcribe-diarize", 0.006, _TEXT | {"diarized_json"}, streams=True, token_usd=_GPT_4O_TOKENS
-        ),
-        CloudModel("gpt-4o-mini-transcribe", 0.003, _TEXT, streams=True, logprobs=True),
-        CloudModel("gpt-4o-mini-transcribe-2025-12-15", 0.003, _TEXT, streams=True, logprobs=True),
+        *_BY_CHOICE,
+        CloudModel(names.GPT_4O_TRANSCRIBE, 0.006, _TEXT, streams=True, token_usd=_TOKENS, logprobs=True),
+        CloudModel(names.GPT_4O_TRANSCRIBE_DIARIZE, 0.006, _TEXT | {"diarized_json"}, streams=True, token_usd=_TOKENS),
+        CloudModel(names.GPT_4O_MINI_TRANSCRIBE, 0.003, _TEXT, streams=True, logprobs=True),
+        CloudModel(names.GPT_4O_MINI_TRANSCRIBE_2025_12_15, 0.003, _TEXT, streams=True, logprobs=True),
     )
 }
 """Every model that transcribes files, by name."""
@@ -102,3 +110,64 @@ def cost(name: str, usage: Usage) -> float | None:
         price_in, price_out = model.token_usd
         return (usage.input_tokens * price_in + (usage.output_tokens or 0) * price_out) / 1e6
     return None if usage.seconds is None else usage.seconds / 60 * model.minute_usd
+
+
+def saved(name: str, usage: Usage, now: float) -> float | None:
+    """Return what the cloud would have charged, or the model that replaces one that OpenAI does not have."""
+    return cost(name if name in MODELS else next(model.name for model in _BY_CHOICE if model.alive(now)), usage)
+
+
+def adapted(path: str, fields: object, now: float) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return a call's fields as the cloud takes them, and the languages that were left out because it refuses them.
+
+    Where the caller's model cannot do it, another of the cloud's models replaces it.
+
+    Args:
+        path: the endpoint, `/audio/transcriptions` or `/audio/translations`.
+        fields: the form's fields by the SDK's names, without the file; something else if the program wrote the body.
+        now: seconds since the epoch.
+
+    Raises:
+        Unsupported: no model can do it.
+
+    """
+    if not isinstance(fields, dict):
+        raise Unsupported("the program wrote the body itself, so no model can be chosen for it")
+    format_ = fields.get("response_format")
+    format_ = format_ if isinstance(format_, str) else "json"
+    translates = path.strip("/").endswith("translations")
+    streams = bool(fields.get("stream"))
+    logprobs = "logprobs" in (fields.get("include") or ())
+    able = [
+        model
+        for model in (MODELS.get(str(fields.get("model"))), *_BY_CHOICE)
+        if model is not None
+        and format_ in model.formats
+        and (model.translates or not translates)
+        and (model.streams or not streams)
+        and (model.logprobs or not logprobs)
+    ]
+    model = next((model for model in able if model.alive(now)), None)
+    if model is None:
+        asked = "a translation with " * translates + f"response_format={format_!r}"
+        asked += " with stream=True" * streams + " with logprobs" * logprobs
+        shut = f" since {able[0].name} was shut down on {able[0].gone_from}" if able else "; only the LAN server does"
+        raise Unsupported(f"OpenAI has no model that gives {asked}{shut}")
+    mine = dict(fields, model=model.name)
+    if not model.keywords:
+        mine.pop("keywords", None)
+    language, languages = _code(mine.pop("language", None)), mine.pop("languages", None) or ()
+    if model.languages is None:
+        return mine | ({"language": language} if language else {}), ()
+    wanted = dict.fromkeys(map(_code, [languages] if isinstance(languages, str) else languages))
+    codes = list(wanted) or [language]
+    if taken := [code for code in codes if code in model.languages]:
+        mine["languages"] = taken
+    return mine, tuple(code for code in codes if code and code not in model.languages)
+
+
+def _code(language: object) -> str:
+    """Return a language by the cloud's code for it; empty for `auto`, which the cloud has no word for."""
+    if not isinstance(language, str) or means_detect(language):
+        return ""
+    return whisper_code(language) or language.strip().lower()

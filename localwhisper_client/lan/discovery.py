@@ -26,6 +26,7 @@ from localwhisper_client.events import log
 from localwhisper_client.lan.health import is_healthy
 from localwhisper_client.settings import health_url, state_folder
 from localwhisper_client.shared import lan_ranges
+from localwhisper_client.shared.extras import install_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -107,7 +108,7 @@ def _zeroconf() -> Any:
         import zeroconf  # noqa: PLC0415 - an extra, and half a second of import
     except ModuleNotFoundError:
         raise ConfigurationError(
-            "Finding the local server needs zeroconf. Install it with: pip install 'localwhisper-lan[discovery]' - or "
+            f"Finding the local server needs zeroconf. Install it with: {install_command('discovery')} - or "
             "set LOCALWHISPER_BASE_URL to the server's address, such as http://pc:5000/v1."
         ) from None
     return zeroconf

@@ -6,6 +6,9 @@ after. `request` hands a speech-to-text call to the routing of `LocalWhisper`, a
 the program's own client with all its settings.
 
 Realtime sessions go over WebSockets, which the SDK and voice frameworks open through other libraries: see `sockets`.
+
+Most of our own modules are loaded at the first call. Under `localwhisper run` one of them may be the first to load the
+SDK; the hook then loads this module while that one is half loaded.
 """
 
 from __future__ import annotations
@@ -16,15 +19,16 @@ import sys
 import threading
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Unpack
 
 import openai
+from anyio.lowlevel import RunVar
 
-from localwhisper_client.patch.sockets import PatchedSockets
+from localwhisper_client import request as sdk_request
+from localwhisper_client.patch.sockets import Sockets
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from localwhisper_client.settings import RoutingOptions
 
@@ -32,9 +36,9 @@ HOOK = Path(__file__).with_name("run_hook")
 """The folder that `localwhisper run` puts on PYTHONPATH."""
 
 _KEY_ARGUMENTS = ("api_key", "provider", "workload_identity")
-_INHERITED = object()
 _lock = threading.Lock()
-_installed: list[_PatchedClass | PatchedSockets] = []
+# Puts back what was replaced, one thing each, the last first.
+_undo: list[Callable[[], None]] = []
 
 
 def install(**options: Unpack[RoutingOptions]) -> None:
@@ -50,12 +54,12 @@ def install(**options: Unpack[RoutingOptions]) -> None:
         import_module("localwhisper_client.patch.installation").install(**options)
         return
     with _lock:
-        if not _installed:
+        if not _undo:
             route = _Route("LocalWhisper", options)
+            _patch_class(openai.OpenAI, route, route)
             async_route = _RouteByLoop("AsyncLocalWhisper", options)
-            _installed.append(_PatchedClass(openai.OpenAI, route, route))
-            _installed.append(_PatchedClass(openai.AsyncOpenAI, async_route, route))
-            _installed.append(PatchedSockets(route, async_route, _library))
+            _patch_class(openai.AsyncOpenAI, async_route, route)
+            _undo.append(Sockets(route, async_route, _replace).patch())
 
 
 def uninstall() -> None:
@@ -64,27 +68,14 @@ def uninstall() -> None:
     if later is not None and later.__dict__ is not globals():
         later.uninstall()
     with _lock:
-        while _installed:
-            _installed.pop().restore()
+        while _undo:
+            _undo.pop()()
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Return an environment in which each Python, and each Python that it starts, does `install` by itself."""
     paths = [entry for entry in environ.get("PYTHONPATH", "").split(os.pathsep) if entry and entry != str(HOOK)]
     return {**environ, "PYTHONPATH": os.pathsep.join([str(HOOK), *paths])}
-
-
-@functools.cache
-def _library() -> Any:
-    """Return the modules that the patch uses. They are loaded at the first call, not at the top of this module.
-
-    Under `localwhisper run` one of our own modules may be the first to load the SDK. The hook then loads this module
-    while that one is half loaded.
-    """
-    from localwhisper_client import client, realtime, request  # noqa: PLC0415
-    from localwhisper_client.lan import servers  # noqa: PLC0415 - as the docstring says
-
-    return SimpleNamespace(client=client, realtime=realtime, request=request, servers=servers)
 
 
 class _Route:
@@ -103,7 +94,9 @@ class _Route:
 
     @property
     def client_class(self) -> Any:
-        return getattr(_library().client, self._class_name)
+        from localwhisper_client import client  # noqa: PLC0415 - see the module's docstring
+
+        return getattr(client, self._class_name)
 
     def load(self) -> Any:
         """Return a new route with the settings as they are now."""
@@ -114,8 +107,6 @@ class _RouteByLoop(_Route):
     """The routes of async clients, one for each event loop: connections cannot move from one loop to another."""
 
     def __init__(self, class_name: str, options: RoutingOptions) -> None:
-        from anyio.lowlevel import RunVar  # noqa: PLC0415 - only `install` needs it
-
         super().__init__(class_name, options)
         self._of_loop: RunVar[Any] = RunVar("localwhisper_route")
 
@@ -127,52 +118,49 @@ class _RouteByLoop(_Route):
         return route
 
 
-class _PatchedClass:
-    """One client class of the SDK with two methods replaced; `sync_route` is the route that needs no event loop."""
+def _replace(holder: Any, name: str, new: Any) -> None:
+    """Set an attribute; one that was inherited is inherited again by `uninstall`."""
+    found = vars(holder)
+    restore = functools.partial(setattr, holder, name, found[name]) if name in found else None
+    _undo.append(restore or functools.partial(delattr, holder, name))
+    setattr(holder, name, new)
 
-    def __init__(self, sdk_class: Any, route: _Route, sync_route: _Route) -> None:
-        self._sdk_class = sdk_class
-        self._found = {name: vars(sdk_class).get(name, _INHERITED) for name in ("request", "__init__")}
-        request, init = sdk_class.request, sdk_class.__init__
 
-        @functools.cache
-        def stand_in(program_class: Any) -> Any:
-            # A client of ours whose cloud is a client of the program's class. `super().request` of ours must not run
-            # the program's own `request` a second time, so it finds the SDK's in the class between the two.
-            original = type("Original", (sdk_class,), {"request": request})
-            return type(program_class.__name__, (route.client_class, original, program_class), {"own_cloud": True})
+def _patch_class(sdk_class: Any, route: _Route, sync_route: _Route) -> None:
+    """Replace two methods of a client class of the SDK; `sync_route` is the route that needs no event loop."""
+    request, init = sdk_class.request, sdk_class.__init__
 
-        @functools.wraps(request)
-        def routed_request(client: Any, cast_to: Any, options: Any, **streaming: Any) -> Any:
-            library = _library()
-            if isinstance(client, route.client_class) or library.servers.belongs_to_lan(client):
-                return request(client, cast_to, options, **streaming)
-            if library.request.endpoint(client, options) is None:
-                if library.request.starts_realtime(options):
-                    sync_route().allow_realtime(str(client.websocket_base_url or client.base_url))
-                return request(client, cast_to, options, **streaming)
-            standing_in = object.__new__(stand_in(client.__class__))
-            standing_in.__dict__.update(client.__dict__, _route=route())
-            return standing_in.request(cast_to, options, **streaming)
+    @functools.cache
+    def stand_in(program_class: Any) -> Any:
+        # A client of ours whose cloud is a client of the program's class. `super().request` of ours must not run the
+        # program's own `request` a second time, so it finds the SDK's in the class between the two.
+        original = type("Original", (sdk_class,), {"request": request})
+        return type(program_class.__name__, (route.client_class, original, program_class), {"own_cloud": True})
 
-        @functools.wraps(init)
-        def keyless_init(client: Any, *args: Any, **options: Any) -> None:
-            try:
-                init(client, *args, **options)
-            except openai.OpenAIError:
-                # Only the SDK knows what counts as a key, and that has changed with its versions.
-                if any(options.get(name) for name in _KEY_ARGUMENTS) or route.load().settings.policy.leaves_lan:
-                    raise
-                # The SDK calls this when it needs a key, and it raises.
-                init(client, *args, **{**options, "api_key": route.client_class._no_key})  # noqa: SLF001 - our own
+    @functools.wraps(request)
+    def routed_request(client: Any, cast_to: Any, options: Any, **streaming: Any) -> Any:
+        from localwhisper_client.lan.servers import belongs_to_lan  # noqa: PLC0415 - as above
 
-        sdk_class.request = routed_request
-        sdk_class.__init__ = keyless_init
+        if isinstance(client, route.client_class) or belongs_to_lan(client):
+            return request(client, cast_to, options, **streaming)
+        if sdk_request.endpoint(client, options) is None:
+            if sdk_request.starts_realtime(options):
+                sync_route().allow_realtime(str(client.websocket_base_url or client.base_url))
+            return request(client, cast_to, options, **streaming)
+        standing_in = object.__new__(stand_in(client.__class__))
+        standing_in.__dict__.update(client.__dict__, _route=route())
+        return standing_in.request(cast_to, options, **streaming)
 
-    def restore(self) -> None:
-        """Put the methods back; one that was inherited is inherited again."""
-        for name, found in self._found.items():
-            if found is _INHERITED:
-                delattr(self._sdk_class, name)
-            else:
-                setattr(self._sdk_class, name, found)
+    @functools.wraps(init)
+    def keyless_init(client: Any, *args: Any, **options: Any) -> None:
+        try:
+            init(client, *args, **options)
+        except openai.OpenAIError:
+            # Only the SDK knows what counts as a key, and that has changed with its versions.
+            if any(options.get(name) for name in _KEY_ARGUMENTS) or route.load().settings.policy.leaves_lan:
+                raise
+            # The SDK calls this when it needs a key, and it raises.
+            init(client, *args, **{**options, "api_key": route.client_class._no_key})  # noqa: SLF001 - our own
+
+    _replace(sdk_class, "request", routed_request)
+    _replace(sdk_class, "__init__", keyless_init)

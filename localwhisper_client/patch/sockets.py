@@ -17,6 +17,7 @@ import inspect
 import sys
 from typing import TYPE_CHECKING, Any
 
+from localwhisper_client import request
 from localwhisper_client.patch.watch import Watch
 
 if TYPE_CHECKING:
@@ -32,28 +33,27 @@ _CONNECTION = (
 )  # fmt: skip
 
 
-class PatchedSockets:
-    """The changed functions. `route` and `async_route` give the route of each kind of client.
+class Sockets:
+    """What is changed, and how. `route` and `async_route` give the route of each kind of client.
 
-    `library` gives the modules that are loaded late.
+    `replace` sets an attribute until `uninstall`.
     """
 
-    def __init__(self, route: Callable[[], Any], async_route: Callable[[], Any], library: Callable[[], Any]) -> None:
-        self._route, self._library = route, library
+    def __init__(
+        self, route: Callable[[], Any], async_route: Callable[[], Any], replace: Callable[[Any, str, Any], None]
+    ) -> None:
+        self._route, self._set = route, replace
         self._sdk_routes = {"Realtime": route, "AsyncRealtime": async_route}
-        self._found: list[tuple[Any, str, Any]] = []
+
+    def patch(self) -> Callable[[], None]:
+        """Change the modules that are loaded, and each other when it is loaded; return what ends that."""
         names = (*_SDK, *_WEBSOCKETS, _AIOHTTP)
-        self._watch = Watch(names, self._patch)
+        watch = Watch(names, self._patch)
         for name in names:
             if name in sys.modules:
                 self._patch(sys.modules[name])
-        sys.meta_path.insert(0, self._watch)
-
-    def restore(self) -> None:
-        """Put the functions back."""
-        sys.meta_path.remove(self._watch)
-        while self._found:
-            setattr(*self._found.pop())
+        sys.meta_path.insert(0, watch)
+        return functools.partial(sys.meta_path.remove, watch)
 
     def _patch(self, module: Any) -> None:
         name = module.__name__
@@ -64,15 +64,20 @@ class PatchedSockets:
             self._replace(module.ClientSession, "_ws_connect", self._aiohttp)
         else:
             self._replace(module, "parse_uri", self._checked)
-            if "asyncio" in name:
+            if ".asyncio." in name:
                 self._replace(module.connect, "__await_impl__", self._awaited)
-            elif ".sync" in name:
+            elif ".sync." in name:
                 self._replace(module, "connect", self._sync)
 
     def _replace(self, holder: Any, name: str, changed: Callable[[Any], Any]) -> None:
-        original = vars(holder)[name]
-        self._found.append((holder, name, original))
-        setattr(holder, name, functools.wraps(original)(changed(original)))
+        original = getattr(holder, name)
+        self._set(holder, name, functools.wraps(original)(changed(original)))
+
+    @property
+    def _realtime(self) -> Any:
+        from localwhisper_client import realtime  # noqa: PLC0415 - see the docstring of `installation`
+
+        return realtime
 
     def _call(self, url: str) -> Any:
         """Return the call that chooses a server for a session at this URL; `None` if the program connects itself.
@@ -81,10 +86,9 @@ class PatchedSockets:
             CloudNotAllowed: it is no transcription, and the policy forbids it.
 
         """
-        library, realtime = self._library(), self._library().realtime
-        if not library.request.is_realtime(url):
+        if not request.is_realtime(url):
             return None
-        route = self._route()
+        realtime, route = self._realtime, self._route()
         if not realtime.transcribes(realtime.query_of(url)) or route.keeps_to_lan(url):
             route.allow_realtime(url)
             return None
@@ -92,18 +96,17 @@ class PatchedSockets:
 
     def _sdk(self, route: Any, original: Any) -> Any:
         def connect(resource: Any, **options: Any) -> Any:
-            library, client = self._library(), resource._client  # noqa: SLF001 - there is no public name
-            asks = library.realtime.transcribes(options.get("extra_query") or {}, options.get("model"))
-            ours = hasattr(client, "_route") or isinstance(client, library.realtime.StandIn)
-            if ours or not asks or library.servers.belongs_to_lan(client):
-                return original(resource, **options)
-            return library.realtime.manager(resource, client, route, options)
+            realtime, client = self._realtime, resource._client  # noqa: SLF001 - there is no public name
+            asks = realtime.transcribes(options.get("extra_query") or {}, options.get("model"))
+            if asks and not realtime.routes_itself(client):
+                return realtime.manager(resource, client, route, options)
+            return original(resource, **options)
 
         return connect
 
     def _checked(self, original: Any) -> Any:
         def parse_uri(uri: str) -> Any:
-            if self._library().request.is_realtime(uri):
+            if request.is_realtime(uri):
                 self._route().allow_realtime(uri)
             return original(uri)
 
@@ -116,7 +119,7 @@ class PatchedSockets:
             server = None if call is None else await call.choose_async()
             if server is None:
                 return await original(connecting)
-            realtime, make = self._library().realtime, connecting.protocol_factory
+            realtime, make = self._realtime, connecting.protocol_factory
 
             def protocol_factory(uri: Any) -> Any:
                 made = make(uri)
@@ -145,7 +148,7 @@ class PatchedSockets:
             server = None if call is None else call.choose()
             if server is None:
                 return original(uri, **options)
-            realtime = self._library().realtime
+            realtime = self._realtime
             options = {name: value for name, value in options.items() if name not in _CONNECTION}
             options["additional_headers"] = realtime.local_headers(server, _pairs(options.get("additional_headers")))
             options["subprotocols"] = realtime.local_protocols(options.get("subprotocols")) or None
@@ -168,7 +171,7 @@ class PatchedSockets:
             server = None if call is None else await call.choose_async()
             if server is None:
                 return await original(session, url, **options)
-            realtime = self._library().realtime
+            realtime = self._realtime
             options = {name: value for name, value in options.items() if name not in _CONNECTION}
             options["headers"] = realtime.local_headers(server, _pairs(options.get("headers")))
             options["protocols"] = realtime.local_protocols(options.get("protocols"))

@@ -9,6 +9,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from localwhisper_client import __version__
+from localwhisper_client.shared.extras import install_command
 from localwhisper_server.operations.host import interface_addresses
 
 if TYPE_CHECKING:
@@ -55,9 +56,8 @@ async def announced(
             else:
                 logger.warning("not announced: other machines cannot reach %s. --host 0.0.0.0 listens on all", host)
         except ModuleNotFoundError as missing:
-            logger.warning(
-                "not announced: %s is missing. Install it with: pip install 'localwhisper-lan[discovery]'", missing.name
-            )
+            needed = install_command("discovery")
+            logger.warning("not announced: %s is missing. Install it with: %s", missing.name, needed)
         except Exception as failure:  # noqa: BLE001 - the network's errors and zeroconf's own; no reason to stop
             logger.warning("not announced: %s", repr(failure))
         yield

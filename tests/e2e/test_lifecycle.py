@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
+import httpx2
 import pytest
 
 from localwhisper_client.server_process import ServerProcess, serving
-from tests.server.driving import multipart
+from tests.e2e import conftest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 pytestmark = pytest.mark.model
 
-ROOT = Path(__file__).parents[2]
-ENGLISH = (ROOT / "localwhisper_client" / "demo.ogg").read_bytes()
-LONG = (ROOT / "tests" / "voices" / "en-60s.ogg").read_bytes()
+ENGLISH = conftest.ENGLISH.read_bytes()
+LONG = conftest.LONG.read_bytes()
 SECONDS = 120.0
 # The nox session `fuzz` sets more.
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
@@ -40,26 +39,11 @@ def _until(condition: Callable[[], object], seconds: float = SECONDS) -> None:
         time.sleep(0.02)
 
 
-def _ask(port: int, data: bytes = ENGLISH, path: str = "/v1/audio/transcriptions") -> tuple[int, Any, Any]:
-    """Return status, headers and body of a transcription."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
-    with contextlib.closing(connection):
-        headers, body = multipart(("language", "en"), file=data)
-        connection.request("POST", path, body, headers)
-        answer = connection.getresponse()
-        return answer.status, answer.headers, json.loads(answer.read())
-
-
-def _get(port: int, path: str) -> tuple[int, Any]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    with contextlib.closing(connection):
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        return answer.status, json.loads(answer.read())
-
-
-def _port(server: ServerProcess) -> int:
-    return int(server.url.rsplit(":", 1)[1])
+def _ask(url: str, data: bytes = ENGLISH) -> httpx2.Response:
+    """Ask for a transcription."""
+    form = {"model": "whisper-1", "language": "en"}
+    files = {"file": ("voice.ogg", data)}
+    return httpx2.post(f"{url}/v1/audio/transcriptions", data=form, files=files, timeout=SECONDS)
 
 
 def _children(pid: int) -> list[int]:
@@ -89,23 +73,10 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @contextlib.contextmanager
-def _callers(port: int, count: int, data: bytes) -> Iterator[list[tuple[int, Any, Any] | Exception]]:
-    """Ask `count` times at once; the answers are in the list when the block ends."""
-    answers: list[tuple[int, Any, Any] | Exception] = []
-
-    def ask() -> None:
-        try:
-            answers.append(_ask(port, data))
-        except Exception as failure:  # noqa: BLE001 - this is the answer
-            answers.append(failure)
-
-    threads = [threading.Thread(target=ask) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    yield answers
-    for thread in threads:
-        thread.join(SECONDS)
-    assert len(answers) == count
+def _caller(url: str, data: bytes) -> Iterator[Future[httpx2.Response]]:
+    """Ask for a transcription; the future is done when the block has ended."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(_ask, url, data)
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.2, 0.5, 1.0])
@@ -129,23 +100,22 @@ def test_a_stop_answers_every_accepted_request(temporary: Path) -> None:
     """Requests that fit into the drain get their text; the port is closed meanwhile; exit status 0."""
     # A long drain: other programs may slow this machine down.
     with serving("--model", "tiny.en", "--drain", "100") as server:
-        port = _port(server)
         # Different bytes, or equal requests would be computed once.
-        with _callers(port, 1, ENGLISH + b"\0") as first, _callers(port, 1, ENGLISH) as second:
-            _until(lambda: server.health()["requests"] + len(first) + len(second) == 2)
+        with _caller(server.url, ENGLISH + b"\0") as first, _caller(server.url, ENGLISH) as second:
+            _until(lambda: server.health()["requests"] + first.done() + second.done() == 2)
             server.process.terminate()
-            _until(lambda: not _accepts(port))
+            _until(lambda: not _accepts(server.url))
         assert server.process.wait(SECONDS) == 0
-    for answer in (*first, *second):
-        assert not isinstance(answer, Exception), answer
-        assert answer[0] == 200, answer
-        assert answer[2]["text"]
+    for answer in (first.result(), second.result()):
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["text"]
     assert not list(temporary.iterdir())
 
 
-def _accepts(port: int) -> bool:
+def _accepts(url: str) -> bool:
+    address = urlsplit(url)
     try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
+        socket.create_connection((address.hostname, address.port), 1).close()
     except OSError:
         return False
     return True
@@ -154,14 +124,13 @@ def _accepts(port: int) -> bool:
 def test_what_does_not_fit_into_the_drain_is_refused(temporary: Path) -> None:
     """503 with Retry-After, not a broken connection."""
     with serving("--model", "tiny.en", "--drain", "0.1", "--batch", "1") as server:
-        with _callers(_port(server), 1, LONG * 10) as answers:
+        with _caller(server.url, LONG * 10) as asked:
             _until(lambda: server.health()["requests"] == 1)
             server.process.terminate()
         assert server.process.wait(SECONDS) == 0
-    ((status, headers, body),) = answers  # type: ignore[misc]
-    assert status == 503
-    assert int(headers["Retry-After"]) >= 1
-    assert body["error"]["code"] == "server_is_overloaded"
+    assert asked.result().status_code == 503
+    assert int(asked.result().headers["Retry-After"]) >= 1
+    assert asked.result().json()["error"]["code"] == "server_is_overloaded"
 
 
 @pytest.mark.parametrize(
@@ -171,7 +140,7 @@ def test_a_second_stop_does_not_wait(signals: list[signal.Signals], status: int)
     """A second SIGTERM, or Ctrl-C, ends the server at once; the bound of 10 s is for slow machines."""
     with serving("--model", "tiny.en") as server:
         children = _children(server.process.pid)
-        with _callers(_port(server), 1, LONG * 10):
+        with _caller(server.url, LONG * 10):
             _until(lambda: server.health()["requests"] == 1)
             for number in signals:
                 server.process.send_signal(number)
@@ -184,24 +153,23 @@ def test_a_second_stop_does_not_wait(signals: list[signal.Signals], status: int)
 
 def test_ready_and_health(frail_server: ServerProcess) -> None:
     """/ready is true once the model is loaded, with and without /v1; /health has its fields."""
-    port = _port(frail_server)
     for path in ("/ready", "/v1/ready"):
-        assert _get(port, path) == (200, {"ready": True, "reason": None})
+        assert httpx2.get(frail_server.url + path).json() == {"ready": True, "reason": None}
     assert {"status", "ready", "model", "loaded", "device", "requests", "queue_seconds"} <= set(frail_server.health())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
 def test_kill_9_of_decoders_and_clients(frail_server: ServerProcess, temporary: Path) -> None:
     """The server answers the next request."""
-    port = _port(frail_server)
+    port = urlsplit(frail_server.url).port
     for _ in range(ROUNDS):
         workers = _children(frail_server.process.pid)
         assert workers
         for pid in workers:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        status, _, body = _ask(port)
-        assert status == 200, body
+        answer = _ask(frail_server.url)
+        assert answer.status_code == 200, answer.text
         # A client in another process, killed in the middle of its upload.
         code = (
             "import socket, sys\n"
@@ -216,16 +184,22 @@ def test_kill_9_of_decoders_and_clients(frail_server: ServerProcess, temporary: 
             assert client.stdout is not None
             assert client.stdout.readline() == b"sent\n"
             client.kill()
-        assert _ask(port)[0] == 200
+        assert _ask(frail_server.url).status_code == 200
     _until(lambda: frail_server.health()["requests"] == 0)
     assert not list(temporary.iterdir())
+
+
+def _free_port() -> tuple[int, str]:
+    """Return a free port, and the URL of a server on it."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    return port, f"http://127.0.0.1:{port}"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
 def test_kill_9_of_the_server_under_a_supervisor(temporary: Path) -> None:
     """As under systemd: started again, it reports by sd_notify and to its watchdog; no process and no file is left."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port, url = _free_port()
     address = str(temporary.parent / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(address)
@@ -237,12 +211,12 @@ def test_kill_9_of_the_server_under_a_supervisor(temporary: Path) -> None:
                 try:
                     while (said := notify.recv(99)) != b"READY=1":
                         assert said == b"WATCHDOG=1"  # reported while the model loads, too
-                    assert _ask(port)[0] == 200
+                    assert _ask(url).status_code == 200
                     assert notify.recv(99) == b"WATCHDOG=1"
                     children = _children(process.pid)
                     assert children
-                    with _callers(port, 1, LONG * 10):
-                        _until(lambda: _get(port, "/health")[1]["requests"] == 1)
+                    with _caller(url, LONG * 10):
+                        _until(lambda: ServerProcess(url, process).health()["requests"] == 1)
                         last = number == ROUNDS - 1
                         process.send_signal(signal.SIGTERM if last else signal.SIGKILL)
                         if last:
@@ -275,13 +249,12 @@ def test_a_damaged_model_is_one_line(tmp_path: Path, damage: str) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
 def test_a_full_disk_under_the_log_stops_nothing() -> None:
     """Requests are answered although no line can be written."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port, url = _free_port()
     command = [sys.executable, "-m", "localwhisper_server", "--model", "tiny.en", "--port", str(port)]
     with open("/dev/full", "w") as full, subprocess.Popen(command, stderr=full) as process:  # noqa: PTH123 - a device
         try:
-            _until(lambda: _accepts(port) and _get(port, "/ready")[0] == 200)
-            assert _ask(port)[0] == 200
+            _until(ServerProcess(url, process).ready)
+            assert _ask(url).status_code == 200
             process.terminate()
             assert process.wait(30) == 0
         finally:

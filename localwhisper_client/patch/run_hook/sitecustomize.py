@@ -23,6 +23,7 @@ from typing import Any
 _HERE = Path(__file__).resolve().parent
 _PACKAGE = _HERE.parents[1]
 _PYTHON = re.compile(r"(python|pypy)[\d.]*w?(\.exe)?", re.IGNORECASE)
+# Flags that keep a Python from loading this file.
 _ISOLATED = re.compile(r"-[a-zA-Z]*[IES]")
 # The audit events of a start, with the positions of the program's arguments and environment in the event's values.
 _STARTS = {"subprocess.Popen": (1, 3), "os.exec": (1, 2), "os.posix_spawn": (1, 2), "os.spawn": (2, 3)}
@@ -61,14 +62,10 @@ def _load_hidden() -> None:
         spec.loader.exec_module(module)
 
 
-def _is_here(entry: str) -> bool:
-    return bool(entry) and Path(entry).resolve() == _HERE
-
-
-def _hooked(paths: str) -> str:
-    """Return a PYTHONPATH with this folder at its front."""
-    others = (entry for entry in paths.split(os.pathsep) if entry and not _is_here(entry))
-    return os.pathsep.join([str(_HERE), *others])
+def _leads_here(paths: str) -> bool:
+    """Whether a PYTHONPATH has this folder at its front."""
+    first = paths.partition(os.pathsep)[0]
+    return bool(first) and Path(first).resolve() == _HERE
 
 
 def _is_python(program: str) -> bool:
@@ -92,14 +89,14 @@ def _watch_starts(event: str, values: tuple[Any, ...]) -> None:
     if environ is None or (environ is os.environ and event == "subprocess.Popen"):
         # Some tools, such as `opentelemetry-instrument`, put a `sitecustomize` of their own in front of this one.
         environ = os.environ
-        if not _is_here(environ.get("PYTHONPATH", "").split(os.pathsep)[0]):
-            environ["PYTHONPATH"] = _hooked(environ.get("PYTHONPATH", ""))
+        if not _leads_here(paths := environ.get("PYTHONPATH", "")):
+            environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_HERE), paths]))
     listed = [arguments] if isinstance(arguments, (str, bytes, os.PathLike)) else list(arguments)
     words = [os.fsdecode(each) for each in listed]
     program = os.fsdecode(values[0]) if event == "subprocess.Popen" and values[0] else "".join(words[:1])
-    path = next((os.fsdecode(value) for name, value in environ.items() if os.fsdecode(name) == "PYTHONPATH"), "")
-    reached = _is_here(path.split(os.pathsep)[0])
-    if (reached and not _isolated(words[1:])) or not _is_python(program):
+    reached = any(os.fsdecode(name) == "PYTHONPATH" and _leads_here(os.fsdecode(environ[name])) for name in environ)
+    flags = itertools.takewhile(lambda each: each.startswith("-") and each not in ("-c", "-m", "-"), words[1:])
+    if (reached and not any(map(_ISOLATED.fullmatch, flags))) or not _is_python(program):
         return
     if reached:
         _warn(f"{program} is started with -I, -E or -S: speech that it sends to OpenAI's API goes to the cloud")
@@ -110,12 +107,6 @@ def _watch_starts(event: str, values: tuple[Any, ...]) -> None:
             f"localwhisper run: {program} is started without {_HERE} in front of its PYTHONPATH, so its speech would "
             "go to the cloud. Pass PYTHONPATH on as it is, or start that program by `localwhisper run -- ...`."
         )
-
-
-def _isolated(arguments: list[str]) -> bool:
-    """Whether a Python is started with flags that keep it from loading this file."""
-    flags = itertools.takewhile(lambda each: each.startswith("-") and each not in ("-c", "-m", "-"), arguments)
-    return any(_ISOLATED.fullmatch(each) for each in flags)
 
 
 def _warn(what: str) -> None:

@@ -19,8 +19,8 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from localwhisper_client.cli import files, skill, status
-from localwhisper_client.cli.app import app
+from localwhisper_client.cli import files, status
+from localwhisper_client.cli.app import SKILL, app
 from localwhisper_client.cloud.ledger import Ledger, Row
 from localwhisper_client.lan.discovery import Found
 from localwhisper_client.routing.policy import Policy
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tests.client.fault_server import FaultServer
 
 WORDS = says(200, b"text/plain", TEXT.encode(), b"x-localwhisper-queue-seconds: 0.000")
+TRANSCRIBE = [sys.executable, "-u", "-m", "localwhisper_client", "transcribe"]
 HEALTH = {"status": "ok", "ready": True, "model": "base", "device": "cpu", "requests": 2, "queue_seconds": 1.5}
 
 
@@ -65,31 +66,27 @@ def names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_recording_becomes_a_file_beside_it(here: Path, local_server: FaultServer) -> None:
-    """One line is printed, one file is written, and the recording stays."""
-    record("voice.ogg")
-    done = command("transcribe", "voice.ogg")
-    assert done.exit_code == 0
-    assert done.stdout.startswith("voice.ogg -> voice.txt (")
-    assert Path("voice.txt").read_text() == TEXT
-    assert names(here) == ["voice.ogg", "voice.txt"]
-
-
 @pytest.mark.parametrize(
-    ("format_", "suffix"),
-    [("text", "txt"), ("srt", "srt"), ("vtt", "vtt"), ("json", "json"), ("verbose_json", "json")],
+    ("format_", "suffix", "body"),
+    [
+        ("text", "txt", b"words"),
+        ("srt", "srt", b"\n"),
+        ("vtt", "vtt", b"WEBVTT\n\n"),
+        ("json", "json", b'{"text": "x"}'),
+        ("verbose_json", "json", b'{"text": "x"}'),
+    ],
 )
-def test_formats_and_fields(format_: str, suffix: str, here: Path, local_server: FaultServer) -> None:
-    """The server's bytes are written as they are, and every option is sent."""
-    kind = b"application/json" if "json" in format_ else b"text/plain"
-    body = {"vtt": b"WEBVTT\n\n", "srt": b"\n"}.get(format_, b'{"text": "x"}')
-    local_server.behaviour = says(200, kind, body)
+def test_a_recording_becomes_a_file_beside_it(
+    format_: str, suffix: str, body: bytes, here: Path, local_server: FaultServer
+) -> None:
+    """The server's bytes are written as they are, every option is sent, and one line is printed."""
+    local_server.behaviour = says(200, b"application/json" if "json" in format_ else b"text/plain", body)
     record("a.ogg")
-    assert (
-        command("transcribe", "a.ogg", "-f", format_, "--language", "de", "--prompt", "Peter", "--model", "m").exit_code
-        == 0
-    )
+    done = command("transcribe", "a.ogg", "-f", format_, "--language", "de", "--prompt", "Peter", "--model", "m")
+    assert done.exit_code == 0
+    assert done.stdout.startswith(f"a.ogg -> a.{suffix} (")
     assert Path(f"a.{suffix}").read_bytes() == body
+    assert names(here) == sorted(["a.ogg", f"a.{suffix}"])
     for value in (format_, "de", "Peter", "m"):
         assert f"\r\n\r\n{value}\r\n".encode() in local_server.calls[0].body
 
@@ -125,12 +122,8 @@ def test_two_recordings_of_one_name_get_a_transcript_each(here: Path, local_serv
     """Their transcripts keep the recording's ending, in any order; other transcripts do not."""
     record("in/a.ogg", "in/a.mp3", "in/a.ogg.wav", "in/b.ogg")
     assert command("transcribe", "in").exit_code == 0
-    assert [name for name in names(here / "in") if name.endswith(".txt")] == [
-        "a.mp3.txt",
-        "a.ogg.txt",
-        "a.ogg.wav.txt",
-        "b.txt",
-    ]
+    made = [name for name in names(here / "in") if name.endswith(".txt")]
+    assert made == ["a.mp3.txt", "a.ogg.txt", "a.ogg.wav.txt", "b.txt"]
     assert len(local_server.calls) == 4
     assert "4 skipped" in command("transcribe", "in").stderr
 
@@ -141,11 +134,8 @@ def test_what_is_left_out_of_a_folder_is_named(here: Path, local_server: FaultSe
     done = command("transcribe", "in")
     assert done.exit_code == 0
     assert len(local_server.calls) == 3
-    (line,) = [line for line in done.stderr.splitlines() if "left out" in line and "do not end" in line]
-    assert "in/deep/no ending" in line
-    assert "in/talk.dat" in line
-    assert "cover" not in line
-    assert "old.srt" not in line
+    left = [line.partition(": left out, since")[0] for line in done.stderr.splitlines() if "does not end" in line]
+    assert left == ["in/deep/no ending", "in/talk.dat"]
     lines = [json.loads(line) for line in command("transcribe", "in", "--json").stdout.splitlines()]
     assert [line["file"] for line in lines if line["fate"] == "left out"] == ["in/deep/no ending", "in/talk.dat"]
 
@@ -165,15 +155,12 @@ def test_any_name_that_a_file_can_have(here: Path, local_server: FaultServer) ->
     odd = [b"\xff\xfe.ogg", "\U0001f3e0.ogg".encode(), b"[red] [b.ogg", b"line\nbreak.ogg", b"a.ogg"]
     for name in odd:
         Path(os.fsdecode(name)).write_bytes(b"sound")
-    line = [sys.executable, "-m", "localwhisper_client", "transcribe", "."]
     environ = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    done = subprocess.run(line, env=environ, capture_output=True, check=False)
+    done = subprocess.run([*TRANSCRIBE, "."], env=environ, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert sum(path.suffix == ".txt" for path in here.iterdir()) == len(odd)
-    assert done.stdout.count(b" -> ") == len(odd)
-    reported = subprocess.run([*line, "--json"], env=environ, capture_output=True, check=True).stdout
-    files_ = {os.fsencode(json.loads(each)["file"]) for each in reported.splitlines()}
-    assert files_ == set(odd)
+    assert sum(path.suffix == ".txt" for path in here.iterdir()) == done.stdout.count(b" -> ") == len(odd)
+    reported = subprocess.run([*TRANSCRIBE, ".", "--json"], env=environ, capture_output=True, check=True).stdout
+    assert {os.fsencode(json.loads(each)["file"]) for each in reported.splitlines()} == set(odd)
 
 
 def test_a_failure_stops_no_other_file(here: Path, local_server: FaultServer) -> None:
@@ -193,9 +180,8 @@ def test_a_closed_pipe_ends_the_run_with_a_line(here: Path, local_server: FaultS
     record(*(f"{number}.ogg" for number in range(6)))
     reader, writer = os.pipe()
     os.close(reader)
-    line = [sys.executable, "-u", "-m", "localwhisper_client", "transcribe", "."]
     with os.fdopen(writer, "wb") as closed:
-        done = subprocess.run(line, stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run([*TRANSCRIBE, "."], stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "Broken pipe" in done.stderr
@@ -226,24 +212,16 @@ def test_a_transcript_that_another_program_wrote_meanwhile_stays(here: Path, loc
     assert names(here) == ["a.ogg", "a.txt"]
 
 
-def test_delete_after(here: Path, local_server: FaultServer) -> None:
-    """Only recordings whose transcript is written are deleted."""
-    record("good.ogg", "bad.ogg")
-    local_server.behaviour = in_turn(error(400), then=WORDS)
-    done = command("transcribe", "bad.ogg", "good.ogg", "--delete-after", "--jobs", "1")
-    assert done.exit_code == 1
-    assert names(here) == ["bad.ogg", "good.txt"]
-
-
 def test_exit_codes_and_json(here: Path, local_server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """1: some failed; 2: a wrong setting; 3: no server; with --json an object for each recording."""
     record("a.ogg", "b.ogg")
     local_server.behaviour = in_turn(error(400), then=WORDS)
-    done = command("transcribe", "a.ogg", "b.ogg", "--json", "--jobs", "1")
+    done = command("transcribe", "a.ogg", "b.ogg", "--json", "--jobs", "1", "--delete-after")
     first, second = map(json.loads, done.stdout.splitlines())
     assert done.exit_code == 1
     assert (first["file"], first["fate"], second["fate"], second["output"]) == ("a.ogg", "failed", "done", "b.txt")
     assert "no 400" in first["error"]
+    assert names(here) == ["a.ogg", "b.txt"]
     with refusing() as port:
         monkeypatch.setenv("LOCALWHISPER_BASE_URL", f"http://127.0.0.1:{port}/v1")
         done = command("transcribe", "a.ogg")
@@ -264,7 +242,7 @@ def test_ctrl_c_stops_at_once_and_leaves_no_half_file(here: Path, local_server: 
     local_server.behaviour = in_turn(WORDS, then=silent)
     record("a.ogg", "b.ogg")
     process = subprocess.Popen(
-        [sys.executable, "-m", "localwhisper_client", "transcribe", "a.ogg", "b.ogg", "--jobs", "1", "--delete-after"],
+        [*TRANSCRIBE, "a.ogg", "b.ogg", "--jobs", "1", "--delete-after"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -289,7 +267,7 @@ def test_a_terminal_sees_a_bar(here: Path, local_server: FaultServer) -> None:
     record("a.ogg", "b.ogg")
     leader, follower = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, "-m", "localwhisper_client", "transcribe", "a.ogg", "b.ogg"],
+        [*TRANSCRIBE, "a.ogg", "b.ogg"],
         stdin=follower, stdout=follower, stderr=follower, env={**os.environ, "TERM": "xterm", "COLUMNS": "80"},
     ) as process:  # fmt: skip
         os.close(follower)
@@ -320,46 +298,45 @@ def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert names(tmp_path) == ["a"]
 
 
-def answering(health: Any, models: Any = None) -> Any:
-    """Answer as a server's /health and /v1/models."""
-
-    def behave(conn: Any, request: Any) -> None:
-        (health if request.path == "/health" else models or says(200, b"application/json", b'{"data": []}'))(
-            conn, request
-        )
-
-    return behave
-
-
-def status_of(local_server: FaultServer, health: Any, models: Any = None) -> tuple[int, dict[str, Any]]:
-    """Return the exit code, and the server's state as JSON."""
-    local_server.answers_probe = answering(health, models)
-    done = command("status", "--json")
-    (server,) = json.loads(done.stdout)["servers"]
-    return done.exit_code, server
-
-
 def as_json(value: Any, status: int = 200) -> Any:
     """Answer with JSON."""
     return says(status, b"application/json", json.dumps(value).encode())
 
 
+NO_MODELS = as_json({"data": []})
+
+
+def answering(health: Any, models: Any = NO_MODELS, ready: Any = NO_MODELS) -> Any:
+    """Answer as a server's /health, /v1/models and /ready."""
+    by_path = {"/health": health, "/ready": ready}
+    return lambda conn, request: by_path.get(request.path, models)(conn, request)
+
+
+STUCK = as_json({"ready": False, "reason": "The last inference failed."}, 503)
+
+
 @pytest.mark.parametrize(
-    ("health", "models", "state", "code"),
+    ("answers", "state", "code"),
     [
-        (as_json(HEALTH), None, "ready", 0),
-        (as_json(HEALTH | {"status": "loading", "ready": False}), None, "loading", 1),
-        (as_json(HEALTH | {"status": "failed", "ready": False}), None, "failed", 1),
-        (as_json(HEALTH), as_json({}, 401), "wrong key", 1),
-        (as_json({}, 404), None, "ready", 0),
-        (says(200, b"text/html", b"<h1>"), says(200, b"text/html", b"<h1>"), "wrong server", 1),
+        (answering(as_json(HEALTH)), "ready", 0),
+        (answering(as_json(HEALTH | {"status": "loading", "ready": False})), "loading", 1),
+        (answering(as_json(HEALTH | {"status": "failed", "ready": False})), "failed", 1),
+        (answering(as_json(HEALTH), as_json({}, 401)), "wrong key", 1),
+        (answering(as_json({}, 404)), "ready", 0),
+        (says(200, b"text/html", b"<h1>"), "wrong server", 1),
+        # `/health` says "ok" of a server that is stuck; `/ready` knows, and says why.
+        (answering(as_json(HEALTH), ready=STUCK), "not ready", 1),
     ],
 )
-def test_status(health: Any, models: Any, state: str, code: int, local_server: FaultServer) -> None:
+def test_status(answers: Any, state: str, code: int, local_server: FaultServer) -> None:
     """The state of each kind of answer, and an exit code for a script."""
-    exit_code, server = status_of(local_server, health, models)
-    assert (exit_code, server["state"]) == (code, state)
-    assert state in command("status").stdout
+    local_server.answers_probe = answers
+    done = command("status", "--json")
+    (server,) = json.loads(done.stdout)["servers"]
+    assert (done.exit_code, server["state"]) == (code, state)
+    shown = command("status").stdout
+    assert state in shown
+    assert ("The last inference failed." in shown) is (state == "not ready")
 
 
 def test_status_of_servers_that_are_up_and_down(local_server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,24 +356,9 @@ def test_status_of_servers_that_are_up_and_down(local_server: FaultServer, monke
     assert command("status").exit_code == 2
 
 
-def test_status_without_a_server(capsys: pytest.CaptureFixture[str]) -> None:
-    """It says how to start one that is found."""
-    status.show_servers(Console(), [], Policy.LOCAL_ONLY)
-    assert "--announce" in capsys.readouterr().out
-
-
-def test_a_server_that_is_stuck_is_not_ready(local_server: FaultServer) -> None:
-    """`/health` says "ok" of it; `/ready` knows, and says why."""
-
-    def behave(conn: Any, request: Any) -> None:
-        stuck = says(503, b"application/json", b'{"ready": false, "reason": "The last inference failed."}')
-        (stuck if request.path == "/ready" else answering(as_json(HEALTH)))(conn, request)
-
-    local_server.answers_probe = behave
-    done = command("status")
-    assert done.exit_code == 1
-    assert "not ready" in done.stdout
-    assert "The last inference failed." in done.stdout
+def row(at: float, cost: float = 0.0, *, audio: float | None, saved: float | None = 0.0) -> Row:
+    """Return a row of the ledger, in the cloud if it costs something."""
+    return Row(at, "x", bool(cost), "", audio, 1.0, cost, saved)
 
 
 def test_stats(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,10 +367,10 @@ def test_stats(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert command("stats").exit_code == 1
     now = time.time()
     with closing(Ledger(Path("calls.sqlite3"))) as ledger:
-        ledger.record(row(now, cloud=False, audio=600.0, cost=0.0, saved=0.06))
-        ledger.record(row(now, cloud=True, audio=60.0, cost=0.006, saved=0.0))
-        ledger.record(row(now, cloud=False, audio=None, cost=0.0, saved=None))
-        ledger.record(row(now - 90 * 86400, cloud=True, audio=6000.0, cost=9.0, saved=0.0))
+        ledger.record(row(now, audio=600.0, saved=0.06))
+        ledger.record(row(now, 0.006, audio=60.0))
+        ledger.record(row(now, audio=None, saved=None))
+        ledger.record(row(now - 90 * 86400, 9.0, audio=6000.0))
     said = command("stats").stdout
     for words in ("11.0 min", "3 calls", "Spent $0.01, saved $0.06", "1 calls is unknown", "█", "▒"):
         assert words in said
@@ -423,11 +385,9 @@ def test_stats_of_a_ledger_that_is_off(word: str, here: Path, monkeypatch: pytes
     """These words are not a file's name: the ledger in the default place is shown."""
     monkeypatch.setenv("LOCALWHISPER_LEDGER", word)
     monkeypatch.setenv("XDG_STATE_HOME", str(here))
-    done = command("stats")
-    assert done.exit_code == 1
-    assert "ledger.sqlite3" in done.stderr
+    assert "ledger.sqlite3" in command("stats").stderr
     with closing(Ledger(here / "localwhisper" / "ledger.sqlite3")) as ledger:
-        ledger.record(row(time.time(), cloud=False, audio=60.0, cost=0.0, saved=0.006))
+        ledger.record(row(time.time(), audio=60.0))
     assert "1 calls" in command("stats").stdout
 
 
@@ -449,29 +409,19 @@ def test_without_a_network(arguments: list[str], code: int, monkeypatch: pytest.
     assert "No interfaces" in done.stderr
 
 
-def row(at: float, *, cloud: bool, audio: float | None, cost: float | None, saved: float | None) -> Row:
-    """Return a row of the ledger."""
-    return Row(
-        at=at, backend="x", cloud=cloud, reason="", audio_seconds=audio, seconds=1.0, cost_usd=cost, saved_usd=saved
-    )
-
-
 def test_discover(capsys: pytest.CaptureFixture[str]) -> None:
-    """It lists the servers, or says how to start one that is found."""
-    found = (Found("pc-5000", ("http://10.0.0.1:5000/v1",), "0.1.0", "base"),)
-
-    def shown(servers: tuple[Found, ...], *, as_json: bool = False) -> tuple[int, str]:
+    """It lists the servers, or says how to start one that is found; so does `status`."""
+    pc = Found("pc-5000", ("http://10.0.0.1:5000/v1",), "0.1.0", "base")
+    for found, code, said in (((pc,), 0, "http://10.0.0.1:5000/v1"), ((), 1, "--announce")):
         with pytest.raises(typer.Exit) as end:
-            status.show_found(servers, as_json=as_json)
-        return end.value.exit_code, capsys.readouterr().out
-
-    code, out = shown(found)
-    assert code == 0
-    assert "http://10.0.0.1:5000/v1" in out
-    assert json.loads(shown(found, as_json=True)[1])[0]["model"] == "base"
-    code, out = shown(())
-    assert code == 1
-    assert "--announce" in out
+            status.show_found(found, as_json=False)
+        assert end.value.exit_code == code
+        assert said in capsys.readouterr().out
+    with pytest.raises(typer.Exit):
+        status.show_found((pc,), as_json=True)
+    assert json.loads(capsys.readouterr().out)[0]["model"] == "base"
+    status.show_servers(Console(), [], Policy.LOCAL_ONLY)
+    assert "--announce" in capsys.readouterr().out
 
 
 def test_wake(local_server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -494,15 +444,15 @@ def test_wake(local_server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_skill_install(here: Path) -> None:
     """It prints the files that it wrote; files that differ are replaced only with --force."""
     done = command("skill", "install", "--dir", here)
-    assert done.stdout.splitlines() == [str(here / skill.NAME / each) for each in ("SKILL.md", "scripts/transcribe.sh")]
+    assert done.stdout.splitlines() == [str(here / SKILL.name / each) for each in ("SKILL.md", "scripts/transcribe.sh")]
     assert "Already there" in command("skill", "install", "--dir", here).stdout
-    (here / skill.NAME / "SKILL.md").write_text("mine")
+    (here / SKILL.name / "SKILL.md").write_text("mine")
     assert "SKILL.md. --force" in command("skill", "install", "--dir", here).stderr
-    assert (here / skill.NAME / "SKILL.md").read_text() == "mine"
+    assert (here / SKILL.name / "SKILL.md").read_text() == "mine"
     assert command("skill", "install", "--dir", here, "--force").exit_code == 0
-    script = here / skill.NAME / "scripts" / "transcribe.sh"
+    script = here / SKILL.name / "scripts" / "transcribe.sh"
     assert os.access(script, os.X_OK)
-    assert script.read_bytes() == (skill.SOURCE / "scripts" / "transcribe.sh").read_bytes()
+    assert script.read_bytes() == (SKILL / "scripts" / "transcribe.sh").read_bytes()
     (here / "file").touch()
     assert command("skill", "install", "--dir", here / "file").exit_code == 1
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from localwhisper_client.cli.app import app
 from localwhisper_client.cloud import media
-from tests.client.fault_server import says
+from tests.client.fault_server import error, says
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,20 +69,10 @@ def test_only_a_film_has_a_soundtrack() -> None:
             media.soundtrack(content, io.BytesIO())
 
 
-def taking(limit: int, local_server: FaultServer) -> list[int]:
-    """Let a server take `limit` bytes; return a list to which the size of each request is added."""
-    sizes: list[int] = []
-
-    def behave(conn: Any, request: Any) -> None:
-        sizes.append(len(request.body))
-        if sizes[-1] > limit:
-            refusal = b'{"error": {"message": "413: Maximum content size limit exceeded", "type": "server_error"}}'
-            says(413, b"application/json", refusal)(conn, request)
-        else:
-            says(200, b"text/plain", b"milk\n", b"x-localwhisper-queue-seconds: 0.000")(conn, request)
-
-    local_server.behaviour = behave
-    return sizes
+def taking(limit: int, local_server: FaultServer) -> None:
+    """Let a server take at most `limit` bytes."""
+    takes = says(200, b"text/plain", b"milk\n", b"x-localwhisper-queue-seconds: 0.000")
+    local_server.behaviour = lambda conn, request: (error(413) if len(request.body) > limit else takes)(conn, request)
 
 
 @pytest.fixture
@@ -102,9 +92,9 @@ def test_the_sound_of_a_film_that_is_too_large_is_sent(
 ) -> None:
     """The film is sent first, since the client does not know the server's limit. --delete-after works as usual."""
     content = film()
-    sizes = taking(len(content) // 2, local_server)
+    taking(len(content) // 2, local_server)
     done = transcribe(content, "--delete-after")
-    assert (done.exit_code, len(sizes)) == (0, 2), done.stderr
+    assert (done.exit_code, len(local_server.calls)) == (0, 2), done.stderr
     assert b'filename="sound.mka"' in local_server.calls[1].body
     assert [path.name for path in tmp_path.iterdir()] == ["film.txt"]
 
@@ -112,11 +102,10 @@ def test_the_sound_of_a_film_that_is_too_large_is_sent(
 def test_sound_that_is_too_large_is_made_smaller(transcribe: Any, local_server: FaultServer) -> None:
     """The sound of a film, or a recording without a picture, as Opus."""
     taking(60_000, local_server)
-    assert transcribe(film()).exit_code == 0
-    assert b'filename="sound.ogg"' in local_server.calls[2].body
-    local_server.calls.clear()
-    assert transcribe(film(picture=False), "--force").exit_code == 0
-    assert len(local_server.calls) == 2
+    for picture, calls in ((True, 3), (False, 5)):
+        assert transcribe(film(picture=picture), "--force").exit_code == 0
+        assert len(local_server.calls) == calls
+        assert b'filename="sound.ogg"' in local_server.calls[-1].body
 
 
 def test_the_message_says_what_to_do(
@@ -125,9 +114,8 @@ def test_the_message_says_what_to_do(
     """It always has the server's option, and what to install if PyAV is missing."""
     taking(10, local_server)
     failed = transcribe(film())
-    assert failed.exit_code == 1
+    assert (failed.exit_code, len(local_server.calls)) == (1, 3)
     assert "--max-upload" in failed.stderr
     assert "transcode" not in failed.stderr
-    assert len(local_server.calls) == 3
     monkeypatch.setitem(sys.modules, "av", None)
-    assert "localwhisper-lan[transcode]" in transcribe(film.__doc__.encode()).stderr
+    assert "pip install '.[transcode]'" in transcribe(b"a recording").stderr

@@ -196,7 +196,7 @@ def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the line that installs it, when the client is made and not at the first voice message."""
     discovery.shared.cache_clear()
     monkeypatch.setitem(sys.modules, "zeroconf", None)
-    with pytest.raises(ConfigurationError, match=r"localwhisper-lan\[discovery\]"):
+    with pytest.raises(ConfigurationError, match=r"'\.\[discovery\]'"):
         LocalWhisper(local_base_url="auto")
 
 
@@ -241,7 +241,7 @@ def test_what_cannot_be_announced_is_said_and_serves_all_the_same(
         pass
     words = [record.getMessage() for record in caplog.records if record.name == mdns.logger.name]
     assert len(words) == 3
-    for word, expected in zip(words, ["--host 0.0.0.0", "no multicast", "localwhisper-lan[discovery]"], strict=True):
+    for word, expected in zip(words, ["--host 0.0.0.0", "no multicast", "'.[discovery]'"], strict=True):
         assert expected in word
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +12,8 @@ import openai
 import pytest
 
 from localwhisper_client import AsyncLocalWhisper, Attempt, LocalWhisper
-from localwhisper_client.cloud.ledger import Ledger
 from localwhisper_client.routing.backend import Rules
+from tests.client.cloud.test_ledger import rows as read
 from tests.client.driving import make
 from tests.client.fault_server import error, reset, serving
 
@@ -106,8 +105,7 @@ def test_every_call_is_answered_once_or_fails_with_an_error_of_the_sdks(
         else:
             assert policy == "local_only"
             assert isinstance(result, openai.APIError), result
-    with contextlib.closing(Ledger(tmp_path / "ledger")) as ledger:
-        rows = ledger.rows()
+    rows = read(tmp_path / "ledger")
     assert len(rows) == sum(isinstance(result, str) for result in results)
     paid = [row for row in rows if row.cloud]
     assert len(paid) == len(cloud.calls) == sum(event.cloud for event in events if isinstance(event, Attempt))

@@ -1,24 +1,39 @@
-"""`localwhisper run`: programs that a program starts, other `sitecustomize` files, and other libraries' sockets."""
+"""`localwhisper run`: programs that a program starts, and other `sitecustomize` files."""
 
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import openai
 import pytest
 
 from localwhisper_client.patch import installation
 from tests.client.fault_server import TEXT
-from tests.client.leaving import LEAVES, ROOT, run
+from tests.client.leaving import ROOT, run
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.client.fault_server import FaultServer
 
 SPEAK = 'OpenAI(api_key="k").audio.transcriptions.create(model="whisper-1", file=("a.ogg", b"x")).text'
 BOT = f"from openai import OpenAI; print({SPEAK}, flush=True)"
+PROGRAM = f"""
+import subprocess, sys
+{BOT}
+if sys.argv[1:]:
+    sys.exit(subprocess.call([sys.executable, __file__, *sys.argv[2:]]))
+sys.exit(7)
+"""
+RUN = [sys.executable, "-m", "localwhisper_client", "run", "--"]
+
+
+def started(*command: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end."""
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
 
 
 @pytest.fixture
@@ -26,6 +41,70 @@ def local_server(local_server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> 
     """A LAN server that the environment names."""
     monkeypatch.setenv("LOCALWHISPER_BASE_URL", local_server.url)
     return local_server
+
+
+def test_run_reaches_a_program_its_children_and_nested_runs(local_server: FaultServer, tmp_path: Path) -> None:
+    """`localwhisper run -- localwhisper run -- python bot.py`; the exit code is the innermost program's."""
+    bot = tmp_path / "bot.py"
+    bot.write_text(PROGRAM)
+    done = started(*RUN, *RUN, sys.executable, bot, "child")
+    assert (done.returncode, done.stdout) == (7, f"{TEXT}\n{TEXT}\n"), done.stderr
+    assert len(local_server.calls) == 2
+
+
+def test_run_keeps_an_existing_sitecustomize(local_server: FaultServer, tmp_path: Path) -> None:
+    """The program's own start-up file runs too. The SDK is not loaded for a program that does not use it."""
+    (tmp_path / "sitecustomize.py").write_text("import builtins; builtins.mine = __file__\n")
+    code = "import sys, sitecustomize; print(mine == sitecustomize.__file__, 'openai' in sys.modules)"
+    done = started(*RUN, sys.executable, "-c", code, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.stdout == "True False\n", done.stderr
+
+
+def test_run_passes_signals_on(local_server: FaultServer) -> None:
+    """The program replaces the process that was started."""
+    code = "import os, signal; print(os.getpid(), flush=True); signal.pause()"
+    with subprocess.Popen([*RUN, sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert int(process.stdout.readline()) == process.pid
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == -signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [(["no-such-program"], 127, "no-such-program"), (["/"], 126, "/"), (["x"], 2, "nonsense")],
+)
+def test_run_fails_as_a_shell_does(command: list[str], code: int, said: str) -> None:
+    """With its exit codes; a wrong setting is reported before the program starts."""
+    settings = {"LOCALWHISPER_BASE_URL": "nonsense"} if said == "nonsense" else {}
+    done = started(*RUN, *command, env={**os.environ, **settings})
+    assert done.returncode == code
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_run_reaches_a_python_without_this_package(local_server: FaultServer, tmp_path: Path) -> None:
+    """If the patch cannot be made there, `import openai` fails, so that no audio is sent to the cloud."""
+    site = tmp_path / "site"
+    site.mkdir()
+    for entry in Path(openai.__file__).parents[1].iterdir():
+        if "localwhisper" not in entry.name and entry.suffix != ".pth":
+            (site / entry.name).symlink_to(entry)
+    environ = {**installation.environment({}), "LOCALWHISPER_BASE_URL": local_server.url, "PATH": os.environ["PATH"]}
+    environ["PYTHONPATH"] += os.pathsep + str(site)
+    base = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+    if not base.exists():
+        pytest.skip("no Python outside of this environment")
+    bot = tmp_path / "bot.py"
+    bot.write_text(PROGRAM)
+    done = started(base, bot, env=environ, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (7, f"{TEXT}\n"), done.stderr
+    (site / "anyio").unlink()
+    (site / "openai").unlink()
+    (site / "openai.py").write_text("class OpenAI: pass\n")
+    done = started(base, bot, env=environ, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "localwhisper run: this program's Python" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -121,70 +200,6 @@ def test_an_sdk_that_is_loaded_anew_is_patched_anew(local_server: FaultServer, t
     done = run(ANEW.replace("localwhisper.install()", "").replace("localwhisper.uninstall()", "sys.exit()"), tmp_path)
     assert done.stdout == f"{TEXT}\n" * 3, done.stderr
     assert len(local_server.calls) == 6
-
-
-# Stand-ins for the libraries that open WebSockets; tests/clients uses the real ones.
-SOCKETS = {
-    "websockets/__init__.py": "",
-    "websockets/uri.py": "def parse_uri(uri): return uri\n",
-    "websockets/asyncio/__init__.py": "",
-    "websockets/asyncio/client.py": "from ..uri import parse_uri\ndef connect(uri): return parse_uri(uri)\n",
-    "websockets/sync/__init__.py": "",
-    "websockets/sync/client.py": "from ..uri import parse_uri\ndef connect(uri): return parse_uri(uri)\n",
-    "aiohttp/__init__.py": "",
-    "aiohttp/client.py": (
-        "class ClientSession:\n"
-        "    def _build_url(self, url): return url\n"
-        "    def ws_connect(self, url, **options): return url\n"
-    ),
-}
-SESSION = """
-import {first}
-import {second}
-from aiohttp.client import ClientSession
-from websockets.asyncio.client import connect
-from websockets.sync.client import connect as sync_connect
-import localwhisper
-connects = (connect, sync_connect, ClientSession().ws_connect, lambda url: ClientSession().ws_connect(url=url))
-for connect in connects:
-    for url in {refused!r}:
-        try:
-            connect(url)
-        except openai.OpenAIError as error:
-            print(type(error).__name__)
-    for url in {opened!r}:
-        assert connect(url) == url
-"""
-REFUSED = [
-    "wss://api.openai.com/v1/realtime?intent=transcription",
-    "wss://api.openai.com/v1/realtime/translations",
-    "wss://api.openai.com/v1/live/sessions/s/attach",
-    "wss://mine.openai.azure.com/openai/realtime?deployment=d",
-    "wss://203.0.113.9/realtime",
-]
-OPENED = [
-    "ws://127.0.0.1:5000/v1/realtime?intent=transcription",
-    "ws://192.168.1.5/v1/realtime",
-    "wss://api.openai.com/v1/responses",
-    "wss://project.supabase.co/realtime/v1/websocket",
-    "wss://example.org/live",
-]
-
-
-@pytest.mark.parametrize("order", [("openai", "websockets.asyncio.client"), ("websockets.sync.client", "openai")])
-def test_realtime_sockets_of_other_libraries(order: tuple[str, str], local_server: FaultServer, tmp_path: Path) -> None:
-    """Those that voice frameworks open are refused before a look-up, in either order of the imports."""
-    for name, text in SOCKETS.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    code = SESSION.format(first=order[0], second=order[1], refused=REFUSED, opened=OPENED)
-    done = run(code, tmp_path)
-    assert done.stdout == "CloudNotAllowed\n" * 4 * len(REFUSED), done.stderr
-    assert LEAVES not in done.stderr
-    code = SESSION.format(first=order[0], second=order[1], refused=[], opened=REFUSED + OPENED)
-    done = run(code, tmp_path, LOCALWHISPER_POLICY="cloud")
-    assert done.returncode == 0, done.stderr
 
 
 def test_the_hook_is_recognised_through_a_link(local_server: FaultServer, tmp_path: Path) -> None:

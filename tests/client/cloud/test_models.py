@@ -1,4 +1,4 @@
-"""How a request is adapted to the cloud, and what each model costs; pure."""
+"""How a call is adapted to the cloud's models, and what each costs; pure."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from localwhisper_client.cloud.adaptation import Unsupported, adapted
-from localwhisper_client.cloud.models import SHUTDOWN, Usage, cost
+from localwhisper_client.cloud.models import SHUTDOWN, Unsupported, Usage, adapted, cost, saved
+from localwhisper_client.shared.languages import NAMES
 
-BEFORE, AFTER = SHUTDOWN - dt.timedelta(days=1), SHUTDOWN
+AFTER = dt.datetime.combine(SHUTDOWN, dt.time(), dt.UTC).timestamp()
+BEFORE = AFTER - 1
+DIARIZE = "gpt-4o-transcribe-diarize"
 SPEECH, TRANSLATION = "/audio/transcriptions", "/audio/translations"
 
 
@@ -20,7 +22,6 @@ SPEECH, TRANSLATION = "/audio/transcriptions", "/audio/translations"
         ({"model": "large-v3"}, "whisper-1", "gpt-transcribe"),
         ({}, "whisper-1", "gpt-transcribe"),
         ({"model": "large-v3", "response_format": "text"}, "whisper-1", "gpt-transcribe"),
-        ({"model": "large-v3", "response_format": "srt"}, "whisper-1", None),
         ({"model": "large-v3", "response_format": "vtt"}, "whisper-1", None),
         ({"model": "large-v3", "response_format": "verbose_json"}, "whisper-1", None),
         ({"model": "whisper-1"}, "whisper-1", "gpt-transcribe"),
@@ -34,11 +35,7 @@ SPEECH, TRANSLATION = "/audio/transcriptions", "/audio/translations"
         ({"model": "large-v3", "include": ["logprobs"]}, "gpt-transcribe", "gpt-transcribe"),
         ({"model": "whisper-1", "include": ["logprobs"], "response_format": "vtt"}, None, None),
         ({"model": "large-v3", "response_format": "diarized_json"}, None, None),
-        (
-            {"model": "gpt-4o-transcribe-diarize", "response_format": "diarized_json"},
-            "gpt-4o-transcribe-diarize",
-            None,
-        ),
+        ({"model": DIARIZE, "response_format": "diarized_json"}, DIARIZE, None),
     ],
 )
 def test_which_cloud_model_is_asked(asked: dict[str, Any], before: str | None, after: str | None) -> None:
@@ -68,22 +65,15 @@ def test_fields_that_a_model_does_not_take_are_left_out() -> None:
     assert asked["language"] == "auto"
 
 
-# Whisper's own, by its tokenizer's table.
-WHISPER = """
-    en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th ur hr bg lt la mi ml cy
-    sk te fa lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr pa si km sn yo so af oc ka be tg sd gu am yi lo
-    uz fo ht ps tk nn mt sa lb my bo tl mg as tt haw ln ha ba jw su yue
-"""
 # Those that `gpt-transcribe` refuses.
 REFUSED = """
     la br eu mn sq pa si km sn yo so oc tg sd am yi lo uz fo ht ps tk nn mt sa lb my bo mg as tt haw ln ha ba jw su
 """
 
 
-@pytest.mark.parametrize("language", WHISPER.split())
+@pytest.mark.parametrize("language", NAMES)
 def test_every_language_on_both_sides_of_the_date(language: str) -> None:
     """`whisper-1` takes it as it is; its successor gets it as `languages`, unless it would refuse the code."""
-    assert len(set(WHISPER.split())) == 100
     asked = {"model": "large-v3", "language": language}
     assert adapted(SPEECH, asked, BEFORE) == ({"model": "whisper-1", "language": language}, ())
     taken = {"model": "gpt-transcribe", "languages": [language]}
@@ -115,3 +105,10 @@ def test_hints_that_the_successor_refuses_are_dropped() -> None:
 def test_costs(model: str, usage: Usage, dollars: float | None) -> None:
     """By tokens if the model is billed so and the answer reports them, else by the minute; unknown is not zero."""
     assert cost(model, usage) == (None if dollars is None else pytest.approx(dollars))
+
+
+def test_what_a_call_on_the_lan_saves() -> None:
+    """The price of its own model if OpenAI has it, else of the one that would replace it on that day."""
+    for model, now, dollars in (("gpt-4o-mini-transcribe", AFTER, 0.003), ("m", BEFORE, 0.006), ("m", AFTER, 0.0045)):
+        assert saved(model, Usage(60), now) == pytest.approx(dollars)
+    assert saved("m", Usage(), AFTER) is None
