@@ -1,13 +1,15 @@
 """Clients of other projects, each in an environment of its own: `nox -s clients`.
 
 Each script uses its client as that client's documentation says, and prints the transcripts as one line of JSON. It gets
-the recording as Ogg and as WAV. The server's address and key reach it in one of three ways.
+the recording as Ogg and as WAV. The server's address and key reach it in one of four ways.
 """
 
+import contextlib
 import functools
 import json
 import os
 import shutil
+import ssl
 import subprocess
 import wave
 from collections.abc import Iterator
@@ -16,8 +18,10 @@ from pathlib import Path
 
 import av
 import pytest
+import trustme
 
 from localwhisper_client.server_process import ServerProcess, serving
+from tests.clients import tls
 
 FOLDER = os.environ.get("LOCALWHISPER_CLIENTS", "")
 HERE = Path(__file__).parent
@@ -75,11 +79,11 @@ CLIENTS = (
     Client("openai-agents", ("openai-agents[voice]",), "openai_agents.py", PYTHON),
     Client("livekit", ("livekit-plugins-openai",), "livekit_plugin.py", PYTHON),
     Client("pipecat", ("pipecat-ai[openai]",), "pipecat_service.py", ("url", "run")),
-    Client("openai-python-3-realtime", ("openai[realtime]==3.*",), "openai_realtime.py"),
-    Client("openai-npm-7-realtime", ("openai@7", "ws@8"), "openai_realtime.mjs"),
-    Client("openai-agents-realtime", ("openai-agents[voice]",), "agents_realtime.py"),
-    Client("livekit-realtime", ("livekit-plugins-openai",), "livekit_realtime.py"),
-    Client("pipecat-realtime", ("pipecat-ai[openai]",), "pipecat_realtime.py"),
+    Client("openai-python-3-realtime", ("openai[realtime]==3.*",), "openai_realtime.py", PYTHON),
+    Client("openai-npm-7-realtime", ("openai@7", "ws@8"), "openai_realtime.mjs", ("https",)),
+    Client("openai-agents-realtime", ("openai-agents[voice]",), "agents_realtime.py", ("url", "run")),
+    Client("livekit-realtime", ("livekit-plugins-openai",), "livekit_realtime.py", ("url", "run")),
+    Client("pipecat-realtime", ("pipecat-ai[openai]",), "pipecat_realtime.py", ("url", "run")),
     Client("SpeechRecognition", ("SpeechRecognition[openai]",), "speech_recognition_api.py", ("url", "run")),
     Client("python-telegram-bot", ("python-telegram-bot", "openai"), "python_telegram_bot.py", PYTHON),
     Client("aiogram", ("aiogram", "openai"), "aiogram_bot.py", PYTHON),
@@ -96,6 +100,16 @@ def server() -> Iterator[ServerProcess]:
 
 
 @pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ssl.SSLContext]:
+    """An authority's certificate, and the other end of TLS with a certificate of this machine's."""
+    authority, context = trustme.CA(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(context)
+    path = tmp_path_factory.mktemp("certificates") / "authority.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return path, context
+
+
+@pytest.fixture(scope="module")
 def recordings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The recording as Ogg, and as WAV with 16,000 samples a second."""
     path = tmp_path_factory.mktemp("recordings") / "voice.wav"
@@ -109,8 +123,8 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def settings(server: ServerProcess, way: str) -> dict[str, str]:
-    """Return the environment in which a client uses the server, in one of three ways."""
-    if way == "url":
+    """Return the environment in which a client uses the server, in one of the ways."""
+    if way in ("url", "https"):
         return {"OPENAI_BASE_URL": server.base_url, "OPENAI_API_KEY": KEY}
     ours = {
         "LOCALWHISPER_BASE_URL": server.base_url,
@@ -171,10 +185,23 @@ def command(client: Client, way: str) -> list[str | Path]:
     ("client", "way"),
     [pytest.param(client, way, id=f"{client.name}-{way}") for client in CLIENTS for way in client.ways],
 )
-def test_client(client: Client, way: str, server: ServerProcess, recordings: tuple[Path, Path], tmp_path: Path) -> None:
+def test_client(
+    client: Client,
+    way: str,
+    server: ServerProcess,
+    recordings: tuple[Path, Path],
+    certificate: tuple[Path, ssl.SSLContext],
+    tmp_path: Path,
+) -> None:
     """Each of the client's calls returns the words."""
     environment = {**os.environ, **settings(server, way), **dict(client.environment)}
-    printed = run(*command(client, way), *recordings, env=environment, cwd=tmp_path, timeout=300)
+    with contextlib.ExitStack() as stack:
+        if way == "https":
+            # As behind a reverse proxy. OpenAI's SDK for Node opens sessions by wss alone.
+            authority, context = certificate
+            port = stack.enter_context(tls.ended(server.url, context))
+            environment |= {"OPENAI_BASE_URL": f"https://localhost:{port}/v1", "NODE_EXTRA_CA_CERTS": str(authority)}
+        printed = run(*command(client, way), *recordings, env=environment, cwd=tmp_path, timeout=300)
     transcripts = json.loads(printed.splitlines()[-1])
     assert transcripts
     assert not {name: text for name, text in transcripts.items() if WORDS not in text}
