@@ -22,9 +22,9 @@ from localwhisper_server.api import form, formats
 from localwhisper_server.api.middleware import claim_share, note
 from localwhisper_server.errors import EngineFailed, InvalidRequest, ServerError, UnknownModel
 from localwhisper_server.observer import Observer
-from localwhisper_server.realtime.item import Pass
+from localwhisper_server.realtime.item import Outcome, Pass
 from localwhisper_server.realtime.session import Event, Session, described
-from localwhisper_server.types import Decoding, Samples, Span, Transcript
+from localwhisper_server.types import Decoding, Draft, Samples, Span, Transcript
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +54,8 @@ class Decoder(Protocol):
 
     async def decode(
         self, samples: Samples, speech: Sequence[Span], decoding: Decoding, *, thorough: bool
-    ) -> Transcript | None:
-        """Return the text; None if it is not accepted and need not be decoded again."""
+    ) -> Transcript | Draft | None:
+        """Return the text; a draft or None if it is not accepted and need not be decoded again."""
 
     def close(self) -> None:
         """Free the session's place in the queue."""
@@ -174,7 +174,7 @@ class _Connection:
         self._clock = clock
         self._message: Mapping[str, Any] | None = None  # read, but not for the session yet
         self._receiving: asyncio.Task[Any] | None = None
-        self._working: tuple[Pass, asyncio.Task[Transcript | ServerError | None]] | None = None
+        self._working: tuple[Pass, asyncio.Task[Outcome]] | None = None
 
     async def refuse(self, error: ServerError) -> None:
         """Send the error as an event, and close."""
@@ -266,7 +266,7 @@ def _add_seconds(scope: Scope, seconds: float) -> None:
     note(scope, audio_seconds=scope["localwhisper.heard"], language=None)
 
 
-async def _decoded(decoder: Decoder, work: Pass) -> Transcript | ServerError | None:
+async def _decoded(decoder: Decoder, work: Pass) -> Outcome:
     try:
         return await decoder.decode(work.samples, work.speech, work.decoding, thorough=work.settles)
     except ServerError as failure:

@@ -52,10 +52,16 @@ class Agreement:
     said: list[str] = field(default_factory=list)
     _before: list[str] = field(default_factory=list)
 
-    def add(self, text: str) -> tuple[int, int]:
-        """Take the text of the next pass; return which part of it may be said now: from where to where."""
+    def add(self, text: str, *, draft: bool = False) -> tuple[int, int]:
+        """Take the text of the next pass; return which part of it may be said now: from where to where.
+
+        Of a draft, which was not accepted, nothing is said; the next text may agree with it.
+        """
         found = units(text)
         first = _after(self.said, found)
+        if draft:
+            self._before = [unit.word for unit in found[first:]]
+            return 0, 0
         count = 0
         # Not the last word, whose sound may not be over.
         for unit, earlier in zip(found[first:-1], self._before, strict=False):

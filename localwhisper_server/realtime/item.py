@@ -14,7 +14,7 @@ import numpy as np
 from localwhisper_server.errors import ServerError
 from localwhisper_server.realtime.agreement import Agreement
 from localwhisper_server.realtime.speech import SpeechSpan
-from localwhisper_server.types import SAMPLE_RATE, Decoding, Samples, Span, TokenLogprob, Transcript
+from localwhisper_server.types import SAMPLE_RATE, Decoding, Draft, Samples, Span, TokenLogprob, Transcript
 
 # In samples. The longest window is that of a file's chunks: on a CPU longer ones cost more (BENCHMARKS.md).
 LONGEST = 12 * SAMPLE_RATE
@@ -27,7 +27,7 @@ SHORTEST_CUT = 3 * SAMPLE_RATE
 LONG_SILENCE = SAMPLE_RATE
 # A pass begins when there is so much new sound since the last, and so much speech in all.
 STEP = 3 * SAMPLE_RATE // 10
-LEAST_SPEECH = SAMPLE_RATE // 2
+LEAST_SPEECH = 3 * SAMPLE_RATE // 10
 # After so much silence the speaker has probably ended: one more pass hears all of it before the turn is over.
 EARLY_SILENCE = 160 * SAMPLE_RATE // 1000
 # Sound kept after the end of speech; a word may end more softly than the detector notices.
@@ -77,6 +77,10 @@ class Pass:
     decoding: Decoding
     end: int
     settles: bool
+
+
+Outcome = Transcript | Draft | ServerError | None
+"""What a pass gives: a text, a draft or nothing if the text was not accepted, or an error."""
 
 
 @dataclass(eq=False, slots=True)
@@ -161,8 +165,8 @@ class Item:
             missed = self._end - self._decoded >= STEP and spoken >= LEAST_SPEECH
         return self._pass(self._end, settles=False) if missed else None
 
-    def take(self, work: Pass, outcome: Transcript | ServerError | None) -> list[Delta]:
-        """Take what a pass gave: a text, None if it was not accepted, or an error."""
+    def take(self, work: Pass, outcome: Outcome) -> list[Delta]:
+        """Take what a pass gave."""
         self._decoded = work.end
         if isinstance(outcome, ServerError):
             # A pass that only looks ahead is made again with more sound.
@@ -171,8 +175,12 @@ class Item:
                 self._settled_to(self._end)
             return []
         if work.settles:
-            return self._finish(outcome or Transcript("transcribe", None, 0.0), work.end)
+            accepted = outcome if isinstance(outcome, Transcript) else Transcript("transcribe", None, 0.0)
+            return self._finish(accepted, work.end)
         if outcome is None:
+            return []
+        if isinstance(outcome, Draft):
+            self._agreement.add(_raw(outcome.transcript), draft=True)
             return []
         self._heard = outcome, work.end
         return self._say(outcome, *self._agreement.add(_raw(outcome)))

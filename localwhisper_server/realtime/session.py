@@ -12,10 +12,10 @@ from typing import Any, Final
 
 from localwhisper_server.errors import InvalidRequest, ServerError
 from localwhisper_server.realtime.configuration import Configuration, ParseDecoding, update
-from localwhisper_server.realtime.item import Completed, Delta, Failed, Item, Pass
+from localwhisper_server.realtime.item import Completed, Delta, Failed, Item, Outcome, Pass
 from localwhisper_server.realtime.sound import Format, SoundDecoder
 from localwhisper_server.realtime.turns import Committed, Detect, Happening, SpeechStarted, SpeechStopped, Turns
-from localwhisper_server.types import TokenLogprob, Transcript
+from localwhisper_server.types import TokenLogprob
 
 LONGEST_SECONDS: Final = 3600.0
 IDLE_SECONDS: Final = 600.0
@@ -163,8 +163,8 @@ class Session:
         """Return the next work, once; None if none is due, or the last is not back."""
         return self._turns.next_pass()
 
-    def take(self, work: Pass, outcome: Transcript | ServerError | None) -> list[Event]:
-        """Take what a pass gave: a text, None if it was not accepted, or an error."""
+    def take(self, work: Pass, outcome: Outcome) -> list[Event]:
+        """Take what a pass gave."""
         return [*self._events(self._turns.take(work, outcome)), *self._end_if_done()]
 
     def tick(self, now: float) -> list[Event]:

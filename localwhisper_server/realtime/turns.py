@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from localwhisper_server.errors import ServerError
-from localwhisper_server.realtime.item import Completed, Delta, Failed, Item, Pass
+from localwhisper_server.realtime.item import Completed, Delta, Failed, Item, Outcome, Pass
 from localwhisper_server.realtime.speech import MIN_WINDOWS, WINDOW, SpeechTracker, Started, Stopped
-from localwhisper_server.types import SAMPLE_RATE, Decoding, Samples, Transcript, Voice
+from localwhisper_server.types import SAMPLE_RATE, Decoding, Samples, Voice
 
 Detect = Callable[[Samples], Sequence[float]]
 """Gives the probability of speech for each window of `speech.WINDOW` samples; knows the stream so far."""
@@ -179,8 +178,8 @@ class Turns:
             return self._in_flight
         return None
 
-    def take(self, work: Pass, outcome: Transcript | ServerError | None) -> list[Happening]:
-        """Take what a pass gave: a text, None if it was not accepted, or an error."""
+    def take(self, work: Pass, outcome: Outcome) -> list[Happening]:
+        """Take what a pass gave."""
         self._in_flight = None
         said = [] if work.item.dropped else work.item.take(work, outcome)
         return [*said, *self._settle()]

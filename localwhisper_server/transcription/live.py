@@ -6,8 +6,11 @@ from dataclasses import replace
 
 from localwhisper_server.transcription.scheduler import Scheduler
 from localwhisper_server.transcription.transcriber import Prepare, RequestSteps, StepRunner
-from localwhisper_server.types import AudioChunk, Decoding, Samples, Segment, Span, Transcript
+from localwhisper_server.types import AudioChunk, Decoding, Draft, Samples, Segment, Span, Transcript
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
+
+# Reasons for which an answer is rejected that a sentence in the middle often has; the others are loops and inventions.
+DRAFTS = frozenset({"logprob", "stops early"})
 
 
 class LiveDecoder:
@@ -27,10 +30,10 @@ class LiveDecoder:
 
     async def decode(
         self, samples: Samples, speech: Sequence[Span], decoding: Decoding, *, thorough: bool
-    ) -> Transcript | None:
+    ) -> Transcript | Draft | None:
         """Return the text of at most 30 s of `samples`, shape (n,), in which somebody speaks at `speech`.
 
-        An answer that is not accepted is decoded again if `thorough`; otherwise it gives None.
+        An answer that is not accepted is decoded again if `thorough`; otherwise it gives a draft, or None.
 
         Raises:
             ServerError: the queue is full, or the model failed.
@@ -49,7 +52,9 @@ class LiveDecoder:
         language = result.language
         while result.remainder is not None:
             if result.rejected and not thorough:
-                return None
+                if result.rejected not in DRAFTS or segments:
+                    return None
+                return Draft(Transcript(decoding.task, None, piece.seconds, result.draft))
             segments += result.segments
             language = language or result.language
             result = await self._run(_in_language(result.remainder, language))

@@ -51,6 +51,15 @@ def test_only_what_two_passes_have_is_said(texts: list[str], last: str | None, s
     assert play(*texts, last=last) == said
 
 
+def test_nothing_is_said_of_a_draft() -> None:
+    """But the next text may agree with it."""
+    agreement = Agreement()
+    assert agreement.add(" for all", draft=True) == agreement.add(" for although the", draft=True) == (0, 0)
+    assert agreement.add(" for although the") == (0, len(" for although"))
+    assert agreement.add(" what for", draft=True) == (0, 0)
+    assert agreement.finish(" for although the") == (len(" for although"), len(" for although the"))
+
+
 @pytest.mark.parametrize(
     ("said", "last", "adds", "later", "rest"),
     [

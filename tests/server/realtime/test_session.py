@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from localwhisper_server.errors import Busy, EngineFailed
 from localwhisper_server.realtime import session as protocol
+from localwhisper_server.types import Draft
 from tests.server.live_double import Client, answer, pcm, sound, transcript
 
 PREFIX = "conversation.item.input_audio_transcription."
@@ -425,6 +426,19 @@ def test_an_update_that_cannot_be_honoured(sent: Any, param: str) -> None:
     refusal = error(client.send("session.update", event_id="mine", session=sent))
     assert (refusal["param"], refusal["event_id"], refusal["type"]) == (param, "mine", "invalid_request_error")
     assert client.session._set == before
+
+
+def test_a_draft_settles_nothing() -> None:
+    """Its words are said once a pass is accepted."""
+    client = Client()
+    client.answers = lambda work: None if work.settles else Draft(answer(work.samples, work.decoding))
+    client.speak(0.2, 3.0)
+    assert client.said() == {}
+    client.answers = lambda work: answer(work.samples, work.decoding)
+    client.speak(0.0, 0.5)
+    assert client.said()
+    client.speak(1.0)
+    assert list(client.completed().values()) == ["w0 w1 w2 w3 w4 w5 w6"]
 
 
 def test_a_failed_pass_fails_its_item_alone() -> None:
