@@ -11,22 +11,20 @@ import os
 import shutil
 import ssl
 import subprocess
-import wave
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import pytest
 import trustme
 
 from localwhisper_client.server_process import ServerProcess, serving
 from tests.clients import tls
+from tests.clients.recordings import ENGLISH, as_wav
 
 FOLDER = os.environ.get("LOCALWHISPER_CLIENTS", "")
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-ENGLISH = ROOT / "localwhisper_client" / "demo.ogg"
 WORDS = "bread on the way home"
 KEY = "the-servers-key"
 
@@ -112,14 +110,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ssl.SSL
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The recording as Ogg, and as WAV with 16,000 samples a second."""
-    path = tmp_path_factory.mktemp("recordings") / "voice.wav"
-    resampler = av.AudioResampler(format="s16", layout="mono", rate=16_000)
-    with av.open(ENGLISH) as source, wave.open(str(path), "wb") as target:
-        target.setparams((1, 2, 16_000, 0, "NONE", "not compressed"))
-        for frame in (*source.decode(audio=0), None):
-            for part in resampler.resample(frame):
-                target.writeframes(part.to_ndarray().tobytes())
-    return ENGLISH, path
+    return ENGLISH, as_wav(ENGLISH, tmp_path_factory.mktemp("recordings") / "voice.wav")
 
 
 def settings(server: ServerProcess, way: str) -> dict[str, str]:
