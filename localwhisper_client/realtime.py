@@ -8,7 +8,6 @@ open, the session stays with its server.
 from __future__ import annotations
 
 import functools
-import inspect
 import random
 import time
 from contextlib import closing
@@ -46,6 +45,8 @@ _QUERY = ("intent", "model")
 _HEADERS = ("openai-beta", "traceparent", "x-client-request-id")
 # With this prefix a browser sends the cloud's key as a sub-protocol.
 _KEY_PROTOCOL = "openai-insecure-api-key."
+# The first major version of `websockets` that uses a proxy, and can be told not to.
+_FIRST_WITH_PROXIES = 15
 _OPTIONS = ("extra_headers", "extra_query", "websocket_connection_options")
 _KEY_REMEDY = "Set LOCALWHISPER_API_KEY (or local_api_key=) to the key that this server was started with."
 _VERSION_REMEDY = (
@@ -239,10 +240,10 @@ class _Session:
 def proxies() -> bool:
     """Whether the installed `websockets` would use a proxy of the environment, which may be outside of the LAN."""
     try:
-        module = import_module("websockets.asyncio.client")
+        version: str = import_module("websockets.version").version
     except ImportError:
         return False  # the SDK says what to install
-    return "proxy" in inspect.signature(module.connect).parameters
+    return int(version.partition(".")[0]) >= _FIRST_WITH_PROXIES
 
 
 class _Manager:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 _SDK = ("openai.resources.realtime.realtime", "openai.resources.beta.realtime.realtime")
 _WEBSOCKETS = ("websockets.asyncio.client", "websockets.sync.client", "websockets.legacy.client")
 _AIOHTTP = "aiohttp.client"
+_NOWHERE = "wss://localhost/"
 # What a program says of the connection to the cloud, and would be wrong for one to a local server.
 _CONNECTION = (
     "auth", "fingerprint", "host", "params", "port", "proxy", "proxy_auth", "proxy_headers", "proxy_server_hostname",
@@ -65,7 +65,7 @@ class Sockets:
         else:
             self._replace(module, "parse_uri", self._checked)
             if ".asyncio." in name:
-                self._replace(module.connect, "__await_impl__", self._awaited)
+                self._patch_connect(module.connect)
             elif ".sync." in name:
                 self._replace(module, "connect", self._sync)
 
@@ -112,35 +112,40 @@ class Sockets:
 
         return parse_uri
 
-    def _awaited(self, original: Any) -> Any:
-        async def opened(connecting: Any) -> Any:
-            # Version 13 keeps the headers where they cannot be changed, so there the address is only checked.
-            call = self._call(connecting.uri) if hasattr(connecting, "additional_headers") else None
+    def _patch_connect(self, connect: Any) -> None:
+        """Change the class with which asyncio programs connect: it chooses the server each time that it is awaited."""
+        init, wait = connect.__init__, connect.__await__
+
+        @functools.wraps(init)
+        def start(connecting: Any, uri: str, **options: Any) -> None:
+            if self._call(uri) is None:
+                init(connecting, uri, **options)
+                return
+            init(connecting, _NOWHERE, **options)  # it checks the options, and some versions the address too
+            connecting.localwhisper_asked = uri, options
+
+        @functools.wraps(wait)
+        def awaited(connecting: Any) -> Any:
+            asked = vars(connecting).get("localwhisper_asked")
+            return wait(connecting) if asked is None else opened(connecting, *asked).__await__()
+
+        async def opened(connecting: Any, uri: str, options: dict[str, Any]) -> Any:
+            call = self._call(uri)
             server = None if call is None else await call.choose_async()
             if server is None:
-                return await original(connecting)
-            realtime, make = self._realtime, connecting.protocol_factory
-
-            def protocol_factory(uri: Any) -> Any:
-                made = make(uri)
-                offered = made.protocol.available_subprotocols
-                made.protocol.available_subprotocols = realtime.local_protocols(offered) or None
-                return made
-
-            connecting.protocol_factory = protocol_factory
-            connecting.uri = realtime.local_url(server, connecting.uri)
-            connecting.additional_headers = realtime.local_headers(server, _pairs(connecting.additional_headers))
-            connecting.proxy = None
+                init(connecting, uri, **options)
+                vars(connecting).pop("process_redirect", None)
+                return await _Awaitable(wait(connecting))
+            init(connecting, self._realtime.local_url(server, uri), **self._local_options(server, options))
             connecting.process_redirect = lambda error: error
-            for name in _CONNECTION:
-                connecting.connection_kwargs.pop(name, None)
             try:
-                return await original(connecting)
+                return await _Awaitable(wait(connecting))
             except Exception as error:
-                realtime.raise_refusal(server, error)
+                self._realtime.raise_refusal(server, error)
                 raise
 
-        return opened
+        self._set(connect, "__init__", start)
+        self._set(connect, "__await__", awaited)
 
     def _sync(self, original: Any) -> Any:
         def connect(uri: str, **options: Any) -> Any:
@@ -148,19 +153,23 @@ class Sockets:
             server = None if call is None else call.choose()
             if server is None:
                 return original(uri, **options)
-            realtime = self._realtime
-            options = {name: value for name, value in options.items() if name not in _CONNECTION}
-            options["additional_headers"] = realtime.local_headers(server, _pairs(options.get("additional_headers")))
-            options["subprotocols"] = realtime.local_protocols(options.get("subprotocols")) or None
-            if "proxy" in inspect.signature(original).parameters:
-                options["proxy"] = None
             try:
-                return original(realtime.local_url(server, uri), **options)
+                return original(self._realtime.local_url(server, uri), **self._local_options(server, options))
             except Exception as error:
-                realtime.raise_refusal(server, error)
+                self._realtime.raise_refusal(server, error)
                 raise
 
         return connect
+
+    def _local_options(self, server: Any, given: dict[str, Any]) -> dict[str, Any]:
+        """Return the options of `websockets` for a session at a local server."""
+        realtime = self._realtime
+        options = {name: value for name, value in given.items() if name not in _CONNECTION}
+        options["additional_headers"] = realtime.local_headers(server, _pairs(given.get("additional_headers")))
+        options["subprotocols"] = realtime.local_protocols(given.get("subprotocols")) or None
+        if realtime.proxies():
+            options["proxy"] = None
+        return options
 
     def _aiohttp(self, original: Any) -> Any:
         async def opened(session: Any, url: Any, **options: Any) -> Any:
@@ -185,6 +194,16 @@ class Sockets:
                 local._connector = None  # noqa: SLF001 - else it complains that it was not closed
 
         return opened
+
+
+class _Awaitable:
+    """What an object's own `__await__` returned, to be awaited."""
+
+    def __init__(self, steps: Any) -> None:
+        self._steps = steps
+
+    def __await__(self) -> Any:
+        return self._steps
 
 
 def _pairs(headers: Any) -> list[tuple[str, Any]]:

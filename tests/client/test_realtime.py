@@ -59,7 +59,7 @@ def cloud() -> Iterator[RealtimeServer]:
 
 
 def at(cloud: RealtimeServer, **options: Any) -> dict[str, Any]:
-    """Return the arguments of a client whose cloud is the stand-in; SDK 1 and 2 would use wss."""
+    """Return the arguments of a client whose cloud is the stand-in; SDK 1 would use wss."""
     return {"base_url": cloud.url, "websocket_base_url": cloud.url.replace("http", "ws"), "timeout": 5, **options}
 
 
