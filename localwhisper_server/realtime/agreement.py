@@ -1,8 +1,8 @@
 """What may be said of a text that is decoded again and again while its sound grows. Pure.
 
-A word is said once two passes in a row have it and the second has another word after it. It is never taken back. Words
-are compared without their case and punctuation, which change as a sentence goes on; so the punctuation after a word is
-said with the next word.
+A word is said once two passes in a row have it and the second has another word after it, or two if it is a draft, which
+the acceptance check rejected. It is never taken back. Words are compared without their case and punctuation, which
+change as a sentence goes on; so the punctuation after a word is said with the next word.
 """
 
 import itertools
@@ -55,16 +55,12 @@ class Agreement:
     def add(self, text: str, *, draft: bool = False) -> tuple[int, int]:
         """Take the text of the next pass; return which part of it may be said now: from where to where.
 
-        Of a draft, which was not accepted, nothing is said; the next text may agree with it.
+        The last word is not, since its sound may not be over; of a draft, which was not accepted, the last two.
         """
         found = units(text)
         first = _after(self.said, found)
-        if draft:
-            self._before = [unit.word for unit in found[first:]]
-            return 0, 0
         count = 0
-        # Not the last word, whose sound may not be over.
-        for unit, earlier in zip(found[first:-1], self._before, strict=False):
+        for unit, earlier in zip(found[first : -2 if draft else -1], self._before, strict=False):
             if unit.word != earlier:
                 break
             count += 1

@@ -179,11 +179,12 @@ class Item:
             return self._finish(accepted, work.end)
         if outcome is None:
             return []
+        draft = isinstance(outcome, Draft)
         if isinstance(outcome, Draft):
-            self._agreement.add(_raw(outcome.transcript), draft=True)
-            return []
-        self._heard = outcome, work.end
-        return self._say(outcome, *self._agreement.add(_raw(outcome)))
+            outcome = outcome.transcript
+        else:
+            self._heard = outcome, work.end
+        return self._say(outcome, *self._agreement.add(_raw(outcome), draft=draft))
 
     def _pass(self, end: int, *, settles: bool) -> Pass:
         self._parts = [np.concatenate(self._parts)]

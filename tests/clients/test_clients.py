@@ -1,16 +1,16 @@
 """Clients of other projects, each in an environment of its own: `nox -s clients`.
 
 Each script uses its client as that client's documentation says, and prints the transcripts as one line of JSON. It gets
-the recording as Ogg and as WAV. The server's address and key reach it in one of four ways.
+the recording as Ogg and as WAV. The server's address and key reach it in one of three ways.
 """
 
-import contextlib
 import functools
 import json
 import os
+import re
 import shutil
-import ssl
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,6 @@ import pytest
 import trustme
 
 from localwhisper_client.server_process import ServerProcess, serving
-from tests.clients import tls
 from tests.clients.recordings import ENGLISH, as_wav
 
 FOLDER = os.environ.get("LOCALWHISPER_CLIENTS", "")
@@ -78,7 +77,6 @@ CLIENTS = (
     Client("livekit", ("livekit-plugins-openai",), "livekit_plugin.py", PYTHON),
     Client("pipecat", ("pipecat-ai[openai]",), "pipecat_service.py", ("url", "run")),
     Client("openai-python-3-realtime", ("openai[realtime]==3.*",), "openai_realtime.py", PYTHON),
-    Client("openai-npm-7-realtime", ("openai@7", "ws@8"), "openai_realtime.mjs", ("https",)),
     Client("openai-agents-realtime", ("openai-agents[voice]",), "agents_realtime.py", ("url", "run")),
     Client("livekit-realtime", ("livekit-plugins-openai",), "livekit_realtime.py", ("url", "run")),
     Client("pipecat-realtime", ("pipecat-ai[openai]",), "pipecat_realtime.py", ("url", "run")),
@@ -98,24 +96,14 @@ def server() -> Iterator[ServerProcess]:
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ssl.SSLContext]:
-    """An authority's certificate, and the other end of TLS with a certificate of this machine's."""
-    authority, context = trustme.CA(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("localhost").configure_cert(context)
-    path = tmp_path_factory.mktemp("certificates") / "authority.pem"
-    authority.cert_pem.write_to_path(str(path))
-    return path, context
-
-
-@pytest.fixture(scope="module")
 def recordings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The recording as Ogg, and as WAV with 16,000 samples a second."""
     return ENGLISH, as_wav(ENGLISH, tmp_path_factory.mktemp("recordings") / "voice.wav")
 
 
 def settings(server: ServerProcess, way: str) -> dict[str, str]:
-    """Return the environment in which a client uses the server, in one of the ways."""
-    if way in ("url", "https"):
+    """Return the environment in which a client uses the server, in one of three ways."""
+    if way == "url":
         return {"OPENAI_BASE_URL": server.base_url, "OPENAI_API_KEY": KEY}
     ours = {
         "LOCALWHISPER_BASE_URL": server.base_url,
@@ -176,23 +164,39 @@ def command(client: Client, way: str) -> list[str | Path]:
     ("client", "way"),
     [pytest.param(client, way, id=f"{client.name}-{way}") for client in CLIENTS for way in client.ways],
 )
-def test_client(
-    client: Client,
-    way: str,
-    server: ServerProcess,
-    recordings: tuple[Path, Path],
-    certificate: tuple[Path, ssl.SSLContext],
-    tmp_path: Path,
-) -> None:
+def test_client(client: Client, way: str, server: ServerProcess, recordings: tuple[Path, Path], tmp_path: Path) -> None:
     """Each of the client's calls returns the words."""
     environment = {**os.environ, **settings(server, way), **dict(client.environment)}
-    with contextlib.ExitStack() as stack:
-        if way == "https":
-            # As behind a reverse proxy. OpenAI's SDK for Node opens sessions by wss alone.
-            authority, context = certificate
-            port = stack.enter_context(tls.ended(server.url, context))
-            environment |= {"OPENAI_BASE_URL": f"https://localhost:{port}/v1", "NODE_EXTRA_CA_CERTS": str(authority)}
-        printed = run(*command(client, way), *recordings, env=environment, cwd=tmp_path, timeout=300)
+    printed = run(*command(client, way), *recordings, env=environment, cwd=tmp_path, timeout=300)
     transcripts = json.loads(printed.splitlines()[-1])
     assert transcripts
     assert not {name: text for name, text in transcripts.items() if WORDS not in text}
+
+
+def test_the_npm_client_speaks_realtime_over_tls(recordings: tuple[Path, Path], tmp_path: Path) -> None:
+    """OpenAI's SDK for Node makes wss:// of any base URL, so the server has a certificate here."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "cert.pem"))
+    options = ("--port", "0", "--model", "tiny.en", "--log-file", "none", "--certfile", str(tmp_path / "cert.pem"))
+    program = [sys.executable, "-m", "localwhisper_server", *options]
+    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        port = ""
+        for line in process.stderr:
+            if found := re.search(r"listening on https://\S+:(\d+)", line):
+                port = found[1]
+            if "ready:" in line:
+                break
+        client = Client("openai-npm-7-realtime", ("openai@7", "ws@8"), "openai_realtime.mjs")
+        environment = {
+            **os.environ,
+            "OPENAI_BASE_URL": f"https://localhost:{port}/v1",
+            "OPENAI_API_KEY": KEY,
+            "NODE_EXTRA_CA_CERTS": str(tmp_path / "ca.pem"),
+        }
+        try:
+            printed = run(*command(client, "url"), *recordings, env=environment, cwd=tmp_path, timeout=300)
+        finally:
+            process.terminate()
+    assert all(WORDS in text.replace(",", "") for text in json.loads(printed.splitlines()[-1]).values())

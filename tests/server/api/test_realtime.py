@@ -360,6 +360,11 @@ def test_a_client_that_stops_reading_is_cut_off() -> None:
     class Impatient(WebSocketProtocol):
         write_seconds = 0.1
 
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            # Otherwise the kernel takes megabytes of events first.
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             lost.set()
