@@ -47,6 +47,7 @@ _HEADERS = ("openai-beta", "traceparent", "x-client-request-id")
 _KEY_PROTOCOL = "openai-insecure-api-key."
 # The first major version of `websockets` that uses a proxy, and can be told not to.
 _FIRST_WITH_PROXIES = 15
+_AZURE = (openai.AzureOpenAI, openai.AsyncAzureOpenAI)
 _OPTIONS = ("extra_headers", "extra_query", "websocket_connection_options")
 _KEY_REMEDY = "Set LOCALWHISPER_API_KEY (or local_api_key=) to the key that this server was started with."
 _VERSION_REMEDY = (
@@ -222,6 +223,9 @@ class _Session:
             headers = local_headers(server, headers.items())
             headers.setdefault("Authorization", openai.Omit())
             query = {name: value for name, value in query.items() if name in _QUERY}
+            if isinstance(self._client, _AZURE) and self.options.get("model") not in _MODELS:
+                # With Azure, the model is the name of the user's own deployment. Every server accepts OpenAI's.
+                query["model"] = openai_models.WHISPER_1
             if connection.get("subprotocols"):
                 connection["subprotocols"] = local_protocols(connection["subprotocols"]) or None
             if proxies():

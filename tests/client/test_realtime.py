@@ -135,6 +135,20 @@ def test_a_server_without_a_key_gets_none(lan: RealtimeServer, drive: Driver, mo
     assert ["authorization" in opened.headers for opened in lan.opened] == [False, False]
 
 
+@pytest.mark.parametrize("patched", [False, True])
+def test_azures_clients(patched: bool, lan: RealtimeServer, drive: Driver) -> None:  # noqa: FBT001
+    """The deployment's name, which is the user's own, is replaced by a model's."""
+    if patched:
+        localwhisper.install()
+    kind = "AzureOpenAI" if drive.flavour == "sync" else "AsyncAzureOpenAI"
+    options = {"api_key": "the-clouds-azure", "azure_endpoint": "https://mine.openai.azure.com", "api_version": "1"}
+    client = getattr(openai if patched else localwhisper, kind)(**options)
+    assert drive.run(first_event, client.realtime.connect(**{**INTENT, "model": "mine"})) == EXCHANGED
+    drive.run(client.close)
+    assert "model=whisper-1" in lan.opened[0].path
+    assert unseen(lan)
+
+
 def test_the_modules_own_client(lan: RealtimeServer, module_client: None, drive: Driver) -> None:
     """`localwhisper.realtime`, and a model that only transcribes in place of the intent."""
     assert drive.run(first_event, localwhisper.realtime.connect(**INTENT)) == EXCHANGED
