@@ -213,10 +213,10 @@ def run(
     runtime = make_runtime(
         settings, environ=environ, stuck_after=period / 2, self_test=watched is not None, observer=metrics
     )
+    for model in runtime.models:
+        metrics.read_at_scrape(model.names[0], model)
+    metrics.read_video_memory(video_memory())
     home_assistant = wyoming_service(settings, rules, runtime, metrics)
-    metrics.read_at_scrape(
-        lambda: runtime.queue_seconds, lambda: runtime.open_requests, lambda: runtime.loaded, video_memory()
-    )
 
     def load_model() -> None:
         try:

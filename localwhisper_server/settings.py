@@ -100,10 +100,18 @@ class Settings(BaseSettings):
         cli_implicit_flags=True,
     )
 
-    model: str = Field(
-        default="auto",
+    model: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
+        default=("auto",),
+        min_length=1,
         description="Model to serve: a name (tiny, base, small, medium, large-v3, large-v3-turbo, distil-large-v3 …), "
-        "a Hugging Face repository, or a folder. auto: large-v3 on a GPU, base on a CPU.",
+        "a Hugging Face repository, or a folder. auto: large-v3 on a GPU, base on a CPU. Several models are served by "
+        "name; the first is what OpenAI's names mean, and the others are loaded when asked for. Default: auto.",
+    )
+    max_loaded: int = Field(
+        default=0,
+        ge=0,
+        description="Models in memory at a time; 0: as many as fit on the GPU. On a CPU, set it to what the memory has "
+        "room for.",
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for the whole network.")
     port: int = Field(default=5000, ge=0, le=LAST_PORT, description="Port to listen on; 0 picks a free one.")
@@ -126,7 +134,7 @@ class Settings(BaseSettings):
         default=0, ge=0, description="Transcripts kept in memory, for requests with the same recording and options."
     )
     idle_unload: float = Field(
-        default=0.0, ge=0, description="Seconds without work after which the model is unloaded; 0: never."
+        default=0.0, ge=0, description="Seconds without work after which a model is unloaded; 0: never."
     )
     drain: float = Field(
         default=30.0, ge=0, description="Seconds that open requests have to finish when the server stops."

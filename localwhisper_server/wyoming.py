@@ -44,19 +44,33 @@ WIDTHS: Final = (1, 2, 3, 4)  # bytes of a sample that a WAV file may have
 _PROJECT: Final = Attribution("localwhisper", "")
 
 
-class Transcriber(Protocol):
-    """What is asked of the model here; a part of what the API's routes ask."""
+class Model(Protocol):
+    """What is asked of a model here; a part of what the API's routes ask."""
 
     names: tuple[str, ...]
-    aliases: frozenset[str]
     languages: frozenset[str]
 
     def transcribe(self, source: IO[bytes], options: Options) -> AsyncGenerator[Segment | Transcript]:
         """Yield segments, then the transcript; close `source` at the end."""
         ...
 
+
+class Transcriber(Protocol):
+    """What is asked of all models together."""
+
+    names: tuple[str, ...]
+
+    @property
+    def models(self) -> Sequence[Model]:
+        """The models; a request that names none means the first."""
+        ...
+
+    def find(self, name: str) -> Model | None:
+        """Return the model for a name."""
+        ...
+
     def require_ready(self) -> None:
-        """Raise Busy while the model is being loaded."""
+        """Raise Busy while the models are being loaded."""
         ...
 
 
@@ -285,7 +299,8 @@ class _Connection:
 
     async def _answer(self) -> Transcript:
         self._service.transcriber.require_ready()
-        options = self._options()
+        model = self._model()
+        options = self._options(model)
         recording, self._recording = self._recording, None
         if recording is None or not recording.size:
             if recording is not None:
@@ -295,7 +310,7 @@ class _Connection:
             return transcript
         await self._send(TranscriptStart(language=options.decoding.language))
         begun = False
-        async with contextlib.aclosing(self._service.transcriber.transcribe(recording.finish(), options)) as items:
+        async with contextlib.aclosing(model.transcribe(recording.finish(), options)) as items:
             async for item in items:
                 if isinstance(item, Transcript):
                     await self._send(TranscriptEvent(item.text, language=item.language))
@@ -307,29 +322,36 @@ class _Connection:
                     await self._send(TranscriptChunk(text))
         raise EngineFailed  # every transcription ends with a transcript
 
-    def _options(self) -> Options:
-        asked, transcriber = self._asked, self._service.transcriber
-        if asked.name and asked.name not in transcriber.names and asked.name not in transcriber.aliases:
-            raise UnknownModel(str(asked.name)[:128], transcriber.names)
+    def _model(self) -> Model:
+        name, transcriber = str(self._asked.name or ""), self._service.transcriber
+        if (model := transcriber.find(name)) is None:
+            raise UnknownModel(name[:128], transcriber.names)
+        return model
+
+    def _options(self, model: Model) -> Options:
+        asked = self._asked
         code = languages.whisper_code(str(asked.language or ""))
         hints = ", ".join(str(term) for term in (*(asked.transcript_names or ()), *(asked.transcript_terms or ())))
         return Options(
             Decoding(
                 # Home Assistant sends the language of its own settings; one that the model lacks is detected instead.
-                language=code if code in transcriber.languages else None,
+                language=code if code in model.languages else None,
                 hotwords=hints[:LONGEST_HINT],
             )
         )
 
 
 def _info(transcriber: Transcriber) -> Info:
-    name = transcriber.names[0]
     described: dict[str, Any] = {"attribution": _PROJECT, "installed": True, "version": __version__}
-    model = AsrModel(name=name, description=f"Whisper {name}", languages=sorted(transcriber.languages), **described)
+    models = [
+        AsrModel(name=name, description=f"Whisper {name}", languages=sorted(model.languages), **described)
+        for model in transcriber.models
+        for name in model.names[:1]
+    ]
     program = AsrProgram(
         name="localwhisper",
         description="Whisper on your own machine",
-        models=[model],
+        models=models,
         supports_transcript_streaming=True,
         **described,
     )

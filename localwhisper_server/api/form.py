@@ -239,15 +239,16 @@ OPENAPI_BODY: Final = {
 
 @dataclass(frozen=True, slots=True)
 class SpeechRequest:
-    """A form that passed its checks: which model is asked for what, and how the answer is written.
+    """A form that passed its checks: what is asked for, and how the answer is written."""
 
-    `model` is empty where the form names none.
-    """
-
-    model: str
     options: Options
     shape: Format
     stream: bool
+
+
+def model(values: Values) -> str:
+    """Return the name of the model that is asked for; empty where the form names none."""
+    return _model("model", values)
 
 
 def parse(values: Values, task: Task, *, known_languages: frozenset[str]) -> SpeechRequest:
@@ -284,7 +285,6 @@ def parse(values: Values, task: Task, *, known_languages: frozenset[str]) -> Spe
     )
     lists_languages = sent["model"].removeprefix("openai/") == openai_models.GPT_TRANSCRIBE
     return SpeechRequest(
-        sent["model"],
         Options(
             decoding,
             sent["chunking_strategy"],

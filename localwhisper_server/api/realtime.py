@@ -21,7 +21,7 @@ from localwhisper_client.shared import openai_models
 from localwhisper_server.api import form, formats
 from localwhisper_server.api.middleware import claim_share, note
 from localwhisper_server.errors import EngineFailed, InvalidRequest, ServerError, UnknownModel
-from localwhisper_server.observer import Observer
+from localwhisper_server.observer import ModelObserver
 from localwhisper_server.realtime.item import Outcome, Pass
 from localwhisper_server.realtime.session import Event, Session, described
 from localwhisper_server.types import Decoding, Draft, Samples, Span, Transcript
@@ -61,12 +61,11 @@ class Decoder(Protocol):
         """Free the session's place in the queue."""
 
 
-class LiveTranscriber(Protocol):
-    """What the realtime route knows of the model; see `routes.Transcriber`."""
+class LiveModel(Protocol):
+    """What the realtime route knows of a model; see `speech.Model`."""
 
-    names: tuple[str, ...]
-    aliases: frozenset[str]
     languages: frozenset[str]
+    observer: ModelObserver
 
     def live(self) -> Decoder:
         """Open a session; raises Busy while the model is being loaded or the queue has no room."""
@@ -77,9 +76,21 @@ class LiveTranscriber(Protocol):
         ...
 
 
-def add_realtime(
-    app: FastAPI, prefix: str, transcriber: LiveTranscriber, *, observer: Observer, clock: Callable[[], float]
-) -> None:
+class LiveTranscriber(Protocol):
+    """What the realtime route knows of the models together; see `speech.Transcriber`."""
+
+    names: tuple[str, ...]
+
+    def find(self, name: str) -> LiveModel | None:
+        """Return the model for a name; an empty one means the first."""
+        ...
+
+    def require_ready(self) -> None:
+        """Raise Busy while the models are being loaded."""
+        ...
+
+
+def add_realtime(app: FastAPI, prefix: str, transcriber: LiveTranscriber, *, clock: Callable[[], float]) -> None:
     """Add the route below `prefix`."""
     limiter: list[anyio.CapacityLimiter] = []  # made in the event loop that it belongs to
 
@@ -92,16 +103,18 @@ def add_realtime(
         connection = _Connection(websocket, limiter[0], clock)
         with contextlib.suppress(WebSocketDisconnect):
             try:
-                model = _model(websocket, transcriber)
+                name, model = _model(websocket, transcriber)
                 claim_share(websocket.scope)
-                decoder = transcriber.live()
+                transcriber.require_ready()
+                decoder = model.live()
             except ServerError as refusal:
                 note(websocket.scope, error=refusal.code or refusal.param, failed=refusal.status)
                 await connection.refuse(refusal)
                 return
             with contextlib.closing(decoder):
                 try:
-                    await connection.run(_new_session(websocket, transcriber, model, clock()), decoder, observer)
+                    session = _new_session(websocket, transcriber, name, model, clock())
+                    await connection.run(session, decoder, model.observer)
                 except WebSocketDisconnect:
                     raise
                 except Exception:
@@ -110,42 +123,41 @@ def add_realtime(
                     await connection.refuse(EngineFailed())
 
 
-def _model(websocket: WebSocket, transcriber: LiveTranscriber) -> str:
-    """Return the model to begin with.
+def _model(websocket: WebSocket, transcriber: LiveTranscriber) -> tuple[str, LiveModel]:
+    """Return the name that is asked for, and its model.
 
     Raises:
         InvalidRequest: a conversation is asked for.
         UnknownModel: the model is not served.
 
     """
-    model = websocket.query_params.get("model", "")
-    if not model:
-        return transcriber.names[0]
-    if _knows(transcriber, model):
-        return model
+    name = websocket.query_params.get("model", "")
+    if model := transcriber.find("" if name.removeprefix("openai/") in LIVE_MODELS else name):
+        return name or transcriber.names[0], model
     if websocket.query_params.get("intent") != "transcription":
         raise InvalidRequest(
             "This server transcribes; it holds no conversations. Connect with ?intent=transcription.",
             param="intent",
             code="invalid_value",
         )
-    raise UnknownModel(model[:128], transcriber.names)
+    raise UnknownModel(name[:128], transcriber.names)
 
 
-def _knows(transcriber: LiveTranscriber, model: str) -> bool:
-    return model in transcriber.names or model in transcriber.aliases or model.removeprefix("openai/") in LIVE_MODELS
-
-
-def _new_session(websocket: WebSocket, transcriber: LiveTranscriber, model: str, now: float) -> Session:
+def _new_session(
+    websocket: WebSocket, transcriber: LiveTranscriber, name: str, model: LiveModel, now: float
+) -> Session:
     def parse(asked: Mapping[str, Any]) -> Decoding:
-        return _decoding(asked, transcriber.languages)
+        return _decoding(asked, model.languages)
+
+    def knows(other: str) -> bool:
+        return other.removeprefix("openai/") in LIVE_MODELS or transcriber.find(other) is model
 
     beta = "realtime=v1" in websocket.headers.get("openai-beta", "")
     return Session(
-        new_detector=transcriber.new_detector,
+        new_detector=model.new_detector,
         parse=parse,
-        knows=lambda name: _knows(transcriber, name),
-        model=model,
+        knows=knows,
+        model=name,
         beta=beta or BETA_SUBPROTOCOL in websocket.scope.get("subprotocols", ()),
         now=now,
         unix_time=int(time.time()),
@@ -184,7 +196,7 @@ class _Connection:
         code = FAILED if isinstance(error, EngineFailed) else REFUSED
         await self._close(TRY_AGAIN if "retry_after" in event["error"] else code, error.message)
 
-    async def run(self, session: Session, decoder: Decoder, observer: Observer) -> None:
+    async def run(self, session: Session, decoder: Decoder, observer: ModelObserver) -> None:
         """Serve a session until it is over.
 
         Raises:
@@ -251,7 +263,7 @@ class _Connection:
         with contextlib.suppress(RuntimeError):  # the client has just closed
             await self._websocket.close(code, reason.encode()[:LONGEST_REASON].decode(errors="ignore"))
 
-    def _note(self, events: Sequence[Event], observer: Observer) -> None:
+    def _note(self, events: Sequence[Event], observer: ModelObserver) -> None:
         for event in events:
             if event["type"].endswith(".completed"):
                 _add_seconds(self._websocket.scope, event["usage"]["seconds"])

@@ -18,7 +18,7 @@ from starlette.types import Scope, Send
 
 from localwhisper_server.api import form, formats
 from localwhisper_server.api.middleware import LONGEST_NAME, claim_share, hung_up, note, unless_gone
-from localwhisper_server.api.realtime import LiveTranscriber
+from localwhisper_server.api.realtime import LiveModel
 from localwhisper_server.errors import Busy, EngineFailed, InvalidRequest, ServerError, UnknownModel, UnreadableAudio
 from localwhisper_server.types import Options, Segment, Task, Transcript
 
@@ -36,16 +36,26 @@ Items = AsyncGenerator[Segment | Transcript]
 """The segments of a transcript as they are decoded, then the transcript."""
 
 
-class Transcriber(LiveTranscriber, Protocol):
-    """What the routes know of the model and its state."""
+class Model(LiveModel, Protocol):
+    """What the routes know of a model."""
 
-    names: tuple[str, ...]  # that it is listed by
-    aliases: frozenset[str]
     created: int  # the time of its file, in Unix seconds
-    languages: frozenset[str]  # the codes that it knows
+
+    @property
+    def can_translate(self) -> bool:
+        """Whether it was trained to translate into English."""
 
     def transcribe(self, source: IO[bytes], options: Options) -> Items:
         """Yield segments, then the transcript; close `source` at the end."""
+
+
+class Transcriber(Protocol):
+    """What the routes know of the models together, and of their state."""
+
+    names: tuple[str, ...]  # under which models are listed
+
+    def find(self, name: str, task: Task = "transcribe") -> Model | None:
+        """Return the model for a name, or, for a translation, another one if that one cannot translate."""
 
     def health(self) -> dict[str, Any]:
         """Describe the state, with a boolean `ready`."""
@@ -58,10 +68,10 @@ class Transcriber(LiveTranscriber, Protocol):
         """How long a request that came now would wait."""
 
     def require_ready(self) -> None:
-        """Raise Busy while the model is being loaded."""
+        """Raise Busy while the models are being loaded."""
 
     def require_room(self) -> None:
-        """Raise Busy if the queue has no room."""
+        """Raise Busy if no queue has room."""
 
 
 def add_routes(app: FastAPI, prefix: str, transcriber: Transcriber) -> None:
@@ -98,10 +108,10 @@ async def _answer(request: Request, task: Task, transcriber: Transcriber) -> Res
         raise form.missing_file()
     note(request.scope, file=(upload.filename or "")[:LONGEST_NAME])
     try:
-        asked = form.parse(fields, task, known_languages=transcriber.languages)
-        _require_served(asked.model, transcriber)
-        # The transcriber closes the file: when requests are coalesced, the transcription may outlive this request.
-        items = transcriber.transcribe(upload.file, asked.options)
+        model = _find(form.model(fields), task, transcriber)
+        asked = form.parse(fields, task, known_languages=model.languages)
+        # The model closes the file: when requests are coalesced, the transcription may outlive this request.
+        items = model.transcribe(upload.file, asked.options)
     except Exception:
         await data.close()
         raise
@@ -121,10 +131,12 @@ async def _answer(request: Request, task: Task, transcriber: Transcriber) -> Res
     return Response(body, media_type=formats.CONTENT_TYPES[asked.shape.name])
 
 
-def _require_served(model: str, transcriber: Transcriber) -> None:
-    """Raise UnknownModel for a name that is neither served nor an alias; without a name, the served model is meant."""
-    if model and model not in transcriber.names and model not in transcriber.aliases:
-        raise UnknownModel(model, transcriber.names)
+def _find(name: str, task: Task, transcriber: Transcriber) -> Model:
+    """Return the model for a name; raise UnknownModel for a name that means none."""
+    model = transcriber.find(name, task)
+    if model is None:
+        raise UnknownModel(name, transcriber.names)
+    return model
 
 
 def _describe(scope: Scope, transcript: Transcript) -> None:

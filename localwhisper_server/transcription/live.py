@@ -26,7 +26,7 @@ class LiveDecoder:
         self._prepare = prepare
         self._steps = steps
         self._full_window = full_window
-        self._ticket = scheduler.admit()
+        self._ticket = scheduler.admit(live=True)
 
     async def decode(
         self, samples: Samples, speech: Sequence[Span], decoding: Decoding, *, thorough: bool

@@ -16,7 +16,7 @@ import anyio
 import anyio.to_thread
 
 from localwhisper_server.audio import pool
-from localwhisper_server.observer import Observer
+from localwhisper_server.observer import ModelObserver
 from localwhisper_server.transcription.scheduler import Scheduler, Ticket
 from localwhisper_server.transcription.segmentation import FindSpeech, Segmenter
 from localwhisper_server.types import SAMPLE_RATE, Decoding, Options, Samples, Segment, Transcript
@@ -95,13 +95,22 @@ class StepRunner:
             self._short -= short
 
 
+def decoder_places() -> Mapping[bool, asyncio.Semaphore]:
+    """Return a new semaphore for the recordings of short requests (True) and one for those of others.
+
+    They are apart so that a message waits for no recording of hours.
+    """
+    return {short: asyncio.Semaphore(DECODERS) for short in (True, False)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Transcriber:
     """Transcribes uploads with one scheduler. Safe for any number of concurrent calls on one event loop.
 
     `blocks` decodes an upload, `find_speech` detects speech in it, and `prepare` computes a chunk's features. `steps`
     runs the latter two. A recording may be `max_seconds` long. A decoder that takes more than `decoder_seconds` no
-    longer counts among those that work at a time: it has a low priority by then, and a message must not wait for it.
+    longer counts among those that work at a time, which `decoders` limit: it has a low priority by then, and a message
+    must not wait for it.
     """
 
     scheduler: Scheduler
@@ -111,11 +120,8 @@ class Transcriber:
     steps: StepRunner
     max_seconds: float
     decoder_seconds: float = DECODER_SECONDS
-    observer: Observer = field(default_factory=Observer)
-    # Apart for short requests and for long recordings, so that a message waits for no recording of hours.
-    decoders: Mapping[bool, asyncio.Semaphore] = field(
-        init=False, default_factory=lambda: {short: asyncio.Semaphore(DECODERS) for short in (True, False)}
-    )
+    decoders: Mapping[bool, asyncio.Semaphore] = field(default_factory=decoder_places)
+    observer: ModelObserver = field(default_factory=ModelObserver)
 
     async def transcribe(self, source: IO[bytes], options: Options) -> AsyncGenerator[Segment | Transcript]:
         """Yield each segment as soon as it is known, in order, and the whole transcript last.

@@ -5,6 +5,7 @@ One `Engine` holds one model on one device. `run` may be called by as many threa
 """
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -32,6 +33,9 @@ MAX_INITIAL_TIMESTAMP = int(1.0 / TIMESTAMP_SECONDS)
 MAX_PREFIX_TEMPERATURE = 0.5
 # Frames per call of the encoder. On a CPU a larger batch gains nothing and no longer fits the cache (BENCHMARKS.md).
 ENCODED_AT_ONCE = {"cpu": 2400, "cuda": 96_000}
+# CTranslate2 counts a batch as running for a moment after its results are here, and then unloads nothing.
+UNLOAD_ATTEMPTS = 20
+UNLOAD_PAUSE_SECONDS = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,28 @@ class Engine:
         """Run a second of faint noise, so that the first request does not wait for allocations."""
         noise = np.random.default_rng(0).normal(0, 1e-3, SAMPLE_RATE).astype(np.float32)
         self.run([self.prepare(AudioChunk(noise, 0.0, ()), Decoding(language="en", temperature=0.0))])
+
+    def unload(self) -> bool:
+        """Free the memory of the weights; return whether that was possible, since no batch may be running.
+
+        The vocabulary stays: to read it again would keep every other thread waiting for 0.3 s (BENCHMARKS.md).
+        """
+        for _ in range(UNLOAD_ATTEMPTS):
+            self._model.unload_model()
+            if not self._model.model_is_loaded:
+                devices.return_free_memory()
+                return True
+            time.sleep(UNLOAD_PAUSE_SECONDS)
+        return False
+
+    def reload(self) -> None:
+        """Load the weights again.
+
+        Raises:
+            RuntimeError, MemoryError: they do not fit into the device's memory, or their file is gone.
+
+        """
+        self._model.load_model()
 
     def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
         """Decode a batch and return a result per chunk, in order.

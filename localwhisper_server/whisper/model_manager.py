@@ -1,14 +1,13 @@
-"""Loading and unloading the model, how large a batch pays, and what happens when memory runs out.
+"""Loading and unloading a model, how large a batch pays, and what happens when memory runs out.
 
 Called from the scheduler's threads.
 
-When the device's memory runs out, for instance because of a game, batches are halved. If a single chunk or the model
-itself does not fit, the model is loaded as `int8_float16`, which takes about half the memory, if the card can run it.
-If that does not fit either, callers get Busy. After a while whole batches are tried again, and the first precision when
-the server is idle, since loading takes seconds.
+When the device's memory runs out, for instance because of a game, other models of this server are unloaded, and then
+batches are halved. If a single chunk or the model itself does not fit, the model is loaded as `int8_float16`, which
+takes about half the memory, if the card can run it. If that does not fit either, callers get Busy. After a while whole
+batches are tried again, and the first precision when the server is idle, since loading takes seconds.
 """
 
-import contextlib
 import gc
 import logging
 import threading
@@ -16,11 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from localwhisper_server.errors import Busy
-from localwhisper_server.observer import Observer
+from localwhisper_server.observer import ModelObserver
 from localwhisper_server.types import BatchLimits
 from localwhisper_server.whisper.chunks import FULL_FRAMES, LONGEST_SECONDS, Chunk, ChunkResult, window_frames
 from localwhisper_server.whisper.devices import Device
 from localwhisper_server.whisper.engine import Engine
+from localwhisper_server.whisper.model_memory import ModelMemory, Resident
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +55,8 @@ class ModelManager:
     """Runs batches on an engine, which it loads and unloads with `load`.
 
     `smaller` is the precision to fall back to when memory runs out, if any. `unload_after` is the idle time in seconds
-    after which the model is unloaded, None for never. `engine`, `warm_up` and `run` raise Busy if not even one chunk
-    fits into memory.
+    after which the model is unloaded, None for never. `memory` unloads other models for this one, which it knows as
+    `resident`. `engine`, `warm_up` and `run` raise Busy if not even one chunk fits into memory.
     """
 
     def __init__(
@@ -67,7 +67,9 @@ class ModelManager:
         clock: Callable[[], float],
         smaller: str | None = None,
         unload_after: float | None = None,
-        observer: Observer | None = None,
+        memory: ModelMemory | None = None,
+        resident: Resident | None = None,
+        observer: ModelObserver | None = None,
     ) -> None:
         self._load = load
         self._wanted = device
@@ -75,14 +77,18 @@ class ModelManager:
         self._device = device
         self._clock = clock
         self._unload_after = unload_after
-        self._observer = observer or Observer()
+        self._memory = memory or ModelMemory(clock=clock)
+        self._resident = resident
+        self._observer = observer or ModelObserver()
         self._engine: Engine | None = None
+        self._unloaded: tuple[Device, Engine] | None = None  # an engine without its weights
         self._batch_size = 0  # 0 for any
         self._retry_at = 0.0  # when to try a whole batch or the first precision again
         self._retry_seconds = RETRY_SECONDS
         # Held while any of the above changes, loading included; never while the engine runs.
         self._lock = threading.RLock()
         self._running = 0  # threads that use the engine
+        self._recovering = False  # whether it only tries the first precision again
 
     @property
     def device(self) -> Device:
@@ -94,6 +100,11 @@ class ModelManager:
         """Whether the model is in memory."""
         return self._engine is not None
 
+    @property
+    def running(self) -> int:
+        """How many batches the engine is decoding."""
+        return self._running
+
     def engine(self) -> Engine:
         """Return the engine; load the model first if necessary, in the smaller precision if memory is short."""
         with self._lock:
@@ -101,12 +112,21 @@ class ModelManager:
                 self._device = self._wanted  # it has to be loaded in any case
             while self._engine is None:
                 try:
-                    self._engine = self._load(self._device)
+                    with self._memory.loading(self._resident):
+                        self._engine = self._new_engine()
                 except (RuntimeError, MemoryError, ValueError) as failure:
                     self._reduce(1, failure)
                 else:
                     self._observer.model_loaded()
             return self._engine
+
+    def _new_engine(self) -> Engine:
+        """Load the weights of the engine that was unloaded, if it is of this device and precision; else all of it."""
+        (device, engine), self._unloaded = self._unloaded or (None, None), None
+        if engine is None or device != self._device:
+            return self._load(self._device)
+        engine.reload()
+        return engine
 
     def warm_up(self) -> Engine:
         """Load the model, in the smaller precision if memory is short, and run it once."""
@@ -151,7 +171,8 @@ class ModelManager:
         """
         with self._lock:
             if self._unload_after is not None and seconds >= self._unload_after:
-                self.unload()
+                if self.unload():
+                    logger.info("unloaded the idle model")
                 return None
             waits = [] if self._unload_after is None else [self._unload_after - seconds]
             if self._engine is not None and self._device != self._wanted and not self._running:
@@ -160,12 +181,20 @@ class ModelManager:
                 waits.append(max(IDLE_SECONDS - seconds, self._retry_at - self._clock()))
             return min(waits, default=None)
 
-    def unload(self) -> None:
-        """Free the model's memory until the next batch, unless a batch is running."""
-        with self._lock:
-            if self._engine is not None and not self._running:
-                logger.info("unloading the idle model")
+    def unload(self) -> bool:
+        """Free the model's memory until the next batch; False if it is in use. Does not wait for that to change."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if self._engine is None or self._running:
+                return False
+            if self._engine.unload():
+                self._unloaded, self._engine = (self._device, self._engine), None
+            else:
                 self._drop()
+            return True
+        finally:
+            self._lock.release()
 
     def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
         """Decode a batch, in parts if memory is short."""
@@ -214,13 +243,15 @@ class ModelManager:
                 raise failure
 
     def _use_less_memory(self, batch_size: int, failure: Exception) -> None:
+        if batch_size == 1 and not self._running:  # a running batch would keep the old model in memory beside the next
+            self._drop()
+        if self._memory.make_room(self._resident, wait=self._engine is None and not self._recovering):
+            return
         self._retry_at = self._clock() + self._retry_seconds
         if batch_size > 1:
             self._batch_size = min(self._batch_size or batch_size, batch_size // 2)
             logger.warning("out of memory with %d chunks; going on with %d at a time", batch_size, self._batch_size)
             return
-        if not self._running:  # a running batch would keep the old model in memory beside the next one
-            self._drop()
         if not self._smaller or self._device.compute_type == self._smaller:
             raise _busy(failure)
         self._device = replace(self._device, compute_type=self._smaller, reason="out of memory")
@@ -231,8 +262,13 @@ class ModelManager:
         """Load the model in the first precision, or else in the smaller one again: at most one load fails."""
         self._drop()
         self._device = self._wanted
-        with contextlib.suppress(Busy):  # the next batch loads it
+        self._recovering = True
+        try:
             self.engine()
+        except Busy:
+            pass  # the next batch loads it
+        finally:
+            self._recovering = False
         if self._device == self._wanted:
             self._retry_seconds = RETRY_SECONDS
         else:

@@ -126,6 +126,29 @@ async def test_the_language_asked_for(asked: dict[str, Any], language: str | Non
     assert transcriber.asked[0].decoding.language == language
 
 
+async def test_the_model_asked_for() -> None:
+    """Each is listed and answers to its name; without a name, the first does."""
+    second = FakeTranscriber(names=("small",))
+
+    class Two(FakeTranscriber):
+        models = property(lambda self: [self, second])  # type: ignore[assignment]
+
+        def find(self, name: str, task: str = "transcribe") -> FakeTranscriber | None:
+            """Return the second by its name."""
+            return second if name == "small" else super().find(name, task)
+
+    first = Two()
+    async with connected(first) as client:
+        await client.write_event(Describe().event())
+        (program,) = Info.from_event(await read(client)).asr
+        assert [model.name for model in program.models] == ["base", "small"]
+        for asked in ({"name": "small"}, {}):
+            await speak(client, **asked)
+            while (await read(client)).type != "transcript-stop":
+                pass
+    assert (len(first.uploads), len(second.uploads)) == (1, 1)
+
+
 async def test_names_and_terms_are_keywords() -> None:
     """Names of rooms and devices, as Home Assistant sends them, names first."""
     transcriber = FakeTranscriber()

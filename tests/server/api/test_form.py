@@ -26,9 +26,15 @@ def _parse(model: str = "whisper-1", task: Any = "transcribe", known: Any = KNOW
 
 def test_defaults() -> None:
     """A form with nothing but its model: json, segments, no words, temperature fallback, no hints."""
-    assert _parse() == form.SpeechRequest(
-        "whisper-1", Options(Decoding(), Voice()), Format("json", segments=True), stream=False
-    )
+    assert _parse() == form.SpeechRequest(Options(Decoding(), Voice()), Format("json", segments=True), stream=False)
+
+
+@pytest.mark.parametrize(
+    ("sent", "name"), [(["a", " base "], "base"), (["base"], "base"), ([], ""), ([""], ""), (["  "], "")]
+)
+def test_the_model_that_is_asked_for(sent: list[str], name: str) -> None:
+    """The last name counts; without one, the routes take the first served model."""
+    assert form.model({"model": sent}) == name
 
 
 @pytest.mark.parametrize(
@@ -64,9 +70,6 @@ ACCEPTED: list[tuple[str, Any, list[dict[str, Any]]]] = [
     ),
     ("name", "text", [{"stream": "true", "response_format": "text"}]),
     ("name", "vtt", [{"response_format": ["text", "vtt"]}]),
-    # The last name counts; without one, the routes take the served model.
-    ("model", "base", [{"model": ["a", " base "]}]),
-    ("model", "", [{"model": value} for value in ([], "", "  ")]),
     ("stream", True, [{"stream": value} for value in ("true", "True", "1")]),
     ("stream", False, [{"stream": value} for value in ("false", "0", "")]),
     ("temperature", 0.0, [{"temperature": value} for value in ("0", "0.0")]),

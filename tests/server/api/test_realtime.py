@@ -21,6 +21,7 @@ from localwhisper_server.api.access_control import Rules
 from localwhisper_server.api.middleware import Limits
 from localwhisper_server.api.protocol import HttpProtocol, WebSocketProtocol
 from localwhisper_server.errors import Busy
+from localwhisper_server.observer import ModelObserver
 from localwhisper_server.observer import Observer as Nothing
 from tests.server.driving import FakeTranscriber, make_app
 from tests.server.listening import serving
@@ -40,8 +41,8 @@ INTENT: Any = {"intent": "transcription"}
 class Transcriber(LiveTranscriber, FakeTranscriber):
     """Files and live sessions."""
 
-    def __init__(self, no_room: Any = None) -> None:
-        FakeTranscriber.__init__(self)
+    def __init__(self, no_room: Any = None, observer: Any = None) -> None:
+        FakeTranscriber.__init__(self, observer=observer or ModelObserver())
         LiveTranscriber.__init__(self, no_room)
 
 
@@ -118,7 +119,11 @@ def converse(connection: Any) -> str:
 def test_the_sdk() -> None:
     """The real client, with nothing but its base URL changed: events of its own classes, in their order."""
     observer = Observer()
-    with server(observer=observer) as url, OpenAI(base_url=url.replace("ws:", "http:"), api_key="any") as client:
+    transcriber = Transcriber(observer=observer)
+    with (
+        server(transcriber, observer=observer) as url,
+        OpenAI(base_url=url.replace("ws:", "http:"), api_key="any") as client,
+    ):
         with client.realtime.connect(extra_query=INTENT) as connection:
             assert connection.recv().type == "session.created"
             audio: Any = {"input": {"transcription": {"model": "whisper-1"}, "turn_detection": {"type": "server_vad"}}}
@@ -272,6 +277,37 @@ def test_ways_to_ask(query: str) -> None:
         for base in (url, url.removesuffix("/v1"), url.replace("/v1", "//v1")):
             with connected(base, query) as connection:
                 assert converse(connection) == "w0 w1 w2"
+
+
+LIVE = "gpt-live-transcribe"
+
+
+class Two(Transcriber):
+    """Has a second model, `small`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.small = Transcriber()
+
+    def find(self, name: str, task: str = "transcribe") -> Any:
+        """Return the second by its name, the first by all others that it has."""
+        return self.small if name == "small" else super().find(name, task)
+
+
+def test_a_session_is_of_the_model_that_is_asked_for() -> None:
+    """To its end: a name of another model is refused, and one of its own or a live model's is not."""
+    two = Two()
+    with server(two) as url, connected(url, "intent=transcription&model=small") as connection:
+        receive(connection)
+        for name, answer in (
+            ("small", "session.updated"),
+            ("gpt-live-transcribe", "session.updated"),
+            ("base", "error"),
+        ):
+            audio = {"input": {"transcription": {"model": name}}}
+            send(connection, "session.update", session={"type": "transcription", "audio": audio})
+            assert receive(connection)["type"] == answer, name
+    assert (two.opened, two.small.opened) == (0, 1)
 
 
 def test_the_beta_sub_protocol() -> None:

@@ -67,6 +67,8 @@ async def test_models(app: ASGIApp, transcriber: FakeTranscriber, prefix: str) -
         "created": 1_700_000_000,
         "owned_by": "localwhisper",
         "shutdown_date": None,
+        "languages": sorted(transcriber.languages),
+        "can_translate": True,
     }
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ctranslate2
@@ -26,7 +27,6 @@ from tests.server.whisper.vocabulary import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from localwhisper_server.types import Segment, Transcript
     from tests.server.whisper.conftest import Engines
@@ -239,6 +239,29 @@ def test_an_offset_moves_everything(tiny_en: Engine, voices: dict[str, Path]) ->
         assert (after.start, after.end) == pytest.approx((before.start + 600, before.end + 600))
         assert (after.seek, after.tokens) == (before.seek + 60_000, before.tokens)
         assert [word.start for word in after.words] == pytest.approx([word.start + 600 for word in before.words])
+
+
+@pytest.mark.model
+def test_an_unloaded_engine_gives_its_memory_back(tiny_en: Engine, voices: dict[str, Path]) -> None:
+    """To the system, not only to the process; loaded again, it decodes the same. A running batch prevents it."""
+    chunks = [prepared(tiny_en, samples_of(voices["demo"]), 0.0)]
+    before = segments_of(decoded(tiny_en, chunks)[0])
+    loaded = _resident_mb()
+    assert tiny_en.unload()
+    assert tiny_en.unload()  # already
+    if loaded:
+        assert _resident_mb() < loaded - 20
+    with pytest.raises(RuntimeError, match="No model replica"):
+        tiny_en.run(chunks)
+    tiny_en.reload()
+    assert segments_of(decoded(tiny_en, chunks)[0]) == before
+
+
+def _resident_mb() -> int:
+    """Return this process's memory; 0 where there is no /proc."""
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="ascii").splitlines() if status.exists() else []
+    return next((int(line.split()[1]) // 1024 for line in lines if line.startswith("VmRSS")), 0)
 
 
 @pytest.mark.model

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from localwhisper_server.errors import Busy
-from localwhisper_server.observer import Observer
+from localwhisper_server.observer import ModelObserver
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
 from localwhisper_server.whisper.devices import SMALLEST, Device
 from localwhisper_server.whisper.model_manager import (
@@ -22,6 +22,7 @@ from localwhisper_server.whisper.model_manager import (
     ModelManager,
     is_out_of_memory,
 )
+from localwhisper_server.whisper.model_memory import ModelMemory
 from tests.server.engine_double import OUT_OF_MEMORY, EngineDouble, chunk
 
 if TYPE_CHECKING:
@@ -281,7 +282,7 @@ def test_the_observer_is_told_of_loads_and_of_a_lack_of_memory() -> None:
     """Each time."""
     notes: list[str] = []
 
-    class Notes(Observer):
+    class Notes(ModelObserver):
         def model_loaded(self) -> None:
             notes.append("loaded")
 
@@ -368,3 +369,122 @@ def test_the_frames_of_a_batch_depend_on_the_speed() -> None:
     limits = Machine({2: 60.0, 8: 600.0}, CPU).limits()
     assert (limits.frames, limits.share) == (3000, 1500)
     assert Machine({2: 0.0, 8: 0.0}, CPU).limits().frames > 3000  # a clock without progress is no error
+
+
+# Beside other models
+
+
+class Neighbour:
+    """Another model in the same memory, which frees a place on the device when it is unloaded."""
+
+    def __init__(self, gpu: Gpu, *, busy: bool = False) -> None:
+        self.gpu, self.busy, self.used, self.loaded = gpu, busy, 0.0, True
+
+    def finish_and_unload(self) -> bool:
+        """Leave room for eight chunks."""
+        self.loaded = False
+        self.gpu.room = {"float16": 8, SMALLEST: 16}
+        return True
+
+    def resume(self) -> None:
+        """Do nothing."""
+
+
+def _beside(gpu: Gpu, neighbour: Neighbour) -> ModelManager:
+    memory = ModelMemory(clock=lambda: gpu.now)
+    memory.add(neighbour)
+    return ModelManager(gpu.load, GPU, clock=lambda: gpu.now, smaller=SMALLEST, memory=memory)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_another_model_is_unloaded_before_this_one_gets_smaller(*, busy: bool) -> None:
+    """A load that does not fit waits for it, even if it has work."""
+    gpu = Gpu({SMALLEST: 1})
+    neighbour = Neighbour(gpu, busy=busy)
+    model_manager = _beside(gpu, neighbour)
+    _run(model_manager, 8)
+    assert not neighbour.loaded
+    assert model_manager.device == GPU
+    assert gpu.tried == ["float16", "float16"]
+    assert gpu.batches == [("float16", 8)]
+
+
+def test_an_idle_model_is_unloaded_for_a_larger_batch() -> None:
+    """The batch is not halved."""
+    gpu = Gpu({"float16": 1})
+    neighbour = Neighbour(gpu)
+    _run(_beside(gpu, neighbour), 8)
+    assert not neighbour.loaded
+    assert gpu.batches == [("float16", 8), ("float16", 8)]
+
+
+def test_a_model_with_work_stays_if_the_batch_can_be_halved() -> None:
+    """Both go on."""
+    gpu = Gpu({"float16": 2})
+    neighbour = Neighbour(gpu, busy=True)
+    _run(_beside(gpu, neighbour), 8)
+    assert neighbour.loaded
+    assert gpu.batches[-1] == ("float16", 2)
+
+
+def test_a_model_with_work_is_unloaded_if_not_one_chunk_fits() -> None:
+    """This model leaves the memory first, so that two never wait for each other."""
+    gpu = Gpu({"float16": 0})
+    neighbour = Neighbour(gpu, busy=True)
+    _run(_beside(gpu, neighbour), 1)
+    assert not neighbour.loaded
+    assert gpu.loaded == ["float16", "float16"]
+
+
+def test_an_engine_keeps_its_vocabulary_while_it_is_unloaded() -> None:
+    """Only the weights are loaded again; in another precision, or if it cannot unload, all of it is."""
+
+    class Unloadable(EngineDouble):
+        reloads, unloads = 0, True
+
+        def unload(self) -> bool:
+            """Say whether the test wants it to work."""
+            return self.unloads
+
+        def reload(self) -> None:
+            """Count, and fail as often as the test wants."""
+            self.reloads += 1
+            if self.failures:
+                raise self.failures.pop(0)
+
+    made: list[Unloadable] = []
+
+    def load(_: Device) -> Any:
+        made.append(Unloadable())
+        return made[-1]
+
+    model_manager = ModelManager(load, GPU, clock=lambda: 0.0, smaller=SMALLEST)
+    engine = model_manager.engine()
+    assert model_manager.unload()
+    assert not model_manager.loaded
+    assert not model_manager.unload()
+    assert model_manager.engine() is engine
+    assert (len(made), made[0].reloads) == (1, 1)
+    made[0].unloads = False
+    assert model_manager.unload()
+    assert model_manager.engine() is not engine
+    assert model_manager.unload()
+    made[1].failures = [RuntimeError(OUT_OF_MEMORY)]
+    model_manager.engine()
+    assert (len(made), model_manager.device.compute_type) == (3, SMALLEST)
+
+
+def test_a_model_in_use_is_not_unloaded() -> None:
+    """Nor does the caller wait for it."""
+    engine = EngineDouble()
+    model_manager = ModelManager(lambda _: engine, CPU, clock=lambda: 0.0)  # type: ignore[arg-type, return-value]
+    engine.close_gate()
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(model_manager.run, _chunks(1))
+        engine.wait()
+        assert model_manager.running == 1
+        assert not model_manager.unload()
+        engine.gate.set()
+        running.result(10)
+    assert model_manager.running == 0
+    assert model_manager.unload()
