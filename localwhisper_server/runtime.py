@@ -135,7 +135,7 @@ class Runtime:
             ahead=steps.seconds_ahead,
             idle=model_manager.idle,
             observer=self._observer,
-            workers=self._workers.count,
+            workers=model_manager.measure_workers(message, limits, most=self._workers.count),
         )
         self._self_test = SelfTest(
             self._scheduler, message, stuck_after=self._stuck_after, when_idle=self._test_when_idle
