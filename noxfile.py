@@ -143,6 +143,6 @@ def media(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Run the benchmarks; `-- speed load` chooses some. Takes hours; not part of CI."""
     session.install(EVERYTHING, *group("test"))
-    scripts = ("message_path", "overhead", "fallback", "speed", "accuracy", "fairness", "load", "peers")
+    scripts = ("message_path", "overhead", "fallback", "speed", "compare", "accuracy", "fairness", "load", "peers")
     for script in session.posargs or scripts:
         session.run("python", f"benchmarks/{script}.py")
