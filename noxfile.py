@@ -13,7 +13,7 @@ nox.options.reuse_venv = "yes"
 
 ROOT = Path(__file__).parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-EVERYTHING = "-e.[server,offline,discovery]"
+EVERYTHING = "-e.[server,offline,discovery,wyoming]"
 
 
 def group(name: str) -> list[str]:
@@ -75,7 +75,7 @@ def minimums_server(session: nox.Session) -> None:
     """Run the server's tests on the lowest supported versions, with the current SDK as its client."""
     session.install("uv")
     session.run_install(
-        "uv", "pip", "install", "--resolution=lowest-direct", "-e.[server,offline,discovery]", "openai>=3"
+        "uv", "pip", "install", "--resolution=lowest-direct", "-e.[server,offline,discovery,wyoming]", "openai>=3"
     )
     session.install(*group("test"))
     session.run("pytest", "tests/server", *session.posargs)
@@ -146,3 +146,12 @@ def bench(session: nox.Session) -> None:
     scripts = ("message_path", "overhead", "fallback", "speed", "compare", "accuracy", "fairness", "load", "peers")
     for script in session.posargs or scripts:
         session.run("python", f"benchmarks/{script}.py")
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """Use the page in headless Chromium, and write its picture for the docs. Needs npm and Chromium."""
+    session.install(EVERYTHING, *group("test"))
+    folder = Path(session.create_tmp()).resolve()
+    env = {"LOCALWHISPER_BROWSER": str(folder), "SCREENSHOT": str(Path("docs/page.png").resolve())}
+    session.run("pytest", "tests/browser", *session.posargs, env=env)

@@ -15,10 +15,12 @@ ARROWS = {
         "__init__": set(),
         "__main__": {"cli"},
         "cli": {"server", "operations", "whisper", *COMMON},
-        "server": {"runtime", "api", "operations", *COMMON},
+        "server": {"runtime", "api", "wyoming", "operations", *COMMON},
         "runtime": {"transcription", "whisper", "audio", *COMMON},
         "transcription": {"whisper", "audio", *COMMON},
-        "api": COMMON,
+        "api": {"realtime", *COMMON},
+        "realtime": COMMON,
+        "wyoming": COMMON,
         "audio": COMMON,
         "whisper": COMMON,
         "operations": {"whisper", "audio", *COMMON},
@@ -57,12 +59,13 @@ FROM_CLIENT = {"__version__", "shared", "_http", "server_process"}
 ONLY = {
     "faster_whisper": {"whisper"}, "ctranslate2": {"whisper"}, "av": {"audio", "cloud"},
     "fastapi": {"api"}, "starlette": {"api"}, "uvicorn": {"api", "server"},
+    "websockets": {"api"},
 }  # fmt: skip
 PURE = {
     "localwhisper_client": ("routing", "shared", "events", "cloud/models"),
     "localwhisper_server": (
         "types", "errors", "api/formats", "api/form", "whisper/acceptance", "whisper/alignment",
-        "whisper/chunks", "transcription/queue", "transcription/segmentation",
+        "whisper/chunks", "transcription/queue", "transcription/segmentation", "realtime",
     ),
 }  # fmt: skip
 IO = {

@@ -1,9 +1,11 @@
 """The speech routes: from the body of an upload to its transcript, or to a stream of events."""
 
+import asyncio
 import contextlib
 import logging
 import re
 from collections.abc import AsyncGenerator
+from functools import partial
 from typing import IO, Any, Protocol
 from urllib.parse import unquote_to_bytes
 
@@ -16,6 +18,7 @@ from starlette.types import Scope, Send
 
 from localwhisper_server.api import form, formats
 from localwhisper_server.api.middleware import LONGEST_NAME, claim_share, hung_up, note, unless_gone
+from localwhisper_server.api.realtime import LiveTranscriber
 from localwhisper_server.errors import Busy, EngineFailed, InvalidRequest, ServerError, UnknownModel, UnreadableAudio
 from localwhisper_server.types import Options, Segment, Task, Transcript
 
@@ -33,7 +36,7 @@ Items = AsyncGenerator[Segment | Transcript]
 """The segments of a transcript as they are decoded, then the transcript."""
 
 
-class Transcriber(Protocol):
+class Transcriber(LiveTranscriber, Protocol):
     """What the routes know of the model and its state."""
 
     names: tuple[str, ...]  # that it is listed by
@@ -112,7 +115,10 @@ async def _answer(request: Request, task: Task, transcriber: Transcriber) -> Res
     except UnreadableAudio as failure:
         raise form.unreadable(upload.filename) or failure from failure
     _describe(request.scope, transcript)
-    return Response(formats.render(transcript, asked.shape), media_type=formats.CONTENT_TYPES[asked.shape.name])
+    render = partial(formats.render, transcript, asked.shape)
+    # To cut an hour into lines takes a second or two.
+    body = render() if asked.shape.lines is None else await asyncio.to_thread(render)
+    return Response(body, media_type=formats.CONTENT_TYPES[asked.shape.name])
 
 
 def _require_served(model: str, transcriber: Transcriber) -> None:
@@ -145,10 +151,10 @@ async def _events(
                 text = item.text if begun else item.text.lstrip()
                 if text:
                     begun = True
-                    yield formats.delta_event(text, item, logprobs=shape.logprobs)
+                    yield formats.delta_event(text, item, shape)
                 item = await anext(items)
         _describe(scope, item)
-        yield formats.done_event(item, shape)
+        yield await asyncio.to_thread(formats.done_event, item, shape)
     # The status is sent already. The SDKs raise APIError for an event with an `error`.
     except Exception as failure:
         error = failure if isinstance(failure, ServerError) else EngineFailed()

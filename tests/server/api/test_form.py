@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from localwhisper_client.shared.languages import NAMES
 from localwhisper_server.api import form
 from localwhisper_server.api.formats import CONTENT_TYPES, Format
+from localwhisper_server.api.subtitles import LineLimits
 from localwhisper_server.errors import InvalidRequest
 from localwhisper_server.types import Decoding, Options, Voice
 
@@ -47,10 +48,11 @@ def test_hints_are_bounded(field: str, longest: Any, longer: Any) -> None:
 
 
 FORMATS = "'json', 'text', 'srt', 'verbose_json', 'vtt'."
-STREAMED = "Use 'json' or 'text' with stream=true."
+STREAMED = "Use 'json', 'text' or 'verbose_json'."
 ISO = "Language parameter must be specified in ISO-639-1 format."
 GRANULARITIES = "timestamp_granularities"
 STREAM, VERBOSE = {"stream": "true"}, {"response_format": "verbose_json"}
+NO_LIMITS = ("0", "-1", "1.5", "many", "9999999999")
 NO_LANGUAGES = ("xx", "de,en", '["de"]', "en; q=1", "german speech please")
 # A field by its name, forms, and the value that each must give it.
 ACCEPTED: list[tuple[str, Any, list[dict[str, Any]]]] = [
@@ -97,6 +99,10 @@ ACCEPTED: list[tuple[str, Any, list[dict[str, Any]]]] = [
     ("languages", ("de", "en"), [{"model": "gpt-transcribe", "languages__": ["de", "en"]}]),
     ("languages", (), [{"model": "openai/gpt-transcribe"}]),
     ("languages", None, [{"model": "gpt-4o-transcribe"}]),
+    ("lines", None, [{"response_format": "srt"}, {"max_line_width": "42"}, {**VERBOSE, "max_line_count": ""}]),
+    ("lines", LineLimits(30, 2), [{"response_format": "srt", "max_line_width": "30"}]),
+    ("lines", LineLimits(42, 1), [{"response_format": "vtt", "max_line_count": "1"}]),
+    ("lines", LineLimits(None, 2, 3), [{**VERBOSE, "max_words_per_line": "3"}]),
     ("full_window", True, [{"window": "exact"}]),
     ("full_window", False, [{"window": "adaptive"}]),
     ("bulk", True, [{"priority": "bulk"}]),
@@ -123,7 +129,15 @@ REFUSED: list[tuple[str, str, str, list[dict[str, Any]]]] = [
     ("response_format", UNSUPPORTED, "does no speaker diarization.", [{"response_format": "diarized_json"}]),
     ("response_format", UNSUPPORTED, "'srt' cannot be streamed. " + STREAMED, [{**STREAM, "response_format": "srt"}]),
     ("response_format", UNSUPPORTED, "'vtt' cannot be streamed. " + STREAMED, [{**STREAM, "response_format": "vtt"}]),
-    ("response_format", UNSUPPORTED, STREAMED, [{**STREAM, **VERBOSE}]),
+    *(
+        (
+            name,
+            INVALID,
+            f"a whole number between 1 and {most}.",
+            [{"response_format": "srt", name: x} for x in NO_LIMITS],
+        )
+        for name, most in (("max_line_width", 1000), ("max_line_count", 10), ("max_words_per_line", 100))
+    ),
     ("window", INVALID, "Supported values are: 'adaptive', 'exact'.", [{"window": "short"}]),
     ("priority", INVALID, "Supported values are: 'interactive', 'bulk'.", [{"priority": "high"}]),
     ("stream", "invalid_type", "Invalid value for 'stream': expected a boolean.", [{"stream": "perhaps"}]),
@@ -295,3 +309,10 @@ def test_no_value_raises_anything_else(fields: dict[str, list[str]]) -> None:
     else:
         assert 0 <= asked.options.voice.threshold <= 1
         assert asked.shape.name in CONTENT_TYPES
+
+
+def test_lines_need_the_times_of_words() -> None:
+    """They are asked of the model, and are not shown in verbose_json unless asked for."""
+    asked = _parse(response_format="verbose_json", max_line_width="30")
+    assert asked.options.decoding.words
+    assert not asked.shape.words
