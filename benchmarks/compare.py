@@ -52,9 +52,10 @@ class Figures:
     long: float = 0.0
     clients: float = 0.0
 
-    def rate(self, *, easy: bool | None = None) -> float:
-        """Return the error rate over all clips, or over the easy or the other ones."""
-        return accuracy.rate([s for s in self.scores if easy is None or (s.clip.kind == EASY) == easy])
+    def rate(self, *, easy: bool | None = None) -> str:
+        """Return the error rate over all clips, or over the easy or the other ones; a dash if there are none."""
+        scores = [s for s in self.scores if easy is None or (s.clip.kind == EASY) == easy]
+        return f"{accuracy.rate(scores):.2f} %" if scores else "-"
 
 
 def clips_of(
@@ -118,9 +119,9 @@ def table(figures: dict[str, Figures], long_seconds: float) -> list[str]:
             seconds(one.minute, base.minute),
             seconds(one.long, base.long),
             f"{one.clients:.2f} /s ({one.clients / base.clients:.2f})" if one.clients else "-",
-            f"{one.rate():.2f} %",
-            f"{one.rate(easy=True):.2f} %",
-            f"{one.rate(easy=False):.2f} %",
+            one.rate(),
+            one.rate(easy=True),
+            one.rate(easy=False),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
