@@ -10,8 +10,8 @@ from starlette.exceptions import HTTPException
 
 from localwhisper_server.api import formats, speech
 from localwhisper_server.api.access_control import Rules
-from localwhisper_server.api.middleware import Limits, RequestMiddleware
-from localwhisper_server.api.page import Activity, add_page
+from localwhisper_server.api.middleware import Activity, Limits, RequestMiddleware
+from localwhisper_server.api.page import add_page
 from localwhisper_server.api.realtime import add_realtime
 from localwhisper_server.api.speech import Transcriber
 from localwhisper_server.errors import MethodNotAllowed, NotFound, UnknownModel
