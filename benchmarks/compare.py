@@ -155,18 +155,28 @@ def main(arguments: Sequence[str]) -> int:
             rivals.append(stack.enter_context(cpp))
         rivals.append(stack.enter_context(ours(folder)))
         figures = in_turn(rivals, clips)
-        print("\n".join(table(figures, 0)), flush=True)
+
+        def print_table() -> None:
+            """Print what is known so far: all of it takes long."""
+            print(f"\n{options.model}, {len(clips)} clips up to {LONGEST:.0f} s:\n")
+            print("\n".join(table(figures, options.long)), flush=True)
+
+        print_table()
         uploads = [("clip.wav", corpus.wav(clip.audio)) for clip in clips]
-        long = joined_to(options.long, [clip for clip in clips if clip.language == "en"]) if options.long else None
         minutes: dict[str, list[float]] = {rival.name: [] for rival in rivals}
         for _, rival in itertools.product(range(options.rounds), rivals):
             minutes[rival.name].append(rival.ask(upload(MINUTE)))
-        for rival in rivals:
             figures[rival.name].minute = statistics.median(minutes[rival.name])
+        print_table()
+        for rival in rivals:
             figures[rival.name].clients = throughput(rival, uploads, CLIENTS)
-            figures[rival.name].long = rival.ask(long) if long else 0.0
-    print(f"\n{options.model}, {len(clips)} clips up to {LONGEST:.0f} s:\n")
-    print("\n".join(table(figures, options.long)))
+        print_table()
+        if options.long:
+            english = [clip for clip in clips if clip.language == "en"]
+            long = joined_to(options.long, english or clips)
+            for rival in rivals:
+                figures[rival.name].long = rival.ask(long)
+            print_table()
     return 0
 
 

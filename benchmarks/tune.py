@@ -317,7 +317,7 @@ def read(path: Path) -> list[Record]:
 def wanted(folder: Path | None, languages: frozenset[str], most: float) -> list[corpus.Clip]:
     """Return the clips to tune on, in an order drawn from their names; `most` is the longest, in seconds."""
     found = manifest(folder, "tune") if folder else list(corpus.shared(ROOT.parent / "shared" / "speech"))
-    found = [clip for clip in found if clip.seconds <= most and clip.language in {*languages, corpus.NO_SPEECH}]
+    found = [clip for clip in found if clip.seconds <= most and clip.language in languages]
     return sorted(found, key=lambda clip: hashlib.sha256(clip.id.encode()).digest())
 
 
@@ -334,6 +334,7 @@ def main(arguments: Sequence[str]) -> int:
         type=lambda text: tuple(map(float, text.split(","))),
         help="also try this room and shortest window, in seconds: 3,15",
     )
+    parser.add_argument("--language", action="append", help="only clips in these languages (zxx: no speech)")
     parser.add_argument("--records", type=Path, help="file that keeps what was decoded")
     parser.add_argument("--minutes", type=float, default=50.0, help="stop decoding after so long")
     parser.add_argument("--max-seconds", type=float, default=30.0, help="leave out longer clips")
@@ -350,7 +351,9 @@ def main(arguments: Sequence[str]) -> int:
     windows: list[Window] = [WINDOW_IN_USE, *(options.window or ())]
     recorder = Recorder()
     engine = Engine(weights.find(options.model), device, devices.Workers(1, 1), rejection=recorder)
-    found = wanted(options.corpus, engine.languages, options.max_seconds)
+    languages = engine.languages | {corpus.NO_SPEECH}
+    chosen = languages & set(options.language) if options.language else languages
+    found = wanted(options.corpus, chosen, options.max_seconds)
     clips = {clip.id: clip for clip in (found[: options.clips] if options.clips else found)}
     if not clips:
         print("tune: no clips; name a folder with --corpus", file=sys.stderr)
