@@ -10,7 +10,7 @@ other parts one rival works while the others are idle.
 
 Clips are those of the corpus's test split up to 15 s with speech in them, drawn from their names; without `--corpus`,
 the recordings in `../shared/speech`. The language is not given. Rates are wrong words in percent (Japanese, Chinese:
-characters).
+characters). With fewer than 16 clips, eight clients send some twice, which our server decodes once.
 """
 
 from __future__ import annotations
