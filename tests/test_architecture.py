@@ -35,10 +35,13 @@ ARROWS = {
         "cli": {
             "client", "patch", "settings", "errors", "events", "lan", "cloud", "routing", "shared", "server_process",
         },
-        "patch": {"client", "request", "settings", "lan"},
-        "client": {"call", "request", "settings", "lan", "errors", "events", "routing", "_background"},
+        "patch": {"client", "realtime", "request", "settings", "lan"},
+        "client": {"call", "realtime", "request", "settings", "lan", "errors", "events", "routing", "_background"},
         "call": {
             "request", "lan", "cloud", "settings", "errors", "events", "routing", "shared", "_http", "_background",
+        },
+        "realtime": {
+            "call", "lan", "settings", "errors", "events", "routing", "shared", "_http", "_background",
         },
         "lan": {"settings", "errors", "events", "routing", "shared", "_http", "_background"},
         "cloud": {"errors", "events", "routing", "shared", "_http", "_background"},
@@ -59,7 +62,7 @@ FROM_CLIENT = {"__version__", "shared", "_http", "server_process"}
 ONLY = {
     "faster_whisper": {"whisper"}, "ctranslate2": {"whisper"}, "av": {"audio", "cloud"},
     "fastapi": {"api"}, "starlette": {"api"}, "uvicorn": {"api", "server"},
-    "websockets": {"api"},
+    "websockets": {"api", "realtime"},
 }  # fmt: skip
 PURE = {
     "localwhisper_client": ("routing", "shared", "events", "cloud/models"),

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from starlette.types import Scope
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from localwhisper_client.shared import openai_models
 from localwhisper_server.api import form, formats
 from localwhisper_server.api.middleware import claim_share, note
 from localwhisper_server.errors import EngineFailed, InvalidRequest, ServerError, UnknownModel
@@ -28,7 +29,7 @@ from localwhisper_server.types import Decoding, Draft, Samples, Span, Transcript
 logger = logging.getLogger(__name__)
 
 # OpenAI's models that have no other route; here they mean the served one.
-LIVE_MODELS: Final = ("gpt-live-transcribe", "gpt-realtime-whisper")
+LIVE_MODELS: Final = openai_models.LIVE_NAMES
 SUBPROTOCOL: Final = "realtime"
 BETA_SUBPROTOCOL: Final = "openai-beta.realtime-v1"
 # Closing codes (RFC 6455 §7.4.1 and IANA's registry).

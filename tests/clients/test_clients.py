@@ -11,21 +11,19 @@ import re
 import shutil
 import subprocess
 import sys
-import wave
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import pytest
 import trustme
 
 from localwhisper_client.server_process import ServerProcess, serving
+from tests.clients.recordings import ENGLISH, as_wav
 
 FOLDER = os.environ.get("LOCALWHISPER_CLIENTS", "")
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-ENGLISH = ROOT / "localwhisper_client" / "demo.ogg"
 WORDS = "bread on the way home"
 KEY = "the-servers-key"
 
@@ -78,10 +76,10 @@ CLIENTS = (
     Client("openai-agents", ("openai-agents[voice]",), "openai_agents.py", PYTHON),
     Client("livekit", ("livekit-plugins-openai",), "livekit_plugin.py", PYTHON),
     Client("pipecat", ("pipecat-ai[openai]",), "pipecat_service.py", ("url", "run")),
-    Client("openai-python-3-realtime", ("openai[realtime]==3.*",), "openai_realtime.py"),
-    Client("openai-agents-realtime", ("openai-agents[voice]",), "agents_realtime.py"),
-    Client("livekit-realtime", ("livekit-plugins-openai",), "livekit_realtime.py"),
-    Client("pipecat-realtime", ("pipecat-ai[openai]",), "pipecat_realtime.py"),
+    Client("openai-python-3-realtime", ("openai[realtime]==3.*",), "openai_realtime.py", PYTHON),
+    Client("openai-agents-realtime", ("openai-agents[voice]",), "agents_realtime.py", ("url", "run")),
+    Client("livekit-realtime", ("livekit-plugins-openai",), "livekit_realtime.py", ("url", "run")),
+    Client("pipecat-realtime", ("pipecat-ai[openai]",), "pipecat_realtime.py", ("url", "run")),
     Client("SpeechRecognition", ("SpeechRecognition[openai]",), "speech_recognition_api.py", ("url", "run")),
     Client("python-telegram-bot", ("python-telegram-bot", "openai"), "python_telegram_bot.py", PYTHON),
     Client("aiogram", ("aiogram", "openai"), "aiogram_bot.py", PYTHON),
@@ -100,14 +98,7 @@ def server() -> Iterator[ServerProcess]:
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The recording as Ogg, and as WAV with 16,000 samples a second."""
-    path = tmp_path_factory.mktemp("recordings") / "voice.wav"
-    resampler = av.AudioResampler(format="s16", layout="mono", rate=16_000)
-    with av.open(ENGLISH) as source, wave.open(str(path), "wb") as target:
-        target.setparams((1, 2, 16_000, 0, "NONE", "not compressed"))
-        for frame in (*source.decode(audio=0), None):
-            for part in resampler.resample(frame):
-                target.writeframes(part.to_ndarray().tobytes())
-    return ENGLISH, path
+    return ENGLISH, as_wav(ENGLISH, tmp_path_factory.mktemp("recordings") / "voice.wav")
 
 
 def settings(server: ServerProcess, way: str) -> dict[str, str]:

@@ -33,10 +33,11 @@ class Listener(FrameProcessor):
 
 
 async def ask(**settings):
-    base_url = os.environ["OPENAI_BASE_URL"].replace("http", "ws", 1) + "/realtime"
+    base_url = os.environ.get("OPENAI_BASE_URL")
+    address = {"base_url": base_url.replace("http", "ws", 1) + "/realtime"} if base_url else {}
     service = OpenAIRealtimeSTTService(
         api_key=os.environ["OPENAI_API_KEY"],
-        base_url=base_url,
+        **address,
         turn_detection=None,
         settings=OpenAIRealtimeSTTService.Settings(**settings),
     )
