@@ -143,8 +143,8 @@ def media(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Run the benchmarks; `-- speed load` chooses some. Takes hours; not part of CI."""
     session.install(EVERYTHING, *group("test"))
-    scripts = ("message_path", "overhead", "fallback", "speed", "accuracy", "fairness", "load", "models", "peers")
-    for script in session.posargs or scripts:
+    names = "message_path overhead fallback speed compare accuracy fairness load models peers"
+    for script in session.posargs or names.split():
         session.run("python", f"benchmarks/{script}.py")
 
 

@@ -173,6 +173,7 @@ class ServedModel:
         prepare = loaded.prepare
         message = prepare(voice_message(), Decoding(language="en"))
         limits = model_manager.measure_limits(message, items=settings.batch)
+        workers = model_manager.measure_workers(message, limits, most=shared.workers.count)
         del loaded  # only the model manager may keep the engine, or unloading it would free no memory
         if unload:
             model_manager.unload()
@@ -188,7 +189,7 @@ class ServedModel:
             observer=self.observer,
             others=self._others,
             progressed=self._progressed,
-            workers=shared.workers.count,
+            workers=workers,
         )
         self._self_test = SelfTest(
             self._scheduler,

@@ -52,6 +52,8 @@ class _Row:
 class Engine:
     """A loaded Whisper model. `load_model` and `load_libraries` are there for tests.
 
+    `rejection` is the acceptance check; `benchmarks/tune.py` measures with another one.
+
     Raises:
         RuntimeError, ValueError: CTranslate2 cannot load the folder, or not on this device.
 
@@ -65,6 +67,7 @@ class Engine:
         *,
         load_model: Callable[..., Any] = faster_whisper.WhisperModel,
         load_libraries: Callable[[], object] = devices.load_libraries,
+        rejection: Callable[..., tuple[str, Chunk] | None] = acceptance.rejection,
     ) -> None:
         if device.name == "cuda":
             load_libraries()
@@ -81,6 +84,7 @@ class Engine:
             self._whisper.feature_extractor, lambda part: text.encode(part, add_special_tokens=False).ids
         )
         self._encoded_at_once = ENCODED_AT_ONCE[device.name]
+        self._rejection = rejection
         self._tokenizer = lru_cache(maxsize=256)(self._new_tokenizer)
         # Whisper's default set ("-1") and the control tokens, some of which English-only vocabularies lack.
         plain = self._tokenizer("en", "transcribe")
@@ -131,7 +135,7 @@ class Engine:
         Tasks, languages, prompts and lengths may be mixed. All chunks are encoded with the longest window among them.
 
         Raises:
-            RuntimeError, MemoryError: CTranslate2 failed; see `model_manager.is_out_of_memory`.
+            RuntimeError, MemoryError: CTranslate2 failed; see `devices.is_out_of_memory`.
 
         """
         frames = max(chunk.frames for chunk in chunks)
@@ -141,7 +145,7 @@ class Engine:
         results, unaligned = [], dict[int, Hypothesis]()
         for number, hypothesis in enumerate(self._decode(encoded, rows, full_window=full_window)):
             chunk = rows[number].chunk
-            rejected = acceptance.rejection(
+            rejected = self._rejection(
                 chunk, hypothesis, language_probability=rows[number].probability, full_window=full_window
             )
             if rejected:
@@ -160,8 +164,21 @@ class Engine:
         return Tokenizer(self._whisper.hf_tokenizer, multilingual, task=task, language=language)
 
     def _encode(self, features: Sequence[Features]) -> ctranslate2.StorageView:
-        """Encode windows of one length, in parts of the size that suits the device."""
-        at_once = max(1, self._encoded_at_once // features[0].shape[1])
+        """Encode windows of one length, in parts of the size that suits the device, or of one that fits into memory.
+
+        Small parts take hardly longer. So a batch that the decoder has room for is not divided because of the encoder.
+        """
+        frames = features[0].shape[1]
+        while True:
+            at_once = min(len(features), max(1, self._encoded_at_once // frames))
+            try:
+                return self._encode_in_parts(features, at_once)
+            except (RuntimeError, MemoryError) as failure:
+                if at_once == 1 or not devices.is_out_of_memory(failure):
+                    raise
+                self._encoded_at_once = at_once // 2 * frames
+
+    def _encode_in_parts(self, features: Sequence[Features], at_once: int) -> ctranslate2.StorageView:
         if len(features) <= at_once:
             return self._model.encode(to_storage(np.stack(features)))
         parts = [

@@ -12,13 +12,14 @@ import gc
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from localwhisper_server.errors import Busy
 from localwhisper_server.observer import ModelObserver
 from localwhisper_server.types import BatchLimits
 from localwhisper_server.whisper.chunks import FULL_FRAMES, LONGEST_SECONDS, Chunk, ChunkResult, window_frames
-from localwhisper_server.whisper.devices import Device
+from localwhisper_server.whisper.devices import Device, is_out_of_memory
 from localwhisper_server.whisper.engine import Engine
 from localwhisper_server.whisper.model_memory import ModelMemory, Resident
 
@@ -30,12 +31,10 @@ RETRY_SECONDS = 60.0
 MAX_RETRY_SECONDS = 3600.0
 # After this long without work there is time to load the model.
 IDLE_SECONDS = 5.0
-# How CTranslate2, CUDA and C++ say it.
-OUT_OF_MEMORY = ("out of memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed", "bad_alloc")
 
 # The sizes of a batch that are measured, in this order.
 CPU_SIZES = (2, 8)
-GPU_SIZES = (4, 16, 32)
+GPU_SIZES = (4, 16, 32, 64, 128)
 # A larger batch has to save at least this part of the time per chunk.
 MIN_GAIN = 0.05
 # How long a batch, and one request's share of it, may take: a short message may have to wait for it. Measured with one
@@ -44,11 +43,6 @@ BATCH_SECONDS = 2.5
 SHARE_SECONDS = 0.5
 # The share holds at least one chunk of a long recording, however slow the machine.
 MIN_SHARE_FRAMES = window_frames(LONGEST_SECONDS)
-
-
-def is_out_of_memory(failure: BaseException) -> bool:
-    """Return whether an error of CTranslate2 means that memory ran out; it has no class of its own for that."""
-    return isinstance(failure, MemoryError) or any(sign in str(failure).lower() for sign in OUT_OF_MEMORY)
 
 
 class ModelManager:
@@ -140,12 +134,13 @@ class ModelManager:
     def measure_limits(self, message: Chunk, *, items: int) -> BatchLimits:
         """Return how large a batch pays here; `items` above 0 is the number of chunks, as set by the user.
 
-        Decodes several copies of `message` at once, and then more, while they fit into memory and save time per chunk:
-        no table lists every card and CPU. The speed is measured in any case.
+        Decodes several copies of `message` at once, and then more, while they fit into memory, save time per chunk, and
+        take no longer than a batch may: no table lists every card and CPU. The speed is measured in any case. If memory
+        ran out, no batch gets more frames than fitted.
         """
         sizes: tuple[int, ...] = CPU_SIZES if self._device.name == "cpu" else GPU_SIZES
         sizes = (min(items, sizes[0]),) if items else sizes
-        best, seconds = 1, float("inf")
+        best, seconds, fits = 1, float("inf"), True
         for size in sizes:
             started = self._clock()
             try:
@@ -153,16 +148,47 @@ class ModelManager:
             except (RuntimeError, MemoryError) as failure:
                 if not is_out_of_memory(failure):
                     raise
+                fits = False
                 break
-            per_chunk = (self._clock() - started) / size
-            if per_chunk > seconds * (1 - MIN_GAIN):
+            took = self._clock() - started
+            if took / size > seconds * (1 - MIN_GAIN):
                 break
-            best, seconds = size, per_chunk
+            best, seconds = size, took / size
+            if took > BATCH_SECONDS and sizes == GPU_SIZES:
+                break
         best = items or best
         frames_per_second = message.frames / max(seconds, 1e-6)
-        frames = max(FULL_FRAMES, best * message.frames, int(BATCH_SECONDS * frames_per_second))
+        frames = max(FULL_FRAMES, best * message.frames, int(BATCH_SECONDS * frames_per_second) if fits else 0)
         share = max(MIN_SHARE_FRAMES, int(SHARE_SECONDS * frames_per_second))
         return BatchLimits(items=best, frames=frames, share=share, end=frames)
+
+    def measure_workers(self, message: Chunk, limits: BatchLimits, *, most: int) -> int:
+        """Return how many batches to decode at a time: `most`, or on a card 1 if that many save no time.
+
+        Decodes copies of `message`, as many as a batch holds: in one batch, and divided into `most` at the same time.
+        """
+        if self._device.name == "cpu" or most == 1:
+            return most
+        engine = self.engine()
+        share = [message] * max(1, limits.items // most)
+
+        def together() -> float:
+            started = self._clock()
+            with ThreadPoolExecutor(most) as threads:
+                list(threads.map(engine.run, [share] * most))
+            return self._clock() - started
+
+        try:
+            together()  # the first time, each worker allocates memory
+            divided = together()
+            started = self._clock()
+            for first in range(0, most * len(share), limits.items):
+                engine.run((share * most)[first : first + limits.items])
+        except (RuntimeError, MemoryError) as failure:
+            if not is_out_of_memory(failure):
+                raise
+            return 1
+        return most if divided < (self._clock() - started) * (1 - MIN_GAIN) else 1
 
     def idle(self, seconds: float) -> float | None:
         """Unload the model, or try its first precision again, if that is due after so many seconds without work.
