@@ -28,7 +28,7 @@ from wyoming.ping import Ping, Pong
 from localwhisper_client import __version__
 from localwhisper_client.shared import languages
 from localwhisper_client.shared.lan_ranges import Network, host_of, parse_address, within
-from localwhisper_server.errors import EngineFailed, InvalidRequest, ServerError, UnknownModel
+from localwhisper_server.errors import Busy, EngineFailed, InvalidRequest, ServerError, UnknownModel
 from localwhisper_server.observer import Observer, request_id
 from localwhisper_server.types import Decoding, Options, Segment, Transcript
 
@@ -40,6 +40,7 @@ MOST_EVENT_BYTES: Final = 1024 * 1024  # half a minute of 16 kHz in one event; c
 MOST_CONNECTIONS: Final = 64
 MOST_PER_ADDRESS: Final = 16
 IN_MEMORY: Final = 4 * 1024 * 1024
+NO_ROOM_RETRY_SECONDS: Final = 30.0  # as for uploads
 LONGEST_HINT: Final = 8000  # characters, as for `keywords` of the API
 WIDTHS: Final = (1, 2, 3, 4)  # bytes of a sample that a WAV file may have
 _PROJECT: Final = Attribution("localwhisper", "")
@@ -177,9 +178,10 @@ class _Recording:
 
     def discard(self) -> None:
         """Forget the samples."""
-        with contextlib.suppress(wave.Error):  # a file without samples has no header yet
+        with contextlib.suppress(wave.Error, OSError):  # a file without samples has no header yet; or the disk is full
             self._wav.close()
-        self.file.close()
+        with contextlib.suppress(OSError):
+            self.file.close()
 
 
 class _Connection:
@@ -248,7 +250,12 @@ class _Connection:
         assert recording is not None  # noqa: S101 - just started
         if recording.size + len(chunk.audio) > self._service.most_bytes:
             raise InvalidRequest(f"A recording may have {self._service.most_bytes} bytes (--max-upload).")
-        recording.add(chunk.audio)
+        try:
+            recording.add(chunk.audio)
+        except OSError as failure:  # a long recording is kept in an unnamed file
+            logger.error("no room for a recording in the temporary folder: %s", failure.strerror)  # noqa: TRY400 - one line
+            message = "The server has no room for this recording at the moment. Try again later."
+            raise Busy(message, retry_after=NO_ROOM_RETRY_SECONDS) from failure
 
     def _drop_recording(self) -> None:
         if self._recording is not None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import json
+import tempfile
 import wave
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
@@ -28,6 +29,7 @@ from tests.server.driving import SPOKEN, TEXT, WHOLE, FakeTranscriber
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from wyoming.event import Event
 
@@ -181,6 +183,17 @@ async def test_too_much_audio() -> None:
     async with connected(most_bytes=10_000) as client:
         await speak(client)
         assert "--max-upload" in Error.from_event(await read(client)).text
+
+
+async def test_a_disk_without_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The client is told, and may go on."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    async with connected(most_bytes=100_000_000) as client:
+        for _ in range(5):  # the first megabytes are kept in memory
+            await client.write_event(AudioChunk(16_000, 2, 1, bytes(1_000_000)).event())
+        assert "no room" in Error.from_event(await read(client)).text
+        await client.write_event(Ping("still there?").event())
+        assert Pong.is_type((await read(client)).type)
 
 
 @pytest.mark.parametrize(
