@@ -300,18 +300,18 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def _parse_on(self) -> None:
         """Parse the next part, unless that has to wait; read no more before all is parsed."""
-        if not self._continuing and not self.read_paused and self.writable.is_set():
-            part = self._unparsed[:WEBSOCKET_BYTES_AT_A_TIME]
-            self._unparsed = self._unparsed[WEBSOCKET_BYTES_AT_A_TIME:]
-            if part:
-                super().data_received(part)
-            if self._unparsed:
-                self._continuing = True
-                self.loop.call_soon(self._continue)
+        # Not at once: over TLS, `resume_writing` may come in the middle of the part before.
+        if self._unparsed and not self._continuing and not self.read_paused and self.writable.is_set():
+            self._continuing = True
+            self.loop.call_soon(self._parse_part)
         self._read_or_pause()
 
-    def _continue(self) -> None:
+    def _parse_part(self) -> None:
         self._continuing = False
+        part = self._unparsed[:WEBSOCKET_BYTES_AT_A_TIME]
+        self._unparsed = self._unparsed[WEBSOCKET_BYTES_AT_A_TIME:]
+        if part:
+            super().data_received(part)
         self._parse_on()
 
     def _read_or_pause(self) -> None:
