@@ -27,8 +27,8 @@ from wyoming.ping import Ping, Pong
 
 from localwhisper_client import __version__
 from localwhisper_client.shared import languages
-from localwhisper_client.shared.lan_ranges import Network, parse_address, within
-from localwhisper_server.errors import EngineFailed, InvalidRequest, ServerError, UnknownModel
+from localwhisper_client.shared.lan_ranges import Network, host_of, parse_address, within
+from localwhisper_server.errors import Busy, EngineFailed, InvalidRequest, ServerError, UnknownModel
 from localwhisper_server.observer import Observer, request_id
 from localwhisper_server.types import Decoding, Options, Segment, Transcript
 
@@ -38,7 +38,9 @@ ROUTE: Final = "wyoming"
 LONGEST_LINE: Final = 64 * 1024
 MOST_EVENT_BYTES: Final = 1024 * 1024  # half a minute of 16 kHz in one event; clients send 0.1 s
 MOST_CONNECTIONS: Final = 64
+MOST_PER_ADDRESS: Final = 16
 IN_MEMORY: Final = 4 * 1024 * 1024
+NO_ROOM_RETRY_SECONDS: Final = 30.0  # as for uploads
 LONGEST_HINT: Final = 8000  # characters, as for `keywords` of the API
 WIDTHS: Final = (1, 2, 3, 4)  # bytes of a sample that a WAV file may have
 _PROJECT: Final = Attribution("localwhisper", "")
@@ -94,7 +96,7 @@ class Service:
     @contextlib.asynccontextmanager
     async def listening(self) -> AsyncIterator[int]:
         """Answer connections until the block ends; gives the port. Where it is in use, log that, and give 0."""
-        running: set[asyncio.Task[None]] = set()
+        running: dict[asyncio.Task[None], str] = {}  # and the host of each
 
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             task = asyncio.current_task()
@@ -106,13 +108,15 @@ class Service:
                     logger.info("wyoming: %s refused (--allow-from lets it in)", peer or "an unknown address")
                 elif len(running) >= MOST_CONNECTIONS:
                     logger.info("wyoming: %s refused, %d connections are open", peer, len(running))
+                elif list(running.values()).count(host_of(address)) >= MOST_PER_ADDRESS:
+                    logger.info("wyoming: %s refused, it has %d connections open", peer, MOST_PER_ADDRESS)
                 else:
-                    running.add(task)
+                    running[task] = host_of(address)
                     await _Connection(self, reader, writer, peer).run()
             except (OSError, TimeoutError, asyncio.IncompleteReadError) as failure:
                 logger.debug("wyoming: %s: %s", peer, failure)
             finally:
-                running.discard(task)
+                running.pop(task, None)
                 writer.close()
 
         try:
@@ -153,9 +157,13 @@ async def _read_event(reader: asyncio.StreamReader) -> Event | None:
             raise _Malformed(f"An event may have {MOST_EVENT_BYTES} bytes.")
         data, payload = [await reader.readexactly(length) for length in lengths]
         fields = (head.get("data") or {}) | (json.loads(data) if data else {})
-        return Event(str(head["type"]), fields, payload or None)
+        event = Event(str(head["type"]), fields, payload or None)
+        if b"\\u" in line + data:
+            # An escape may stand for half a character, which no answer and no tokenizer can have.
+            json.dumps([event.type, event.data], ensure_ascii=False).encode()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as failure:
         raise _Malformed("This is not an event of the Wyoming protocol.") from failure
+    return event
 
 
 class _Recording:
@@ -184,9 +192,10 @@ class _Recording:
 
     def discard(self) -> None:
         """Forget the samples."""
-        with contextlib.suppress(wave.Error):  # a file without samples has no header yet
+        with contextlib.suppress(wave.Error, OSError):  # a file without samples has no header yet; or the disk is full
             self._wav.close()
-        self.file.close()
+        with contextlib.suppress(OSError):
+            self.file.close()
 
 
 class _Connection:
@@ -234,15 +243,15 @@ class _Connection:
             elif Ping.is_type(event.type):
                 await self._send(Pong(Ping.from_event(event).text))
             elif Transcribe.is_type(event.type):
-                self._asked = Transcribe.from_event(event)
+                self._asked = _checked(Transcribe.from_event(event))
             elif AudioStart.is_type(event.type):
                 self._start(AudioStart.from_event(event))
             elif AudioChunk.is_type(event.type):
                 self._add(AudioChunk.from_event(event))
             elif AudioStop.is_type(event.type):
                 await self._transcribe()
-        except (KeyError, TypeError, ValueError) as failure:  # a field is missing, or of another type
-            raise _Malformed(f"The event {event.type[:64]!r} lacks a field.") from failure
+        except (KeyError, TypeError, ValueError, OverflowError) as failure:  # infinity is no whole number
+            raise _Malformed(f"A field of the event {event.type[:64]!r} is missing or malformed.") from failure
 
     def _start(self, asked: AudioStart | AudioChunk) -> None:
         self._drop_recording()
@@ -255,7 +264,12 @@ class _Connection:
         assert recording is not None  # noqa: S101 - just started
         if recording.size + len(chunk.audio) > self._service.most_bytes:
             raise InvalidRequest(f"A recording may have {self._service.most_bytes} bytes (--max-upload).")
-        recording.add(chunk.audio)
+        try:
+            recording.add(chunk.audio)
+        except OSError as failure:  # a long recording is kept in an unnamed file
+            logger.error("no room for a recording in the temporary folder: %s", failure.strerror)  # noqa: TRY400 - one line
+            message = "The server has no room for this recording at the moment. Try again later."
+            raise Busy(message, retry_after=NO_ROOM_RETRY_SECONDS) from failure
 
     def _drop_recording(self) -> None:
         if self._recording is not None:
@@ -339,6 +353,14 @@ class _Connection:
                 hotwords=hints[:LONGEST_HINT],
             )
         )
+
+
+def _checked(asked: Transcribe) -> Transcribe:
+    """Raise TypeError if a field that is used is of another type: the package does not check them."""
+    texts, lists = (asked.name, asked.language), (asked.transcript_names, asked.transcript_terms)
+    if not all(isinstance(text or "", str) for text in texts) or not all(isinstance(one or [], list) for one in lists):
+        raise TypeError
+    return asked
 
 
 def _info(transcriber: Transcriber) -> Info:

@@ -4,6 +4,7 @@ Whisper's segments are as long as its sentences. A viewer reads two lines of abo
 seconds, at up to 21 characters a second: the limits of Netflix's and the BBC's guides for subtitles.
 """
 
+import math
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -127,15 +128,24 @@ def _timed(segment: Segment) -> list[_Word]:
 
 def _ends_of_cues(words: Sequence[_Word], limits: LineLimits) -> list[int]:
     """Return the number of the word before which each cue ends, by the least sum of what is bad about each cue."""
-    best = [(0.0, 0)]
-    for end in range(1, len(words) + 1):
-        choices = []
-        for first in range(end - 1, -1, -1):
-            too_long = words[end - 1].end - words[first].start > LONGEST_SECONDS
-            if first < end - 1 and (too_long or not _fits(words[first:end], limits)):
+    best: list[tuple[float, int]] = [(0.0, 0), *[(math.inf, 0)] * len(words)]
+    for first in range(len(words)):
+        before = best[first][0]
+        columns, sentences, lines, line = -words[first].space, 0, 1, (0, 0)
+        for end in range(first + 1, len(words) + 1):
+            # Every sum goes on from that of the last word: a cue may have many words.
+            last = words[end - 1]
+            columns += last.columns
+            line = _with(line, last)
+            if not _is_line(*line, limits):
+                lines, line = lines + 1, _with((0, 0), last)
+            too_long = last.end - words[first].start > LONGEST_SECONDS
+            if end > first + 1 and (too_long or lines > limits.max_count):
                 break
-            choices.append((best[first][0] + _badness(words, first, end), first))
-        best.append(min(choices))
+            bad = before + _badness(words, first, end, columns, sentences)
+            if bad < best[end][0]:
+                best[end] = bad, first
+            sentences += _ends(last.text, _SENTENCE_ENDS)
     ends, at = [], len(words)
     while at:
         ends.append(at)
@@ -143,7 +153,8 @@ def _ends_of_cues(words: Sequence[_Word], limits: LineLimits) -> list[int]:
     return ends[::-1]
 
 
-def _badness(words: Sequence[_Word], first: int, end: int) -> float:
+def _badness(words: Sequence[_Word], first: int, end: int, columns: int, sentences: int) -> float:
+    """Return how bad a cue is with these words, so many columns and ends of sentences before its last word."""
     start, last = words[first].start, words[end - 1]
     # The cue may stay until the next one begins.
     until = words[end].start if end < len(words) else last.end + LONGEST_PAUSE
@@ -151,10 +162,10 @@ def _badness(words: Sequence[_Word], first: int, end: int) -> float:
     return (
         _EACH_CUE
         + _AFTER[_kind_of_break(last, words[end] if end < len(words) else None)]
-        + _SENTENCE_INSIDE * sum(_ends(word.text, _SENTENCE_ENDS) for word in words[first : end - 1])
+        + _SENTENCE_INSIDE * sentences
         + _SECOND_TOO_LONG * max(last.end - start - LONGEST_SECONDS, 0.0)
         + _SECOND_TOO_SHORT * max(SHORTEST_SECONDS - shown, 0.0)
-        + _COLUMN_TOO_FAST * max(_columns_of(words[first:end]) / shown - FASTEST, 0.0)
+        + _COLUMN_TOO_FAST * max(columns / shown - FASTEST, 0.0)
     )
 
 
@@ -174,45 +185,56 @@ def _columns_of(words: Sequence[_Word]) -> int:
     return sum(word.columns for word in words) - words[0].space
 
 
-def _is_line(words: Sequence[_Word], limits: LineLimits) -> bool:
-    if len(words) == 1:
+def _with(line: tuple[int, int], word: _Word) -> tuple[int, int]:
+    """Return how many words and columns a line has with a further word."""
+    count, columns = line
+    return count + 1, columns + word.columns - (0 if count else word.space)
+
+
+def _is_line(count: int, columns: int, limits: LineLimits) -> bool:
+    if count == 1:
         return True  # a word is never cut
-    if limits.max_words is not None and len(words) > limits.max_words:
+    if limits.max_words is not None and count > limits.max_words:
         return False
-    return limits.max_width is None or _columns_of(words) <= limits.max_width
-
-
-def _fits(words: Sequence[_Word], limits: LineLimits) -> bool:
-    """Whether words fit into one cue, each line as full as it can be."""
-    lines, first = 1, 0
-    for end in range(2, len(words) + 1):
-        if not _is_line(words[first:end], limits):
-            lines, first = lines + 1, end - 1
-    return lines <= limits.max_count
+    return limits.max_width is None or columns <= limits.max_width
 
 
 def _lines(words: Sequence[_Word], limits: LineLimits) -> tuple[str, ...]:
     """Return as few lines as hold the words, of widths as equal as can be, broken at punctuation where that is near."""
-    divided = (_divided(words, count, limits) for count in range(1, limits.max_count + 1))
-    return next(found for found in divided if found)[1]
+    # For each word: how uneven the best division of the words from there on is, and the end of its first line. At
+    # first into one line, then into one more each time.
+    best = [_one_line(words[first:], first, limits) for first in range(len(words))]
+    divisions = [best]
+    while best[0][0] == math.inf:
+        best = [_first_of_several(words, first, best, limits) for first in range(len(words))]
+        divisions.append(best)
+    found, first = [], 0
+    for best in reversed(divisions):
+        end = best[first][1]
+        found.append("".join(word.text for word in words[first:end]).strip())
+        first = end
+    return tuple(found)
 
 
-def _divided(words: Sequence[_Word], count: int, limits: LineLimits) -> tuple[float, tuple[str, ...]] | None:
-    """Return how uneven the best division into so many lines is, and its lines; None if there is none."""
-    if count == 1:
-        line = "".join(word.text for word in words).strip()
-        return (float(_columns_of(words)) ** 2, (line,)) if _is_line(words, limits) else None
-    choices = []
-    for first in range(1, len(words)):
-        if not _is_line(words[:first], limits):
+def _one_line(words: Sequence[_Word], first: int, limits: LineLimits) -> tuple[float, int]:
+    columns = _columns_of(words)
+    fits = _is_line(len(words), columns, limits)
+    return (float(columns) ** 2 if fits else math.inf), first + len(words)
+
+
+def _first_of_several(
+    words: Sequence[_Word], first: int, rest: Sequence[tuple[float, int]], limits: LineLimits
+) -> tuple[float, int]:
+    best, line = (math.inf, len(words)), (0, 0)
+    for end in range(first + 1, len(words)):
+        last = words[end - 1]
+        line = _with(line, last)
+        if not _is_line(*line, limits):
             break
-        rest = _divided(words[first:], count - 1, limits)
-        if rest:
-            line = "".join(word.text for word in words[:first]).strip()
-            natural = _ends(line, _SENTENCE_ENDS + _CLAUSE_ENDS)
-            uneven = float(_columns_of(words[:first])) ** 2 * (_NATURAL if natural else 1.0)
-            choices.append((uneven + rest[0], (line, *rest[1])))
-    return min(choices, default=None)
+        natural = _ends(last.text, _SENTENCE_ENDS + _CLAUSE_ENDS)
+        uneven = float(line[1]) ** 2 * (_NATURAL if natural else 1.0)
+        best = min(best, (uneven + rest[end][0], end))
+    return best
 
 
 def _shown(groups: Sequence[Sequence[_Word]], limits: LineLimits) -> list[Cue]:

@@ -17,6 +17,9 @@ G711: dict[str, Encoding] = {"audio/pcmu": "pcmu", "audio/pcma": "pcma", "g711_u
 # The beta's `pcm16` names no rate. Its last users are voice assistants, which record at 16 kHz and send that.
 BETA_RATE = 16_000
 LONGEST_LIST = 100
+# Fields that change nothing here, and the most characters that they are shown with in each answer to an update.
+SHOWN_ALONE = ("type", "strength", "delay")
+LONGEST_SHOWN = 64
 # What the beta called the fields.
 BETA_FIELDS = {
     "input_audio_format": "format",
@@ -151,7 +154,7 @@ def _format(sent: Any, rate: Any, param: str) -> Format:
         )
     if rate not in RATES:
         raise _invalid(f"Invalid value for '{param}.rate': expected 24000 or 16000.", f"{param}.rate")
-    return Format("pcm", rate)
+    return Format("pcm", int(rate))  # some languages write 16000 as 16000.0
 
 
 def _voice(sent: Any, param: str) -> Voice | None:
@@ -202,7 +205,16 @@ def _object(value: Any, param: str) -> Mapping[str, Any]:
 
 
 def _without_unknown(sent: Mapping[str, Any], known: tuple[str, ...]) -> dict[str, Any]:
-    return {key: sent[key] for key in known if key in sent}
+    """Return the known fields. Those that are shown alone are dropped where they are no number or short string."""
+    return {
+        key: sent[key]
+        for key in known
+        if key in sent and (key not in SHOWN_ALONE or isinstance(sent[key], int | float) or _is_short(sent[key]))
+    }
+
+
+def _is_short(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and len(value) <= LONGEST_SHOWN)
 
 
 def _invalid(message: str, param: str, code: str = "invalid_value") -> InvalidRequest:

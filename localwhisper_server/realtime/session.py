@@ -251,6 +251,9 @@ def _parsed(text: str | None) -> Mapping[str, Any]:
         raise InvalidRequest("Events are JSON in text frames; this was a binary frame.", code="invalid_event")
     try:
         event = json.loads(text)
+        if "\\u" in text:
+            # An escape may stand for half a character, which no answer and no tokenizer can have.
+            json.dumps(event, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         event = None
     if not isinstance(event, dict):

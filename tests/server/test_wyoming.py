@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import json
+import tempfile
 import wave
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
@@ -28,6 +29,7 @@ from tests.server.driving import SPOKEN, TEXT, WHOLE, FakeTranscriber
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from wyoming.event import Event
 
@@ -206,6 +208,17 @@ async def test_too_much_audio() -> None:
         assert "--max-upload" in Error.from_event(await read(client)).text
 
 
+async def test_a_disk_without_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The client is told, and may go on."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    async with connected(most_bytes=100_000_000) as client:
+        for _ in range(5):  # the first megabytes are kept in memory
+            await client.write_event(AudioChunk(16_000, 2, 1, bytes(1_000_000)).event())
+        assert "no room" in Error.from_event(await read(client)).text
+        await client.write_event(Ping("still there?").event())
+        assert Pong.is_type((await read(client)).type)
+
+
 @pytest.mark.parametrize(
     "sent",
     [
@@ -216,6 +229,10 @@ async def test_too_much_audio() -> None:
         b'{"type": "audio-chunk", "data_length": "5"}\n',
         b'{"type": "audio-chunk"}\n',
         b'{"type": "audio-start", "data": {"rate": "x", "width": 2, "channels": 1}}\n',
+        b'{"type": "audio-start", "data": {"rate": 1e999, "width": 2, "channels": 1}}\n',
+        b'{"type": "transcribe", "data": {"name": ["base"]}}\n',
+        b'{"type": "transcribe", "data": {"transcript_names": 7}}\n',
+        b'{"type": "transcribe", "data": {"name": "\\ud800"}}\n{"type": "audio-stop"}\n',
         b"[" * 60_000 + b"\n",
         b"x" * 100_000,
     ],
@@ -275,6 +292,27 @@ async def test_addresses_that_may_not_call() -> None:
             with contextlib.suppress(ConnectionError):
                 assert (await asyncio.wait_for(reader.read(1), 10)) == first
             writer.close()
+
+
+async def test_one_address_cannot_take_all_connections() -> None:
+    """The next one is closed at once; one that ends makes room for another."""
+    service = wyoming.Service(FakeTranscriber(), Answers(), "127.0.0.1", 0, LOOPBACK, 1000)
+
+    async def answered(client: AsyncTcpClient) -> bool:
+        with contextlib.suppress(OSError):
+            await client.write_event(Describe().event())
+            return await asyncio.wait_for(client.read_event(), 10) is not None
+        return False
+
+    async with service.listening() as port, contextlib.AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(AsyncTcpClient("127.0.0.1", port))
+            for _ in range(wyoming.MOST_PER_ADDRESS + 1)
+        ]
+        assert [await answered(client) for client in clients] == [True] * wyoming.MOST_PER_ADDRESS + [False]
+        await clients[0].disconnect()
+        assert await answered(clients[1])  # by then the server has seen the end of the first
+        assert await answered(await stack.enter_async_context(AsyncTcpClient("127.0.0.1", port)))
 
 
 async def test_a_silent_client_is_let_go() -> None:

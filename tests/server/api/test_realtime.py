@@ -19,7 +19,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from localwhisper_client.shared.lan_ranges import LOOPBACK
 from localwhisper_server.api.access_control import Rules
 from localwhisper_server.api.middleware import Limits
-from localwhisper_server.api.protocol import HttpProtocol, WebSocketProtocol
+from localwhisper_server.api.protocol import MOST_UNREAD_BYTES, HttpProtocol, WebSocketProtocol
 from localwhisper_server.errors import Busy
 from localwhisper_server.observer import ModelObserver
 from localwhisper_server.observer import Observer as Nothing
@@ -389,6 +389,22 @@ def test_the_largest_append() -> None:
         assert closed.value.rcvd.code == 1009
 
 
+@contextlib.contextmanager
+def unread_connection(url: str) -> Iterator[socket.socket]:
+    """Open a session on a socket from which nothing more is read than the answer's first byte."""
+    with socket.socket() as raw:
+        host, port = url.removeprefix("ws://").removesuffix("/v1").split(":")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.connect((host, int(port)))
+        raw.sendall(
+            f"GET /v1/realtime?intent=transcription HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\n"
+            "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
+        )
+        assert raw.recv(1) == b"H"
+        yield raw
+
+
 def test_a_client_that_stops_reading_is_cut_off() -> None:
     """Its events wait, nothing more is taken from it, and it is cut off in the end."""
     lost = threading.Event()
@@ -406,21 +422,73 @@ def test_a_client_that_stops_reading_is_cut_off() -> None:
             lost.set()
 
     transcriber = Transcriber()
-    with server(transcriber, ws=Impatient) as url, unharmed(url), socket.socket() as raw:
-        host, port = url.removeprefix("ws://").removesuffix("/v1").split(":")
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        raw.connect((host, int(port)))
-        raw.sendall(
-            f"GET /v1/realtime?intent=transcription HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\n"
-            "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
-        )
+    with server(transcriber, ws=Impatient) as url, unharmed(url), unread_connection(url) as raw:
         frame = b"\x81\x81\x00\x00\x00\x00{"  # each is answered by an error event
         raw.settimeout(SECONDS)
         with contextlib.suppress(OSError):
             while not lost.is_set():
                 raw.sendall(frame * 1000)
         assert lost.wait(SECONDS)
+
+
+@contextlib.contextmanager
+def watched(measure: Any) -> Iterator[tuple[str, list[int]]]:
+    """Serve; collect what `measure` returns for a connection after each read of it and each part of a read."""
+    found: list[int] = []
+
+    class Watched(WebSocketProtocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            found.append(measure(self))
+
+        def handle_events(self) -> None:
+            super().handle_events()
+            found.append(measure(self))
+
+    with server(ws=Watched) as url:
+        yield url, found
+
+
+def test_small_frames_wait_their_turn() -> None:
+    """Forty thousand events in one read are taken some hundred at a time, with other clients between them."""
+    with watched(lambda it: it.queue.qsize()) as (url, waiting), unharmed(url), connected(url) as connection:
+        receive(connection)
+        frames = b"\x81\x80\x00\x00\x00\x00" * 40_000
+        sending = threading.Thread(target=connection.socket.sendall, args=(frames,))
+        sending.start()
+        for _ in range(2000):
+            assert receive(connection)["type"] == "error"
+        connection.socket.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            sending.join()
+    assert 1 < max(waiting) < 1000
+
+
+def test_pings_are_not_answered_faster_than_the_answers_are_read() -> None:
+    """Answers that wait would fill the memory."""
+    with watched(lambda it: it.transport.get_write_buffer_size()) as (url, unread), unread_connection(url) as raw:
+        raw.settimeout(0.5)
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                raw.sendall((b"\x89\xfd\x00\x00\x00\x00" + bytes(125)) * 500)
+    assert 0 < max(unread) < 2 * MOST_UNREAD_BYTES
+
+
+def test_a_message_of_many_small_fragments() -> None:
+    """A message has a limit of bytes, but an empty fragment has none."""
+    with server() as url, unharmed(url), connected(url) as connection:
+        receive(connection)
+        connection.send(iter(['{"type": "', *["fragment"] * 1000, '"}']))
+        assert receive(connection)["type"] == "error"
+        connection.socket.sendall(b"\x01\x80\x00\x00\x00\x00" + b"\x00\x80\x00\x00\x00\x00" * 1000)
+        with pytest.raises(ConnectionClosed) as closed:
+            connection.recv(timeout=SECONDS)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1008
 
 
 def test_clients_that_hang_up() -> None:

@@ -112,6 +112,16 @@ def test_a_word_longer_than_a_line_is_not_cut() -> None:
     assert lines == ["see", "donaudampfschifffahrtsgesellschaft", "now"]
 
 
+@pytest.mark.parametrize(("letters", "columns"), [(56, 12), (300, 120)])
+def test_many_lines_of_many_words_take_no_longer_than_their_number(letters: int, columns: int) -> None:
+    """Not every division into ten lines is tried: of these there are more than could ever be."""
+    times = [at * LONGEST_SECONDS / letters for at in range(letters + 1)]
+    words = tuple(Word("字", start, end) for start, end in pairwise(times))
+    (cue,) = cues([Segment(0.0, times[-1], "字" * letters, words=words)], LineLimits(columns, 10))
+    assert "".join(cue.lines) == "字" * letters
+    assert max(map(width, cue.lines)) - min(map(width, cue.lines)) <= 2
+
+
 def test_no_speech_has_no_cues() -> None:
     """So has a segment of spaces."""
     assert cues([], LineLimits()) == []

@@ -345,6 +345,23 @@ def test_formats(form: dict[str, Any], rate: int, codes: tuple[int, int] | None)
     assert list(client.completed().values()) == ["w0 w1 w2"]
 
 
+def test_a_rate_that_is_written_as_a_fraction() -> None:
+    """Some languages have no other numbers."""
+    client = Client()
+    form = {"type": "audio/pcm", "rate": 16000.0}
+    (updated,) = client.send("session.update", session={"audio": {"input": {"format": form}}})
+    assert updated["session"]["audio"]["input"]["format"] == {"type": "audio/pcm", "rate": 16_000}
+
+
+def test_what_is_only_shown_is_short() -> None:
+    """Otherwise a client could have megabytes kept, and sent with every answer to an update."""
+    client = Client()
+    given = {"noise_reduction": {"type": "x" * 1000}, "transcription": {"delay": [[[["deep"]]]]}}
+    (updated,) = client.send("session.update", session={"audio": {"input": given}})
+    shown = updated["session"]["audio"]["input"]
+    assert (shown["noise_reduction"], shown["transcription"]) == ({}, {"model": "base"})
+
+
 def test_the_beta_form() -> None:
     """As a Home Assistant integration speaks it: another update, other names, 16 kHz, and a commit at the end."""
     client = Client(beta=True)
@@ -376,6 +393,8 @@ def test_the_beta_form() -> None:
         ("{", "invalid_json"),
         ("[]", "invalid_json"),
         ("[" * 100_000, "invalid_json"),
+        ('{"type": "\\ud800"}', "invalid_json"),  # half a character
+        ('{"type": "x", "event_id": "\\ud83d\\ude00"}', "invalid_value"),  # a whole one
         (None, "invalid_event"),
         ("{}", "invalid_value"),
         ('{"type": "response.create"}', "invalid_value"),
