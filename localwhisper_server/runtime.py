@@ -13,11 +13,14 @@ from typing import IO, Any
 
 from localwhisper_client import __version__
 from localwhisper_server.audio import pool
+from localwhisper_server.diarization.diarizer import Diarizer
+from localwhisper_server.diarization.weights import load_networks, require_installed
 from localwhisper_server.errors import Busy, EngineFailed, Stopping
 from localwhisper_server.observer import Observer
 from localwhisper_server.settings import Settings
 from localwhisper_server.transcription.coalescing import CoalescingTranscriber
 from localwhisper_server.transcription.scheduler import Scheduler
+from localwhisper_server.transcription.speakers import SpeakerTranscriber
 from localwhisper_server.transcription.transcriber import StepRunner, Transcriber
 from localwhisper_server.types import AudioChunk, Decoding, Options, Segment, Transcript, Voice
 from localwhisper_server.whisper import devices, weights
@@ -48,7 +51,8 @@ class Runtime:
 
     `load` builds the engine. `cuda_devices` is how many there are, None to ask the driver. `environ` is where the
     decoding processes get their variables from. A batch that takes longer than `stuck_after` seconds is stuck. With
-    `self_test` the engine is tested when it is idle. `pause` waits so many seconds.
+    `self_test` the engine is tested when it is idle. `pause` waits so many seconds. `diarizer` tells speakers apart;
+    None: as the settings say.
     """
 
     def __init__(
@@ -62,12 +66,14 @@ class Runtime:
         self_test: bool = False,
         observer: Observer | None = None,
         pause: Callable[[float], object] = time.sleep,
+        diarizer: Diarizer | None = None,
     ) -> None:
         self._settings = settings
         self._load = load
         self._observer = observer or Observer()
         self._pause = pause
         self._decoders = pool.Pool(environ=environ or {})
+        self._diarizer = diarizer or Diarizer(lambda: load_networks(settings.diarization_models), require_installed)
         self._stuck_after = stuck_after
         # Not with idle unloading: the self-test would keep the model loaded.
         self._test_when_idle = self_test and not settings.idle_unload
@@ -149,7 +155,8 @@ class Runtime:
             max_seconds=self._settings.max_seconds,
             observer=self._observer,
         )
-        self._transcriber = CoalescingTranscriber(transcriber.transcribe, steps, kept=self._settings.cache)
+        speakers = SpeakerTranscriber(transcriber=transcriber, diarizer=self._diarizer, blocks=self._decoders.blocks)
+        self._transcriber = CoalescingTranscriber(speakers.transcribe, steps, kept=self._settings.cache)
         logger.info(
             "ready: %s on %s, %s (%s), loaded and warmed up in %.1f s, batches of up to %d",
             self.model,
@@ -197,6 +204,7 @@ class Runtime:
     def stop(self) -> bool:
         """Stop after the batch in flight; False if that, or loading the model, takes too long to wait for."""
         self._decoders.close()
+        self._diarizer.close()
         if self._starting.locked():
             return False
         return self._scheduler is None or self._scheduler.close(timeout=STOP_SECONDS)

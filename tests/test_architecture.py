@@ -16,8 +16,9 @@ ARROWS = {
         "__main__": {"cli"},
         "cli": {"server", "operations", "whisper", *COMMON},
         "server": {"runtime", "api", "operations", *COMMON},
-        "runtime": {"transcription", "whisper", "audio", *COMMON},
-        "transcription": {"whisper", "audio", *COMMON},
+        "runtime": {"transcription", "diarization", "whisper", "audio", *COMMON},
+        "transcription": {"diarization", "whisper", "audio", *COMMON},
+        "diarization": {"types", "errors"},
         "api": COMMON,
         "audio": COMMON,
         "whisper": COMMON,
@@ -57,12 +58,14 @@ FROM_CLIENT = {"__version__", "shared", "_http", "server_process"}
 ONLY = {
     "faster_whisper": {"whisper"}, "ctranslate2": {"whisper"}, "av": {"audio", "cloud"},
     "fastapi": {"api"}, "starlette": {"api"}, "uvicorn": {"api", "server"},
+    "onnxruntime": {"diarization"}, "sherpa_onnx": {"diarization"},
 }  # fmt: skip
 PURE = {
     "localwhisper_client": ("routing", "shared", "events", "cloud/models"),
     "localwhisper_server": (
-        "types", "errors", "api/formats", "api/form", "whisper/acceptance", "whisper/alignment",
-        "whisper/chunks", "transcription/queue", "transcription/segmentation",
+        "types", "errors", "api/formats", "api/form", "api/known_speakers", "diarization/clustering",
+        "diarization/timeline", "diarization/assignment", "diarization/windows", "whisper/acceptance",
+        "whisper/alignment", "whisper/chunks", "transcription/queue", "transcription/segmentation",
     ),
 }  # fmt: skip
 IO = {

@@ -1,7 +1,8 @@
 """The form of the speech routes: one table of OpenAI's fields, their checks, and the OpenAPI document made of them.
 
 To add a field, add a line to FIELDS. Fields that neither OpenAI nor this server knows are ignored, as the live API
-does; a known one that cannot be honoured is refused by name. `window` and `priority` are this server's own.
+does; a known one that cannot be honoured is refused by name. `window`, `priority` and `max_speakers` are this
+server's own.
 """
 
 import json
@@ -13,11 +14,13 @@ from typing import Any, Final
 
 from localwhisper_client.shared import languages, openai_models
 from localwhisper_client.shared.file_endings import ENDINGS
+from localwhisper_server.api import known_speakers
 from localwhisper_server.api.formats import CONTENT_TYPES, Format
 from localwhisper_server.errors import InvalidRequest
-from localwhisper_server.types import Decoding, Options, Task, Voice
+from localwhisper_server.types import Decoding, Options, Speakers, Task, Voice
 
-STREAMABLE: Final = ("json", "text")
+STREAMABLE: Final = ("json", "text", "diarized_json")
+MOST_SPEAKERS: Final = 32
 GRANULARITIES: Final = ("segment", "word")
 # Characters of a prompt, and of all keywords together. Whisper reads 224 tokens of them, about a thousand characters.
 LONGEST_TEXT: Final = 8_000
@@ -70,10 +73,7 @@ def _one_of(name: str, value: str, allowed: Sequence[str]) -> str:
     if value in allowed:
         return value
     quoted = ", ".join(f"'{other}'" for other in allowed)
-    message = f"Invalid value: '{value[:64]}'. Supported values are: {quoted}."
-    if value == "diarized_json":
-        raise _unsupported(f"{message} This server does no speaker diarization.", name)
-    raise _invalid(message, name)
+    raise _invalid(f"Invalid value: '{value[:64]}'. Supported values are: {quoted}.", name)
 
 
 def _flag(name: str, values: Values) -> bool:
@@ -148,9 +148,21 @@ def _voice(name: str, values: Values) -> Voice:
     )
 
 
-def _speakers(name: str, values: Values) -> None:
-    if _list(name, values):
-        raise _unsupported(f"{name} needs speaker diarization, which this server does not do.", name)
+def _most_speakers(name: str, values: Values) -> int | None:
+    text = _last(name, values).strip()
+    if text and not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= MOST_SPEAKERS):
+        raise _invalid(f"Invalid value for '{name}': expected a whole number from 1 to {MOST_SPEAKERS}.", name)
+    return int(text) if text else None
+
+
+def _speakers(values: Values, most: int | None) -> Speakers:
+    known = known_speakers.read(_list(known_speakers.NAMES, values), _list(known_speakers.REFERENCES, values))
+    if most is not None and most < len(known):
+        raise _invalid(f"max_speakers is {most}, but {len(known)} speakers are known.", "max_speakers")
+    # OpenAI has the rule for its own model, the only one that it lets tell speakers apart.
+    own = _model("model", values).removeprefix("openai/") == openai_models.GPT_4O_TRANSCRIBE_DIARIZE
+    chunked = any(name.partition("[")[0] == "chunking_strategy" and any(sent) for name, sent in values.items())
+    return Speakers(known, most, chunked=chunked or not own)
 
 
 def _invalid(message: str, param: str, code: str = "invalid_value") -> InvalidRequest:
@@ -201,8 +213,9 @@ FIELDS: Final = (
     _choices("window", ("adaptive", "exact")),
     _choices("priority", ("interactive", "bulk")),
     Field("chunking_strategy", _voice, _string("auto, or an object as JSON.")),
-    Field("known_speaker_names", _speakers, None),
-    Field("known_speaker_references", _speakers, None),
+    Field("known_speaker_names", _list, _array("With diarized_json: names of up to four speakers.")),
+    Field("known_speaker_references", _list, _array("A data URL for each name: 2 to 10 s of that voice.")),
+    Field("max_speakers", _most_speakers, {"type": "integer", "minimum": 1, "maximum": MOST_SPEAKERS}),
 )
 _FILE: Final = {"type": "string", "format": "binary", "description": "The recording, in any container."}
 # The SDKs append brackets to the name of a list.
@@ -246,6 +259,9 @@ def parse(values: Values, task: Task, *, known_languages: frozenset[str]) -> Spe
     if task == "translate" and known_languages == {"en"}:
         message = "The model served here knows English alone and cannot translate. Serve a multilingual one."
         raise _unsupported(message, "model")
+    diarized = response_format == "diarized_json"
+    if diarized and task == "translate":
+        raise _unsupported("A translation has no speakers: 'diarized_json' is for transcriptions.", "response_format")
     language, among = _languages(sent["language"], sent["languages"], known_languages)
     granularities = sent["timestamp_granularities"]
     decoding = Decoding(
@@ -255,7 +271,7 @@ def parse(values: Values, task: Task, *, known_languages: frozenset[str]) -> Spe
         prompt=sent["prompt"],
         hotwords=sent["keywords"],
         temperature=sent["temperature"],
-        words="word" in granularities,
+        words="word" in granularities or diarized,
         logprobs=logprobs,
     )
     lists_languages = sent["model"].removeprefix("openai/") == openai_models.GPT_TRANSCRIBE
@@ -266,6 +282,7 @@ def parse(values: Values, task: Task, *, known_languages: frozenset[str]) -> Spe
             sent["chunking_strategy"],
             full_window=sent["window"] == "exact",
             bulk=sent["priority"] == "bulk",
+            speakers=_speakers(values, sent["max_speakers"]) if diarized else None,
         ),
         Format(
             response_format,

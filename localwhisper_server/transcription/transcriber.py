@@ -40,6 +40,7 @@ TOGETHER = 2
 
 # Turns a chunk of audio into features for the model; see `whisper.chunks.Preparer`.
 Prepare = Callable[..., Chunk]
+Listen = Callable[[Samples], None]
 
 
 @dataclass(slots=True)
@@ -117,10 +118,13 @@ class Transcriber:
         init=False, default_factory=lambda: {short: asyncio.Semaphore(DECODERS) for short in (True, False)}
     )
 
-    async def transcribe(self, source: IO[bytes], options: Options) -> AsyncGenerator[Segment | Transcript]:
+    async def transcribe(
+        self, source: IO[bytes], options: Options, *, listen: Listen | None = None
+    ) -> AsyncGenerator[Segment | Transcript]:
         """Yield each segment as soon as it is known, in order, and the whole transcript last.
 
-        `source` is closed at the end. Closing the generator removes the chunks that still wait in the queue.
+        `source` is closed at the end. `listen` is called with each block of samples, in the thread that waits for the
+        decoder. Closing the generator removes the chunks that still wait in the queue.
 
         Raises:
             Busy: the queue is full, or the wait too long.
@@ -131,7 +135,7 @@ class Transcriber:
         language, segments = options.decoding.language, list[Segment]()
         with (
             closing(source),
-            closing(_Recording(source, options, self)) as recording,
+            closing(_Recording(source, options, self, listen)) as recording,
             closing(self.scheduler.admit(bulk=options.bulk)) as ticket,
         ):
             async with aclosing(_Pipeline(recording, ticket, options.decoding).results()) as results:
@@ -148,8 +152,9 @@ class Transcriber:
 class _Recording:
     """One upload, decoded and cut into chunks for the model. Only one task may use it."""
 
-    def __init__(self, source: IO[bytes], options: Options, parts: Transcriber) -> None:
+    def __init__(self, source: IO[bytes], options: Options, parts: Transcriber, listen: Listen | None) -> None:
         self.ended = False
+        self._listen = listen
         self._options = options
         self._parts = parts
         self._blocks = parts.blocks(source, max_seconds=parts.max_seconds, language=options.decoding.language)
@@ -204,6 +209,8 @@ class _Recording:
                         self.ended = True
                         return
                     self._samples += block.size
+                    if self._listen is not None:
+                        self._listen(block)
                     if self._segmenter.add(block):
                         return
         finally:
