@@ -195,27 +195,27 @@ def windows_of(networks: OnnxNetworks, samples: Samples) -> list[Window]:
     return found + list(windower.end())
 
 
-def heard_in(windows: Sequence[Window], references: Sequence[Embedding] = (), similar: float = SIMILAR) -> list[Spoken]:
-    """Return who speaks when, by the server's clustering; a reference's speaker is its number."""
+def timeline_of(windows: Sequence[Window], references: Sequence[Embedding] = (), similar: float = SIMILAR) -> Timeline:
+    """Return who speaks when, by the server's clustering; the speakers of the references come first."""
     people = [voice for window in windows for voice in window.voices]
     found = cluster(people, references=references, similar=similar)
-    turns = Timeline.of(windows, found.labels, found.count).turns()
-    return [Spoken(str(turn.speaker), turn.start, turn.end) for turn in turns]
+    return Timeline.of(windows, found.labels, found.count)
 
 
-def named_right(mix: Mix, heard: Sequence[Spoken]) -> tuple[int, int]:
-    """Return of how many turns of 2 s and more the middle has the right known speaker, and how many there are.
+def named_right(mix: Mix, timeline: Timeline) -> tuple[int, int]:
+    """Return of how many segments of 2 s and more the known speaker is right, and how many there are.
 
-    A turn whose middle is under another's is not counted: there the answer may have one name alone.
+    A segment is one stretch of speech of one speaker, for the most part without another's. It is named as the server
+    names a segment of those times.
     """
     right = total = 0
     for part in mix.spoken:
-        middle = (part.start + part.end) / 2
-        alone = sum(other.start <= middle < other.end for other in mix.spoken) == 1
-        if part.end - part.start >= 2 and alone:
-            names = {other.speaker for other in heard if other.start <= middle < other.end}
+        seconds = part.end - part.start
+        others = (other for other in mix.spoken if other.speaker != part.speaker)
+        shared = sum(max(0.0, min(part.end, other.end) - max(part.start, other.start)) for other in others)
+        if seconds >= 2 and shared < seconds / 2:
             total += 1
-            right += names == {str(mix.speakers.index(part.speaker))}
+            right += timeline.speaker(part.start, part.end) == mix.speakers.index(part.speaker)
     return right, total
 
 
@@ -223,7 +223,8 @@ def print_rates(mixes: Sequence[Mix], made: Sequence[Sequence[Window]], similar:
     """Print the error rates and how often the number of speakers is right, with one threshold."""
     rates, right = defaultdict(list), 0
     for mix, windows in zip(mixes, made, strict=True):
-        heard = heard_in(windows, similar=similar)
+        turns = timeline_of(windows, similar=similar).turns()
+        heard = [Spoken(str(turn.speaker), turn.start, turn.end) for turn in turns]
         rates[len(mix.speakers)].append(error_rate(mix, heard)[0])
         right += len({part.speaker for part in heard}) == len(mix.speakers)
     each = ", ".join(f"{count} speakers {np.mean(found):.1%}" for count, found in rates.items())
@@ -238,11 +239,11 @@ def print_known(
     """Print how often known speakers are named right. Their references are not in the mixes."""
     references = {name: embedded(networks, samples[-REFERENCE:]) for name, samples in people.items()}
     counts = [
-        named_right(mix, heard_in(windows, [references[name] for name in mix.speakers]))
+        named_right(mix, timeline_of(windows, [references[name] for name in mix.speakers]))
         for mix, windows in zip(mixes, made, strict=True)
     ]
     right, total = sum(count[0] for count in counts), sum(count[1] for count in counts)
-    print(f"known speakers: {right} of {total} turns of 2 s and more have the right name ({right / total:.1%})")
+    print(f"known speakers: {right} of {total} segments of 2 s and more have the right name ({right / total:.1%})")
 
 
 def main() -> None:

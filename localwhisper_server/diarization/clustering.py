@@ -22,8 +22,10 @@ FOUNDING_SECONDS = 1.5
 KNOWN_MARGIN = 0.2
 # At most so many found clusters: 4 MB of similarities, half a second. An hour of talk has about 1,400.
 MOST_FOUNDING = 1_000
-# A cluster of less speech is merged into the nearest. Windows overlap, so speech is counted twice.
+# A cluster of less speech is merged into the nearest; in a short recording, one of less than a tenth of the speech.
+# Windows overlap, so speech is counted twice.
 LEAST_CLUSTER_SECONDS = 6.0
+LEAST_CLUSTER_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,9 +118,10 @@ class _Groups:
 
     def merge_small(self) -> None:
         """Merge clusters of little speech into the most similar other, except those of references."""
+        least = min(LEAST_CLUSTER_SECONDS, LEAST_CLUSTER_SHARE * float(self._weights[self._alive].sum()))
         while (unknown := self._unknown()).size:
             smallest = int(unknown[self._weights[unknown].argmin()])
-            if self._weights[smallest] >= LEAST_CLUSTER_SECONDS or self._alive.sum() < 2:  # noqa: PLR2004 - a pair
+            if self._weights[smallest] >= least or self._alive.sum() < 2:  # noqa: PLR2004 - a pair
                 return
             self._merge(*self._nearest([smallest]))
 
