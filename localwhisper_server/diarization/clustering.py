@@ -47,6 +47,7 @@ def cluster(
         return Clusters(np.empty(0, np.int64), len(references))
     founding = _founding(voices)
     groups = _Groups([voices[at] for at in founding], references, most)
+    groups.merge_references(similar)
     # The voices of one window are different speakers, as a rule: such clusters are merged last.
     groups.merge_similar(similar)
     groups.forget_windows()
@@ -96,6 +97,16 @@ class _Groups:
             row[first] = -np.inf
             scores[first], scores[:, first] = row, row
             scores[second] = scores[:, second] = -np.inf
+
+    def merge_references(self, least: float) -> None:
+        """Merge each voice that is at least so similar to a reference with the most similar one.
+
+        Before any others are merged: two known speakers with similar voices would otherwise become one cluster.
+        """
+        if self._known:
+            similarities = self._similarities[: self._known].copy()
+            for at in np.flatnonzero(similarities.max(axis=0) >= least)[self._known :]:
+                self._merge(int(similarities[:, at].argmax()), int(at))
 
     def forget_windows(self) -> None:
         """Let voices of one window be merged; references stay apart."""

@@ -51,6 +51,14 @@ def test_references_are_never_one_speaker() -> None:
     assert (found.labels.tolist(), found.count) == ([0, 1], 2)
 
 
+def test_two_known_speakers_with_similar_voices_stay_two() -> None:
+    """What is said by one is nearer to its own reference than to the other's, though all voices are similar."""
+    voices = [_near(angle, window=at) for at, angle in enumerate((0, 2, 20, 22))]
+    assert cluster(voices).count == 1
+    references = [_near(1).embedding, _near(21).embedding]
+    assert cluster(voices, references=references).labels.tolist() == [0, 0, 1, 1]
+
+
 def test_a_reference_that_nobody_resembles_much_is_the_most_similar_speaker() -> None:
     """Down to KNOWN_MARGIN under the threshold; a stranger stays a stranger."""
     angle = np.degrees(np.arccos(clustering.SIMILAR - clustering.KNOWN_MARGIN))

@@ -1,0 +1,121 @@
+"""Speakers in real recordings, with the real networks and a real server, through the stock SDK: `nox -s diarize`."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import io
+import os
+import wave
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import openai
+import pytest
+from openai.types.audio import TranscriptionDiarized, TranscriptionTextDoneEvent, TranscriptionTextSegmentEvent
+
+from localwhisper_client.server_process import serving
+from localwhisper_server.audio.pool import decode
+from localwhisper_server.types import SAMPLE_RATE, Samples
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+ENGLISH, GERMAN, FRENCH = (
+    ROOT / path for path in ("localwhisper_client/demo.ogg", "tests/voices/de-5s.ogg", "tests/voices/fr-5s.ogg")
+)
+MODELS = Path(os.environ.get("DIARIZATION_MODELS", "nowhere"))
+DIARIZE = {"model": "gpt-4o-transcribe-diarize", "response_format": "diarized_json"}
+
+pytestmark = [
+    pytest.mark.model,
+    pytest.mark.skipif(not MODELS.is_dir(), reason="DIARIZATION_MODELS names no folder (nox -s diarize makes one)"),
+    pytest.mark.skipif(importlib.util.find_spec("sherpa_onnx") is None, reason="the extra diarize is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[openai.OpenAI]:
+    """Give the SDK for a server with the base model."""
+    with (
+        serving("--model", "base", "--diarization-models", str(MODELS)) as server,
+        openai.OpenAI(base_url=server.base_url, api_key="any", max_retries=0) as made,
+    ):
+        yield made
+
+
+def _samples(path: Path) -> Samples:
+    with path.open("rb") as file:
+        return decode(file, max_seconds=100)
+
+
+def _wav(*parts: Samples) -> bytes:
+    target = io.BytesIO()
+    with wave.open(target, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        file.writeframes((np.concatenate(parts) * 32767).astype(np.int16).tobytes())
+    return target.getvalue()
+
+
+def _dialogue() -> tuple[bytes, list[float]]:
+    """Return an English, a German, again the English and a French voice, and the middle of each turn in seconds."""
+    parts = [_samples(path) for path in (ENGLISH, GERMAN, ENGLISH, FRENCH)]
+    ends = np.cumsum([part.size for part in parts]) / SAMPLE_RATE
+    return _wav(*parts), [float(end) - part.size / SAMPLE_RATE / 2 for end, part in zip(ends, parts, strict=True)]
+
+
+def _who(diarized: Any, at: float) -> str:
+    """Return who speaks at a time: the segment that is nearest to it."""
+    part = min(diarized.segments, key=lambda part: max(part.start - at, at - part.end, 0.0))
+    assert isinstance(part.speaker, str)
+    return part.speaker
+
+
+def test_three_speakers(client: openai.OpenAI) -> None:
+    """Each turn has its speaker, in the SDK's own type, and the segments have all of the text."""
+    sound, middles = _dialogue()
+    found = client.audio.transcriptions.create(file=("talk.wav", sound), chunking_strategy="auto", **DIARIZE)  # type: ignore[call-overload]
+    assert isinstance(found, TranscriptionDiarized)
+    assert [_who(found, at) for at in middles] == ["A", "B", "A", "C"]
+    assert "bread on the way home" in found.segments[0].text
+    assert " ".join(part.text for part in found.segments) == found.text
+
+
+def test_known_speakers(client: openai.OpenAI) -> None:
+    """Those with a reference have their name, others a letter. The reference is in another codec than the recording."""
+    sound, middles = _dialogue()
+    references = [f"data:audio/ogg;base64,{base64.b64encode(path.read_bytes()).decode()}" for path in (GERMAN, ENGLISH)]
+    found = client.audio.transcriptions.create(  # type: ignore[call-overload]
+        file=("talk.wav", sound),
+        chunking_strategy="auto",
+        known_speaker_names=["Greta", "Ellen"],
+        known_speaker_references=references,
+        **DIARIZE,
+    )
+    assert [_who(found, at) for at in middles] == ["Ellen", "Greta", "Ellen", "A"]
+
+
+def test_a_stream(client: openai.OpenAI) -> None:
+    """A segment event for each part, and the whole text at the end."""
+    with ENGLISH.open("rb") as file:
+        events = list(client.audio.transcriptions.create(file=file, stream=True, **DIARIZE))  # type: ignore[call-overload]
+    parts = [event for event in events if isinstance(event, TranscriptionTextSegmentEvent)]
+    assert {part.speaker for part in parts} == {"A"}
+    assert isinstance(events[-1], TranscriptionTextDoneEvent)
+    assert " ".join(part.text for part in parts) == events[-1].text
+
+
+def test_more_than_30_s_need_a_chunking_strategy(client: openai.OpenAI) -> None:
+    """OpenAI's rule and its words, for its model's name alone."""
+    sound = _wav(*[_samples(ENGLISH)] * 8)
+    with pytest.raises(openai.BadRequestError, match="chunking_strategy is required") as refused:
+        client.audio.transcriptions.create(file=("talk.wav", sound), **DIARIZE)  # type: ignore[call-overload]
+    assert (refused.value.param, refused.value.code) == ("chunking_strategy", "invalid_value")
+    found = client.audio.transcriptions.create(  # type: ignore[call-overload]
+        file=("talk.wav", sound), **DIARIZE | {"model": "whisper-1"}
+    )
+    assert {part.speaker for part in found.segments} == {"A"}
