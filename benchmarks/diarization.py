@@ -21,20 +21,24 @@ included, with 0.25 s on both sides of each reference edge forgiven.
 from __future__ import annotations
 
 import argparse
+import base64
 import dataclasses
 import itertools
+import os
 import random
 import resource
 import sys
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import corpus
 import numpy as np
+import openai
 from faster_whisper.vad import VadOptions, get_speech_timestamps
 
+from localwhisper_client.server_process import serving
 from localwhisper_server.diarization.clustering import SIMILAR, cluster
 from localwhisper_server.diarization.diarizer import embedded
 from localwhisper_server.diarization.networks import Embedding, OnnxNetworks
@@ -246,12 +250,77 @@ def print_known(
     print(f"known speakers: {right} of {total} segments of 2 s and more have the right name ({right / total:.1%})")
 
 
+def data_url(samples: Samples) -> str:
+    """Return a recording as a reference of the API."""
+    return f"data:audio/wav;base64,{base64.b64encode(corpus.wav(samples)).decode()}"
+
+
+def segments_right(mix: Mix, segments: Sequence[Any]) -> tuple[int, int]:
+    """Return how many of an answer's segments of 2 s and more name their speaker, and how many there are.
+
+    The true speaker of a segment is the one who speaks in most of it.
+    """
+    right = total = 0
+    for segment in segments:
+        if segment.end - segment.start >= 2:
+            heard: dict[str, float] = defaultdict(float)
+            for part in mix.spoken:
+                heard[part.speaker] += max(0.0, min(part.end, segment.end) - max(part.start, segment.start))
+            total += 1
+            right += segment.speaker == max(heard, key=lambda name: heard[name])
+    return right, total
+
+
+def print_server(models: Path, people: Mapping[str, Samples], mixes: Sequence[Mix]) -> None:
+    """Send mixes to a server with the model `base`, without and with speakers, and print what it took."""
+    took: dict[str, float] = defaultdict(float)
+    peak: dict[str, float] = {}
+    right = total = 0
+    options = ("--model", "base", "--diarization-models", str(models))
+    with serving(*options) as server, openai.OpenAI(base_url=server.base_url, api_key="any", timeout=3600) as client:
+        for response_format in ("json", "diarized_json"):
+            for mix in mixes:
+                names = mix.speakers if response_format == "diarized_json" else []
+                before = processor_seconds(server.process.pid)
+                answer = client.audio.transcriptions.create(
+                    file=("mix.wav", corpus.wav(mix.samples)),
+                    model="whisper-1",
+                    response_format=response_format,  # type: ignore[arg-type]
+                    known_speaker_names=names,
+                    known_speaker_references=[data_url(people[name][-REFERENCE:]) for name in names],
+                    language="en",
+                )
+                took[response_format] += processor_seconds(server.process.pid) - before
+                if names:
+                    counts = segments_right(mix, answer.segments)  # type: ignore[attr-defined]
+                    right, total = right + counts[0], total + counts[1]
+            peak[response_format] = peak_memory(server.process.pid)
+    seconds = sum(mix.seconds for mix in mixes)
+    print(f"through a server, {len(mixes)} mixes of {seconds / 60:.0f} min with known speakers:")
+    print(f"  {right} of {total} segments of 2 s and more have the right name ({right / total:.1%})")
+    for name, spent in took.items():
+        print(f"  {name}: {spent / seconds:.1%} of the length in processor time, peak memory {peak[name]:.0f} MB")
+
+
+def processor_seconds(pid: int) -> float:
+    """Return the processor time that a process has used, its decoders apart."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def peak_memory(pid: int) -> float:
+    """Return the largest amount of memory that a process had so far, in MB."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+
+
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, required=True)
     parser.add_argument("--tuning", action="store_true")
     parser.add_argument("--sets", type=int, default=SETS, help="mixes of each number of speakers")
+    parser.add_argument("--through", type=int, default=6, help="mixes that are sent to a server")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/localwhisper-bench").expanduser())
     asked = parser.parse_args()
     people = voices(corpus.load(Path(__file__).resolve().parents[1], asked.cache), tuning=asked.tuning)
@@ -276,6 +345,8 @@ def main() -> None:
     for similar in (0.6, 0.65, 0.7, 0.75) if asked.tuning else (SIMILAR,):
         print_rates(mixes, made, similar)
     print_known(networks, people, mixes, made)
+    if not asked.tuning:
+        print_server(asked.models, people, mixes[: asked.through])
 
 
 def memory() -> float:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 from prometheus_client import CollectorRegistry, ProcessCollector
 
+from localwhisper_client.shared.extras import install_command
 from localwhisper_client.shared.lan_ranges import LOOPBACK
 from localwhisper_server.api import routes
 from localwhisper_server.api.access_control import Rules
@@ -31,6 +32,8 @@ from localwhisper_server.settings import Settings
 
 if TYPE_CHECKING:
     from localwhisper_server.api.upstream import Upstream
+    from localwhisper_server.observer import Observer
+    from localwhisper_server.wyoming import Service
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +140,26 @@ def upstream(settings: Settings, keys: Sequence[str]) -> "Upstream | None":
     return Upstream(settings.upstream, keys=keys, own_key=own_key)
 
 
+def wyoming_service(settings: Settings, rules: Rules, runtime: Runtime, observer: "Observer") -> "Service | None":
+    """Return what answers Home Assistant; None if no port is set for it.
+
+    Raises:
+        Misconfigured: the extra is not installed.
+
+    """
+    if settings.wyoming is None:
+        return None
+    try:
+        from localwhisper_server.wyoming import Service  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as missing:
+        raise Misconfigured(f"--wyoming needs {missing.name}: {install_command('wyoming')}") from missing
+    if rules.keys:
+        logger.warning("--wyoming: its protocol has no keys, so that addresses of --allow-from may call without one")
+    host, _, port = settings.wyoming.rpartition(":")
+    host = host.strip("[]") or settings.host
+    return Service(runtime, observer, host, int(port), (*LOOPBACK, *rules.allow_from), settings.max_upload)
+
+
 def raise_file_limit() -> int:
     """Raise the soft limit of open files to the hard one, at most to MOST_FILES, and return it."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -185,6 +208,7 @@ def run(
     runtime = make_runtime(
         settings, environ=environ, stuck_after=period / 2, self_test=watched is not None, observer=metrics
     )
+    home_assistant = wyoming_service(settings, rules, runtime, metrics)
     metrics.read_at_scrape(
         lambda: runtime.queue_seconds, lambda: runtime.open_requests, lambda: runtime.loaded, video_memory()
     )
@@ -207,6 +231,11 @@ def run(
         async with contextlib.AsyncExitStack() as stack:
             if other_api is not None:
                 stack.push_async_callback(other_api.aclose)
+            if home_assistant is not None:
+                port = await stack.enter_async_context(home_assistant.listening())
+                if settings.announce and port:
+                    announced = mdns.announced(home_assistant.host, port, runtime.model, service=mdns.WYOMING)
+                    await stack.enter_async_context(announced)
             if settings.announce:
                 host, port = listening.getsockname()[:2]
                 await stack.enter_async_context(mdns.announced(host, port, runtime.model, tls=tls))

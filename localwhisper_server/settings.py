@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from localwhisper_client.shared.lan_ranges import RANGES, Network, parse_network
 
+LAST_PORT = 65_535
 MIB = 1024 * 1024
 ENV_PREFIX = "LOCALWHISPER_SERVER_"
 # ASCII that prints, without what separates the words of a header: blank, comma, semicolon, quotation mark.
@@ -69,6 +70,13 @@ def _web_address(value: str) -> str:
     return value.rstrip("/")
 
 
+def _address(value: str) -> str:
+    host, _, port = value.strip().removeprefix("tcp://").rpartition(":")
+    if not (port.isascii() and port.isdigit() and int(port) <= LAST_PORT):
+        raise ValueError("expected a port, such as 10300, or an address and a port, such as 0.0.0.0:10300")
+    return f"{host}:{port}"
+
+
 Range = Annotated[Network, BeforeValidator(lambda value: parse_network(value) if isinstance(value, str) else value)]
 Name = Annotated[str, AfterValidator(_lower)]
 
@@ -98,7 +106,7 @@ class Settings(BaseSettings):
         "a Hugging Face repository, or a folder. auto: large-v3 on a GPU, base on a CPU.",
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for the whole network.")
-    port: int = Field(default=5000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    port: int = Field(default=5000, ge=0, le=LAST_PORT, description="Port to listen on; 0 picks a free one.")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the model runs.")
     compute_type: Literal[
         "auto", "int8", "int8_float16", "int8_float32", "int8_bfloat16", "float16", "bfloat16", "float32"
@@ -125,6 +133,11 @@ class Settings(BaseSettings):
     )
     announce: bool = Field(
         default=False, description="Announce the server by mDNS, for clients with LOCALWHISPER_BASE_URL=auto."
+    )
+    wyoming: Annotated[str, AfterValidator(_address)] | None = Field(
+        default=None,
+        description="Port, or HOST:PORT, on which Home Assistant is answered by the Wyoming protocol; usually 10300. "
+        "The protocol has no keys: all addresses of --allow-from may call. The default host is that of --host.",
     )
     api_key: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)] = Field(
         default=(),

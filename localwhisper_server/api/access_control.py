@@ -22,6 +22,8 @@ from localwhisper_server.errors import Forbidden, HeadTooLarge, MissingKey, Serv
 MOST_HEADERS = 100
 # Monitors and the clients' breakers ask these without a key. The answers hold no secrets.
 HEALTH_PATHS = frozenset({"/health", "/v1/health", "/ready", "/v1/ready"})
+# Below this path are the files of the page at "/".
+PAGE_FILES = "/web/"
 # For callers whose `Authorization` header is meant for the upstream.
 KEY_HEADER = "x-localwhisper-key"
 ANY = "*"
@@ -96,7 +98,9 @@ def check_origin(rules: Rules, scope: Scope) -> Address:
 
 def check_key(rules: Rules, scope: Scope) -> None:
     """Raise MissingKey or WrongKey unless a request has one of the keys or needs none."""
-    if rules.keys and scope["path"] not in HEALTH_PATHS:
+    path = scope["path"]
+    # The page asks its user for the key.
+    if rules.keys and path not in HEALTH_PATHS and path != "/" and not path.startswith(PAGE_FILES):
         _require_key(rules.keys, Headers(scope=scope))
 
 

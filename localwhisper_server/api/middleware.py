@@ -37,6 +37,7 @@ from localwhisper_server.errors import (
 from localwhisper_server.observer import Observer, request_id
 
 if TYPE_CHECKING:
+    from localwhisper_server.api.page import Activity
     from localwhisper_server.api.speech import Transcriber
 
 logger = logging.getLogger(__name__)
@@ -185,6 +186,7 @@ class RequestMiddleware:
         limits: Limits,
         *,
         observer: Observer,
+        activity: "Activity",
         clock: Callable[[], float],
     ) -> None:
         self._app = app
@@ -192,6 +194,7 @@ class RequestMiddleware:
         self._rules = rules
         self._limits = limits
         self._observer = observer
+        self._activity = activity
         self._clock = clock
         self._open: Counter[str] = Counter()
         self._cors: CORSMiddleware | None = None
@@ -320,6 +323,8 @@ class RequestMiddleware:
             # The same facts apart, for the log in JSON.
             extra={"fields": {"method": method, "path": shown, "seconds": round(took, 3), **notes}},
         )
+        if "file" in notes:
+            self._activity.add(status, took, notes)
         route = getattr(scope.get("route"), "path", None)
         self._observer.answered(method, route, notes.get("failed", status), took)
 

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from localwhisper_server.api import formats, speech
 from localwhisper_server.api.access_control import Rules
 from localwhisper_server.api.middleware import Limits, RequestMiddleware
+from localwhisper_server.api.page import Activity, add_page
 from localwhisper_server.api.speech import Transcriber
 from localwhisper_server.errors import MethodNotAllowed, NotFound, UnknownModel
 from localwhisper_server.observer import Observer
@@ -38,6 +39,7 @@ def create_app(
     `rules` say who may call, `limits` how much. `observer` is told of every answer. `exposition` makes /metrics, from
     an `Accept` header to a body and its content type. `upstream` answers what is below /v1 and has no route here.
     """
+    activity = Activity()
     app = FastAPI(
         title="localwhisper",
         docs_url=None,
@@ -53,11 +55,13 @@ def create_app(
         rules or Rules(),
         limits or Limits(),
         observer=observer or Observer(),
+        activity=activity,
         clock=clock,
     )
     for prefix in ("/v1", ""):  # many base URLs lack the /v1
         speech.add_routes(app, prefix, transcriber)
         _add_routes(app, prefix, transcriber, upstream)
+    add_page(app, activity)
     if exposition is not None:
 
         @app.get("/metrics", response_class=Response)

@@ -1,9 +1,11 @@
 """The speech routes: from the body of an upload to its transcript, or to a stream of events."""
 
+import asyncio
 import contextlib
 import logging
 import re
 from collections.abc import AsyncGenerator
+from functools import partial
 from typing import IO, Any, Protocol
 from urllib.parse import unquote_to_bytes
 
@@ -116,7 +118,10 @@ async def _answer(request: Request, task: Task, transcriber: Transcriber) -> Res
     except UnreadableAudio as failure:
         raise form.unreadable(upload.filename) or failure from failure
     _describe(request.scope, transcript)
-    return Response(formats.render(transcript, asked.shape), media_type=formats.CONTENT_TYPES[asked.shape.name])
+    render = partial(formats.render, transcript, asked.shape)
+    # To cut an hour into lines takes a second or two.
+    body = render() if asked.shape.lines is None else await asyncio.to_thread(render)
+    return Response(body, media_type=formats.CONTENT_TYPES[asked.shape.name])
 
 
 def _require_served(model: str, transcriber: Transcriber) -> None:
@@ -149,13 +154,13 @@ async def _events(
                 text = item.text if begun else item.text.lstrip()
                 if text:
                     begun = True
-                    yield formats.delta_event(text, item, logprobs=shape.logprobs)
+                    yield formats.delta_event(text, item, shape)
                 item = await anext(items)
         _describe(scope, item)
         if shape.name == "diarized_json":  # who speaks is known when all is heard
             for spoken in formats.segment_events(item):
                 yield spoken
-        yield formats.done_event(item, shape)
+        yield await asyncio.to_thread(formats.done_event, item, shape)
     # The status is sent already. The SDKs raise APIError for an event with an `error`.
     except Exception as failure:
         error = failure if isinstance(failure, ServerError) else EngineFailed()

@@ -19,7 +19,7 @@ from localwhisper_server.errors import NoDiarization
 
 logger = logging.getLogger(__name__)
 
-INSTALL = "Install it: pip install 'localwhisper-lan[server,diarize]', or from a clone: pip install '.[server,diarize]'"
+INSTALL = "Install it from the clone: pip install '.[server,diarize]'"
 # The names in a folder of one's own.
 SEGMENTATION, EMBEDDING = "segmentation.onnx", "embedding.onnx"
 

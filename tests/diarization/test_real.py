@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import importlib.util
 import io
+import json
 import os
+import shutil
+import subprocess
 import wave
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +18,7 @@ import openai
 import pytest
 from openai.types.audio import TranscriptionDiarized, TranscriptionTextDoneEvent, TranscriptionTextSegmentEvent
 
-from localwhisper_client.server_process import serving
+from localwhisper_client.server_process import ServerProcess, serving
 from localwhisper_server.audio.pool import decode
 from localwhisper_server.types import SAMPLE_RATE, Samples
 
@@ -36,12 +39,16 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[openai.OpenAI]:
-    """Give the SDK for a server with the base model."""
-    with (
-        serving("--model", "base", "--diarization-models", str(MODELS)) as server,
-        openai.OpenAI(base_url=server.base_url, api_key="any", max_retries=0) as made,
-    ):
+def server() -> Iterator[ServerProcess]:
+    """A server with the base model and the real networks."""
+    with serving("--model", "base", "--diarization-models", str(MODELS)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
+    """Give the SDK for that server."""
+    with openai.OpenAI(base_url=server.base_url, api_key="any", max_retries=0) as made:
         yield made
 
 
@@ -127,3 +134,20 @@ def test_more_than_30_s_need_a_chunking_strategy(client: openai.OpenAI) -> None:
         file=("talk.wav", sound), **DIARIZE | {"model": "whisper-1"}
     )
     assert {part.speaker for part in found.segments} == {"A"}
+
+
+@pytest.mark.skipif("DIARIZATION_NODE" not in os.environ, reason="DIARIZATION_NODE names no folder with npm packages")
+def test_clients_in_node(server: ServerProcess, tmp_path: Path) -> None:
+    """OpenAI's SDK for Node, plain and streamed, and the AI SDK, which asks for speakers by itself."""
+    folder = Path(os.environ["DIARIZATION_NODE"])
+    talk = tmp_path / "talk.wav"
+    talk.write_bytes(_dialogue()[0])
+    script = shutil.copy(Path(__file__).with_name("node_clients.mjs"), folder)
+    environment = os.environ | {"OPENAI_BASE_URL": server.base_url, "OPENAI_API_KEY": "any"}
+    node = folder / "node_modules/.bin/node"
+    done = subprocess.run(
+        [node, script, talk, GERMAN], env=environment, stdout=subprocess.PIPE, text=True, timeout=200, check=True
+    )
+    found = json.loads(done.stdout)
+    assert set(found["openai"]) == {"A", "Greta"}
+    assert set(found["stream"]) == set(found["ai"]) == {"A", "B"}

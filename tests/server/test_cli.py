@@ -112,6 +112,7 @@ OPTIONS: dict[str, Any] = {
     "upload_grace": 4.0,
     "upstream": "https://api.example.org/v1",
     "drain": 5.0,
+    "wyoming": "0.0.0.0:10300",
 }
 TESTED_ELSEWHERE = {
     *("api_key", "api_key_file", "upstream_api_key", "upstream_api_key_file", "allow_from", "allow_host"),

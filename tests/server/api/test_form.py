@@ -11,6 +11,7 @@ from localwhisper_client.shared.languages import NAMES
 from localwhisper_client.shared.openai_models import GPT_4O_TRANSCRIBE_DIARIZE as DIARIZE
 from localwhisper_server.api import form
 from localwhisper_server.api.formats import CONTENT_TYPES, Format
+from localwhisper_server.api.subtitles import LineLimits
 from localwhisper_server.errors import InvalidRequest
 from localwhisper_server.types import Decoding, KnownSpeaker, Options, Speakers, Voice
 
@@ -48,10 +49,11 @@ def test_hints_are_bounded(field: str, longest: Any, longer: Any) -> None:
 
 
 FORMATS = "'json', 'text', 'srt', 'verbose_json', 'vtt', 'diarized_json'."
-STREAMED = "Use 'json' or 'text' with stream=true."
+STREAMED = "Use 'json', 'text', 'verbose_json' or 'diarized_json'."
 ISO = "Language parameter must be specified in ISO-639-1 format."
 GRANULARITIES = "timestamp_granularities"
 STREAM, VERBOSE = {"stream": "true"}, {"response_format": "verbose_json"}
+NO_LIMITS = ("0", "-1", "1.5", "many", "9999999999")
 DIARIZED = {"response_format": "diarized_json"}
 SPEAKERS, REFERENCES = "known_speaker_names", "known_speaker_references"
 SPOKEN = "data:audio/wav;base64,UklGRg=="
@@ -112,6 +114,10 @@ ACCEPTED: list[tuple[str, Any, list[dict[str, Any]]]] = [
     ("languages", ("de", "en"), [{"model": "gpt-transcribe", "languages__": ["de", "en"]}]),
     ("languages", (), [{"model": "openai/gpt-transcribe"}]),
     ("languages", None, [{"model": "gpt-4o-transcribe"}]),
+    ("lines", None, [{"response_format": "srt"}, {"max_line_width": "42"}, {**VERBOSE, "max_line_count": ""}]),
+    ("lines", LineLimits(30, 2), [{"response_format": "srt", "max_line_width": "30"}]),
+    ("lines", LineLimits(42, 1), [{"response_format": "vtt", "max_line_count": "1"}]),
+    ("lines", LineLimits(None, 2, 3), [{**VERBOSE, "max_words_per_line": "3"}]),
     ("full_window", True, [{"window": "exact"}]),
     ("full_window", False, [{"window": "adaptive"}]),
     ("bulk", True, [{"priority": "bulk"}]),
@@ -124,7 +130,6 @@ ACCEPTED: list[tuple[str, Any, list[dict[str, Any]]]] = [
     ("speakers", Speakers(most=3), [{**DIARIZED, "max_speakers": "3"}]),
     ("speakers", _two(most=2), [{**_known("Ann", " Bo"), "max_speakers": "2"}]),
     ("speakers", _two(), [_known("Ann", "Bo", reference=SPOKEN.replace("audio/wav", "audio/ogg; codecs=opus"))]),
-    ("words", True, [{**DIARIZED, **STREAM}]),
 ]
 
 
@@ -146,7 +151,15 @@ REFUSED: list[tuple[str, str, str, list[dict[str, Any]]]] = [
     ("response_format", INVALID, "'xml'. Supported values are: " + FORMATS, [{"response_format": "xml"}]),
     ("response_format", UNSUPPORTED, "'srt' cannot be streamed. " + STREAMED, [{**STREAM, "response_format": "srt"}]),
     ("response_format", UNSUPPORTED, "'vtt' cannot be streamed. " + STREAMED, [{**STREAM, "response_format": "vtt"}]),
-    ("response_format", UNSUPPORTED, STREAMED, [{**STREAM, **VERBOSE}]),
+    *(
+        (
+            name,
+            INVALID,
+            f"a whole number between 1 and {most}.",
+            [{"response_format": "srt", name: x} for x in NO_LIMITS],
+        )
+        for name, most in (("max_line_width", 1000), ("max_line_count", 10), ("max_words_per_line", 100))
+    ),
     ("window", INVALID, "Supported values are: 'adaptive', 'exact'.", [{"window": "short"}]),
     ("priority", INVALID, "Supported values are: 'interactive', 'bulk'.", [{"priority": "high"}]),
     ("stream", "invalid_type", "Invalid value for 'stream': expected a boolean.", [{"stream": "perhaps"}]),
@@ -188,7 +201,7 @@ REFUSED: list[tuple[str, str, str, list[dict[str, Any]]]] = [
     (
         "max_speakers",
         INVALID,
-        "expected a whole number from 1 to 32.",
+        "expected a whole number between 1 and 32.",
         [{"max_speakers": value} for value in ("0", "33", "-1", "two", "1.5", "²", "9" * 5000)],
     ),
     (
@@ -246,6 +259,13 @@ def test_the_words_of_a_refusal_are_openais() -> None:
     message = f"Invalid language 'xx'. {ISO}"
     error = {"message": message, "type": "invalid_request_error", "param": "language", "code": LANGUAGE}
     assert failure.value.body() == {"error": error}
+
+
+def test_speakers_need_the_times_of_words() -> None:
+    """Words are decoded with their times, streamed or not."""
+    assert _parse(**DIARIZED).options.decoding.words
+    assert _parse(**DIARIZED, **STREAM).options.decoding.words
+    assert not _parse().options.decoding.words
 
 
 def test_a_translation_has_no_speakers() -> None:
@@ -356,3 +376,10 @@ def test_no_value_raises_anything_else(fields: dict[str, list[str]]) -> None:
     else:
         assert 0 <= asked.options.voice.threshold <= 1
         assert asked.shape.name in CONTENT_TYPES
+
+
+def test_lines_need_the_times_of_words() -> None:
+    """They are asked of the model, and are not shown in verbose_json unless asked for."""
+    asked = _parse(response_format="verbose_json", max_line_width="30")
+    assert asked.options.decoding.words
+    assert not asked.shape.words
