@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +15,7 @@ from localwhisper_server.diarization.clustering import cluster
 from localwhisper_server.diarization.networks import Embedding, Networks
 from localwhisper_server.diarization.timeline import Timeline
 from localwhisper_server.diarization.windows import Window, Windower
+from localwhisper_server.errors import Stopping
 from localwhisper_server.types import SAMPLE_RATE, Samples
 
 # A recording that is decoded faster than it is diarized waits when so much of it is ahead: 8 MB.
@@ -31,6 +33,7 @@ class Diarizer:
     def __init__(self, load: Callable[[], Networks], check: Callable[[], None] = lambda: None) -> None:
         self._load = load
         self._check = check
+        self._begun: weakref.WeakSet[Diarization] = weakref.WeakSet()
         self._networks: Networks | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="localwhisper-diarize", initializer=_lower_priority)
 
@@ -42,7 +45,9 @@ class Diarizer:
 
         """
         self._check()
-        return Diarization(self.networks, self._thread)
+        diarization = Diarization(self.networks, self._thread)
+        self._begun.add(diarization)
+        return diarization
 
     def networks(self) -> Networks:
         """Return the networks; load them if necessary. Only the diarizing thread may call this.
@@ -56,7 +61,9 @@ class Diarizer:
         return self._networks
 
     def close(self) -> None:
-        """End the thread after the block in hand."""
+        """End the thread after the block in hand, and let nobody wait for the others."""
+        for diarization in list(self._begun):
+            diarization.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
@@ -104,6 +111,7 @@ class Diarization:
 
         Raises:
             NoDiarization: the networks' files are missing.
+            Stopping: the diarizer was closed meanwhile.
 
         """
         await asyncio.to_thread(self._wait)
@@ -119,9 +127,11 @@ class Diarization:
 
     def _wait(self) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: not self._working)
+            self._changed.wait_for(lambda: not self._working or self._closed)
             if self._failure is not None:
                 raise self._failure
+            if self._closed:
+                raise Stopping
 
     def _submit_last(self, references: Sequence[Samples], most: int | None) -> Future[Timeline]:
         return self._thread.submit(self._finish, references, most)

@@ -10,7 +10,7 @@ import pytest
 from localwhisper_server.diarization.diarizer import AHEAD_SECONDS, Diarizer
 from localwhisper_server.diarization.networks import WINDOW_SAMPLES
 from localwhisper_server.diarization.windows import STEP_SAMPLES, Windower
-from localwhisper_server.errors import NoDiarization
+from localwhisper_server.errors import NoDiarization, Stopping
 from localwhisper_server.types import SAMPLE_RATE, Samples
 from tests.server.diarization.networks_double import NetworksDouble, voice
 
@@ -147,6 +147,25 @@ async def test_a_closed_diarization_does_no_more() -> None:
     await other.timeline()
     assert networks.windows == 2
     diarizer.close()
+
+
+async def test_a_server_that_stops_keeps_nobody_waiting() -> None:
+    """The decoder may go on, and the request ends with the error of a server that stops."""
+    networks = NetworksDouble()
+    networks.gate.clear()
+    diarizer = Diarizer(lambda: networks)
+    diarization = diarizer.begin()
+    diarization.add(voice(0, seconds=10))
+    assert networks.entered.acquire(timeout=10)
+    diarization.add(voice(0, seconds=AHEAD_SECONDS))
+    waiting = threading.Thread(target=diarization.add, args=(voice(0, seconds=10),))
+    waiting.start()
+    diarizer.close()
+    waiting.join(10)
+    assert not waiting.is_alive()
+    with pytest.raises(Stopping):
+        await diarization.timeline()
+    networks.gate.set()
 
 
 async def test_missing_files_end_the_request() -> None:
