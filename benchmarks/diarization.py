@@ -342,7 +342,7 @@ def main() -> None:
         f"{len(mixes)} mixes, {total / 60:.0f} min: {took / total:.1%} of their length in processor time of one core, "
         f"{memory() - before:.0f} MB more memory at the peak"
     )
-    for similar in (0.6, 0.65, 0.7, 0.75) if asked.tuning else (SIMILAR,):
+    for similar in (0.3, 0.4, 0.5, 0.6) if asked.tuning else (SIMILAR,):
         print_rates(mixes, made, similar)
     print_known(networks, people, mixes, made)
     if not asked.tuning:

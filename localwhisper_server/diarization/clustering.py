@@ -14,11 +14,11 @@ from localwhisper_server.diarization.networks import Embedding
 from localwhisper_server.diarization.windows import Voice
 
 # Clusters whose voices are on average less similar than this are different speakers.
-SIMILAR = 0.7
+SIMILAR = 0.5
 # Only voices heard for so long found clusters; the others go to the nearest cluster.
 FOUNDING_SECONDS = 1.5
-# A known speaker that nobody is similar enough to is taken to be the most similar one, up to this much less similar:
-# references are seldom of strangers.
+# A known speaker whom nobody is similar enough to is taken to be the most similar one, if that is no more than this much
+# less similar: whoever sends a reference expects that speaker.
 KNOWN_MARGIN = 0.2
 # At most so many found clusters: 4 MB of similarities, half a second. An hour of talk has about 1,400.
 MOST_FOUNDING = 1_000
