@@ -19,6 +19,7 @@ from localwhisper_server.errors import Busy, EngineFailed, Stopping
 from localwhisper_server.observer import Observer
 from localwhisper_server.settings import Settings
 from localwhisper_server.transcription.coalescing import CoalescingTranscriber
+from localwhisper_server.transcription.live import LiveDecoder
 from localwhisper_server.transcription.scheduler import Scheduler
 from localwhisper_server.transcription.speakers import SpeakerTranscriber
 from localwhisper_server.transcription.transcriber import StepRunner, Transcriber
@@ -28,6 +29,7 @@ from localwhisper_server.whisper.chunks import Chunk, find_speech
 from localwhisper_server.whisper.devices import Device, Workers
 from localwhisper_server.whisper.engine import Engine
 from localwhisper_server.whisper.model_manager import ModelManager
+from localwhisper_server.whisper.streaming_vad import StreamingDetector
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +98,7 @@ class Runtime:
         self._scheduler: Scheduler | None = None
         self._transcriber: CoalescingTranscriber | None = None
         self._self_test: SelfTest | None = None
+        self._live: Callable[[], LiveDecoder] | None = None
 
     def start(self) -> None:
         """Find, load and warm up the model. Waits as long as other programs use the device's memory.
@@ -156,6 +159,8 @@ class Runtime:
             observer=self._observer,
         )
         speakers = SpeakerTranscriber(transcriber=transcriber, diarizer=self._diarizer, blocks=self._decoders.blocks)
+        scheduler, exact = self._scheduler, self._settings.window == "exact"
+        self._live = lambda: LiveDecoder(scheduler, prepare, steps, full_window=exact)
         self._transcriber = CoalescingTranscriber(speakers.transcribe, steps, kept=self._settings.cache)
         logger.info(
             "ready: %s on %s, %s (%s), loaded and warmed up in %.1f s, batches of up to %d",
@@ -257,6 +262,22 @@ class Runtime:
         if self._settings.window == "exact":
             options = replace(options, full_window=True)
         return transcriber.transcribe(source, options)
+
+    def live(self) -> LiveDecoder:
+        """Open a live session, which counts as a request until it is closed.
+
+        Raises:
+            Busy, EngineFailed: as `require_ready`; the queue is full, or the wait too long.
+
+        """
+        self.require_ready()
+        assert self._live is not None  # noqa: S101 - set with the transcriber
+        return self._live()
+
+    @staticmethod
+    def new_detector() -> StreamingDetector:
+        """Return a detector of speech for a new stream."""
+        return StreamingDetector()
 
     async def healthy(self) -> bool:
         """Return whether the engine works, by a self-test if necessary. True while the model loads."""

@@ -23,7 +23,7 @@ from localwhisper_client.shared.lan_ranges import LOOPBACK
 from localwhisper_server.api import routes
 from localwhisper_server.api.access_control import Rules
 from localwhisper_server.api.middleware import Limits
-from localwhisper_server.api.protocol import ConnectionLimits, HttpProtocol
+from localwhisper_server.api.protocol import ConnectionLimits, HttpProtocol, WebSocketProtocol
 from localwhisper_server.operations import mdns, watchdog
 from localwhisper_server.operations.host import outbound_address, own_names, server_url
 from localwhisper_server.operations.metrics import Metrics, video_memory
@@ -42,6 +42,7 @@ LAST_WORDS_SECONDS = 3
 # More open files than this server ever needs.
 MOST_FILES = 65_536
 KEEP_ALIVE_SECONDS = 10
+PONG_SECONDS = 120.0
 # Open files that belong to no connection: pipes of decoding processes, the log, libraries.
 OTHER_FILES = 256
 # The connection itself, its upload on disk, and a connection to the upstream.
@@ -108,7 +109,11 @@ def uvicorn_options(settings: Settings, limits: ConnectionLimits | None = None) 
         "http": partial(HttpProtocol, limits=limits or ConnectionLimits()),
         # Longer than the SDKs keep an idle connection (5 s), or one would be closed just as they send on it.
         "timeout_keep_alive": KEEP_ALIVE_SECONDS,
-        "ws": "none",
+        "ws": WebSocketProtocol,
+        # Compression would cost more than it saves: the sound is in base64, and the network is local.
+        "ws_per_message_deflate": False,
+        # A client that sends faster than this machine transcribes has its answers to pings behind its sound.
+        "ws_ping_timeout": PONG_SECONDS,
         # It would believe any proxy on this machine; `access_control` has its own list.
         "proxy_headers": False,
         "server_header": False,

@@ -121,6 +121,13 @@ class Transcript:
 
 
 @dataclass(frozen=True, slots=True)
+class Draft:
+    """A rejected text of sound that still grows: words that a later, accepted one has too are taken for right."""
+
+    transcript: Transcript
+
+
+@dataclass(frozen=True, slots=True)
 class Decoding:
     """How the model decodes a chunk.
 

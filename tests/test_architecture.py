@@ -19,7 +19,8 @@ ARROWS = {
         "runtime": {"transcription", "diarization", "whisper", "audio", *COMMON},
         "transcription": {"diarization", "whisper", "audio", *COMMON},
         "diarization": {"types", "errors"},
-        "api": COMMON,
+        "api": {"realtime", *COMMON},
+        "realtime": COMMON,
         "wyoming": COMMON,
         "audio": COMMON,
         "whisper": COMMON,
@@ -35,10 +36,13 @@ ARROWS = {
         "cli": {
             "client", "patch", "settings", "errors", "events", "lan", "cloud", "routing", "shared", "server_process",
         },
-        "patch": {"client", "request", "settings", "lan"},
-        "client": {"call", "request", "settings", "lan", "errors", "events", "routing", "_background"},
+        "patch": {"client", "realtime", "request", "settings", "lan"},
+        "client": {"call", "realtime", "request", "settings", "lan", "errors", "events", "routing", "_background"},
         "call": {
             "request", "lan", "cloud", "settings", "errors", "events", "routing", "shared", "_http", "_background",
+        },
+        "realtime": {
+            "call", "lan", "settings", "errors", "events", "routing", "shared", "_http", "_background",
         },
         "lan": {"settings", "errors", "events", "routing", "shared", "_http", "_background"},
         "cloud": {"errors", "events", "routing", "shared", "_http", "_background"},
@@ -60,13 +64,14 @@ ONLY = {
     "faster_whisper": {"whisper"}, "ctranslate2": {"whisper"}, "av": {"audio", "cloud"},
     "fastapi": {"api"}, "starlette": {"api"}, "uvicorn": {"api", "server"},
     "onnxruntime": {"diarization"}, "sherpa_onnx": {"diarization"},
+    "websockets": {"api", "realtime"},
 }  # fmt: skip
 PURE = {
     "localwhisper_client": ("routing", "shared", "events", "cloud/models"),
     "localwhisper_server": (
         "types", "errors", "api/formats", "api/form", "api/known_speakers", "diarization/clustering",
         "diarization/timeline", "diarization/assignment", "diarization/windows", "whisper/acceptance",
-        "whisper/alignment", "whisper/chunks", "transcription/queue", "transcription/segmentation",
+        "whisper/alignment", "whisper/chunks", "transcription/queue", "transcription/segmentation", "realtime",
     ),
 }  # fmt: skip
 IO = {

@@ -3,19 +3,16 @@
 Everything it needs is in `web/`; it loads nothing from elsewhere. Its files hold no secrets, so they need no key.
 """
 
-import time
-from collections import deque
-from collections.abc import Callable, Mapping
 from importlib.resources import files
-from typing import Any, Final
+from typing import Final
 
 from fastapi import FastAPI, Response
 
 from localwhisper_client.shared import languages
 from localwhisper_server.api.formats import JSON_TYPE, to_json
+from localwhisper_server.api.middleware import Activity
 from localwhisper_server.errors import NotFound
 
-MOST_REQUESTS: Final = 20
 # The page may load its own files and call its own server; the microphone is for the page itself.
 _HEADERS: Final = {
     "content-security-policy": (
@@ -35,36 +32,6 @@ _TYPES: Final = {
     ".svg": "image/svg+xml",
     ".ogg": "audio/ogg",
 }
-
-
-class Activity:
-    """The last requests that had a recording, without names and words. Not thread-safe: the event loop uses it."""
-
-    def __init__(self, now: Callable[[], float] = time.time) -> None:
-        self._now = now
-        self._requests: deque[dict[str, Any]] = deque(maxlen=MOST_REQUESTS)
-
-    def add(self, status: int, seconds: float, notes: Mapping[str, Any]) -> None:
-        """Note the end of a request: its status, how long it took, and what the log noted of it."""
-        self._requests.appendleft(
-            {
-                "ended": round(self._now(), 3),
-                "status": notes.get("failed", status),
-                "seconds": round(seconds, 3),
-                "audio_seconds": notes.get("audio_seconds"),
-                "language": notes.get("language"),
-            }
-        )
-
-    def describe(self) -> dict[str, Any]:
-        """Return the requests, latest first, and how many seconds of audio they took a second for."""
-        answered = [request for request in self._requests if request["audio_seconds"] is not None]
-        took = sum(request["seconds"] for request in answered)
-        audio = sum(request["audio_seconds"] for request in answered)
-        return {
-            "requests": list(self._requests),
-            "audio_seconds_per_second": round(audio / took, 2) if took else None,
-        }
 
 
 def add_page(app: FastAPI, activity: Activity) -> None:

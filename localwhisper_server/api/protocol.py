@@ -17,6 +17,7 @@ from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from localwhisper_client.shared.lan_ranges import LOOPBACK, Network, host_of, parse_address, within
 from localwhisper_server.api.middleware import new_request_id
@@ -32,6 +33,10 @@ EVENTS_AT_A_TIME = 16
 LEAST_CHUNK_BYTES = 8
 FREE_CHUNKS = 200
 WRITE_RATE = 1024  # bytes per second at which an answer must be read
+# The path of the only route that speaks WebSocket. On any other path a caller who asks for it is answered in HTTP.
+WEBSOCKET_PATH = "/realtime"
+# Bytes of events that may wait for a client to read them before the session pauses.
+MOST_UNREAD_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +136,8 @@ class HttpProtocol(H11Protocol):
         """Wait for the first request, or close the connection if there are too many."""
         super().connection_made(transport)
         others = self.connections - {self}
-        peers = [str(other.client[0]) for other in others if isinstance(other, H11Protocol) and other.client]
+        kinds = (H11Protocol, WebSocketsSansIOProtocol)
+        peers = [str(other.client[0]) for other in others if isinstance(other, kinds) and other.client]
         if self.client and (reason := self._limits.refusal(self.client[0], peers)):
             logger.warning("%s; further ones are closed at once", reason)
             transport.abort()
@@ -228,6 +234,14 @@ class HttpProtocol(H11Protocol):
                 InvalidRequest(str(failure) if isinstance(failure, _Refused) else "This is not valid HTTP/1.1.")
             )
 
+    def _should_upgrade_to_ws(self) -> bool:
+        return super()._should_upgrade_to_ws() and self.scope["path"].rstrip("/").endswith(WEBSOCKET_PATH)
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """Hand the connection over; its timers end here."""
+        self._stop("head")
+        super().handle_websocket_upgrade(event)
+
     def _unsupported_upgrade_warning(self) -> None:
         """Log nothing: a caller who asks for another protocol is answered in this one."""
 
@@ -249,3 +263,76 @@ class HttpProtocol(H11Protocol):
             self._start_head_timer()
         else:
             self.transport.close()
+
+
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """Aborts a connection whose events are read too slowly; closing it would wait until they are.
+
+    After a broken frame, the client has `linger_seconds` to read why: closing at once would reset the connection while
+    it sends, and lose the closing frame.
+    """
+
+    write_seconds = 30.0  # between checks of the rate
+    linger_seconds = 2.0
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # uvicorn logs every connection with its query; the request log has a line for each.
+        self.logger = _quiet
+        self._write_timer: asyncio.Handle | None = None
+        self._discarding = False
+
+    def data_received(self, data: bytes) -> None:
+        """Read on, unless a frame was broken."""
+        if not self._discarding:
+            super().data_received(data)
+
+    def handle_parser_exception(self) -> None:
+        """Tell the session and the client; discard what comes meanwhile."""
+        closing = self.conn.close_sent
+        code, reason = (closing.code, closing.reason) if closing else (1002, "")
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self._discarding = self.close_sent = True
+        self.transport.resume_reading()
+        self.close_timer = self.loop.call_later(self.linger_seconds, self.transport.close)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take over the connection."""
+        super().connection_made(transport)
+        self.transport.set_write_buffer_limits(high=MOST_UNREAD_BYTES)
+
+    def pause_writing(self) -> None:
+        """Check from time to time that the client reads."""
+        super().pause_writing()
+        self._check_writing()
+
+    def resume_writing(self) -> None:
+        """Stop checking."""
+        self._stop_write_timer()
+        super().resume_writing()
+
+    def _check_writing(self, before: float = float("inf")) -> None:
+        left = self.transport.get_write_buffer_size()
+        if left > before - WRITE_RATE * self.write_seconds:
+            self.transport.abort()
+        else:
+            self._write_timer = self.loop.call_later(self.write_seconds, self._check_writing, left)
+
+    def keepalive_timeout(self) -> None:
+        """Abort: a client that does not answer a ping would not read a closing frame either."""
+        self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the timer."""
+        self._stop_write_timer()
+        super().connection_lost(exc)
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+
+_quiet = logging.getLogger("uvicorn.error.websocket")
+_quiet.setLevel(logging.WARNING)

@@ -10,8 +10,9 @@ from starlette.exceptions import HTTPException
 
 from localwhisper_server.api import formats, speech
 from localwhisper_server.api.access_control import Rules
-from localwhisper_server.api.middleware import Limits, RequestMiddleware
-from localwhisper_server.api.page import Activity, add_page
+from localwhisper_server.api.middleware import Activity, Limits, RequestMiddleware
+from localwhisper_server.api.page import add_page
+from localwhisper_server.api.realtime import add_realtime
 from localwhisper_server.api.speech import Transcriber
 from localwhisper_server.errors import MethodNotAllowed, NotFound, UnknownModel
 from localwhisper_server.observer import Observer
@@ -61,6 +62,7 @@ def create_app(
     for prefix in ("/v1", ""):  # many base URLs lack the /v1
         speech.add_routes(app, prefix, transcriber)
         _add_routes(app, prefix, transcriber, upstream)
+        add_realtime(app, prefix, transcriber, observer=observer or Observer(), clock=clock)
     add_page(app, activity)
     if exposition is not None:
 

