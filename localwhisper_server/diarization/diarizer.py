@@ -180,4 +180,6 @@ def embedded(networks: Networks, samples: Samples) -> Embedding:
 
 def _lower_priority() -> None:
     if sys.platform == "linux":  # where a thread has a priority of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        thread = threading.get_native_id()
+        # A server with a low priority already may not raise it again.
+        os.setpriority(os.PRIO_PROCESS, thread, max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))
