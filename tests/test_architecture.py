@@ -16,9 +16,10 @@ ARROWS = {
         "__main__": {"cli"},
         "cli": {"server", "operations", "whisper", *COMMON},
         "server": {"runtime", "api", "wyoming", "operations", *COMMON},
-        "runtime": {"served_model", "whisper", "audio", *COMMON},
-        "served_model": {"transcription", "whisper", "audio", *COMMON},
-        "transcription": {"whisper", "audio", *COMMON},
+        "runtime": {"served_model", "diarization", "whisper", "audio", *COMMON},
+        "served_model": {"transcription", "diarization", "whisper", "audio", *COMMON},
+        "transcription": {"diarization", "whisper", "audio", *COMMON},
+        "diarization": {"types", "errors"},
         "api": {"realtime", *COMMON},
         "realtime": COMMON,
         "wyoming": COMMON,
@@ -63,13 +64,15 @@ FROM_CLIENT = {"__version__", "shared", "_http", "server_process"}
 ONLY = {
     "faster_whisper": {"whisper"}, "ctranslate2": {"whisper"}, "av": {"audio", "cloud"},
     "fastapi": {"api"}, "starlette": {"api"}, "uvicorn": {"api", "server"},
+    "onnxruntime": {"diarization"}, "sherpa_onnx": {"diarization"},
     "websockets": {"api", "realtime"},
 }  # fmt: skip
 PURE = {
     "localwhisper_client": ("routing", "shared", "events", "cloud/models"),
     "localwhisper_server": (
-        "types", "errors", "api/formats", "api/form", "whisper/acceptance", "whisper/alignment",
-        "whisper/chunks", "transcription/queue", "transcription/segmentation", "realtime",
+        "types", "errors", "api/formats", "api/form", "api/known_speakers", "diarization/clustering",
+        "diarization/timeline", "diarization/assignment", "diarization/windows", "whisper/acceptance",
+        "whisper/alignment", "whisper/chunks", "transcription/queue", "transcription/segmentation", "realtime",
     ),
 }  # fmt: skip
 IO = {

@@ -1,4 +1,4 @@
-"""A transcript as the bytes of an answer: json, verbose_json, text, srt, vtt and server-sent events. Pure.
+"""A transcript as the bytes of an answer: json, verbose_json, text, srt, vtt, diarized_json, events. Pure.
 
 Field names, their order and the end of each body are OpenAI's; where OpenAI's are unknown, what the SDKs read best.
 JSON is compact and has no final newline.
@@ -27,6 +27,7 @@ CONTENT_TYPES: Final = {
     "srt": TEXT_TYPE,
     "verbose_json": JSON_TYPE,
     "vtt": TEXT_TYPE,
+    "diarized_json": JSON_TYPE,
 }
 
 # OpenAI's words have no punctuation at their ends ("don't" keeps its apostrophe).
@@ -72,6 +73,8 @@ def render(transcript: Transcript, shape: Format) -> bytes:
             return ("WEBVTT\n\n" + "".join(_cues(transcript, ".", shape))).encode()
         case "verbose_json":
             return to_json(_verbose_json(transcript, shape))
+        case "diarized_json":
+            return to_json(_diarized_json(transcript))
         case _:
             return to_json(_json(transcript, shape))
 
@@ -92,6 +95,11 @@ def delta_event(text: str, segment: Segment, shape: Format) -> bytes:
     if shape.name == "verbose_json":
         payload |= {"start": segment.start, "end": segment.end}
     return event(payload)
+
+
+def segment_events(transcript: Transcript) -> list[bytes]:
+    """Render each segment of a diarized transcript as `transcript.text.segment`."""
+    return [event(segment) for segment in _diarized(transcript)]
 
 
 def done_event(transcript: Transcript, shape: Format) -> bytes:
@@ -131,6 +139,31 @@ def _verbose_json(transcript: Transcript, shape: Format) -> dict[str, Any]:
         ]
     body["usage"] = usage(transcript)
     return body
+
+
+def _diarized_json(transcript: Transcript) -> dict[str, Any]:
+    return {
+        "task": transcript.task,
+        "duration": _float32(transcript.duration),
+        "text": transcript.text,
+        "segments": _diarized(transcript),
+        "usage": usage(transcript),
+    }
+
+
+def _diarized(transcript: Transcript) -> list[dict[str, Any]]:
+    spoken = (segment for segment in transcript.segments if segment.text.strip())
+    return [
+        {
+            "type": "transcript.text.segment",
+            "id": f"seg_{number:03d}",
+            "start": round(segment.start, 3),
+            "end": round(segment.end, 3),
+            "text": segment.text.strip(),
+            "speaker": segment.speaker,
+        }
+        for number, segment in enumerate(spoken, start=1)
+    ]
 
 
 def _float32(value: float) -> float:

@@ -17,6 +17,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.types import Scope, Send
 
 from localwhisper_server.api import form, formats
+from localwhisper_server.api.known_speakers import MOST_KNOWN
 from localwhisper_server.api.middleware import LONGEST_NAME, claim_share, hung_up, note, unless_gone
 from localwhisper_server.api.realtime import LiveModel
 from localwhisper_server.errors import Busy, EngineFailed, InvalidRequest, ServerError, UnknownModel, UnreadableAudio
@@ -26,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 MAX_FIELDS = 200
 MAX_FILES = 8
+# A text field, in bytes; and a reference of a known speaker: 10 s of uncompressed stereo as base64, 4 of them.
+MAX_FIELD_BYTES = 1 << 20
+MAX_REFERENCE_BYTES = 4 << 20
 # Python has codecs that take minutes for a megabyte (punycode), or give lone surrogates.
 CHARSETS = {"utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1", "latin-1", "latin1", "windows-1252", "cp1252"}
 NO_ROOM_RETRY_SECONDS = 30.0  # by then, other uploads may have left the disk
@@ -166,6 +170,9 @@ async def _events(
                     yield formats.delta_event(text, item, shape)
                 item = await anext(items)
         _describe(scope, item)
+        if shape.name == "diarized_json":  # who speaks is known when all is heard
+            for spoken in formats.segment_events(item):
+                yield spoken
         yield await asyncio.to_thread(formats.done_event, item, shape)
     # The status is sent already. The SDKs raise APIError for an event with an `error`.
     except Exception as failure:
@@ -230,6 +237,8 @@ class _Parser(MultiPartParser):
     They are those with a name in `filename*` alone (RFC 5987), and a `file` whose type is not text.
     """
 
+    _references = 0
+
     def on_headers_finished(self) -> None:
         """Give the part a file name if it is an upload."""
         part = self._current_part
@@ -243,4 +252,8 @@ class _Parser(MultiPartParser):
                 part.content_disposition = disposition + b'; filename="%b"' % name
             elif options.get(b"name") == b"file" and not kind.startswith(b"text/"):
                 part.content_disposition = disposition + b'; filename=""'
+        # No more large fields than count, since fields are kept in memory.
+        large = options.get(b"name", b"").startswith(b"known_speaker_references") and self._references < MOST_KNOWN
+        self._references += large
+        self.max_part_size = MAX_REFERENCE_BYTES if large else MAX_FIELD_BYTES
         super().on_headers_finished()

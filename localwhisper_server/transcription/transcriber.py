@@ -40,6 +40,7 @@ TOGETHER = 2
 
 # Turns a chunk of audio into features for the model; see `whisper.chunks.Preparer`.
 Prepare = Callable[..., Chunk]
+Listen = Callable[[Samples], None]
 
 
 @dataclass(slots=True)
@@ -123,10 +124,13 @@ class Transcriber:
     decoders: Mapping[bool, asyncio.Semaphore] = field(default_factory=decoder_places)
     observer: ModelObserver = field(default_factory=ModelObserver)
 
-    async def transcribe(self, source: IO[bytes], options: Options) -> AsyncGenerator[Segment | Transcript]:
+    async def transcribe(
+        self, source: IO[bytes], options: Options, *, listen: Listen | None = None
+    ) -> AsyncGenerator[Segment | Transcript]:
         """Yield each segment as soon as it is known, in order, and the whole transcript last.
 
-        `source` is closed at the end. Closing the generator removes the chunks that still wait in the queue.
+        `source` is closed at the end. `listen` is called with each block of samples, in the thread that waits for the
+        decoder. Closing the generator removes the chunks that still wait in the queue.
 
         Raises:
             Busy: the queue is full, or the wait too long.
@@ -137,7 +141,7 @@ class Transcriber:
         language, segments = options.decoding.language, list[Segment]()
         with (
             closing(source),
-            closing(_Recording(source, options, self)) as recording,
+            closing(_Recording(source, options, self, listen)) as recording,
             closing(self.scheduler.admit(bulk=options.bulk)) as ticket,
         ):
             async with aclosing(_Pipeline(recording, ticket, options.decoding).results()) as results:
@@ -154,8 +158,9 @@ class Transcriber:
 class _Recording:
     """One upload, decoded and cut into chunks for the model. Only one task may use it."""
 
-    def __init__(self, source: IO[bytes], options: Options, parts: Transcriber) -> None:
+    def __init__(self, source: IO[bytes], options: Options, parts: Transcriber, listen: Listen | None) -> None:
         self.ended = False
+        self._listen = listen
         self._options = options
         self._parts = parts
         self._blocks = parts.blocks(source, max_seconds=parts.max_seconds, language=options.decoding.language)
@@ -210,6 +215,8 @@ class _Recording:
                         self.ended = True
                         return
                     self._samples += block.size
+                    if self._listen is not None:
+                        self._listen(block)
                     if self._segmenter.add(block):
                         return
         finally:
