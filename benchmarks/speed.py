@@ -3,10 +3,15 @@
 Other programs slow the machine down, so only the ratios of one run can be compared. In every part one server works
 while the other is idle, then the other way round, several times.
 
-    python benchmarks/speed.py [--model base] [alone] [clients] [minute] [long] [behind] [hour]
+    python benchmarks/speed.py [--model base] [--corpus FOLDER] [alone] [clients] [minute] [long] [behind] [hour]
+
+The clips of `alone` and `clients` are the shared ones, or with `--corpus` some of the test part of the corpus of
+`build_corpus.py`: always the same ones, of all groups.
 """
 
 import argparse
+import csv
+import hashlib
 import itertools
 import statistics
 import sys
@@ -14,6 +19,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import corpus
 from measuring import MINUTE, ROOT, VOICE, Rival, Upload, joined_to, ours, percentile, plain, sampling, upload
@@ -21,6 +27,8 @@ from measuring import MINUTE, ROOT, VOICE, Rival, Upload, joined_to, ours, perce
 from localwhisper_server.whisper import weights
 
 LONG_SECONDS = 1800.0
+CLIP_SECONDS = 15.0
+CORPUS_CLIPS = 40
 PARTS = ("alone", "clients", "minute", "long", "behind", "hour")
 
 
@@ -119,13 +127,28 @@ def _clips(longest: float) -> list[corpus.Clip]:
     return found
 
 
+def _from_corpus(folder: Path) -> list[Upload]:
+    """Return some of its test clips with speech, drawn from their names."""
+    with (folder / "manifest.tsv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    names = [
+        row["path"] for row in rows if row["split"] == "test" and row["text"] and float(row["seconds"]) <= CLIP_SECONDS
+    ]
+    names.sort(key=lambda name: hashlib.sha256(name.encode()).digest())
+    return [upload(folder / name) for name in names[:CORPUS_CLIPS]]
+
+
 def main() -> None:
     """Run the parts asked for."""
     parser = argparse.ArgumentParser(description="Our server against plain faster-whisper, in turn.")
     parser.add_argument("--model", default="base", help="folder or name of the model")
+    parser.add_argument("--corpus", type=Path, help="folder with manifest.tsv, whose test clips are sent")
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[])
     options = parser.parse_args()
-    clips = [("clip.wav", corpus.wav(clip.audio)) for clip in _clips(15.0)]
+    if options.corpus:
+        clips = _from_corpus(options.corpus)
+    else:
+        clips = [("clip.wav", corpus.wav(clip.audio)) for clip in _clips(CLIP_SECONDS)]
     folder = str(weights.find(options.model))
     with plain(folder) as first, ours(folder) as second:
         for part in options.parts or PARTS:

@@ -1,7 +1,7 @@
 """Where to cut a recording: blocks of samples in, chunks that begin and end in pauses out. Pure.
 
-Whisper decodes at most 30 s at once, and on a CPU short chunks cost less than long ones. Cut in the pauses into chunks
-of 12 to 20 s, a recording gives the same words as with windows of 30 s (BENCHMARKS.md).
+Whisper decodes at most 30 s at once. Shorter chunks cost less on a CPU, but a cut within a sentence costs words on both
+sides of it (BENCHMARKS.md), so chunks are long and end in long pauses.
 """
 
 import itertools
@@ -33,7 +33,7 @@ class FindSpeech(Protocol):
 class Segmenter:
     """Cuts one recording as it is decoded: `add` each block, and `cut` when there is enough, and once at the end.
 
-    A chunk is at most 12 s long, 8 s if several languages are expected, and 30 s with the full window. A recording that
+    A chunk is at most 28 s long, 8 s if several languages are expected, and 30 s with the full window. A recording that
     fits into one chunk stays whole, so that the model has all the sound around its words. A longer one is cut in the
     pauses. Each chunk keeps the padding of `voice` on both sides of its speech, or less where that leaves no room (see
     `most_speech`). Chunks come in order, never overlap, and together hold all speech. Without speech there is none.
@@ -85,16 +85,18 @@ class Bounds:
 def plan(speech: Sequence[Span], duration: float, *, padding: float, longest: float) -> list[Bounds]:
     """Join neighbouring spans of speech to chunks of at most `longest` seconds, padded where there is room.
 
-    `speech` is in order, without overlaps, within `duration` seconds. A single span that is too long is cut in equal
-    parts. Two chunks share the pause between them, half each.
+    `speech` is in order, without overlaps, within `duration` seconds. A chunk ends at the longest pause of those that
+    make it at least half full: a sentence more likely ends there than at the last pause that fits. A single span that
+    is too long is cut in equal parts. Two chunks share the pause between them, half each.
     """
     most = most_speech(padding, longest)
     groups: list[list[Span]] = []
-    for span in (part for whole in speech for part in _parts(whole, most)):
-        if groups and span.end - groups[-1][0].start <= most:
-            groups[-1].append(span)
-        else:
-            groups.append([span])
+    waiting = [part for whole in speech for part in _parts(whole, most)]
+    while waiting:
+        fitting = max(1, sum(span.end - waiting[0].start <= most for span in waiting))
+        count = fitting if fitting == len(waiting) else _longest_pause(waiting[: fitting + 1], most / 2)
+        groups.append(waiting[:count])
+        waiting = waiting[count:]
     # The middle of each pause between two groups, and both ends of the recording.
     pauses = [(before[-1].end + after[0].start) / 2 for before, after in itertools.pairwise(groups)]
     edges = itertools.pairwise([0.0, *pauses, duration])
@@ -102,6 +104,16 @@ def plan(speech: Sequence[Span], duration: float, *, padding: float, longest: fl
         Bounds(max(first, group[0].start - padding), min(last, group[-1].end + padding), tuple(group))
         for group, (first, last) in zip(groups, edges, strict=False)
     ]
+
+
+def _longest_pause(spans: Sequence[Span], least: float) -> int:
+    """Return how many spans come before the longest pause; a pause in the first `least` seconds only if it is the last.
+
+    Of pauses that are equally long to a hundredth of a second, the last.
+    """
+    last = len(spans) - 1
+    late = [count for count in range(1, last) if spans[count - 1].end - spans[0].start >= least]
+    return max([*late, last], key=lambda count: (round(spans[count].start - spans[count - 1].end, 2), count))
 
 
 def _parts(span: Span, longest: float) -> list[Span]:

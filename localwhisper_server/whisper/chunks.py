@@ -23,12 +23,14 @@ from localwhisper_server.types import SAMPLE_RATE, AudioChunk, Decoding, Samples
 FRAMES_PER_SECOND = 100
 FULL_SECONDS = 30.0
 FULL_FRAMES = int(FULL_SECONDS * FRAMES_PER_SECOND)
-# Measured (BENCHMARKS.md, "Word error rates"): more margin gains nothing; windows of 8 s had two more wrong words on
-# 114 clips than those of 10 s.
+# Measured (BENCHMARKS.md, "Word error rates"): more margin gains nothing for messages, but does for longer chunks;
+# windows of 8 s had two more wrong words on 114 clips than those of 10 s.
 MARGIN_SECONDS = 3.0
+LONG_MARGIN_SECONDS = 8.0
+MESSAGE_SECONDS = 12.0
 MIN_WINDOW_SECONDS = 10.0
-# No chunk is cut longer than this: on a CPU short chunks cost less than long ones (BENCHMARKS.md).
-LONGEST_SECONDS = 12.0
+# No chunk is cut longer than this. Shorter chunks cost less on a CPU, and words: a sentence goes on in the next chunk.
+LONGEST_SECONDS = 28.0
 # A shorter remainder is not decoded.
 MIN_REMAINDER_SECONDS = 1.0
 
@@ -52,7 +54,8 @@ Features = npt.NDArray[np.float32]
 
 def window_frames(seconds: float) -> int:
     """Return how many frames of 10 ms to encode for a chunk of this length."""
-    wanted = max(seconds + MARGIN_SECONDS, MIN_WINDOW_SECONDS)
+    margin = MARGIN_SECONDS if seconds <= MESSAGE_SECONDS else LONG_MARGIN_SECONDS
+    wanted = max(seconds + margin, MIN_WINDOW_SECONDS)
     # Whole seconds, so that chunks of about the same length share a batch.
     return min(FULL_FRAMES, math.ceil(wanted) * FRAMES_PER_SECOND)
 

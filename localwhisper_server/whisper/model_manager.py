@@ -18,7 +18,7 @@ from dataclasses import replace
 from localwhisper_server.errors import Busy
 from localwhisper_server.observer import ModelObserver
 from localwhisper_server.types import BatchLimits
-from localwhisper_server.whisper.chunks import FULL_FRAMES, LONGEST_SECONDS, Chunk, ChunkResult, window_frames
+from localwhisper_server.whisper.chunks import FULL_FRAMES, MESSAGE_SECONDS, Chunk, ChunkResult, window_frames
 from localwhisper_server.whisper.devices import Device, is_out_of_memory
 from localwhisper_server.whisper.engine import Engine
 from localwhisper_server.whisper.model_memory import ModelMemory, Resident
@@ -41,8 +41,8 @@ MIN_GAIN = 0.05
 # worker, which has the memory's whole bandwidth; two at the same time take half as long again.
 BATCH_SECONDS = 2.5
 SHARE_SECONDS = 0.5
-# The share holds at least one chunk of a long recording, however slow the machine.
-MIN_SHARE_FRAMES = window_frames(LONGEST_SECONDS)
+# The share holds at least one message, however slow the machine.
+MIN_SHARE_FRAMES = window_frames(MESSAGE_SECONDS)
 
 
 class ModelManager:

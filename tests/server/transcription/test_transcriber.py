@@ -35,7 +35,7 @@ pytestmark = pytest.mark.anyio
 LIMITS = BatchLimits(items=2, frames=10**9, share=10**9)
 NO_PADDING = Voice(prefix_padding_ms=0)
 # Three stretches of speech in 55 s: no two fit into one chunk.
-THREE = [Span(2, 12), Span(20, 30), Span(40, 50)]
+THREE = [Span(2, 12), Span(21, 31), Span(40, 50)]
 
 
 class Engine(EngineDouble):
@@ -156,7 +156,7 @@ async def _until(condition: Callable[[], object]) -> None:
 async def test_segments_in_order_then_the_transcript(transcriber: Transcriber, engine: Engine) -> None:
     """A recording in three chunks: each is cut where the speech is, and the transcript has all segments."""
     segments, transcript = await _all(transcriber, upload(THREE))
-    assert [segment.text for segment in segments] == [" 2", " 20", " 40"]
+    assert [segment.text for segment in segments] == [" 2", " 21", " 40"]
     assert transcript == Transcript("transcribe", "de", 55.0, tuple(segments))
     assert [chunk.seconds for chunk in engine.chunks] == [10.0, 10.0, 10.0]
 
@@ -173,13 +173,13 @@ async def test_the_first_chunk_decides_the_language(transcriber: Transcriber, en
 
 async def test_a_second_chunk_in_another_language_is_decoded_again(transcriber: Transcriber, engine: Engine) -> None:
     """In the language of the first chunk; only the second result counts."""
-    engine.others = {20.0: "nl"}
+    engine.others = {21.0: "nl"}
     segments, transcript = await _all(transcriber, upload(THREE))
-    assert [segment.text for segment in segments] == [" 2", " 20", " 40"]
+    assert [segment.text for segment in segments] == [" 2", " 21", " 40"]
     assert transcript.language == "de"
     languages = [(chunk.offset, chunk.decoding.language) for chunk in engine.chunks]
-    assert languages[:2] == [(2.0, None), (20.0, None)]
-    assert sorted(languages[2:]) == [(20.0, "de"), (40.0, "de")]
+    assert languages[:2] == [(2.0, None), (21.0, None)]
+    assert sorted(languages[2:]) == [(21.0, "de"), (40.0, "de")]
 
 
 async def test_with_several_languages_each_chunk_has_its_own(transcriber: Transcriber, engine: Engine) -> None:
@@ -219,12 +219,12 @@ async def test_remainders_come_before_the_next_chunk(transcriber: Transcriber, e
     features = np.zeros((1, SAMPLE_RATE), np.float32)
     engine.remainders = {2.0: Chunk(features, 1.0, 10.0, Decoding()), 10.0: Chunk(features, 1.0, 15.0, Decoding())}
     segments, _ = await _all(transcriber, upload(THREE[:2]))
-    assert [segment.text for segment in segments] == [" 2", " 10", " 15", " 20"]
+    assert [segment.text for segment in segments] == [" 2", " 10", " 15", " 21"]
     assert {chunk.offset: chunk.decoding.language for chunk in engine.chunks} == {
         2.0: None,
         10.0: "de",
         15.0: "de",
-        20.0: None,  # submitted together with the first
+        21.0: None,  # submitted together with the first
     }
 
 
@@ -406,7 +406,7 @@ async def test_the_full_window_is_for_requests_that_ask_for_it(transcriber: Tran
     await _all(transcriber, upload(THREE), Options(voice=NO_PADDING, full_window=True))
     await _all(transcriber, upload(THREE))
     assert [(chunk.full_window, chunk.seconds) for chunk in engine.chunks] == [
-        (True, 28),
+        (True, 29),
         (True, 10),
         *[(False, 10)] * 3,
     ]
@@ -500,7 +500,7 @@ async def test_a_failing_engine_fails_that_request_alone(
     transcriber: Transcriber, engine: Engine, scheduler: Scheduler
 ) -> None:
     """The next one is served."""
-    engine.failing = {20.0}
+    engine.failing = {21.0}
     with pytest.raises(EngineFailed):
         await _all(transcriber, upload(THREE))
     assert scheduler.requests == 0
@@ -513,7 +513,7 @@ async def test_the_failures_of_other_chunks_are_not_logged_as_lost(
     make: Callable[..., Transcriber], engine: Engine, scheduler: Scheduler, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One chunk's failure ends the request; asyncio must not complain that those of its other chunks were ignored."""
-    engine.failing = {2.0, 20.0, 40.0}
+    engine.failing = {2.0, 21.0, 40.0}
     engine.gate.clear()
     scheduler.admit().submit([Chunk(np.zeros((1, 1), np.float32), 1.0, 0.0, Decoding())])
     await asyncio.to_thread(engine.wait)

@@ -197,13 +197,14 @@ def _rejection(changed: dict[str, Any], *, full_window: bool = False) -> str | N
     "changed",
     [
         {},
-        {"language_probability": 0.8},
+        {"language_probability": 0.3},
         {"avg_logprob": -0.55},
+        {"avg_logprob": -1.2, "language_probability": 0.74},
         {"compression_ratio": 2.0},
-        {"last_timestamp": 6.0},
-        {"last_timestamp": 3.5},
+        {"last_timestamp": 7.0},
+        {"last_timestamp": 3.7},
         {"count": 5},
-        {"count": 36},
+        {"count": 56},
         {"count": 12, "speech": (3.9, 4.5)},  # "Yes." with its punctuation
         {"count": 30, "speech": (4.0, 4.5)},
         {"count": 1, "text": "Ja.", "speech": (0.2, 0.6), "last_timestamp": 0.6},
@@ -219,15 +220,17 @@ def test_a_good_answer_is_accepted(changed: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("reason", "changed"),
     [
-        ("language", {"language_probability": 0.79}),
+        ("language", {"language_probability": 0.29}),
         ("logprob", {"avg_logprob": -0.56}),
+        ("logprob", {"avg_logprob": -0.56, "language_probability": 0.75}),
+        ("logprob", {"avg_logprob": -1.21, "language_probability": 0.74}),
         ("compression", {"compression_ratio": 2.01}),
         ("speech rate", {"count": 4}),
-        ("speech rate", {"count": 37}),
-        ("speech rate", {"count": 13, "speech": (3.5, 4.5)}),
-        ("past the end", {"last_timestamp": 6.1}),
+        ("speech rate", {"count": 57}),
+        ("speech rate", {"count": 15, "speech": (3.5, 4.5)}),
+        ("past the end", {"last_timestamp": 7.1}),
         ("past the end", {"last_timestamp": 22.5}),  # in a clip of five seconds, with a fine log probability
-        ("stops early", {"last_timestamp": 3.4}),
+        ("stops early", {"last_timestamp": 3.6}),
         ("stops early", {"text": "Please buy", "count": 5, "last_timestamp": 1.0}),  # a sentence cut off
         ("stops early", {"last_timestamp": 2.0, "continues_at": 4.5}),  # the remainder would be too short
         ("repetition", {"text": "He He He"}),
