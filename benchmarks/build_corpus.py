@@ -318,7 +318,8 @@ def build(folder: Path, root: Path, cache: Path, shared: Path) -> Builder:
         variants(builder, clips[:96] if side else clips[:60], root)
     long = [part for part in [*read, *old, *sources.sonnets(root)] if part.samples.size > 30 * corpus.RATE]
     for recording in long:
-        builder.add(recording, recording.samples, "long", recording.id, f"{recording.kind}, whole")
+        whole = "joined" if "concat" in recording.id else "whole"
+        builder.add(recording, recording.samples, "long", recording.id, f"{recording.kind}, {whole}")
     together = [
         *scenes(queen, lambda part: part.scene.split("-")[0], (45, 75, 120), 6),
         *scenes(czech, lambda part: part.scene, (40, 60), 2),
