@@ -113,7 +113,7 @@ def load(folder: Path, split: str) -> list[Row]:
                 )
                 key = hashlib.sha256(path.read_bytes()).hexdigest()[:24]
                 rows.append(Row(clip, line["group"], key, line["source"]))
-    return sorted(rows, key=lambda row: hashlib.sha256(row.clip.id.encode()).digest())
+    return sorted(rows, key=lambda row: hashlib.sha256(f"turn of {row.clip.id}".encode()).digest())
 
 
 def decode(rows: Sequence[Row], transcribe: accuracy.Transcriber, results: Results, until: float) -> int:
