@@ -6,6 +6,8 @@ the latter two, or uses a running one::
 
     python benchmarks/accuracy.py [--model PATH_OR_NAME] [--server http://localhost:5000/v1]
 
+With ``--corpus FOLDER`` the clips are those of `build_corpus.py`, and `corpus_accuracy.py` measures them.
+
 Rates are errors / reference words over all clips of a language (not a mean of clips). English passes through Whisper's
 own English normaliser, other languages through its basic one; Japanese and Chinese are counted in characters, since
 their words are not separated. On clips without speech, every word of a transcript counts as an invented one.
@@ -253,4 +255,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    if any(argument.partition("=")[0] == "--corpus" for argument in sys.argv[1:]):
+        import corpus_accuracy
+
+        sys.exit(corpus_accuracy.main(sys.argv[1:]))
     sys.exit(main(sys.argv[1:]))

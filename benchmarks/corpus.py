@@ -182,15 +182,15 @@ def generated(seed: int = 0) -> Iterator[Clip]:
         yield _made(f"silence-{seconds:g}s", np.zeros(int(seconds * RATE)))
     for colour, exponent in (("white", 0.0), ("pink", 0.5), ("brown", 1.0)):
         for level in (0.005, 0.05, 0.3):
-            yield _made(f"{colour}-{level:g}", level * _noise(rng, 8.0, exponent))
+            yield _made(f"{colour}-{level:g}", level * noise(rng, 8.0, exponent))
     time = np.arange(8 * RATE) / RATE
     hum = sum(np.sin(2 * np.pi * 50 * k * time) / k for k in (1, 2, 3, 5, 7))
-    yield _made("mains-hum", 0.1 * hum + 0.003 * _noise(rng, 8.0, 0.0))
+    yield _made("mains-hum", 0.1 * hum + 0.003 * noise(rng, 8.0, 0.0))
     for hertz in (100, 440, 1000, 3000):
         yield _made(f"tone-{hertz}", 0.2 * np.sin(2 * np.pi * hertz * time))
     beeps = np.sin(2 * np.pi * 425 * time) * (time % 1.0 < 0.5)
     yield _made("busy-line", 0.2 * beeps)
-    fan = _noise(rng, 8.0, 1.0) * (1 + 0.3 * np.sin(2 * np.pi * 11 * time)) + 0.3 * np.sin(2 * np.pi * 120 * time)
+    fan = noise(rng, 8.0, 1.0) * (1 + 0.3 * np.sin(2 * np.pi * 11 * time)) + 0.3 * np.sin(2 * np.pi * 120 * time)
     yield _made("fan", 0.1 * fan)
     for rate in (1, 6):
         clicks = np.zeros(8 * RATE)
@@ -210,7 +210,7 @@ def joined(clips: Sequence[Clip], seconds: float, *, pause: float = 0.7, name: s
 
     The pauses are faint noise, as a room has it: digital silence would make the cutting easier than it is.
     """
-    room = (0.0005 * _noise(np.random.default_rng(1), pause, 0.5)).astype(np.float32)
+    room = (0.0005 * noise(np.random.default_rng(1), pause, 0.5)).astype(np.float32)
     pieces: list[NDArray[np.float32]] = []
     words: list[str] = []
     length = 0
@@ -361,7 +361,7 @@ def _made(name: str, samples: NDArray[np.float64]) -> Clip:
     )
 
 
-def _noise(rng: np.random.Generator, seconds: float, exponent: float) -> NDArray[np.float64]:
+def noise(rng: np.random.Generator, seconds: float, exponent: float) -> NDArray[np.float64]:
     """Return noise whose amplitude falls with frequency to the power ``exponent``; its root mean square is 1."""
     count = int(seconds * RATE)
     spectrum = np.fft.rfft(rng.standard_normal(count))
