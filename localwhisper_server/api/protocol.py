@@ -328,8 +328,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         return message
 
     async def send(self, message: Any) -> None:
-        """Send; after a closing frame, read on until the client's."""
+        """Send; after a closing frame, read on until the client's. A refusal ends the handshake, or it is an error."""
         await super().send(message)
+        self.handshake_complete = self.handshake_complete or self.close_sent
         self._parse_on()
 
     def handle_cont(self, event: Frame) -> None:

@@ -203,6 +203,13 @@ def test_keys(headers: dict[str, str], subprotocols: Any, status: int) -> None:
     assert refusal.headers["x-request-id"].startswith("req_")
 
 
+def test_a_refusal_is_no_error_of_the_server(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is logged as a warning or more."""
+    with server(rules=Rules(keys=(KEY,))) as url:
+        assert refused(url).status_code == 401
+    assert not [line for line in caplog.records if line.name.startswith(("localwhisper", "uvicorn"))]
+
+
 def test_pages_without_a_key() -> None:
     """Where no key is set, only this server's own pages may connect."""
     with server() as url:
