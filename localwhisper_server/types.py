@@ -186,7 +186,7 @@ class Options:
     """Everything that a request asks for, except its audio.
 
     `full_window` decodes every chunk with Whisper's whole window of 30 s. `bulk` requests wait for interactive ones.
-    With `speakers` None, nobody asks who speaks.
+    `speakers` None: speakers are not told apart.
     """
 
     decoding: Decoding = field(default_factory=Decoding)

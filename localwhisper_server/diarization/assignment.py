@@ -31,7 +31,7 @@ def assign(segments: Sequence[Segment], timeline: Timeline, names: Sequence[str]
 
 
 def _parts(segment: Segment, timeline: Timeline, before: int) -> Iterator[tuple[Segment, int]]:
-    """Yield the parts of a segment, each with its speaker's column; `before` counts where nobody is heard."""
+    """Yield the parts of a segment, each with its speaker's column; `before` counts where no speaker is heard."""
     words = [word for word in segment.words if word.text]
     if not words:
         found = timeline.speaker(segment.start, segment.end)

@@ -17,8 +17,8 @@ from localwhisper_server.diarization.windows import Voice
 SIMILAR = 0.5
 # Only voices heard for so long found clusters; the others go to the nearest cluster.
 FOUNDING_SECONDS = 1.5
-# If nobody is similar enough to a known speaker, the most similar speaker is taken, up to this much less similar:
-# whoever sends a reference expects that speaker.
+# If no speaker is similar enough to a known one, the most similar speaker is taken, up to this much less similar:
+# a caller that sends a reference expects that speaker.
 KNOWN_MARGIN = 0.2
 # At most so many found clusters: 4 MB of similarities, half a second. An hour of talk has about 1,400.
 MOST_FOUNDING = 1_000

@@ -61,7 +61,7 @@ class Diarizer:
         return self._networks
 
     def close(self) -> None:
-        """End the thread after the block in hand, and let nobody wait for the others."""
+        """End the thread after the block in hand; the requests that wait for others fail."""
         for diarization in list(self._begun):
             diarization.close()
         self._thread.shutdown(wait=False, cancel_futures=True)

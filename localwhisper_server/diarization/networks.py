@@ -22,7 +22,7 @@ WINDOW_SAMPLES = 10 * SAMPLE_RATE
 WINDOW_FRAMES = 589
 FRAME_SAMPLES = 270
 SPEAKERS = 3
-# The network's classes: nobody, one speaker, two speakers.
+# The network's classes: no speaker, one speaker, two speakers.
 CLASSES = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]], np.float32)
 
 

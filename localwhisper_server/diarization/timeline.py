@@ -56,7 +56,7 @@ class Timeline:
         return sorted(found, key=lambda turn: (turn.start, turn.end))
 
     def speaker(self, start: float, end: float) -> int | None:
-        """Return who is the most active between two times, in seconds, or next to them; None if nobody ever is.
+        """Return who is the most active between two times, in seconds, or next to them; None if none ever is.
 
         Where several speak at once, this is the most probable one: the louder, as a rule.
         """

@@ -64,8 +64,8 @@ def test_two_known_speakers_with_similar_voices_stay_two() -> None:
     assert cluster(voices, references=references).labels.tolist() == [0, 0, 1, 1]
 
 
-def test_a_reference_that_nobody_resembles_much_is_the_most_similar_speaker() -> None:
-    """Down to KNOWN_MARGIN under the threshold; a stranger stays a stranger."""
+def test_a_reference_that_resembles_no_speaker_much_is_the_most_similar_one() -> None:
+    """Down to KNOWN_MARGIN under the threshold; a speaker less similar than that stays unknown."""
     angle = np.degrees(np.arccos(clustering.SIMILAR - clustering.KNOWN_MARGIN))
     voices = [_near(0, window=0), _near(0, window=1)]
     assert cluster(voices, references=[_near(angle - 3).embedding]).labels.tolist() == [0, 0]

@@ -36,7 +36,7 @@ def test_without_a_hub_the_message_names_both_ways() -> None:
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:
-    """The checksum decides, whoever sent the file."""
+    """The checksum decides, wherever the file came from."""
     (tmp_path / "model.onnx").write_bytes(b"another")
     asked = []
 
