@@ -5,7 +5,7 @@
 Prints, for one split: rates by group, by language, for clips of 12 to 30 s and for longer recordings, each with a 95 %
 interval of the difference between the adaptive and the full window (bootstrap over clips, 2,000 draws); the clips in
 which the adaptive window is two or more words worse; how many clips were decoded twice, and in how many of these the
-second look changed a word; and words invented where nobody speaks, with and without a prompt.
+second look changed a word; and words invented where there is no speech, with and without a prompt.
 
 Normalisation is `accuracy.Normalizer`'s: Whisper's English normaliser for English, its basic one elsewhere (lower case,
 no punctuation); Japanese, Chinese and Korean are counted in characters.
@@ -309,7 +309,7 @@ def main(arguments: Sequence[str]) -> int:
     texts |= {"full": full.texts, "adaptive": adaptive.texts}
     print(f"# {options.split}, {folder.name}\n")
     print("\n".join(report(spoken, texts, doubted, unchecked.texts)))
-    print("\nInvented words where nobody speaks:\n" + "\n".join(silence))
+    print("\nInvented words without speech:\n" + "\n".join(silence))
     return 0
 
 

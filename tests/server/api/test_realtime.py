@@ -34,7 +34,7 @@ pytestmark = pytest.mark.anyio
 
 SECONDS = 10.0
 PREFIX = "conversation.item.input_audio_transcription."
-KEY = "house-key-1234567"
+KEY = "server-key-123456"
 INTENT: Any = {"intent": "transcription"}
 
 

@@ -149,7 +149,7 @@ async def test_a_closed_diarization_does_no_more() -> None:
     diarizer.close()
 
 
-async def test_a_server_that_stops_keeps_nobody_waiting() -> None:
+async def test_a_server_that_stops_fails_the_requests_that_wait() -> None:
     """The decoder may go on, and the request ends with the error of a server that stops."""
     networks = NetworksDouble()
     networks.gate.clear()

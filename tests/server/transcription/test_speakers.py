@@ -101,7 +101,7 @@ async def test_the_transcript_has_speakers_and_the_segments_before_it_have_not(t
     assert whole.text == "".join(segment.text for segment in early).strip()
 
 
-async def test_nobody_asks_for_speakers(transcribe: Any) -> None:
+async def test_no_speakers_are_asked_for(transcribe: Any) -> None:
     """The networks are not used at all."""
     *_, whole = await transcribe(voice(0, seconds=8), voice(1, seconds=4), speakers=None)
     assert {segment.speaker for segment in whole.segments} == {""}
