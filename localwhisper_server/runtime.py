@@ -16,7 +16,7 @@ from localwhisper_server.observer import Observer
 from localwhisper_server.served_model import LOADING_RETRY_SECONDS, STUCK_SECONDS, Load, ServedModel, Shared
 from localwhisper_server.settings import Settings
 from localwhisper_server.types import Task
-from localwhisper_server.whisper import devices, weights
+from localwhisper_server.whisper import devices, model_names
 from localwhisper_server.whisper.engine import Engine
 from localwhisper_server.whisper.model_memory import ModelMemory
 
@@ -72,8 +72,8 @@ class Runtime:
         self._named: dict[str, ServedModel] = {}
         self.models: list[ServedModel] = []
         for given in settings.model:
-            model = weights.default_model(self._device.name) if given == "auto" else given
-            names = weights.served_names(model)
+            model = model_names.default_model(self._device.name) if given == "auto" else given
+            names = model_names.served_names(model)
             if names[0] in self._named:
                 logger.warning("--model %s is left out: another model is served as %s", given, names[0])
                 continue
@@ -90,8 +90,8 @@ class Runtime:
             self._named |= {name: served for name in served.names if name not in self._named}
         self.names = tuple(self._named)
         for served in self.models:
-            self._named = dict.fromkeys(weights.aliases(served.model), served) | self._named
-        self._named = dict.fromkeys(weights.HABITUAL_NAMES, self.models[0]) | self._named
+            self._named = dict.fromkeys(model_names.aliases(served.model), served) | self._named
+        self._named = dict.fromkeys(model_names.HABITUAL_NAMES, self.models[0]) | self._named
         self.failure: Exception | None = None
         self._ready = self._draining = False
 

@@ -22,7 +22,7 @@ from localwhisper_server.transcription.scheduler import Scheduler
 from localwhisper_server.transcription.speakers import SpeakerTranscriber
 from localwhisper_server.transcription.transcriber import StepRunner, Transcriber, decoder_places
 from localwhisper_server.types import AudioChunk, Decoding, Options, Segment, Transcript, Voice
-from localwhisper_server.whisper import weights
+from localwhisper_server.whisper import model_names, weights
 from localwhisper_server.whisper.chunks import Chunk, find_speech
 from localwhisper_server.whisper.devices import Device, Workers
 from localwhisper_server.whisper.engine import Engine
@@ -111,7 +111,7 @@ class ServedModel:
     @property
     def can_translate(self) -> bool:
         """Whether it was trained to translate into English."""
-        return self.languages != {"en"} and weights.trained_to_translate(self.model)
+        return self.languages != {"en"} and model_names.trained_to_translate(self.model)
 
     @property
     def loaded(self) -> bool:

@@ -16,7 +16,7 @@ from localwhisper_client.shared import languages, openai_models
 from localwhisper_client.shared.file_endings import ENDINGS
 from localwhisper_server.api import known_speakers
 from localwhisper_server.api.formats import CONTENT_TYPES, Format
-from localwhisper_server.api.subtitles import DEFAULT_COUNT, DEFAULT_WIDTH, LineLimits
+from localwhisper_server.api.subtitle_lines import DEFAULT_COUNT, DEFAULT_WIDTH, LineLimits
 from localwhisper_server.errors import InvalidRequest
 from localwhisper_server.types import Decoding, Options, Speakers, Task, Voice
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from localwhisper_client.shared import languages
-from localwhisper_server.api import subtitles
-from localwhisper_server.api.subtitles import Cue, LineLimits
+from localwhisper_server.api import subtitle_lines
+from localwhisper_server.api.subtitle_lines import Cue, LineLimits
 from localwhisper_server.types import Segment, Transcript, Word
 
 JSON_TYPE: Final = "application/json"
@@ -135,7 +135,7 @@ def _verbose_json(transcript: Transcript, shape: Format) -> dict[str, Any]:
     if shape.lines is not None:
         body["cues"] = [
             {"start": round(cue.start, 3), "end": round(cue.end, 3), "lines": cue.lines}
-            for cue in subtitles.cues(transcript.segments, shape.lines)
+            for cue in subtitle_lines.cues(transcript.segments, shape.lines)
         ]
     body["usage"] = usage(transcript)
     return body
@@ -209,7 +209,7 @@ def _cues(transcript: Transcript, point: str, shape: Format) -> Iterable[str]:
     if shape.lines is None:
         made = (Cue(segment.start, segment.end, (segment.text,)) for segment in transcript.segments)
     else:
-        made = subtitles.cues(transcript.segments, shape.lines)
+        made = subtitle_lines.cues(transcript.segments, shape.lines)
     for cue in made:
         # An arrow or a blank line inside a cue would end it early for a player's parser.
         text = "\n".join(" ".join(line.split()) for line in cue.lines).replace("-->", "->")

@@ -149,7 +149,8 @@ class Session:
             self._turns.configure(self._set.voice)
         if self._set.form != before.form:
             self._decode = SoundDecoder(self._set.form)
-        return [self._event(f"{kind}d", session=self._session())]
+        updated = "transcription_session.updated" if beta else "session.updated"
+        return [self._event(updated, session=self._session())]
 
     def hear(self) -> list[Event]:
         """Take the next SLICE_SECONDS of the sound that was sent; this may take some milliseconds."""

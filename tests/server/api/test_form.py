@@ -11,7 +11,7 @@ from localwhisper_client.shared.languages import NAMES
 from localwhisper_client.shared.openai_models import GPT_4O_TRANSCRIBE_DIARIZE as DIARIZE
 from localwhisper_server.api import form
 from localwhisper_server.api.formats import CONTENT_TYPES, Format
-from localwhisper_server.api.subtitles import LineLimits
+from localwhisper_server.api.subtitle_lines import LineLimits
 from localwhisper_server.errors import InvalidRequest
 from localwhisper_server.types import Decoding, KnownSpeaker, Options, Speakers, Voice
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from localwhisper_server.api import formats
 from localwhisper_server.api.formats import Format
-from localwhisper_server.api.subtitles import LineLimits
+from localwhisper_server.api.subtitle_lines import LineLimits
 from localwhisper_server.types import Segment, TokenLogprob, Transcript, Word
 
 HELLO = Transcript(

@@ -11,7 +11,7 @@ import huggingface_hub.constants
 import huggingface_hub.errors
 import pytest
 
-from localwhisper_server.whisper import weights
+from localwhisper_server.whisper import model_names, weights
 from localwhisper_server.whisper.weights import ModelError
 
 if TYPE_CHECKING:
@@ -75,42 +75,45 @@ HABITS = ("whisper", "whisper-large-v3-turbo", "distil-whisper-large-v3-en", "op
 )
 def test_a_model_is_served_under_all_its_names(model: str, also: tuple[str, ...]) -> None:
     """Its own first, then those of the same weights, each once."""
-    names = weights.served_names(model)
+    names = model_names.served_names(model)
     assert names[0] == model
     assert len(set(names)) == len(names)
-    assert {*names, *weights.aliases(model)} >= {*also}
+    assert {*names, *model_names.aliases(model)} >= {*also}
 
 
 def test_habitual_names() -> None:
     """Names that clients keep of other services."""
-    assert {*HABITS, "openai/gpt-4o-transcribe"} <= weights.HABITUAL_NAMES
+    assert {*HABITS, "openai/gpt-4o-transcribe"} <= model_names.HABITUAL_NAMES
 
 
 @pytest.mark.parametrize(
     ("model", "can"),
     [
         *((model, True) for model in ("large-v3", "base", "Systran/faster-whisper-medium", "someone/finetuned")),
-        *((model, False) for model in ("turbo", "large-v3-turbo", weights.REPOSITORIES["turbo"], "distil-large-v3.5")),
+        *(
+            (model, False)
+            for model in ("turbo", "large-v3-turbo", model_names.REPOSITORIES["turbo"], "distil-large-v3.5")
+        ),
     ],
 )
 def test_which_models_were_trained_to_translate(model: str, *, can: bool) -> None:
     """Not turbo, and not the distilled ones, however they are named."""
-    assert weights.trained_to_translate(model) is can
+    assert model_names.trained_to_translate(model) is can
 
 
 def test_other_models_names_are_not_served() -> None:
     """A request for one of them must fail."""
-    assert not {"small", "base.en", "large-v3"} & ({*weights.served_names("base")} | weights.aliases("base"))
-    assert "Systran/faster-whisper-large-v3" not in weights.aliases("base")
+    assert not {"small", "base.en", "large-v3"} & ({*model_names.served_names("base")} | model_names.aliases("base"))
+    assert "Systran/faster-whisper-large-v3" not in model_names.aliases("base")
 
 
 def test_a_folder_with_a_known_name_is_served_under_its_size(tmp_path: Path) -> None:
     """Such as a copied repository; a model of the user's own has only its own name."""
     for name, size in (("faster-whisper-small", "small"), ("faster-distil-whisper-large-v3", "distil-large-v3")):
         (tmp_path / name).mkdir()
-        assert weights.served_names(str(tmp_path / name))[:2] == (name, size)
-    assert "distil-whisper/distil-large-v3" in weights.aliases("distil-large-v3")
-    assert not weights.aliases("someone/whisper-base")
+        assert model_names.served_names(str(tmp_path / name))[:2] == (name, size)
+    assert "distil-whisper/distil-large-v3" in model_names.aliases("distil-large-v3")
+    assert not model_names.aliases("someone/whisper-base")
 
 
 def test_a_folder_is_served_under_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,12 +123,12 @@ def test_a_folder_is_served_under_its_own_name(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(folder)
     for written in (str(folder), f"{folder}/", "~/my-whisper", ".", "../my-whisper"):
-        assert weights.served_names(written) == ("my-whisper",)
+        assert model_names.served_names(written) == ("my-whisper",)
 
 
 def test_the_default_suits_the_device() -> None:
     """large-v3 on a GPU, base on a CPU."""
-    assert (weights.default_model("cuda"), weights.default_model("cpu")) == ("large-v3", "base")
+    assert (model_names.default_model("cuda"), model_names.default_model("cpu")) == ("large-v3", "base")
 
 
 # Folders
@@ -148,7 +151,7 @@ def test_a_folder_in_the_working_directory_shadows_no_known_model(
     shadow.mkdir(parents=True)
     (shadow / "model.bin").write_bytes(b"anything")
     monkeypatch.chdir(tmp_path / "here")
-    assert weights.served_names(name)[0] == name
+    assert model_names.served_names(name)[0] == name
     if name == "base":
         assert find(name).parent == tmp_path / "cache"
     else:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localwhisper_server.api.subtitles import FASTEST, LONGEST_SECONDS, SHORTEST_SECONDS, LineLimits, cues, width
+from localwhisper_server.api.subtitle_lines import FASTEST, LONGEST_SECONDS, SHORTEST_SECONDS, LineLimits, cues, width
 from localwhisper_server.types import Segment, Word
 
 if TYPE_CHECKING:
