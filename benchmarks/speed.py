@@ -10,87 +10,26 @@ The clips of `alone` and `clients` are the shared ones, or with `--corpus` some 
 """
 
 import argparse
-import contextlib
 import csv
 import hashlib
 import itertools
 import statistics
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import corpus
-import numpy as np
-import openai
-from measuring import MINUTE, ROOT, VOICE, memory, percentile
+from measuring import MINUTE, ROOT, VOICE, Rival, Upload, joined_to, ours, percentile, plain, sampling, upload
 
-from localwhisper_client.server_process import serving
-from localwhisper_server import server as lan
 from localwhisper_server.whisper import weights
 
 LONG_SECONDS = 1800.0
 CLIP_SECONDS = 15.0
 CORPUS_CLIPS = 40
 PARTS = ("alone", "clients", "minute", "long", "behind", "hour")
-
-Upload = tuple[str, bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class Rival:
-    """A running server, asked through the SDK."""
-
-    name: str
-    client: openai.OpenAI
-    pid: int
-
-    def ask(self, upload: Upload) -> float:
-        """Return the seconds that one transcription takes."""
-        started = time.perf_counter()
-        self.client.audio.transcriptions.create(file=upload, model="whisper-1", timeout=7200)
-        return time.perf_counter() - started
-
-    def memory(self) -> float:
-        """Return its resident memory in MB."""
-        return memory(self.pid, children=False)
-
-
-@contextlib.contextmanager
-def plain(folder: str) -> Iterator[Rival]:
-    """Run the plain server."""
-    with lan.listen("127.0.0.1", 0) as probe:
-        port = probe.getsockname()[1]
-    process = subprocess.Popen([sys.executable, str(Path(__file__).with_name("plain_server.py")), folder, str(port)])
-    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="any", max_retries=0)
-    try:
-        rival = Rival("plain", client, process.pid)
-        for _ in range(600):
-            with contextlib.suppress(openai.APIConnectionError):
-                rival.ask(upload(VOICE))
-                break
-            time.sleep(0.1)
-        yield rival
-    finally:
-        process.terminate()
-        process.wait()
-
-
-@contextlib.contextmanager
-def ours(folder: str) -> Iterator[Rival]:
-    """Run localwhisper-server."""
-    with serving("--model", folder, "--max-wait", "7200") as running:
-        client = openai.OpenAI(base_url=running.base_url, api_key="any", max_retries=0)
-        yield Rival("ours", client, running.process.pid)
-
-
-def upload(path: Path) -> Upload:
-    """Read a file as the SDK takes it."""
-    return path.name, path.read_bytes()
 
 
 def report(title: str, plain_value: float, our_value: float, unit: str) -> None:
@@ -136,13 +75,13 @@ def minute(rivals: Sequence[Rival], _clips: Sequence[Upload], rounds: int = 3) -
 
 def long(rivals: Sequence[Rival], _clips: Sequence[Upload]) -> None:
     """Measure a recording of thirty minutes: seconds and peak memory."""
-    walls = {rival.name: watched(rival, joined_to(LONG_SECONDS)) for rival in rivals}
+    walls = {rival.name: watched(rival, long_recording(LONG_SECONDS)) for rival in rivals}
     report("30 minutes", walls["plain"], walls["ours"], "s")
 
 
 def hour(rivals: Sequence[Rival], _clips: Sequence[Upload]) -> None:
     """Print our memory during an hour-long recording; compared with half an hour, it shows whether memory grows."""
-    taken = watched(next(rival for rival in rivals if rival.name == "ours"), joined_to(2 * LONG_SECONDS))
+    taken = watched(next(rival for rival in rivals if rival.name == "ours"), long_recording(2 * LONG_SECONDS))
     print(f"an hour: {taken:.0f} s")
 
 
@@ -161,11 +100,11 @@ def behind(rivals: Sequence[Rival], _clips: Sequence[Upload], times: int = 20) -
     rival = next(rival for rival in rivals if rival.name == "ours")
     short = upload(VOICE)
     idle = [rival.ask(short) for _ in range(times)]
-    recording = joined_to(LONG_SECONDS)
+    recording = long_recording(LONG_SECONDS)
     worker = threading.Thread(target=rival.ask, args=(recording,))
     worker.start()
     time.sleep(3)  # until chunks of it are being decoded
-    busy = []
+    busy: list[float] = []
     while worker.is_alive() and len(busy) < times:
         busy.append(rival.ask(short))
         time.sleep(0.5)
@@ -175,29 +114,9 @@ def behind(rivals: Sequence[Rival], _clips: Sequence[Upload], times: int = 20) -
     report("short behind long, p50 (plain = idle)", statistics.median(idle), statistics.median(busy), "s")
 
 
-def joined_to(seconds: float) -> Upload:
+def long_recording(seconds: float) -> Upload:
     """Join English clips to one recording of so many seconds."""
-    samples = np.concatenate([clip.audio for clip in _clips(60.0) if clip.language == "en"])
-    count = int(seconds * corpus.RATE)
-    return "long.wav", corpus.wav(np.tile(samples, count // samples.size + 1)[:count])
-
-
-@contextlib.contextmanager
-def sampling(sample: Callable[[], None], seconds: float = 0.2) -> Iterator[None]:
-    """Call `sample` every `seconds` while the block runs."""
-    stop = threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(seconds):
-            sample()
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    return joined_to(seconds, [clip for clip in _clips(60.0) if clip.language == "en"])
 
 
 def _clips(longest: float) -> list[corpus.Clip]:

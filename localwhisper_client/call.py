@@ -108,27 +108,30 @@ class Route(Generic[ClientT]):
             arguments["api_key"] = no_key
         return arguments
 
-    def allow_realtime(self, url: str) -> None:
-        """Raise unless the policy allows a realtime session at this URL. May look its name up, for 1 s.
+    def keeps_to_lan(self, url: str) -> bool:
+        """Whether a realtime session at this URL stays on the LAN. May look its name up, for 1 s."""
+        host = urlsplit(url).hostname or ""
+        settings = self.settings
+        if settings.named and host in {urlsplit(each).hostname for each in settings.local_base_urls}:
+            return True
+        # The cloud's own names need no look-up.
+        return not is_openai(url) and bool(self.servers.hosts.on_lan(url, settings.connect_timeout))
 
-        A realtime session streams audio past the routing, and the local server does not offer one.
+    def allow_realtime(self, url: str) -> None:
+        """Raise unless the policy allows a realtime session at this URL, which streams audio past the routing.
 
         Raises:
             CloudNotAllowed: the policy forbids it.
 
         """
+        if self.policy.leaves_lan or self.keeps_to_lan(url):
+            return
         host = urlsplit(url).hostname or ""
-        settings = self.settings
-        named = settings.named and host in {urlsplit(each).hostname for each in settings.local_base_urls}
-        if self.policy.leaves_lan or named:
-            return
-        # The cloud's own names need no look-up.
-        if not is_openai(url) and self.servers.hosts.on_lan(url, settings.connect_timeout):
-            return
         raise CloudNotAllowed(
             f"A realtime session with {host} would carry audio out of the LAN, and the policy is {self.policy}: "
-            "nothing was sent. Use audio.transcriptions, which the local server answers, or allow the cloud with "
-            "LOCALWHISPER_POLICY=cloud, and policy='cloud' where the program makes the client.",
+            "nothing was sent. Use audio.transcriptions or a session with intent=transcription, which the local server "
+            "answers, or allow the cloud with LOCALWHISPER_POLICY=cloud, and policy='cloud' where the program makes "
+            "the client.",
             request=http.Request("GET", url),
         )
 
@@ -141,45 +144,13 @@ class Pending:
     seconds: float | None
 
 
-class RoutedCall(Generic[ClientT]):
-    """One call that a client's request options describe.
-
-    A driver carries out the `steps`. After each `Try` it sets `outcome`; at the end it calls `record` if `records`
-    says so, and `result`.
-    """
+class Routed(Generic[ClientT]):
+    """What any call does on its routes: it carries out the steps of its plan, all but the attempts themselves."""
 
     outcome: Outcome | None
     ending: Ending
     _route: Route[ClientT]
-
-    def __init__(self, route: Route[ClientT], client: Any, options: Any, files: Any, *, stream: bool) -> None:
-        self._route = route
-        self._client = client
-        self._files = files
-        self._options = request.as_sent(options)
-        self.expected = Expected.of(self._options.json_data, stream=stream)
-        self._timeout = client.timeout if isinstance(options.timeout, openai.NotGiven) else options.timeout
-        self._azure = isinstance(client, (openai.AzureOpenAI, openai.AsyncAzureOpenAI))
-        self._cloud_url = str(client.base_url).rstrip("/")
-        # Speech-to-text goes to the cloud's own URL, even if other calls go to a gateway.
-        gateway = route.settings.gateway
-        if gateway and not client.own_cloud and self._cloud_url == gateway.rstrip("/"):
-            self._cloud_url = route.settings.cloud_url.rstrip("/")
-        headers = options.headers if isinstance(options.headers, dict) else {}
-        raw = next((value for name, value in headers.items() if name.lower() == _RAW), None)
-        self._asked_raw = raw if isinstance(raw, str) else None
-        self._call = Call(
-            route.servers.backends,
-            Backend(without_credentials(self._cloud_url), cloud=True),
-            route.policy,
-            self._timeout.read if hasattr(self._timeout, "read") else self._timeout,
-            time.monotonic,
-            random.random,
-            route.announce,
-            finds=route.servers.finds,
-            wakes=route.servers.wakes,
-            cloud_retries=options.get_max_retries(client.max_retries),
-        )
+    _call: Call
 
     def steps(self) -> Generator[Try | Wait | Pending]:
         """Yield what the driver must do, until the call has ended."""
@@ -244,6 +215,43 @@ class RoutedCall(Generic[ClientT]):
         if isinstance(step, Find):
             return _background.start(servers.find, lost=step.lost)
         return _background.start(servers.wake)
+
+
+class RoutedCall(Routed[ClientT]):
+    """One call that a client's request options describe.
+
+    A driver carries out the `steps`. After each `Try` it sets `outcome`; at the end it calls `record` if `records`
+    says so, and `result`.
+    """
+
+    def __init__(self, route: Route[ClientT], client: Any, options: Any, files: Any, *, stream: bool) -> None:
+        self._route = route
+        self._client = client
+        self._files = files
+        self._options = request.as_sent(options)
+        self.expected = Expected.of(self._options.json_data, stream=stream)
+        self._timeout = client.timeout if isinstance(options.timeout, openai.NotGiven) else options.timeout
+        self._azure = isinstance(client, (openai.AzureOpenAI, openai.AsyncAzureOpenAI))
+        self._cloud_url = str(client.base_url).rstrip("/")
+        # Speech-to-text goes to the cloud's own URL, even if other calls go to a gateway.
+        gateway = route.settings.gateway
+        if gateway and not client.own_cloud and self._cloud_url == gateway.rstrip("/"):
+            self._cloud_url = route.settings.cloud_url.rstrip("/")
+        headers = options.headers if isinstance(options.headers, dict) else {}
+        raw = next((value for name, value in headers.items() if name.lower() == _RAW), None)
+        self._asked_raw = raw if isinstance(raw, str) else None
+        self._call = Call(
+            route.servers.backends,
+            Backend(without_credentials(self._cloud_url), cloud=True),
+            route.policy,
+            self._timeout.read if hasattr(self._timeout, "read") else self._timeout,
+            time.monotonic,
+            random.random,
+            route.announce,
+            finds=route.servers.finds,
+            wakes=route.servers.wakes,
+            cloud_retries=options.get_max_retries(client.max_retries),
+        )
 
     def local_options(self, server: LocalServer[ClientT], seconds: float | None) -> Any:
         """Return the request for a local server, at the endpoint's usual path, whatever path the caller wrote."""

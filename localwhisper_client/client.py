@@ -16,7 +16,7 @@ import anyio
 import anyio.to_thread
 import openai
 
-from localwhisper_client import _background
+from localwhisper_client import _background, realtime
 from localwhisper_client.call import Pending, Route, RoutedCall
 from localwhisper_client.errors import MissingCloudKey
 from localwhisper_client.lan.answers import aread, read
@@ -42,7 +42,7 @@ async def _no_async_key() -> str:
 
 
 class _Routing:
-    """What both clients share: the constructor, copies, and realtime sessions only where the policy allows them."""
+    """What both clients share: the constructor, copies, and the choice of where realtime sessions go."""
 
     _kind: Any
     _no_key: Any
@@ -72,8 +72,8 @@ class _Routing:
 
     @functools.cached_property
     def realtime(self) -> Any:
-        """The SDK's; a session is opened only if the policy allows it."""
-        return self._checked(super().realtime)  # type: ignore[misc] # as above
+        """The SDK's; a transcription goes to a local server, and the policy must allow any other session."""
+        return self._routed(super().realtime)  # type: ignore[misc] # as above
 
     @functools.cached_property
     def live(self) -> Any:
@@ -82,10 +82,10 @@ class _Routing:
 
     @functools.cached_property
     def beta(self) -> Any:
-        """The SDK's; a session of `beta.realtime` is opened only if the policy allows it."""
+        """The SDK's; sessions of `beta.realtime` go where those of `realtime` go."""
         beta = super().beta  # type: ignore[misc] # as above
         if hasattr(beta, "realtime"):
-            self._checked(beta.realtime)
+            self._routed(beta.realtime)
         return beta
 
     def _allow_realtime(self) -> None:
@@ -107,6 +107,19 @@ class _Routing:
             return connect(*args, **options)
 
         return checked
+
+    def _routed(self, resource: Any) -> Any:
+        """Make `connect` of one of the SDK's resources send transcriptions to a local server, and check the rest."""
+        checked = self._checked(resource).connect
+
+        @functools.wraps(checked)
+        def connect(**options: Any) -> Any:
+            if realtime.transcribes(options.get("extra_query") or {}, options.get("model")):
+                return realtime.manager(resource, self, lambda: self._route, options)
+            return checked(**options)
+
+        resource.connect = connect
+        return resource
 
 
 class LocalWhisper(_Routing, openai.OpenAI):  # type: ignore[misc] # its `copy` takes more

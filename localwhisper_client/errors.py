@@ -164,7 +164,7 @@ def _remedy(ending: Ending) -> str:
     if ending.policy.leaves_lan:
         return "Start the server on the LAN (localwhisper-server); the cloud's own error is above."
     if outcome.verdict is Verdict.BUSY:
-        advice = "The server is healthy but full: try again later, or raise timeout= to wait for it."
+        advice = "The server is full or not ready yet: try again later, or raise timeout= to wait for it."
     else:
         advice = (
             "Start the server (localwhisper-server) on that machine, or set LOCALWHISPER_BASE_URL to where it runs."

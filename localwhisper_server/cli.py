@@ -87,7 +87,8 @@ def _serve(settings: Settings, serve: Callable[..., bool] | None, listen: Callab
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     clean = False
     try:
-        weights.check_name(settings.model)  # before anything listens
+        for model in settings.model:
+            weights.check_name(model)  # before anything listens
         with _logging(settings) as finished, _bound(settings, listen) as listening:
             clean = (serve or server.run)(settings, listening, environ=os.environ)
     except KeyboardInterrupt:

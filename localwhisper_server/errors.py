@@ -2,7 +2,8 @@
 
     ServerError
     ├── InvalidRequest           400
-    │   └── UnreadableAudio      400
+    │   ├── UnreadableAudio      400
+    │   └── NoDiarization        400
     ├── MissingKey, WrongKey     401
     ├── Forbidden                403
     ├── UnknownModel, NotFound   404
@@ -57,6 +58,13 @@ class InvalidRequest(ServerError):
     """A field, named by `param`, that is missing or malformed, or asks for what this server cannot do."""
 
     status = 400
+
+
+class NoDiarization(InvalidRequest):
+    """Speakers are asked for, but a package or a file that tells them apart is missing. The message says what to do."""
+
+    param = "response_format"
+    code = "unsupported_value"
 
 
 class UnreadableAudio(InvalidRequest):

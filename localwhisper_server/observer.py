@@ -5,14 +5,11 @@ import contextvars
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
 
 
-class Observer:
-    """Is told what the server does, and ignores it; `Metrics` counts it.
+class ModelObserver:
+    """Is told what one model does, and ignores it.
 
     The event loop and the engine's threads call these methods, which must not block or raise.
     """
-
-    def answered(self, method: str, route: str | None, status: int, seconds: float) -> None:
-        """Note a reply. `route` is the template that matched, None if none did; status 0: the caller hung up."""
 
     def transcribed(self, seconds: float) -> None:
         """Note that a recording of so many seconds was transcribed."""
@@ -31,3 +28,14 @@ class Observer:
 
     def out_of_memory(self) -> None:
         """Note that the device ran out of memory."""
+
+
+class Observer:
+    """Is told what the server does, and ignores it; `Metrics` counts it. Its methods must not block or raise either."""
+
+    def answered(self, method: str, route: str | None, status: int, seconds: float) -> None:
+        """Note a reply. `route` is the template that matched, None if none did; status 0: the caller hung up."""
+
+    def of_model(self, name: str) -> ModelObserver:  # noqa: ARG002 - only those that count need the name
+        """Return the observer of a served model."""
+        return ModelObserver()

@@ -1,54 +1,37 @@
-"""The model behind the API: loading, ready, draining, and its health."""
+"""The models behind the API: which of them a request means, whether they are ready, the drain, and their health."""
 
-import asyncio
 import logging
-import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import closing
-from dataclasses import dataclass, field, replace
-from importlib.resources import files
-from pathlib import Path
-from typing import IO, Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 from localwhisper_client import __version__
+from localwhisper_client.shared import openai_models
 from localwhisper_server.audio import pool
+from localwhisper_server.diarization.diarizer import Diarizer
+from localwhisper_server.diarization.weights import load_networks, require_installed
 from localwhisper_server.errors import Busy, EngineFailed, Stopping
 from localwhisper_server.observer import Observer
+from localwhisper_server.served_model import LOADING_RETRY_SECONDS, STUCK_SECONDS, Load, ServedModel, Shared
 from localwhisper_server.settings import Settings
-from localwhisper_server.transcription.coalescing import CoalescingTranscriber
-from localwhisper_server.transcription.scheduler import Scheduler
-from localwhisper_server.transcription.transcriber import StepRunner, Transcriber
-from localwhisper_server.types import AudioChunk, Decoding, Options, Segment, Transcript, Voice
+from localwhisper_server.types import Task
 from localwhisper_server.whisper import devices, weights
-from localwhisper_server.whisper.chunks import Chunk, find_speech
-from localwhisper_server.whisper.devices import Device, Workers
 from localwhisper_server.whisper.engine import Engine
-from localwhisper_server.whisper.model_manager import ModelManager
+from localwhisper_server.whisper.model_memory import ModelMemory
 
 logger = logging.getLogger(__name__)
 
-# `Retry-After` while the model is loaded: a guess, since a model on disk takes seconds and a download takes minutes.
-LOADING_RETRY_SECONDS = 2.0
-# How long a stop waits for the batch in flight.
-STOP_SECONDS = 5.0
-# A batch that takes longer is stuck, unless a watchdog sets another limit.
-STUCK_SECONDS = 150.0
-# After so many failed batches in a row the engine is at fault. More than three, since OpenAI's SDK sends a file that
-# fails three times.
-FAILURES_IN_A_ROW = 4
-# Words in the errors of CTranslate2 and CUDA whose cause is the device, not the model's files.
-DEVICE_ERRORS = ("cuda", "cublas", "cudnn", "driver", "device", "libcu")
-
-Load = Callable[[Path, Device, Workers], Engine]
-
 
 class Runtime:
-    """Loads the model and runs transcriptions on it; knows whether it is loading, ready, draining or has failed.
+    """Loads the models and runs transcriptions on them; knows whether it is loading, ready, draining or has failed.
 
-    `load` builds the engine. `cuda_devices` is how many there are, None to ask the driver. `environ` is where the
+    The first of `models` is what OpenAI's names mean. `names` are all that are listed.
+
+    `load` builds an engine. `cuda_devices` is how many there are, None to ask the driver. `environ` is where the
     decoding processes get their variables from. A batch that takes longer than `stuck_after` seconds is stuck. With
-    `self_test` the engine is tested when it is idle. `pause` waits so many seconds.
+    `self_test` the engines are tested when they are idle. `pause` waits so many seconds. `diarizer` tells speakers
+    apart; None: as the settings say.
     """
 
     def __init__(
@@ -62,280 +45,169 @@ class Runtime:
         self_test: bool = False,
         observer: Observer | None = None,
         pause: Callable[[float], object] = time.sleep,
+        diarizer: Diarizer | None = None,
     ) -> None:
-        self._settings = settings
-        self._load = load
-        self._observer = observer or Observer()
-        self._pause = pause
+        observer = observer or Observer()
         self._decoders = pool.Pool(environ=environ or {})
-        self._stuck_after = stuck_after
-        # Not with idle unloading: the self-test would keep the model loaded.
-        self._test_when_idle = self_test and not settings.idle_unload
+        self._diarizer = diarizer or Diarizer(lambda: load_networks(settings.diarization_models), require_installed)
         self._cuda_devices = devices.device_count() if cuda_devices is None else cuda_devices
         cuda_types = devices.cuda_compute_types()
         self._device = devices.choose_device(
             settings.device, settings.compute_type, cuda_devices=self._cuda_devices, cuda_types=cuda_types
         )
-        self._smaller = devices.smaller_precision(self._device, cuda_types)
-        self._workers = devices.choose_workers(self._device.name, settings.threads, cores=devices.usable_cores())
-        self.model = settings.model if settings.model != "auto" else weights.default_model(self._device.name)
-        self.names = weights.served_names(self.model)
-        self.aliases = weights.aliases(self.model)
-        self.created = 0
-        self.languages: frozenset[str] = frozenset()
+        shared = Shared(
+            settings=settings,
+            load=load,
+            device=self._device,
+            smaller=devices.smaller_precision(self._device, cuda_types),
+            workers=devices.choose_workers(self._device.name, settings.threads, cores=devices.usable_cores()),
+            decoders=self._decoders,
+            diarizer=self._diarizer,
+            stuck_after=stuck_after,
+            # Not with idle unloading: the self-test would keep the models loaded.
+            self_test=self_test and not settings.idle_unload,
+            pause=pause,
+        )
+        self._memory = ModelMemory(most=settings.max_loaded, clock=time.monotonic)
+        self._named: dict[str, ServedModel] = {}
+        self.models: list[ServedModel] = []
+        for given in settings.model:
+            model = weights.default_model(self._device.name) if given == "auto" else given
+            names = weights.served_names(model)
+            if names[0] in self._named:
+                logger.warning("--model %s is left out: another model is served as %s", given, names[0])
+                continue
+            served = ServedModel(
+                model,
+                shared,
+                names=names if self.models else (*names, *openai_models.NAMES),
+                memory=self._memory,
+                others=partial(self._running_beside, len(self.models)),
+                progressed=self._progressed,
+                observer=observer.of_model(names[0]),
+            )
+            self.models.append(served)
+            self._named |= {name: served for name in served.names if name not in self._named}
+        self.names = tuple(self._named)
+        for served in self.models:
+            self._named = dict.fromkeys(weights.aliases(served.model), served) | self._named
+        self._named = dict.fromkeys(weights.HABITUAL_NAMES, self.models[0]) | self._named
         self.failure: Exception | None = None
-        self._starting = threading.Lock()
-        self._draining = False
-        self._model_manager: ModelManager | None = None
-        self._scheduler: Scheduler | None = None
-        self._transcriber: CoalescingTranscriber | None = None
-        self._self_test: SelfTest | None = None
+        self._ready = self._draining = False
+
+    def _running_beside(self, at: int) -> int:
+        return sum(model.running for number, model in enumerate(self.models) if number != at)
+
+    def _progressed(self) -> None:
+        if len(self.models) > 1:
+            self._memory.changed()
+            for model in self.models:
+                model.wake()
 
     def start(self) -> None:
-        """Find, load and warm up the model. Waits as long as other programs use the device's memory.
+        """Load and measure each model, the first one last: it stays in memory, and others are loaded when asked for.
 
         Raises:
-            ModelError: it is not available, or is damaged.
-            RuntimeError, ValueError: CTranslate2 cannot load it on this device.
+            ModelError, RuntimeError, ValueError: see `ServedModel.start`.
 
         """
-        with self._starting:
-            self._start()
-
-    def _start(self) -> None:
         if self._device.name == "cuda" and not self._cuda_devices:
             # Before gigabytes are downloaded for it.
             raise RuntimeError("--device cuda is set, but the driver shows no CUDA device")
         self._decoders.start()
-        folder = weights.find(self.model, cache_dir=self._settings.cache_dir)
-        started = time.monotonic()
-        model_manager = ModelManager(
-            lambda device: self._load(folder, device, self._workers),
-            self._device,
-            clock=time.monotonic,
-            smaller=self._smaller,
-            unload_after=self._settings.idle_unload or None,
-            observer=self._observer,
-        )
-        loaded = self._warmed_up(model_manager, folder)
-        self.created = int((folder / "model.bin").stat().st_mtime)
-        self.languages = loaded.languages
-        prepare = loaded.prepare
-        message = prepare(voice_message(), Decoding(language="en"))
-        limits = model_manager.measure_limits(message, items=self._settings.batch)
-        del loaded  # only the model manager may keep the engine, or unloading it would free no memory
-        self._model_manager = model_manager
-        steps = StepRunner(clock=time.monotonic)
-        self._scheduler = Scheduler(
-            model_manager.run,
-            capacity=self._settings.queue,
-            limits=limits,
-            clock=time.monotonic,
-            max_wait=self._settings.max_wait,
-            ahead=steps.seconds_ahead,
-            idle=model_manager.idle,
-            observer=self._observer,
-            workers=self._workers.count,
-        )
-        self._self_test = SelfTest(
-            self._scheduler, message, stuck_after=self._stuck_after, when_idle=self._test_when_idle
-        )
-        transcriber = Transcriber(
-            scheduler=self._scheduler,
-            prepare=prepare,
-            find_speech=find_speech,
-            blocks=self._decoders.blocks,
-            steps=steps,
-            max_seconds=self._settings.max_seconds,
-            observer=self._observer,
-        )
-        self._transcriber = CoalescingTranscriber(transcriber.transcribe, steps, kept=self._settings.cache)
-        logger.info(
-            "ready: %s on %s, %s (%s), loaded and warmed up in %.1f s, batches of up to %d",
-            self.model,
-            self._device.name,
-            self._device.compute_type,
-            self._device.reason,
-            time.monotonic() - started,
-            limits.items,
-        )
-
-    def _warmed_up(self, model_manager: ModelManager, folder: Path) -> Engine:
-        """Load the model; on a card whose memory is in use, try again until it fits."""
-        while True:
-            try:
-                return model_manager.warm_up()
-            except Busy as busy:
-                if self._device.name == "cpu" and busy.__cause__ is not None:
-                    raise busy.__cause__ from None  # main memory is not used by a game that ends some time
-                logger.warning(
-                    "no room for the model on the card (%s); trying again in %d s. If nothing else uses the card, "
-                    "choose a smaller model (--model) or precision (--compute-type).",
-                    busy.__cause__,
-                    busy.retry_after,
-                )
-                self._pause(busy.retry_after)
-            except (OSError, ValueError, MemoryError):
-                raise
-            except Exception as failure:
-                # CTranslate2 raises RuntimeError and the tokenizer a bare Exception, whatever the cause.
-                if any(word in str(failure).lower() for word in DEVICE_ERRORS):
-                    raise
-                raise weights.ModelDamaged(folder, failure) from failure
+        for model in reversed(self.models):
+            model.start(unload=model is not self.models[0])
+        self._ready = True
 
     def drain(self, seconds: float) -> None:
         """Accept no new requests, and refuse those that have not begun and would take longer than so many seconds."""
         self._draining = True
-        if self._scheduler is not None:
-            self._scheduler.send_away(Stopping(), later_than=seconds)
+        for model in self.models:
+            model.send_away(Stopping(), later_than=seconds)
 
     def give_up(self) -> None:
         """Refuse all requests that are still open."""
-        if self._scheduler is not None:
-            self._scheduler.refuse(Stopping())
+        for model in self.models:
+            model.refuse(Stopping())
 
     def stop(self) -> bool:
-        """Stop after the batch in flight; False if that, or loading the model, takes too long to wait for."""
+        """Stop after the batches in flight; False if one, or loading a model, takes too long to wait for."""
         self._decoders.close()
-        if self._starting.locked():
-            return False
-        return self._scheduler is None or self._scheduler.close(timeout=STOP_SECONDS)
+        self._diarizer.close()
+        stopped = [model.stop() for model in self.models]
+        return all(stopped)
+
+    def find(self, name: str, task: Task = "transcribe") -> ServedModel | None:
+        """Return the model that a name means, no name meaning the first; None if no model has this name.
+
+        For a translation, if that model was not trained for it, return the first that was.
+        """
+        model = self._named.get(name) if name else self.models[0]
+        if model is None or task == "transcribe" or model.can_translate:
+            return model
+        return next((other for other in self.models if other.can_translate), model)
+
+    @property
+    def model(self) -> str:
+        """The first model."""
+        return self.models[0].model
 
     @property
     def queue_seconds(self) -> float:
-        """Estimate how long a new request would wait, in seconds."""
-        return self._scheduler.queue_seconds if self._scheduler else 0.0
+        """Estimate how long a new request for the first model would wait, in seconds."""
+        return self.models[0].queue_seconds
 
     @property
     def open_requests(self) -> int:
         """How many transcriptions wait or run."""
-        return self._scheduler.requests if self._scheduler else 0
-
-    @property
-    def loaded(self) -> bool:
-        """Whether the model is in memory."""
-        return self._model_manager is not None and self._model_manager.loaded
+        return sum(model.requests for model in self.models)
 
     def require_ready(self) -> None:
         """Check that a new request may come.
 
         Raises:
-            Busy: the model is still loading, or the server is stopping.
-            EngineFailed: the model could not be loaded.
+            Busy: the models are still being loaded, or the server is stopping.
+            EngineFailed: a model could not be loaded.
 
         """
-        self._require_model()
+        if self.failure is not None:
+            raise EngineFailed("The model could not be loaded; the server's log says why.")
+        if not self._ready:
+            raise Busy("The model is still being loaded. Try again shortly.", retry_after=LOADING_RETRY_SECONDS)
         if self._draining:
             raise Stopping
 
     def require_room(self) -> None:
-        """Raise Busy if the queue has no room."""
-        if self._scheduler is not None:
-            self._scheduler.require_room()
-
-    def _require_model(self) -> CoalescingTranscriber:
-        if self.failure is not None:
-            raise EngineFailed("The model could not be loaded; the server's log says why.")
-        if self._transcriber is None:
-            raise Busy("The model is still being loaded. Try again shortly.", retry_after=LOADING_RETRY_SECONDS)
-        return self._transcriber
-
-    def transcribe(self, source: IO[bytes], options: Options) -> AsyncGenerator[Segment | Transcript]:
-        """Yield segments, then the transcript; see `Transcriber.transcribe`.
-
-        Works during a drain too, for requests that were accepted before.
-        """
-        transcriber = self._require_model()
-        if self._settings.window == "exact":
-            options = replace(options, full_window=True)
-        return transcriber.transcribe(source, options)
+        """Raise Busy if no model's queue has room."""
+        refusals = list[Busy]()
+        for model in self.models:
+            try:
+                return model.require_room()
+            except Busy as busy:
+                refusals.append(busy)
+        raise refusals[0]
 
     async def healthy(self) -> bool:
-        """Return whether the engine works, by a self-test if necessary. True while the model loads."""
-        return self._self_test is None or await self._self_test.healthy()
+        """Return whether all engines work, by self-tests if necessary. True while the models load."""
+        return all([await model.healthy() for model in self.models])
 
     def unready(self) -> str | None:
-        """Return why requests should go to another server; None if they may come.
-
-        An unloaded model is no reason, since the next request loads it again.
-        """
-        scheduler, self_test = self._scheduler, self._self_test
+        """Return why requests should go to another server; None if they may come."""
         if self.failure is not None:
             return "The model could not be loaded."
-        if scheduler is None or self_test is None:
+        if not self._ready:
             return "The model is still being loaded."
         if self._draining:
             return "The server is stopping."
-        if self_test.stuck:
-            return f"The batch in flight has taken more than {self._stuck_after:g} s."
-        if self_test.failing:
-            return "The model fails on every request."
-        return "The queue is full." if scheduler.full else None
+        faults = [fault for model in self.models if (fault := model.at_fault())]
+        return faults[0] if faults else "The queue is full." if all(model.full for model in self.models) else None
 
     def health(self) -> dict[str, Any]:
-        """Return the state for `/health`, without waiting for the model."""
-        ready = self._transcriber is not None
-        device = self._model_manager.device if self._model_manager else self._device
-        return {
-            "status": "ok" if ready else "failed" if self.failure else "loading",
-            "ready": ready,
-            "model": self.model,
-            "loaded": self.loaded,
-            "device": device.name,
-            "compute_type": device.compute_type,
+        """Return the state for `/health`, without waiting for a model: of the first, and of each in `models`."""
+        each = [model.health() for model in self.models]
+        state = {
+            "status": "ok" if self._ready else "failed" if self.failure else "loading",
+            "ready": self._ready,
             "version": __version__,
-            "requests": self.open_requests,
-            "queue_seconds": round(self.queue_seconds, 3),
-            "speed": round(self._scheduler.speed, 2) if self._scheduler else None,
         }
-
-
-@dataclass
-class SelfTest:
-    """Judges the engine by the work of its scheduler, or by decoding `message` if there is no work.
-
-    The test is run if the last batch failed, and whenever the engine is idle if `when_idle`. A test or a batch that
-    takes longer than `stuck_after` seconds is stuck.
-    """
-
-    scheduler: Scheduler
-    message: Chunk
-    stuck_after: float
-    when_idle: bool = False
-    _failed: bool = field(default=False, init=False)
-
-    @property
-    def failing(self) -> bool:
-        """Whether the engine is at fault, not one recording: several batches in a row or the test have failed."""
-        failures = self.scheduler.failures
-        return failures >= FAILURES_IN_A_ROW or (failures > 0 and self._failed)
-
-    @property
-    def stuck(self) -> bool:
-        """Whether the batch in flight takes too long."""
-        return (self.scheduler.running_seconds or 0.0) > self.stuck_after
-
-    async def healthy(self) -> bool:
-        """Return whether the engine works; runs the test if necessary."""
-        if self.stuck:
-            return False
-        if self.scheduler.requests or self.scheduler.running_seconds is not None:
-            return not self.failing
-        if not self.scheduler.failures and not self.when_idle:
-            return True
-        self._failed = False
-        try:
-            with closing(self.scheduler.admit()) as ticket:
-                await asyncio.wait_for(asyncio.wrap_future(*ticket.submit([self.message])), self.stuck_after)
-        except Busy:
-            pass  # a full queue or memory that another program uses: a restart would not help
-        except Exception:  # noqa: BLE001 - the engine logs it; TimeoutError among them
-            self._failed = True
-        return not self._failed
-
-
-def voice_message() -> AudioChunk:
-    """Return the recording of the demo: five seconds of speech, part of every installation."""
-    with files("localwhisper_client").joinpath("demo.ogg").open("rb") as file:
-        samples = pool.decode(file, max_seconds=60)
-    return AudioChunk(samples, 0.0, tuple(find_speech(samples, Voice())))
+        return state | each[0] | {"requests": self.open_requests, "models": each}

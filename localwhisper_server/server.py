@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 from prometheus_client import CollectorRegistry, ProcessCollector
 
+from localwhisper_client.shared.extras import install_command
 from localwhisper_client.shared.lan_ranges import LOOPBACK
 from localwhisper_server.api import routes
 from localwhisper_server.api.access_control import Rules
 from localwhisper_server.api.middleware import Limits
-from localwhisper_server.api.protocol import ConnectionLimits, HttpProtocol
+from localwhisper_server.api.protocol import ConnectionLimits, HttpProtocol, WebSocketProtocol
 from localwhisper_server.operations import mdns, watchdog
 from localwhisper_server.operations.host import outbound_address, own_names, server_url
 from localwhisper_server.operations.metrics import Metrics, video_memory
@@ -31,6 +32,8 @@ from localwhisper_server.settings import Settings
 
 if TYPE_CHECKING:
     from localwhisper_server.api.upstream import Upstream
+    from localwhisper_server.observer import Observer
+    from localwhisper_server.wyoming import Service
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +42,7 @@ LAST_WORDS_SECONDS = 3
 # More open files than this server ever needs.
 MOST_FILES = 65_536
 KEEP_ALIVE_SECONDS = 10
+PONG_SECONDS = 120.0
 # Open files that belong to no connection: pipes of decoding processes, the log, libraries.
 OTHER_FILES = 256
 # The connection itself, its upload on disk, and a connection to the upstream.
@@ -105,7 +109,11 @@ def uvicorn_options(settings: Settings, limits: ConnectionLimits | None = None) 
         "http": partial(HttpProtocol, limits=limits or ConnectionLimits()),
         # Longer than the SDKs keep an idle connection (5 s), or one would be closed just as they send on it.
         "timeout_keep_alive": KEEP_ALIVE_SECONDS,
-        "ws": "none",
+        "ws": WebSocketProtocol,
+        # Compression would cost more than it saves: the sound is in base64, and the network is local.
+        "ws_per_message_deflate": False,
+        # A client that sends faster than this machine transcribes has its answers to pings behind its sound.
+        "ws_ping_timeout": PONG_SECONDS,
         # It would believe any proxy on this machine; `access_control` has its own list.
         "proxy_headers": False,
         "server_header": False,
@@ -135,6 +143,26 @@ def upstream(settings: Settings, keys: Sequence[str]) -> "Upstream | None":
     with _reading("--upstream-api-key-file"):
         own_key = settings.upstream_key()
     return Upstream(settings.upstream, keys=keys, own_key=own_key)
+
+
+def wyoming_service(settings: Settings, rules: Rules, runtime: Runtime, observer: "Observer") -> "Service | None":
+    """Return what answers Home Assistant; None if no port is set for it.
+
+    Raises:
+        Misconfigured: the extra is not installed.
+
+    """
+    if settings.wyoming is None:
+        return None
+    try:
+        from localwhisper_server.wyoming import Service  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as missing:
+        raise Misconfigured(f"--wyoming needs {missing.name}: {install_command('wyoming')}") from missing
+    if rules.keys:
+        logger.warning("--wyoming: its protocol has no keys, so that addresses of --allow-from may call without one")
+    host, _, port = settings.wyoming.rpartition(":")
+    host = host.strip("[]") or settings.host
+    return Service(runtime, observer, host, int(port), (*LOOPBACK, *rules.allow_from), settings.max_upload)
 
 
 def raise_file_limit() -> int:
@@ -185,9 +213,10 @@ def run(
     runtime = make_runtime(
         settings, environ=environ, stuck_after=period / 2, self_test=watched is not None, observer=metrics
     )
-    metrics.read_at_scrape(
-        lambda: runtime.queue_seconds, lambda: runtime.open_requests, lambda: runtime.loaded, video_memory()
-    )
+    for model in runtime.models:
+        metrics.read_at_scrape(model.names[0], model)
+    metrics.read_video_memory(video_memory())
+    home_assistant = wyoming_service(settings, rules, runtime, metrics)
 
     def load_model() -> None:
         try:
@@ -207,6 +236,11 @@ def run(
         async with contextlib.AsyncExitStack() as stack:
             if other_api is not None:
                 stack.push_async_callback(other_api.aclose)
+            if home_assistant is not None:
+                port = await stack.enter_async_context(home_assistant.listening())
+                if settings.announce and port:
+                    announced = mdns.announced(home_assistant.host, port, runtime.model, service=mdns.WYOMING)
+                    await stack.enter_async_context(announced)
             if settings.announce:
                 host, port = listening.getsockname()[:2]
                 await stack.enter_async_context(mdns.announced(host, port, runtime.model, tls=tls))

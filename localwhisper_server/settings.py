@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from localwhisper_client.shared.lan_ranges import RANGES, Network, parse_network
 
+LAST_PORT = 65_535
 MIB = 1024 * 1024
 ENV_PREFIX = "LOCALWHISPER_SERVER_"
 # ASCII that prints, without what separates the words of a header: blank, comma, semicolon, quotation mark.
@@ -69,6 +70,13 @@ def _web_address(value: str) -> str:
     return value.rstrip("/")
 
 
+def _address(value: str) -> str:
+    host, _, port = value.strip().removeprefix("tcp://").rpartition(":")
+    if not (port.isascii() and port.isdigit() and int(port) <= LAST_PORT):
+        raise ValueError("expected a port, such as 10300, or an address and a port, such as 0.0.0.0:10300")
+    return f"{host}:{port}"
+
+
 Range = Annotated[Network, BeforeValidator(lambda value: parse_network(value) if isinstance(value, str) else value)]
 Name = Annotated[str, AfterValidator(_lower)]
 
@@ -92,13 +100,21 @@ class Settings(BaseSettings):
         cli_implicit_flags=True,
     )
 
-    model: str = Field(
-        default="auto",
+    model: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
+        default=("auto",),
+        min_length=1,
         description="Model to serve: a name (tiny, base, small, medium, large-v3, large-v3-turbo, distil-large-v3 …), "
-        "a Hugging Face repository, or a folder. auto: large-v3 on a GPU, base on a CPU.",
+        "a Hugging Face repository, or a folder. auto: large-v3 on a GPU, base on a CPU. Several models are served by "
+        "name; the first is what OpenAI's names mean, and the others are loaded when asked for. Default: auto.",
+    )
+    max_loaded: int = Field(
+        default=0,
+        ge=0,
+        description="Models in memory at a time; 0: as many as fit on the GPU. On a CPU, set it to what the memory has "
+        "room for.",
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for the whole network.")
-    port: int = Field(default=5000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    port: int = Field(default=5000, ge=0, le=LAST_PORT, description="Port to listen on; 0 picks a free one.")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the model runs.")
     compute_type: Literal[
         "auto", "int8", "int8_float16", "int8_float32", "int8_bfloat16", "float16", "bfloat16", "float32"
@@ -118,13 +134,18 @@ class Settings(BaseSettings):
         default=0, ge=0, description="Transcripts kept in memory, for requests with the same recording and options."
     )
     idle_unload: float = Field(
-        default=0.0, ge=0, description="Seconds without work after which the model is unloaded; 0: never."
+        default=0.0, ge=0, description="Seconds without work after which a model is unloaded; 0: never."
     )
     drain: float = Field(
         default=30.0, ge=0, description="Seconds that open requests have to finish when the server stops."
     )
     announce: bool = Field(
         default=False, description="Announce the server by mDNS, for clients with LOCALWHISPER_BASE_URL=auto."
+    )
+    wyoming: Annotated[str, AfterValidator(_address)] | None = Field(
+        default=None,
+        description="Port, or HOST:PORT, on which Home Assistant is answered by the Wyoming protocol; usually 10300. "
+        "The protocol has no keys: all addresses of --allow-from may call. The default host is that of --host.",
     )
     api_key: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)] = Field(
         default=(),
@@ -186,6 +207,11 @@ class Settings(BaseSettings):
     max_seconds: float = Field(default=6 * 3600.0, gt=0, description="Longest recording in seconds.")
     cache_dir: Path | None = Field(
         default=None, description="Folder for weights that come as Python packages. Default: the user's cache folder."
+    )
+    diarization_models: Path | None = Field(
+        default=None,
+        description="Folder with segmentation.onnx and embedding.onnx, the networks that tell speakers apart. Default: "
+        "they are downloaded from the Hugging Face hub when speakers are first asked for.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="How much to log.")
     log_format: Literal["text", "json"] = Field(

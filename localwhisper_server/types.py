@@ -85,7 +85,7 @@ class Segment:
 
     `start` and `end` are seconds in the recording, never past its end. `text` keeps the model's leading space.
     `seek` is where the decoded window begins, in frames of 10 ms. `temperature`, `avg_logprob`, `compression_ratio`
-    and `no_speech_prob` belong to the whole window, as Whisper defines them.
+    and `no_speech_prob` belong to the whole window, as Whisper defines them. `speaker` is empty without diarization.
     """
 
     start: float
@@ -99,6 +99,7 @@ class Segment:
     no_speech_prob: float = 0.0
     words: tuple[Word, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    speaker: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,13 @@ class Transcript:
     def text(self) -> str:
         """The whole text, as the SDK's `.text` gives it."""
         return "".join(segment.text for segment in self.segments).strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A rejected text of sound that still grows: words that a later, accepted one has too are taken for right."""
+
+    transcript: Transcript
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,13 +161,36 @@ class Voice:
 
 
 @dataclass(frozen=True, slots=True)
+class KnownSpeaker:
+    """A speaker's name, and a recording of that voice as an encoded audio file."""
+
+    name: str
+    reference: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Speakers:
+    """Asks who says each word: the `known` speakers by their names, others as A, B and so on.
+
+    `most` bounds the number of speakers, the known included; None: as many as are heard. With `chunked` False, only a
+    recording of up to 30 s is accepted, as OpenAI does for a request without a chunking strategy.
+    """
+
+    known: tuple[KnownSpeaker, ...] = ()
+    most: int | None = None
+    chunked: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """Everything that a request asks for, except its audio.
 
     `full_window` decodes every chunk with Whisper's whole window of 30 s. `bulk` requests wait for interactive ones.
+    With `speakers` None, nobody asks who speaks.
     """
 
     decoding: Decoding = field(default_factory=Decoding)
     voice: Voice = field(default_factory=Voice)
     full_window: bool = False
     bulk: bool = False
+    speakers: Speakers | None = None

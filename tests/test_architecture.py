@@ -15,10 +15,14 @@ ARROWS = {
         "__init__": set(),
         "__main__": {"cli"},
         "cli": {"server", "operations", "whisper", *COMMON},
-        "server": {"runtime", "api", "operations", *COMMON},
-        "runtime": {"transcription", "whisper", "audio", *COMMON},
-        "transcription": {"whisper", "audio", *COMMON},
-        "api": COMMON,
+        "server": {"runtime", "api", "wyoming", "operations", *COMMON},
+        "runtime": {"served_model", "diarization", "whisper", "audio", *COMMON},
+        "served_model": {"transcription", "diarization", "whisper", "audio", *COMMON},
+        "transcription": {"diarization", "whisper", "audio", *COMMON},
+        "diarization": {"types", "errors"},
+        "api": {"realtime", *COMMON},
+        "realtime": COMMON,
+        "wyoming": COMMON,
         "audio": COMMON,
         "whisper": COMMON,
         "operations": {"whisper", "audio", *COMMON},
@@ -33,10 +37,13 @@ ARROWS = {
         "cli": {
             "client", "patch", "settings", "errors", "events", "lan", "cloud", "routing", "shared", "server_process",
         },
-        "patch": {"client", "request", "settings", "lan"},
-        "client": {"call", "request", "settings", "lan", "errors", "events", "routing", "_background"},
+        "patch": {"client", "realtime", "request", "settings", "lan"},
+        "client": {"call", "realtime", "request", "settings", "lan", "errors", "events", "routing", "_background"},
         "call": {
             "request", "lan", "cloud", "settings", "errors", "events", "routing", "shared", "_http", "_background",
+        },
+        "realtime": {
+            "call", "lan", "settings", "errors", "events", "routing", "shared", "_http", "_background",
         },
         "lan": {"settings", "errors", "events", "routing", "shared", "_http", "_background"},
         "cloud": {"errors", "events", "routing", "shared", "_http", "_background"},
@@ -57,12 +64,15 @@ FROM_CLIENT = {"__version__", "shared", "_http", "server_process"}
 ONLY = {
     "faster_whisper": {"whisper"}, "ctranslate2": {"whisper"}, "av": {"audio", "cloud"},
     "fastapi": {"api"}, "starlette": {"api"}, "uvicorn": {"api", "server"},
+    "onnxruntime": {"diarization"}, "sherpa_onnx": {"diarization"},
+    "websockets": {"api", "realtime"},
 }  # fmt: skip
 PURE = {
     "localwhisper_client": ("routing", "shared", "events", "cloud/models"),
     "localwhisper_server": (
-        "types", "errors", "api/formats", "api/form", "whisper/acceptance", "whisper/alignment",
-        "whisper/chunks", "transcription/queue", "transcription/segmentation",
+        "types", "errors", "api/formats", "api/form", "api/known_speakers", "diarization/clustering",
+        "diarization/timeline", "diarization/assignment", "diarization/windows", "whisper/acceptance",
+        "whisper/alignment", "whisper/chunks", "transcription/queue", "transcription/segmentation", "realtime",
     ),
 }  # fmt: skip
 IO = {

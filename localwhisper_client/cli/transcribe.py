@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 SOME_FAILED, USAGE, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
 TOO_LARGE = 413
 Format = Literal["text", "srt", "vtt", "json", "verbose_json"]
+SUBTITLES = ("srt", "vtt")
 
 
 def transcribe(  # noqa: PLR0917 - typer reads the options off the arguments
@@ -42,6 +43,11 @@ def transcribe(  # noqa: PLR0917 - typer reads the options off the arguments
     language: Annotated[str | None, typer.Option(help="Such as en; default: the server detects it.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Names and words to expect.")] = None,
     model: Annotated[str, typer.Option(help="whisper-1 is whatever model the server runs.")] = "whisper-1",
+    max_line_width: Annotated[
+        int, typer.Option(min=0, max=1000, help="Columns of a line of srt and vtt; 0: cues as the model makes them.")
+    ] = 42,
+    max_line_count: Annotated[int, typer.Option(min=1, max=10, help="Lines of a cue.")] = 2,
+    max_words_per_line: Annotated[int | None, typer.Option(min=1, max=100, help="Words of a line.")] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for one recording.")] = 3600.0,
     as_json: Annotated[bool, typer.Option("--json", help="Report in JSON, a line per file.")] = False,  # noqa: FBT002 - a flag
     force: Annotated[bool, typer.Option("--force", help="Replace transcripts that exist.")] = False,  # noqa: FBT002
@@ -80,6 +86,14 @@ def transcribe(  # noqa: PLR0917 - typer reads the options off the arguments
         )
     fields: dict[str, Any] = {"model": model, "response_format": format_}
     fields |= {name: value for name, value in (("language", language), ("prompt", prompt)) if value}
+    if format_ in SUBTITLES and max_line_width:
+        limits = {
+            "max_line_width": max_line_width,
+            "max_line_count": max_line_count,
+            "max_words_per_line": max_words_per_line,
+        }
+        # The local server's own fields; OpenAI ignores them.
+        fields["extra_body"] = {name: limit for name, limit in limits.items() if limit is not None}
     report = _Report(len(work), as_json=as_json)
     try:
         with report.progress:

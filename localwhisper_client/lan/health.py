@@ -15,8 +15,10 @@ import openai
 
 from localwhisper_client._background import OneAtATime
 from localwhisper_client._http import http
+from localwhisper_client.lan.answers import failed
 from localwhisper_client.lan.transport import http_client, within
 from localwhisper_client.routing.backend import Signal
+from localwhisper_client.routing.plan import Outcome, Verdict
 from localwhisper_client.settings import health_url, without_credentials
 
 if TYPE_CHECKING:
@@ -73,6 +75,30 @@ def is_ready(base_url: str, timeout: float) -> tuple[bool, str]:
     if _is_page(answer) or answer.status_code in (404, 405):
         return is_healthy(health_url(base_url), timeout)
     return healthy, reason
+
+
+def readiness(base_url: str, timeout: float) -> Outcome:
+    """Return what `/ready` tells of the server with this base URL, as the outcome of an attempt without audio.
+
+    A server without `/ready` counts as ready: it may be another server of this API. One that is loading its model is
+    busy.
+    """
+    url = health_url(base_url, "/ready")
+    try:
+        with http_client(openai.OpenAI, url) as client, within(_TIMEOUTS * timeout):
+            answer = client.get(url, timeout=timeout)
+    except http.HTTPError as error:
+        outcome = failed(error, 0.0)
+        if outcome is None:
+            raise
+        return outcome
+    reason = f"ready: status {answer.status_code}"
+    if answer.status_code == _UNAVAILABLE:
+        return Outcome(Verdict.BUSY, f"not ready: {_json(answer).get('reason') or reason}")
+    if _is_page(answer) and answer.is_success:
+        return Outcome(Verdict.FAILURE, f"{reason}, a web page")
+    wrong = answer.is_redirect or answer.is_server_error
+    return Outcome(Verdict.FAILURE if wrong else Verdict.ANSWERED, reason)
 
 
 def is_healthy(url: str, timeout: float) -> tuple[bool, str]:

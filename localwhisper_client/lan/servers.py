@@ -86,6 +86,7 @@ class LocalServer(Generic[ClientT]):
         self.client: ClientT = kind(
             api_key=settings.local_api_key or _KEYLESS,
             base_url=url,
+            websocket_base_url=url.replace("http", "ws", 1),
             max_retries=0,
             http_client=transport.http_client(kind, url),
         )
@@ -96,7 +97,8 @@ class LocalServer(Generic[ClientT]):
         self.client._custom_headers = {}  # noqa: SLF001 - from OPENAI_CUSTOM_HEADERS; there is no public name
         if hasattr(self.client, "admin_api_key"):
             self.client.admin_api_key = None
-        self._keyless = settings.local_api_key is None
+        self.api_key = settings.local_api_key
+        """The server's key; `None` sends none."""
         self._connect_timeout = settings.connect_timeout
 
     def options(self, options: Any, files: Any, seconds: float | None, *, raw: str) -> Any:
@@ -107,7 +109,7 @@ class LocalServer(Generic[ClientT]):
         mine = copy.copy(options)
         given = options.headers if isinstance(options.headers, dict) else {}
         headers: dict[str, Any] = {name: value for name, value in given.items() if name.lower().startswith(_HARMLESS)}
-        if self._keyless:
+        if self.api_key is None:
             headers["Authorization"] = openai.Omit()
         # A compressor would hold a stream's first event back, and a LAN gains nothing from it.
         headers["Accept-Encoding"] = "identity"

@@ -5,8 +5,7 @@ after. `request` hands a speech-to-text call to the routing of `LocalWhisper`, a
 `__init__` does without a key under a policy that lets no audio leave the LAN. The cloud, where the policy allows it, is
 the program's own client with all its settings.
 
-Realtime sessions go over WebSockets, which the SDK and voice frameworks open through other libraries. Those libraries
-are changed too: before they open such a session, the policy is checked.
+Realtime sessions go over WebSockets, which the SDK and voice frameworks open through other libraries: see `sockets`.
 
 Most of our own modules are loaded at the first call. Under `localwhisper run` one of them may be the first to load the
 SDK; the hook then loads this module while that one is half loaded.
@@ -26,7 +25,7 @@ import openai
 from anyio.lowlevel import RunVar
 
 from localwhisper_client import request as sdk_request
-from localwhisper_client.patch.watch import Watch
+from localwhisper_client.patch.sockets import Sockets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -40,13 +39,6 @@ _KEY_ARGUMENTS = ("api_key", "provider", "workload_identity")
 _lock = threading.Lock()
 # Puts back what was replaced, one thing each, the last first.
 _undo: list[Callable[[], None]] = []
-# The libraries that open WebSockets, and what in each gets the address before a connection is made.
-_SOCKETS = {
-    "websockets.asyncio.client": "parse_uri",
-    "websockets.sync.client": "parse_uri",
-    "websockets.legacy.client": "parse_uri",
-    "aiohttp.client": "ws_connect",  # of its class ClientSession
-}
 
 
 def install(**options: Unpack[RoutingOptions]) -> None:
@@ -65,8 +57,9 @@ def install(**options: Unpack[RoutingOptions]) -> None:
         if not _undo:
             route = _Route("LocalWhisper", options)
             _patch_class(openai.OpenAI, route, route)
-            _patch_class(openai.AsyncOpenAI, _RouteByLoop("AsyncLocalWhisper", options), route)
-            _patch_sockets(route)
+            async_route = _RouteByLoop("AsyncLocalWhisper", options)
+            _patch_class(openai.AsyncOpenAI, async_route, route)
+            _undo.append(Sockets(route, async_route, _replace).patch())
 
 
 def uninstall() -> None:
@@ -171,31 +164,3 @@ def _patch_class(sdk_class: Any, route: _Route, sync_route: _Route) -> None:
 
     _replace(sdk_class, "request", routed_request)
     _replace(sdk_class, "__init__", keyless_init)
-
-
-def _patch_sockets(route: _Route) -> None:
-    """Let the libraries that open WebSockets check the policy before a realtime session, whenever they are loaded."""
-
-    def patch(module: Any) -> None:
-        holder, name = module, _SOCKETS[module.__name__]
-        if name == "ws_connect":
-            holder = module.ClientSession
-        original = getattr(holder, name)
-
-        @functools.wraps(original)
-        def checked(*args: Any, **options: Any) -> Any:
-            # The address is the only argument, or the first after `self`, by name or by position.
-            given = [*args, *(options[key] for key in ("url", "uri") if key in options)]
-            url = str(given[0] if holder is module else given[0]._build_url(given[1]))  # noqa: SLF001 - no public name
-            if sdk_request.is_realtime(url):
-                route().allow_realtime(url)
-            return original(*args, **options)
-
-        _replace(holder, name, checked)
-
-    watch = Watch(_SOCKETS, patch)
-    for name in _SOCKETS:
-        if name in sys.modules:
-            patch(sys.modules[name])
-    sys.meta_path.insert(0, watch)
-    _undo.append(functools.partial(sys.meta_path.remove, watch))

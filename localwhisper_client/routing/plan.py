@@ -161,6 +161,8 @@ class Call:
     """Whether there is a machine to wake."""
     cloud_retries: int = 0
     """How often the cloud is asked again after a fault that may pass."""
+    measures: bool = True
+    """Whether the time of an answer tells how long a backend takes to transcribe."""
     tried: list[Tried] = field(default_factory=list)
     last: Outcome = field(default_factory=lambda: Outcome(Verdict.OUTAGE, "no backend could be tried"))
 
@@ -305,7 +307,7 @@ class Call:
         self.announce(Attempt(backend.name, outcome.verdict.value, outcome.reason, seconds, left_lan, outcome.cost_usd))
         if outcome.verdict in _SIGNALS and not backend.cloud:
             backend.learn(_SIGNALS[outcome.verdict], now, outcome.reason, self.announce)
-        if outcome.verdict is Verdict.ANSWERED:
+        if outcome.verdict is Verdict.ANSWERED and self.measures:
             backend.latency.answered(seconds, outcome.audio_seconds, now)
         if outcome.queue_seconds is not None:
             backend.latency.queued(outcome.queue_seconds, now)

@@ -17,3 +17,6 @@ NAMES = (
     GPT_4O_TRANSCRIBE_DIARIZE,
     GPT_TRANSCRIBE,
 )
+
+LIVE_NAMES = ("gpt-live-transcribe", "gpt-realtime-whisper")
+"""Models that only realtime sessions have."""

@@ -22,8 +22,12 @@ from localwhisper_server.errors import Forbidden, HeadTooLarge, MissingKey, Serv
 MOST_HEADERS = 100
 # Monitors and the clients' breakers ask these without a key. The answers hold no secrets.
 HEALTH_PATHS = frozenset({"/health", "/v1/health", "/ready", "/v1/ready"})
+# Below this path are the files of the page at "/".
+PAGE_FILES = "/web/"
 # For callers whose `Authorization` header is meant for the upstream.
 KEY_HEADER = "x-localwhisper-key"
+# A browser cannot set headers for a WebSocket: OpenAI's SDK sends the key as one of the sub-protocols.
+KEY_SUBPROTOCOL = "openai-insecure-api-key."
 ANY = "*"
 
 _SHOWN = 100  # characters of a header in a message or the log
@@ -96,7 +100,9 @@ def check_origin(rules: Rules, scope: Scope) -> Address:
 
 def check_key(rules: Rules, scope: Scope) -> None:
     """Raise MissingKey or WrongKey unless a request has one of the keys or needs none."""
-    if rules.keys and scope["path"] not in HEALTH_PATHS:
+    path = scope["path"]
+    # The page asks its user for the key.
+    if rules.keys and path not in HEALTH_PATHS and path != "/" and not path.startswith(PAGE_FILES):
         _require_key(rules.keys, Headers(scope=scope))
 
 
@@ -120,11 +126,18 @@ def _require_key(keys: Sequence[str], headers: Headers) -> None:
     key = headers.get(KEY_HEADER, "").strip(" \t")
     if KEY_HEADER not in headers:
         scheme, _, token = headers.get("authorization", "").strip(" \t").partition(" ")
-        key = token.strip(" \t") if scheme.lower() == "bearer" else ""
+        key = token.strip(" \t") if scheme.lower() == "bearer" else _subprotocol_key(headers)
     if not key:
         raise MissingKey
     if not _is_one_of(key.encode("latin-1"), keys):
         raise WrongKey(key)
+
+
+def _subprotocol_key(headers: Headers) -> str:
+    """Return the key among the sub-protocols of a WebSocket; empty where there is none."""
+    offered = ",".join(headers.getlist("sec-websocket-protocol")).split(",")
+    keys = [name.strip()[len(KEY_SUBPROTOCOL) :] for name in offered if name.strip().startswith(KEY_SUBPROTOCOL)]
+    return keys[0] if keys else ""
 
 
 def contains_key(value: bytes, keys: Sequence[str]) -> bool:

@@ -1,7 +1,8 @@
 """The form of the speech routes: one table of OpenAI's fields, their checks, and the OpenAPI document made of them.
 
 To add a field, add a line to FIELDS. Fields that neither OpenAI nor this server knows are ignored, as the live API
-does; a known one that cannot be honoured is refused by name. `window` and `priority` are this server's own.
+does; a known one that cannot be honoured is refused by name. `window`, `priority`, `max_speakers` and the limits of
+lines are this server's own; the limits have the names of Whisper's command line.
 """
 
 import json
@@ -13,11 +14,16 @@ from typing import Any, Final
 
 from localwhisper_client.shared import languages, openai_models
 from localwhisper_client.shared.file_endings import ENDINGS
+from localwhisper_server.api import known_speakers
 from localwhisper_server.api.formats import CONTENT_TYPES, Format
+from localwhisper_server.api.subtitles import DEFAULT_COUNT, DEFAULT_WIDTH, LineLimits
 from localwhisper_server.errors import InvalidRequest
-from localwhisper_server.types import Decoding, Options, Task, Voice
+from localwhisper_server.types import Decoding, Options, Speakers, Task, Voice
 
-STREAMABLE: Final = ("json", "text")
+STREAMABLE: Final = ("json", "text", "verbose_json", "diarized_json")
+# The formats that show times, for which the limits of lines count.
+TIMED: Final = ("srt", "vtt", "verbose_json")
+MOST_SPEAKERS: Final = 32
 GRANULARITIES: Final = ("segment", "word")
 # Characters of a prompt, and of all keywords together. Whisper reads 224 tokens of them, about a thousand characters.
 LONGEST_TEXT: Final = 8_000
@@ -70,10 +76,7 @@ def _one_of(name: str, value: str, allowed: Sequence[str]) -> str:
     if value in allowed:
         return value
     quoted = ", ".join(f"'{other}'" for other in allowed)
-    message = f"Invalid value: '{value[:64]}'. Supported values are: {quoted}."
-    if value == "diarized_json":
-        raise _unsupported(f"{message} This server does no speaker diarization.", name)
-    raise _invalid(message, name)
+    raise _invalid(f"Invalid value: '{value[:64]}'. Supported values are: {quoted}.", name)
 
 
 def _flag(name: str, values: Values) -> bool:
@@ -96,6 +99,15 @@ def _number(value: Any, shown: str, param: str, most: float) -> float:
     if not 0 <= number <= most:
         raise _invalid(f"Invalid value for '{shown}': expected a number between 0 and {most:g}.", param)
     return number
+
+
+def _whole_number(name: str, values: Values, *, most: int) -> int | None:
+    text = _last(name, values).strip()
+    if not text:
+        return None
+    if not re.fullmatch(r"\d{1,6}", text, re.ASCII) or not 1 <= int(text) <= most:
+        raise _invalid(f"Invalid value for '{name}': expected a whole number between 1 and {most}.", name)
+    return int(text)
 
 
 def _include(name: str, values: Values) -> bool:
@@ -148,9 +160,14 @@ def _voice(name: str, values: Values) -> Voice:
     )
 
 
-def _speakers(name: str, values: Values) -> None:
-    if _list(name, values):
-        raise _unsupported(f"{name} needs speaker diarization, which this server does not do.", name)
+def _speakers(values: Values, most: int | None) -> Speakers:
+    known = known_speakers.read(_list(known_speakers.NAMES, values), _list(known_speakers.REFERENCES, values))
+    if most is not None and most < len(known):
+        raise _invalid(f"max_speakers is {most}, but {len(known)} speakers are known.", "max_speakers")
+    # OpenAI has the rule for its own model, the only one that it lets tell speakers apart.
+    own = _model("model", values).removeprefix("openai/") == openai_models.GPT_4O_TRANSCRIBE_DIARIZE
+    chunked = any(name.partition("[")[0] == "chunking_strategy" and any(sent) for name, sent in values.items())
+    return Speakers(known, most, chunked=chunked or not own)
 
 
 def _invalid(message: str, param: str, code: str = "invalid_value") -> InvalidRequest:
@@ -187,6 +204,11 @@ def _array(description: str = "", allowed: Sequence[str] = ()) -> dict[str, Any]
     return {"type": "array", "items": items} | ({"description": description} if description else {})
 
 
+def _limit(name: str, description: str, most: int) -> Field:
+    schema = {"type": "integer", "minimum": 1, "maximum": most, "description": description}
+    return Field(name, partial(_whole_number, most=most), schema)
+
+
 FIELDS: Final = (
     Field("model", _model, _string("A served model or an OpenAI name; else the one served.")),
     Field("language", _last, _string("ISO 639 code, BCP 47 tag or English name.")),
@@ -198,11 +220,15 @@ FIELDS: Final = (
     Field("timestamp_granularities", _granularities, _array(allowed=GRANULARITIES)),
     Field("include", _include, _array(allowed=["logprobs"])),
     Field("stream", _flag, {"type": "boolean", "default": False}),
+    _limit("max_line_width", "Columns of a line of srt and vtt; a wide letter takes two.", 1000),
+    _limit("max_line_count", "Lines of a cue of srt and vtt.", 10),
+    _limit("max_words_per_line", "Words of a line of srt and vtt.", 100),
     _choices("window", ("adaptive", "exact")),
     _choices("priority", ("interactive", "bulk")),
     Field("chunking_strategy", _voice, _string("auto, or an object as JSON.")),
-    Field("known_speaker_names", _speakers, None),
-    Field("known_speaker_references", _speakers, None),
+    Field("known_speaker_names", _list, _array("With diarized_json: names of up to four speakers.")),
+    Field("known_speaker_references", _list, _array("A data URL for each name: 2 to 10 s of that voice.")),
+    _limit("max_speakers", "With diarized_json: so many speakers at most.", MOST_SPEAKERS),
 )
 _FILE: Final = {"type": "string", "format": "binary", "description": "The recording, in any container."}
 # The SDKs append brackets to the name of a list.
@@ -218,15 +244,16 @@ OPENAPI_BODY: Final = {
 
 @dataclass(frozen=True, slots=True)
 class SpeechRequest:
-    """A form that passed its checks: which model is asked for what, and how the answer is written.
+    """A form that passed its checks: what is asked for, and how the answer is written."""
 
-    `model` is empty where the form names none.
-    """
-
-    model: str
     options: Options
     shape: Format
     stream: bool
+
+
+def model(values: Values) -> str:
+    """Return the name of the model that is asked for; empty where the form names none."""
+    return _model("model", values)
 
 
 def parse(values: Values, task: Task, *, known_languages: frozenset[str]) -> SpeechRequest:
@@ -239,15 +266,21 @@ def parse(values: Values, task: Task, *, known_languages: frozenset[str]) -> Spe
     sent = {field.name: field.read(field.name, values) for field in FIELDS}
     response_format, logprobs = sent["response_format"], sent["include"]
     if sent["stream"] and response_format not in STREAMABLE:
-        message = f"response_format '{response_format}' cannot be streamed. Use 'json' or 'text' with stream=true."
-        raise _unsupported(message, "response_format")
+        message = f"response_format '{response_format}' cannot be streamed."
+        raise _unsupported(f"{message} Use 'json', 'text', 'verbose_json' or 'diarized_json'.", "response_format")
     if logprobs and response_format != "json":
         raise _invalid("include[]=logprobs needs response_format 'json'.", "include")
     if task == "translate" and known_languages == {"en"}:
         message = "The model served here knows English alone and cannot translate. Serve a multilingual one."
         raise _unsupported(message, "model")
+    diarized = response_format == "diarized_json"
+    if diarized and task == "translate":
+        raise _unsupported("A translation has no speakers: 'diarized_json' is for transcriptions.", "response_format")
     language, among = _languages(sent["language"], sent["languages"], known_languages)
     granularities = sent["timestamp_granularities"]
+    lines = None
+    if response_format in TIMED:
+        lines = _lines(sent["max_line_width"], sent["max_line_count"], sent["max_words_per_line"])
     decoding = Decoding(
         task=task,
         language=language,
@@ -255,27 +288,36 @@ def parse(values: Values, task: Task, *, known_languages: frozenset[str]) -> Spe
         prompt=sent["prompt"],
         hotwords=sent["keywords"],
         temperature=sent["temperature"],
-        words="word" in granularities,
+        words="word" in granularities or lines is not None or diarized,
         logprobs=logprobs,
     )
     lists_languages = sent["model"].removeprefix("openai/") == openai_models.GPT_TRANSCRIBE
     return SpeechRequest(
-        sent["model"],
         Options(
             decoding,
             sent["chunking_strategy"],
             full_window=sent["window"] == "exact",
             bulk=sent["priority"] == "bulk",
+            speakers=_speakers(values, sent["max_speakers"]) if diarized else None,
         ),
         Format(
             response_format,
             segments="segment" in granularities,
-            words=decoding.words,
+            words="word" in granularities,
             logprobs=logprobs,
             languages=among if lists_languages else None,
+            lines=lines,
         ),
         stream=sent["stream"],
     )
+
+
+def _lines(columns: int | None, count: int | None, words: int | None) -> LineLimits | None:
+    """Return the limits of lines, None if none was asked for. A limit of words alone leaves the width free."""
+    if columns is None and count is None and words is None:
+        return None
+    default = DEFAULT_WIDTH if words is None else None
+    return LineLimits(columns or default, count or DEFAULT_COUNT, words)
 
 
 def _languages(single: str, several: Sequence[str], known: frozenset[str]) -> tuple[str | None, tuple[str, ...]]:

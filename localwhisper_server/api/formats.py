@@ -1,4 +1,4 @@
-"""A transcript as the bytes of an answer: json, verbose_json, text, srt, vtt and server-sent events. Pure.
+"""A transcript as the bytes of an answer: json, verbose_json, text, srt, vtt, diarized_json, events. Pure.
 
 Field names, their order and the end of each body are OpenAI's; where OpenAI's are unknown, what the SDKs read best.
 JSON is compact and has no final newline.
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from localwhisper_client.shared import languages
+from localwhisper_server.api import subtitles
+from localwhisper_server.api.subtitles import Cue, LineLimits
 from localwhisper_server.types import Segment, Transcript, Word
 
 JSON_TYPE: Final = "application/json"
@@ -25,6 +27,7 @@ CONTENT_TYPES: Final = {
     "srt": TEXT_TYPE,
     "verbose_json": JSON_TYPE,
     "vtt": TEXT_TYPE,
+    "diarized_json": JSON_TYPE,
 }
 
 # OpenAI's words have no punctuation at their ends ("don't" keeps its apostrophe).
@@ -36,7 +39,8 @@ class Format:
     """How a transcript is written: a `response_format`, and what verbose_json and json have in them.
 
     verbose_json has `segments`, top-level `words`, or both. json may have `logprobs`, and gpt-transcribe's `languages`:
-    those that the caller hinted, else the detected one; None: no such field.
+    those that the caller hinted, else the detected one; None: no such field. `lines` limits the lines of srt and vtt,
+    and adds `cues` to verbose_json; None: a cue is a segment, as with OpenAI.
     """
 
     name: str = "json"
@@ -44,6 +48,7 @@ class Format:
     words: bool = False
     logprobs: bool = False
     languages: tuple[str, ...] | None = None
+    lines: LineLimits | None = None
 
 
 def to_json(value: Any) -> bytes:
@@ -62,12 +67,14 @@ def render(transcript: Transcript, shape: Format) -> bytes:
         case "text":  # as Whisper's own writer ends a text file
             return f"{transcript.text}\n".encode()
         case "srt":  # ends in three newlines
-            cues = (f"{number}\n{cue}" for number, cue in enumerate(_cues(transcript, ","), start=1))
+            cues = (f"{number}\n{cue}" for number, cue in enumerate(_cues(transcript, ",", shape), start=1))
             return ("".join(cues) + "\n").encode()
         case "vtt":
-            return ("WEBVTT\n\n" + "".join(_cues(transcript, "."))).encode()
+            return ("WEBVTT\n\n" + "".join(_cues(transcript, ".", shape))).encode()
         case "verbose_json":
             return to_json(_verbose_json(transcript, shape))
+        case "diarized_json":
+            return to_json(_diarized_json(transcript))
         case _:
             return to_json(_json(transcript, shape))
 
@@ -77,17 +84,28 @@ def event(payload: dict[str, Any]) -> bytes:
     return b"data: " + to_json(payload) + b"\n\n"
 
 
-def delta_event(text: str, segment: Segment, *, logprobs: bool = False) -> bytes:
-    """Render `transcript.text.delta`; `text` is what this segment adds to the whole."""
+def delta_event(text: str, segment: Segment, shape: Format) -> bytes:
+    """Render `transcript.text.delta`; `text` is what this segment adds to the whole.
+
+    OpenAI cannot stream verbose_json. Here its deltas have `start` and `end`, in seconds.
+    """
     payload: dict[str, Any] = {"type": "transcript.text.delta", "delta": text}
-    if logprobs:
+    if shape.logprobs:
         payload["logprobs"] = _logprobs([segment])
+    if shape.name == "verbose_json":
+        payload |= {"start": segment.start, "end": segment.end}
     return event(payload)
 
 
+def segment_events(transcript: Transcript) -> list[bytes]:
+    """Render each segment of a diarized transcript as `transcript.text.segment`."""
+    return [event(segment) for segment in _diarized(transcript)]
+
+
 def done_event(transcript: Transcript, shape: Format) -> bytes:
-    """Render `transcript.text.done`, which has the whole text and all that json has."""
-    return event({"type": "transcript.text.done"} | _json(transcript, shape))
+    """Render `transcript.text.done`, which has the whole text and all that json has, or all of verbose_json."""
+    body = _verbose_json(transcript, shape) if shape.name == "verbose_json" else _json(transcript, shape)
+    return event({"type": "transcript.text.done"} | body)
 
 
 def _json(transcript: Transcript, shape: Format) -> dict[str, Any]:
@@ -114,8 +132,38 @@ def _verbose_json(transcript: Transcript, shape: Format) -> dict[str, Any]:
         body["words"] = [_word(word) for segment in transcript.segments for word in segment.words if _bare(word)]
     if shape.segments:
         body["segments"] = [_segment(number, segment) for number, segment in enumerate(transcript.segments)]
+    if shape.lines is not None:
+        body["cues"] = [
+            {"start": round(cue.start, 3), "end": round(cue.end, 3), "lines": cue.lines}
+            for cue in subtitles.cues(transcript.segments, shape.lines)
+        ]
     body["usage"] = usage(transcript)
     return body
+
+
+def _diarized_json(transcript: Transcript) -> dict[str, Any]:
+    return {
+        "task": transcript.task,
+        "duration": _float32(transcript.duration),
+        "text": transcript.text,
+        "segments": _diarized(transcript),
+        "usage": usage(transcript),
+    }
+
+
+def _diarized(transcript: Transcript) -> list[dict[str, Any]]:
+    spoken = (segment for segment in transcript.segments if segment.text.strip())
+    return [
+        {
+            "type": "transcript.text.segment",
+            "id": f"seg_{number:03d}",
+            "start": round(segment.start, 3),
+            "end": round(segment.end, 3),
+            "text": segment.text.strip(),
+            "speaker": segment.speaker,
+        }
+        for number, segment in enumerate(spoken, start=1)
+    ]
 
 
 def _float32(value: float) -> float:
@@ -155,13 +203,18 @@ def _logprobs(segments: Iterable[Segment]) -> list[dict[str, Any]]:
     ]
 
 
-def _cues(transcript: Transcript, point: str) -> Iterable[str]:
-    """Yield the segments with words as cues; `point` separates seconds from milliseconds."""
-    for segment in transcript.segments:
+def _cues(transcript: Transcript, point: str, shape: Format) -> Iterable[str]:
+    """Yield cues: the segments with words, or lines within limits; `point` separates seconds from milliseconds."""
+    made: Iterable[Cue]
+    if shape.lines is None:
+        made = (Cue(segment.start, segment.end, (segment.text,)) for segment in transcript.segments)
+    else:
+        made = subtitles.cues(transcript.segments, shape.lines)
+    for cue in made:
         # An arrow or a blank line inside a cue would end it early for a player's parser.
-        text = " ".join(segment.text.split()).replace("-->", "->")
+        text = "\n".join(" ".join(line.split()) for line in cue.lines).replace("-->", "->")
         if text:
-            yield f"{_clock(segment.start, point)} --> {_clock(segment.end, point)}\n{text}\n\n"
+            yield f"{_clock(cue.start, point)} --> {_clock(cue.end, point)}\n{text}\n\n"
 
 
 def _clock(seconds: float, point: str) -> str:

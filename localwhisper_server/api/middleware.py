@@ -8,8 +8,9 @@ import json
 import logging
 import re
 import secrets
-from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+import time
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MOST_REQUESTS = 20  # that /activity tells of
 LONGEST_NAME = 200  # characters of a path or a file name, so that no caller fills the log
 # The longest pause in an upload, as in nginx.
 PAUSE_SECONDS = 60.0
@@ -171,6 +173,36 @@ class Limits:
         return receive_limited
 
 
+class Activity:
+    """The last requests that had a recording, without names and words. Not thread-safe: the event loop uses it."""
+
+    def __init__(self, now: Callable[[], float] = time.time) -> None:
+        self._now = now
+        self._requests: deque[dict[str, Any]] = deque(maxlen=MOST_REQUESTS)
+
+    def add(self, status: int, seconds: float, notes: Mapping[str, Any]) -> None:
+        """Note the end of a request: its status, how long it took, and what the log noted of it."""
+        self._requests.appendleft(
+            {
+                "ended": round(self._now(), 3),
+                "status": notes.get("failed", status),
+                "seconds": round(seconds, 3),
+                "audio_seconds": notes.get("audio_seconds"),
+                "language": notes.get("language"),
+            }
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Return the requests, latest first, and how many seconds of audio they took a second for."""
+        answered = [request for request in self._requests if request["audio_seconds"] is not None]
+        took = sum(request["seconds"] for request in answered)
+        audio = sum(request["audio_seconds"] for request in answered)
+        return {
+            "requests": list(self._requests),
+            "audio_seconds_per_second": round(audio / took, 2) if took else None,
+        }
+
+
 class RequestMiddleware:
     """ASGI middleware that lets a request through to `app`, answers what is raised there, and reports the answer.
 
@@ -185,6 +217,7 @@ class RequestMiddleware:
         limits: Limits,
         *,
         observer: Observer,
+        activity: Activity,
         clock: Callable[[], float],
     ) -> None:
         self._app = app
@@ -192,6 +225,7 @@ class RequestMiddleware:
         self._rules = rules
         self._limits = limits
         self._observer = observer
+        self._activity = activity
         self._clock = clock
         self._open: Counter[str] = Counter()
         self._cors: CORSMiddleware | None = None
@@ -320,6 +354,8 @@ class RequestMiddleware:
             # The same facts apart, for the log in JSON.
             extra={"fields": {"method": method, "path": shown, "seconds": round(took, 3), **notes}},
         )
+        if "file" in notes:
+            self._activity.add(status, took, notes)
         route = getattr(scope.get("route"), "path", None)
         self._observer.answered(method, route, notes.get("failed", status), took)
 

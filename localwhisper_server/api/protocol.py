@@ -17,6 +17,8 @@ from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
 
 from localwhisper_client.shared.lan_ranges import LOOPBACK, Network, host_of, parse_address, within
 from localwhisper_server.api.middleware import new_request_id
@@ -31,7 +33,14 @@ EVENTS_AT_A_TIME = 16
 # A sender's chunks are larger than this on average. A form of many fields may begin with this many small ones.
 LEAST_CHUNK_BYTES = 8
 FREE_CHUNKS = 200
+POLICY_VIOLATION = 1008  # RFC 6455 §7.4.1
 WRITE_RATE = 1024  # bytes per second at which an answer must be read
+# The path of the only route that speaks WebSocket. On any other path a caller who asks for it is answered in HTTP.
+WEBSOCKET_PATH = "/realtime"
+# Bytes of one WebSocket that are parsed before other connections are served: 700 empty frames, some 10 ms.
+WEBSOCKET_BYTES_AT_A_TIME = 4096
+# Bytes of events that may wait for a client to read them before the session pauses.
+MOST_UNREAD_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +140,8 @@ class HttpProtocol(H11Protocol):
         """Wait for the first request, or close the connection if there are too many."""
         super().connection_made(transport)
         others = self.connections - {self}
-        peers = [str(other.client[0]) for other in others if isinstance(other, H11Protocol) and other.client]
+        kinds = (H11Protocol, WebSocketsSansIOProtocol)
+        peers = [str(other.client[0]) for other in others if isinstance(other, kinds) and other.client]
         if self.client and (reason := self._limits.refusal(self.client[0], peers)):
             logger.warning("%s; further ones are closed at once", reason)
             transport.abort()
@@ -228,6 +238,14 @@ class HttpProtocol(H11Protocol):
                 InvalidRequest(str(failure) if isinstance(failure, _Refused) else "This is not valid HTTP/1.1.")
             )
 
+    def _should_upgrade_to_ws(self) -> bool:
+        return super()._should_upgrade_to_ws() and self.scope["path"].rstrip("/").endswith(WEBSOCKET_PATH)
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """Hand the connection over; its timers end here."""
+        self._stop("head")
+        super().handle_websocket_upgrade(event)
+
     def _unsupported_upgrade_warning(self) -> None:
         """Log nothing: a caller who asks for another protocol is answered in this one."""
 
@@ -249,3 +267,133 @@ class HttpProtocol(H11Protocol):
             self._start_head_timer()
         else:
             self.transport.close()
+
+
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """Aborts a connection whose events are read too slowly; closing it would wait until they are.
+
+    What one read brought is parsed in small parts, and only as far as the session takes messages and the client reads:
+    a read may bring 40,000 frames, and each ping is answered. After a broken frame, the client has `linger_seconds` to
+    read why: closing at once would reset the connection while it sends, and lose the closing frame.
+    """
+
+    write_seconds = 30.0  # between checks of the rate
+    linger_seconds = 2.0
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # uvicorn logs every connection with its query; the request log has a line for each.
+        self.logger = _quiet
+        self._write_timer: asyncio.Handle | None = None
+        self._discarding = False
+        self._unparsed = b""
+        self._continuing = False
+        self._fragment_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        """Read on, unless a frame was broken."""
+        if not self.handshake_initiated:  # the head, which is in `data` as a whole
+            super().data_received(data)
+        elif not self._discarding:
+            self._unparsed += data
+            self._parse_on()
+
+    def _parse_on(self) -> None:
+        """Parse the next part, unless that has to wait; read no more before all is parsed."""
+        # Not at once: over TLS, `resume_writing` may come in the middle of the part before.
+        if self._unparsed and not self._continuing and not self.read_paused and self.writable.is_set():
+            self._continuing = True
+            self.loop.call_soon(self._parse_part)
+        self._read_or_pause()
+
+    def _parse_part(self) -> None:
+        self._continuing = False
+        part = self._unparsed[:WEBSOCKET_BYTES_AT_A_TIME]
+        self._unparsed = self._unparsed[WEBSOCKET_BYTES_AT_A_TIME:]
+        if part:
+            super().data_received(part)
+        self._parse_on()
+
+    def _read_or_pause(self) -> None:
+        if self.transport.is_closing():
+            return
+        waiting = self._unparsed or self.read_paused or not self.writable.is_set()
+        change = self.transport.pause_reading if waiting and not self._discarding else self.transport.resume_reading
+        change()
+
+    async def receive(self) -> Any:
+        """Give the session its next message; parse on once it has taken all."""
+        message = await super().receive()
+        self._parse_on()
+        return message
+
+    async def send(self, message: Any) -> None:
+        """Send; after a closing frame, read on until the client's."""
+        await super().send(message)
+        self._parse_on()
+
+    def handle_cont(self, event: Frame) -> None:
+        """Go on with a message; end the connection if it comes in fragments of a few bytes."""
+        self._fragment_bytes = len(event.data) + (self._fragment_bytes if len(self.frames) > 1 else 0)
+        if self._discarding:
+            return
+        if len(self.frames) > FREE_CHUNKS + self._fragment_bytes // LEAST_CHUNK_BYTES:
+            self.frames = []
+            self.conn.fail(POLICY_VIOLATION, "The message came in fragments of a few bytes. Send larger ones.")
+            self.handle_parser_exception()
+        else:
+            super().handle_cont(event)
+
+    def handle_parser_exception(self) -> None:
+        """Tell the session and the client; discard what comes meanwhile."""
+        closing = self.conn.close_sent
+        code, reason = (closing.code, closing.reason) if closing else (1002, "")
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self._discarding = self.close_sent = True
+        self._unparsed = b""
+        self._read_or_pause()
+        self.close_timer = self.loop.call_later(self.linger_seconds, self.transport.close)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take over the connection."""
+        super().connection_made(transport)
+        self.transport.set_write_buffer_limits(high=MOST_UNREAD_BYTES)
+
+    def pause_writing(self) -> None:
+        """Check from time to time that the client reads; take nothing more from it meanwhile."""
+        super().pause_writing()
+        self._read_or_pause()
+        self._check_writing()
+
+    def resume_writing(self) -> None:
+        """Stop checking, and go on."""
+        self._stop_write_timer()
+        super().resume_writing()
+        self._parse_on()
+
+    def _check_writing(self, before: float = float("inf")) -> None:
+        left = self.transport.get_write_buffer_size()
+        if left > before - WRITE_RATE * self.write_seconds:
+            self.transport.abort()
+        else:
+            self._write_timer = self.loop.call_later(self.write_seconds, self._check_writing, left)
+
+    def keepalive_timeout(self) -> None:
+        """Abort: a client that does not answer a ping would not read a closing frame either."""
+        self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the timer, and forget what is not parsed."""
+        self._stop_write_timer()
+        self._unparsed = b""
+        super().connection_lost(exc)
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+
+_quiet = logging.getLogger("uvicorn.error.websocket")
+_quiet.setLevel(logging.WARNING)

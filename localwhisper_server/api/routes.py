@@ -10,8 +10,10 @@ from starlette.exceptions import HTTPException
 
 from localwhisper_server.api import formats, speech
 from localwhisper_server.api.access_control import Rules
-from localwhisper_server.api.middleware import Limits, RequestMiddleware
-from localwhisper_server.api.speech import Transcriber
+from localwhisper_server.api.middleware import Activity, Limits, RequestMiddleware
+from localwhisper_server.api.page import add_page
+from localwhisper_server.api.realtime import add_realtime
+from localwhisper_server.api.speech import Model, Transcriber
 from localwhisper_server.errors import MethodNotAllowed, NotFound, UnknownModel
 from localwhisper_server.observer import Observer
 
@@ -38,6 +40,7 @@ def create_app(
     `rules` say who may call, `limits` how much. `observer` is told of every answer. `exposition` makes /metrics, from
     an `Accept` header to a body and its content type. `upstream` answers what is below /v1 and has no route here.
     """
+    activity = Activity()
     app = FastAPI(
         title="localwhisper",
         docs_url=None,
@@ -53,11 +56,14 @@ def create_app(
         rules or Rules(),
         limits or Limits(),
         observer=observer or Observer(),
+        activity=activity,
         clock=clock,
     )
     for prefix in ("/v1", ""):  # many base URLs lack the /v1
         speech.add_routes(app, prefix, transcriber)
         _add_routes(app, prefix, transcriber, upstream)
+        add_realtime(app, prefix, transcriber, clock=clock)
+    add_page(app, activity)
     if exposition is not None:
 
         @app.get("/metrics", response_class=Response)
@@ -75,13 +81,14 @@ def _add_routes(app: FastAPI, prefix: str, transcriber: Transcriber, upstream: "
     async def models(request: Request) -> Response:
         names = transcriber.names
         others = await upstream.models(request.headers.raw) if upstream is not None else []
-        listed = [_model(name, transcriber) for name in names] + [other for other in others if other["id"] not in names]
+        listed = [_model(name, model) for name in names if (model := transcriber.find(name))]
+        listed += [other for other in others if other["id"] not in names]
         return _json({"object": "list", "data": listed})
 
     @app.get(f"{prefix}/models/{{name:path}}", response_class=Response)
     async def model(request: Request, name: str) -> Response:
-        if name in transcriber.names or name in transcriber.aliases:
-            return _json(_model(name, transcriber))
+        if found := transcriber.find(name):
+            return _json(_model(name, found))
         if upstream is not None:
             status, body = await upstream.get(f"models/{name}", request.headers.raw)
             return Response(body, status, media_type=formats.JSON_TYPE)
@@ -99,9 +106,11 @@ def _add_routes(app: FastAPI, prefix: str, transcriber: Transcriber, upstream: "
         return _json({"ready": reason is None, "reason": reason}, 503 if reason else 200)
 
 
-def _model(name: str, transcriber: Transcriber) -> dict[str, Any]:
-    created = transcriber.created
-    return {"id": name, "object": "model", "created": created, "owned_by": "localwhisper", "shutdown_date": None}
+def _model(name: str, model: Model) -> dict[str, Any]:
+    """Return a model as OpenAI lists it, and what it can do, which the SDKs ignore."""
+    openai = {"id": name, "object": "model", "created": model.created, "owned_by": "localwhisper"}
+    can_do = {"languages": sorted(model.languages), "can_translate": model.can_translate}
+    return openai | {"shutdown_date": None} | can_do
 
 
 def _json(value: Any, status: int = 200) -> Response:

@@ -1,9 +1,11 @@
 """The speech routes: from the body of an upload to its transcript, or to a stream of events."""
 
+import asyncio
 import contextlib
 import logging
 import re
 from collections.abc import AsyncGenerator
+from functools import partial
 from typing import IO, Any, Protocol
 from urllib.parse import unquote_to_bytes
 
@@ -15,7 +17,9 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.types import Scope, Send
 
 from localwhisper_server.api import form, formats
+from localwhisper_server.api.known_speakers import MOST_KNOWN
 from localwhisper_server.api.middleware import LONGEST_NAME, claim_share, hung_up, note, unless_gone
+from localwhisper_server.api.realtime import LiveModel
 from localwhisper_server.errors import Busy, EngineFailed, InvalidRequest, ServerError, UnknownModel, UnreadableAudio
 from localwhisper_server.types import Options, Segment, Task, Transcript
 
@@ -23,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 MAX_FIELDS = 200
 MAX_FILES = 8
+# A text field, in bytes; and a reference of a known speaker: 10 s of uncompressed stereo as base64, 4 of them.
+MAX_FIELD_BYTES = 1 << 20
+MAX_REFERENCE_BYTES = 4 << 20
 # Python has codecs that take minutes for a megabyte (punycode), or give lone surrogates.
 CHARSETS = {"utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1", "latin-1", "latin1", "windows-1252", "cp1252"}
 NO_ROOM_RETRY_SECONDS = 30.0  # by then, other uploads may have left the disk
@@ -33,16 +40,26 @@ Items = AsyncGenerator[Segment | Transcript]
 """The segments of a transcript as they are decoded, then the transcript."""
 
 
-class Transcriber(Protocol):
-    """What the routes know of the model and its state."""
+class Model(LiveModel, Protocol):
+    """What the routes know of a model."""
 
-    names: tuple[str, ...]  # that it is listed by
-    aliases: frozenset[str]
     created: int  # the time of its file, in Unix seconds
-    languages: frozenset[str]  # the codes that it knows
+
+    @property
+    def can_translate(self) -> bool:
+        """Whether it was trained to translate into English."""
 
     def transcribe(self, source: IO[bytes], options: Options) -> Items:
         """Yield segments, then the transcript; close `source` at the end."""
+
+
+class Transcriber(Protocol):
+    """What the routes know of the models together, and of their state."""
+
+    names: tuple[str, ...]  # under which models are listed
+
+    def find(self, name: str, task: Task = "transcribe") -> Model | None:
+        """Return the model for a name, or, for a translation, another one if that one cannot translate."""
 
     def health(self) -> dict[str, Any]:
         """Describe the state, with a boolean `ready`."""
@@ -55,10 +72,10 @@ class Transcriber(Protocol):
         """How long a request that came now would wait."""
 
     def require_ready(self) -> None:
-        """Raise Busy while the model is being loaded."""
+        """Raise Busy while the models are being loaded."""
 
     def require_room(self) -> None:
-        """Raise Busy if the queue has no room."""
+        """Raise Busy if no queue has room."""
 
 
 def add_routes(app: FastAPI, prefix: str, transcriber: Transcriber) -> None:
@@ -95,10 +112,10 @@ async def _answer(request: Request, task: Task, transcriber: Transcriber) -> Res
         raise form.missing_file()
     note(request.scope, file=(upload.filename or "")[:LONGEST_NAME])
     try:
-        asked = form.parse(fields, task, known_languages=transcriber.languages)
-        _require_served(asked.model, transcriber)
-        # The transcriber closes the file: when requests are coalesced, the transcription may outlive this request.
-        items = transcriber.transcribe(upload.file, asked.options)
+        model = _find(form.model(fields), task, transcriber)
+        asked = form.parse(fields, task, known_languages=model.languages)
+        # The model closes the file: when requests are coalesced, the transcription may outlive this request.
+        items = model.transcribe(upload.file, asked.options)
     except Exception:
         await data.close()
         raise
@@ -112,13 +129,18 @@ async def _answer(request: Request, task: Task, transcriber: Transcriber) -> Res
     except UnreadableAudio as failure:
         raise form.unreadable(upload.filename) or failure from failure
     _describe(request.scope, transcript)
-    return Response(formats.render(transcript, asked.shape), media_type=formats.CONTENT_TYPES[asked.shape.name])
+    render = partial(formats.render, transcript, asked.shape)
+    # To cut an hour into lines takes a second or two.
+    body = render() if asked.shape.lines is None else await asyncio.to_thread(render)
+    return Response(body, media_type=formats.CONTENT_TYPES[asked.shape.name])
 
 
-def _require_served(model: str, transcriber: Transcriber) -> None:
-    """Raise UnknownModel for a name that is neither served nor an alias; without a name, the served model is meant."""
-    if model and model not in transcriber.names and model not in transcriber.aliases:
-        raise UnknownModel(model, transcriber.names)
+def _find(name: str, task: Task, transcriber: Transcriber) -> Model:
+    """Return the model for a name; raise UnknownModel for a name that means none."""
+    model = transcriber.find(name, task)
+    if model is None:
+        raise UnknownModel(name, transcriber.names)
+    return model
 
 
 def _describe(scope: Scope, transcript: Transcript) -> None:
@@ -145,10 +167,13 @@ async def _events(
                 text = item.text if begun else item.text.lstrip()
                 if text:
                     begun = True
-                    yield formats.delta_event(text, item, logprobs=shape.logprobs)
+                    yield formats.delta_event(text, item, shape)
                 item = await anext(items)
         _describe(scope, item)
-        yield formats.done_event(item, shape)
+        if shape.name == "diarized_json":  # who speaks is known when all is heard
+            for spoken in formats.segment_events(item):
+                yield spoken
+        yield await asyncio.to_thread(formats.done_event, item, shape)
     # The status is sent already. The SDKs raise APIError for an event with an `error`.
     except Exception as failure:
         error = failure if isinstance(failure, ServerError) else EngineFailed()
@@ -212,6 +237,8 @@ class _Parser(MultiPartParser):
     They are those with a name in `filename*` alone (RFC 5987), and a `file` whose type is not text.
     """
 
+    _references = 0
+
     def on_headers_finished(self) -> None:
         """Give the part a file name if it is an upload."""
         part = self._current_part
@@ -225,4 +252,8 @@ class _Parser(MultiPartParser):
                 part.content_disposition = disposition + b'; filename="%b"' % name
             elif options.get(b"name") == b"file" and not kind.startswith(b"text/"):
                 part.content_disposition = disposition + b'; filename=""'
+        # No more large fields than count, since fields are kept in memory.
+        large = options.get(b"name", b"").startswith(b"known_speaker_references") and self._references < MOST_KNOWN
+        self._references += large
+        self.max_part_size = MAX_REFERENCE_BYTES if large else MAX_FIELD_BYTES
         super().on_headers_finished()

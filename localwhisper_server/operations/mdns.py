@@ -15,10 +15,14 @@ from localwhisper_server.operations.host import interface_addresses
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from zeroconf import ServiceInfo
+
 logger = logging.getLogger(__name__)
 
 # `localwhisper_client.lan.discovery` looks for the same.
 SERVICE = "_localwhisper._tcp.local."
+# Home Assistant looks for this one; its servers tell everything else themselves.
+WYOMING = "_wyoming._tcp.local."
 
 
 def reachable_at(host: str, addresses: Sequence[str]) -> list[str]:
@@ -40,6 +44,7 @@ async def announced(
     model: str,
     *,
     tls: bool = False,
+    service: str = SERVICE,
     addresses: Sequence[str] | None = None,
     interfaces: Sequence[str] | None = None,
 ) -> AsyncIterator[None]:
@@ -52,7 +57,9 @@ async def announced(
         reached = reachable_at(host, interface_addresses() if addresses is None else addresses)
         try:
             if reached:
-                await _register(stack, reached, port, model, interfaces, tls=tls)
+                facts = {"path": "/v1", "version": __version__, "model": model, "scheme": "https" if tls else "http"}
+                info = _described(service, port, reached, facts if service == SERVICE else {})
+                await _register(stack, info, interfaces)
             else:
                 logger.warning("not announced: other machines cannot reach %s. --host 0.0.0.0 listens on all", host)
         except ModuleNotFoundError as missing:
@@ -63,30 +70,27 @@ async def announced(
         yield
 
 
-async def _register(
-    stack: contextlib.AsyncExitStack,
-    addresses: Sequence[str],
-    port: int,
-    model: str,
-    interfaces: Sequence[str] | None,
-    *,
-    tls: bool,
-) -> None:
-    from zeroconf import InterfaceChoice, ServiceInfo  # noqa: PLC0415 - an extra
-    from zeroconf.asyncio import AsyncZeroconf  # noqa: PLC0415 - the same
+def _described(service: str, port: int, addresses: Sequence[str], properties: dict[str, str]) -> ServiceInfo:
+    from zeroconf import ServiceInfo  # noqa: PLC0415 - an extra
 
     # A dot would end the label, which may have 63 bytes.
     name = (socket.gethostname().partition(".")[0] or "localwhisper")[:50]
-    info = ServiceInfo(
-        SERVICE,
-        f"{name}-{port}.{SERVICE}",
+    return ServiceInfo(
+        service,
+        f"{name}-{port}.{service}",
         port=port,
         parsed_addresses=list(addresses),
-        properties={"path": "/v1", "version": __version__, "model": model, "scheme": "https" if tls else "http"},
+        properties=properties,
         server=f"{name}.local.",
     )
+
+
+async def _register(stack: contextlib.AsyncExitStack, info: ServiceInfo, interfaces: Sequence[str] | None) -> None:
+    from zeroconf import InterfaceChoice  # noqa: PLC0415 - an extra
+    from zeroconf.asyncio import AsyncZeroconf  # noqa: PLC0415 - the same
+
     network = AsyncZeroconf(interfaces=list(interfaces) if interfaces else InterfaceChoice.All)
     stack.push_async_callback(network.async_close)
     await network.async_register_service(info, allow_name_change=True)
     stack.push_async_callback(network.async_unregister_all_services)
-    logger.info("announced as %s at %s", info.name, ", ".join(addresses))
+    logger.info("announced as %s at %s", info.name, ", ".join(info.parsed_addresses()))

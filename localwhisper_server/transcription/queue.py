@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Hashable, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -40,6 +41,7 @@ class _Request:
 
     key: Hashable
     bulk: bool
+    live: bool = False
     batches: int = 0
     skipped: int = 0
     waiting: deque[Job] = field(default_factory=deque)
@@ -87,14 +89,18 @@ class FairQueue:
         """Whether a long recording is open: one that was in FEW_BATCHES batches or more."""
         return any(request.long for request in self.open.values())
 
+    def messages(self) -> set[Hashable]:
+        """Return the open messages: the requests that are neither bulk, live sessions nor long recordings."""
+        return {key for key, request in self.open.items() if not (request.bulk or request.live or request.long)}
+
     def seconds_ahead(self) -> float:
         """Return the seconds of audio decoded before a new request: one share of each interactive request."""
         share = self._limits.share / FRAMES_PER_SECOND
         return sum(min(share, request.seconds) for request in self.open.values() if not request.bulk)
 
-    def admit(self, key: Hashable, *, bulk: bool = False) -> None:
+    def admit(self, key: Hashable, *, bulk: bool = False, live: bool = False) -> None:
         """Open a request."""
-        self.open[key] = _Request(key, bulk)
+        self.open[key] = _Request(key, bulk, live)
 
     def put(self, key: Hashable, jobs: Sequence[Job], *, first: bool = False) -> bool:
         """Add chunks of an open request, before its others if `first`; return False if the request has left."""
@@ -128,13 +134,24 @@ class FairQueue:
                 late.append(request.key)
         return late
 
-    def take(self, *, most: float = float("inf"), short_first: bool = False, no_long: bool = False) -> list[Job]:
+    def take(
+        self,
+        *,
+        most: float = float("inf"),
+        short_first: bool = False,
+        no_long: bool = False,
+        among: AbstractSet[Hashable] | None = None,
+    ) -> list[Job]:
         """Remove and return the next batch, of at most `most` chunks; empty if no chunk may be taken.
 
         With `short_first`, only chunks within the share are taken if any waits, so that the batch is soon done. With
-        `no_long`, no chunk is of a long recording.
+        `no_long`, no chunk is of a long recording. With `among`, all are of those requests.
         """
-        order = [request for request in self._order() if not (no_long and request.long)]
+        order = [
+            request
+            for request in self._order()
+            if not (no_long and request.long) and (among is None or request.key in among)
+        ]
         short = [request for request in order if self._short(request) is not None] if short_first else []
         order, candidate = (short, self._short) if short else (order, self._first)
         new = bool(order) and not order[0].batches

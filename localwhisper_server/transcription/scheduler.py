@@ -4,12 +4,12 @@ import contextlib
 import logging
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 
 from localwhisper_server.errors import Busy, EngineFailed, ServerError, Stopping
-from localwhisper_server.observer import Observer, request_id
+from localwhisper_server.observer import ModelObserver, request_id
 from localwhisper_server.transcription.queue import FairQueue, Job
 from localwhisper_server.types import BatchLimits
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
@@ -22,6 +22,8 @@ IDLE_CHECK_SECONDS = 0.01
 FIRST_SPEED = 5.0
 # People send messages one after the other: for so long after one, a worker is kept free of long recordings.
 RESERVED_SECONDS = 20.0
+# A model that is to be unloaded first finishes all messages that come within so many seconds, if it can by the latter.
+FINISH_SECONDS, FINISH_AT_MOST_SECONDS = 5.0, 30.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,6 +76,10 @@ class Scheduler:
     before a request submits its first chunk. While no chunk waits or runs, a thread calls `idle` with the seconds since
     the last batch; it returns after how many seconds to call it again, or None for not before the next batch. `clock`
     gives seconds from any start.
+
+    Other models may share the device. `others` counts the batches that they are decoding. While all models together
+    have as many as there are `workers`, this one begins no second batch, or a message if it decodes long recordings
+    alone. `progressed` is called after each batch and each request: another model may go on then, by `wake`.
     """
 
     def __init__(
@@ -86,14 +92,18 @@ class Scheduler:
         max_wait: float = float("inf"),
         ahead: Callable[[], float] = lambda: 0.0,
         idle: Callable[[float], float | None] = lambda _: None,
-        observer: Observer | None = None,
+        observer: ModelObserver | None = None,
+        others: Callable[[], int] = lambda: 0,
+        progressed: Callable[[], object] = lambda: None,
         workers: int = 1,
     ) -> None:
         self._run = run
         self._clock = clock
         self._max_wait = max_wait
         self._idle = idle
-        self._observer = observer or Observer()
+        self._observer = observer or ModelObserver()
+        self._others = others
+        self._progressed = progressed
         self._ahead = ahead
         self._limits = limits
         self._queue = FairQueue(limits)
@@ -103,6 +113,8 @@ class Scheduler:
         self._refusal: ServerError | None = None
         self._in_flight: list[_Batch] = []
         self._reserved_until = -math.inf
+        self._finish_until: float | None = None  # messages that come until then are finished
+        self._finishing: set[Hashable] | None = None  # the requests to work for; None for all
         self._last = clock()  # when the last batch ended
         self._failures = 0
         self._speed = FIRST_SPEED / workers  # of one worker
@@ -167,14 +179,15 @@ class Scheduler:
         if len(self._queue.open) >= self._most_requests:
             raise Busy("The server is busy: its queue is full. Try again later.", retry_after=wait)
 
-    def admit(self, *, bulk: bool = False) -> Ticket:
-        """Open a request; raise Busy as `require_room` does."""
+    def admit(self, *, bulk: bool = False, live: bool = False) -> Ticket:
+        """Open a request; raise Busy as `require_room` does. `live`: it may stay open for hours."""
         with self._changed:
             self.require_room()
             ticket = Ticket(self)
             if self._queue.has_long and not bulk:
                 self._reserved_until = self._clock() + RESERVED_SECONDS
-            self._queue.admit(ticket, bulk=bulk)
+            self._queue.admit(ticket, bulk=bulk, live=live)
+            self._finishing = self._messages()
         return ticket
 
     def send_away(self, refusal: ServerError, *, later_than: float) -> None:
@@ -191,6 +204,40 @@ class Scheduler:
             self._refusal = refusal
             left = self._queue.clear() + [job for batch in self._in_flight for job in batch.jobs]
         _fail(left, refusal)
+
+    def finish(self) -> bool:
+        """Work only for messages that came within FINISH_SECONDS, until `resume`; return whether all is done."""
+        with self._changed:
+            if self._finish_until is None:
+                self._finish_until = self._clock() + FINISH_SECONDS
+            self._finishing = self._messages()
+            return not self._finishing and not self._in_flight
+
+    @property
+    def finishing(self) -> bool:
+        """Whether a message that comes now has to wait for `resume`."""
+        return self._finish_until is not None and self._clock() >= self._finish_until
+
+    def _messages(self) -> set[Hashable] | None:
+        """Return the messages to finish, None if there is no need to finish."""
+        if self._finish_until is None:
+            return None
+        messages = self._queue.messages()
+        if self._clock() >= self._finish_until + FINISH_AT_MOST_SECONDS:
+            return set()  # one that is decoded or read for so long may not keep the other model waiting
+        return self._finishing & messages if self.finishing and self._finishing is not None else messages
+
+    def resume(self) -> None:
+        """Work for all requests again."""
+        with self._changed:
+            if self._finish_until is not None:
+                self._finish_until = self._finishing = None
+                self._changed.notify_all()
+
+    def wake(self) -> None:
+        """Look again whether a batch may begin."""
+        with self._changed:
+            self._changed.notify_all()
 
     def close(self, timeout: float | None = None) -> bool:
         """Refuse the waiting chunks; return whether all running batches end within `timeout` seconds."""
@@ -223,6 +270,7 @@ class Scheduler:
             left = self._queue.leave(ticket)
         for job in left:
             job.future.cancel()
+        self._progressed()
 
     def _work(self) -> None:
         while (batch := self._next()) is not None:
@@ -247,6 +295,7 @@ class Scheduler:
                 if not all(isinstance(outcome, BaseException) for outcome in outcomes):
                     took = max(self._last - batch.since, 1e-6)
                     self._speed += (max(batch.seconds / took, 1e-3) - self._speed) / 4
+            self._progressed()
 
     def _next(self) -> _Batch | None:
         """Wait for the next batch, and be idle meanwhile; None when closed."""
@@ -268,9 +317,16 @@ class Scheduler:
 
     def _take(self) -> _Batch | None:
         """Begin the next batch of chunks whose futures are not cancelled; None if there is none for this worker."""
+        crowded = len(self._in_flight) + self._others() >= len(self._threads)
+        if crowded and not all(batch.long for batch in self._in_flight):
+            return None
+        self._finishing = self._messages()
         while self._queue.waiting:
             taken = self._queue.take(
-                most=self._batch_size(), short_first=self._last_free_worker, no_long=self._reserved
+                most=self._batch_size(),
+                short_first=self._last_free_worker,
+                no_long=self._reserved or (crowded and bool(self._in_flight)),
+                among=self._finishing,
             )
             if not taken:
                 return None

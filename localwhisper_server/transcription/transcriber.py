@@ -16,7 +16,7 @@ import anyio
 import anyio.to_thread
 
 from localwhisper_server.audio import pool
-from localwhisper_server.observer import Observer
+from localwhisper_server.observer import ModelObserver
 from localwhisper_server.transcription.scheduler import Scheduler, Ticket
 from localwhisper_server.transcription.segmentation import FindSpeech, Segmenter
 from localwhisper_server.types import SAMPLE_RATE, Decoding, Options, Samples, Segment, Transcript
@@ -40,6 +40,7 @@ TOGETHER = 2
 
 # Turns a chunk of audio into features for the model; see `whisper.chunks.Preparer`.
 Prepare = Callable[..., Chunk]
+Listen = Callable[[Samples], None]
 
 
 @dataclass(slots=True)
@@ -95,13 +96,22 @@ class StepRunner:
             self._short -= short
 
 
+def decoder_places() -> Mapping[bool, asyncio.Semaphore]:
+    """Return a new semaphore for the recordings of short requests (True) and one for those of others.
+
+    They are apart so that a message waits for no recording of hours.
+    """
+    return {short: asyncio.Semaphore(DECODERS) for short in (True, False)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Transcriber:
     """Transcribes uploads with one scheduler. Safe for any number of concurrent calls on one event loop.
 
     `blocks` decodes an upload, `find_speech` detects speech in it, and `prepare` computes a chunk's features. `steps`
     runs the latter two. A recording may be `max_seconds` long. A decoder that takes more than `decoder_seconds` no
-    longer counts among those that work at a time: it has a low priority by then, and a message must not wait for it.
+    longer counts among those that work at a time, which `decoders` limit: it has a low priority by then, and a message
+    must not wait for it.
     """
 
     scheduler: Scheduler
@@ -111,16 +121,16 @@ class Transcriber:
     steps: StepRunner
     max_seconds: float
     decoder_seconds: float = DECODER_SECONDS
-    observer: Observer = field(default_factory=Observer)
-    # Apart for short requests and for long recordings, so that a message waits for no recording of hours.
-    decoders: Mapping[bool, asyncio.Semaphore] = field(
-        init=False, default_factory=lambda: {short: asyncio.Semaphore(DECODERS) for short in (True, False)}
-    )
+    decoders: Mapping[bool, asyncio.Semaphore] = field(default_factory=decoder_places)
+    observer: ModelObserver = field(default_factory=ModelObserver)
 
-    async def transcribe(self, source: IO[bytes], options: Options) -> AsyncGenerator[Segment | Transcript]:
+    async def transcribe(
+        self, source: IO[bytes], options: Options, *, listen: Listen | None = None
+    ) -> AsyncGenerator[Segment | Transcript]:
         """Yield each segment as soon as it is known, in order, and the whole transcript last.
 
-        `source` is closed at the end. Closing the generator removes the chunks that still wait in the queue.
+        `source` is closed at the end. `listen` is called with each block of samples, in the thread that waits for the
+        decoder. Closing the generator removes the chunks that still wait in the queue.
 
         Raises:
             Busy: the queue is full, or the wait too long.
@@ -131,7 +141,7 @@ class Transcriber:
         language, segments = options.decoding.language, list[Segment]()
         with (
             closing(source),
-            closing(_Recording(source, options, self)) as recording,
+            closing(_Recording(source, options, self, listen)) as recording,
             closing(self.scheduler.admit(bulk=options.bulk)) as ticket,
         ):
             async with aclosing(_Pipeline(recording, ticket, options.decoding).results()) as results:
@@ -148,8 +158,9 @@ class Transcriber:
 class _Recording:
     """One upload, decoded and cut into chunks for the model. Only one task may use it."""
 
-    def __init__(self, source: IO[bytes], options: Options, parts: Transcriber) -> None:
+    def __init__(self, source: IO[bytes], options: Options, parts: Transcriber, listen: Listen | None) -> None:
         self.ended = False
+        self._listen = listen
         self._options = options
         self._parts = parts
         self._blocks = parts.blocks(source, max_seconds=parts.max_seconds, language=options.decoding.language)
@@ -204,6 +215,8 @@ class _Recording:
                         self.ended = True
                         return
                     self._samples += block.size
+                    if self._listen is not None:
+                        self._listen(block)
                     if self._segmenter.add(block):
                         return
         finally:

@@ -165,13 +165,14 @@ class ChunkResult:
 
     `language` is None if the answer was rejected. `remainder` is what is still to be decoded: the end of the chunk, if
     the model stopped before it, or the whole chunk again if the answer was rejected. `rejected` is the reason: "prompt"
-    for a retry without prompt and hotwords, any other for a retry with the full window.
+    for a retry without prompt and hotwords, any other for a retry with the full window. `draft` is the rejected text.
     """
 
     language: str | None
     segments: tuple[Segment, ...]
     remainder: Chunk | None = None
     rejected: str | None = None
+    draft: tuple[Segment, ...] = ()
 
 
 class Preparer:

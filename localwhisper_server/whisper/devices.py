@@ -3,6 +3,7 @@
 CTranslate2 is imported only to ask for devices and precisions, because `doctor` also runs where it cannot be imported.
 """
 
+import contextlib
 import ctypes
 import importlib.util
 import math
@@ -18,10 +19,15 @@ from pathlib import Path
 # this many.
 CPU_WORKERS = 2
 THREADS_PER_CPU_WORKER = 4
+# The workers of a card share the weights; each has a stream of its own. So one batch can be encoded, which keeps the
+# card's arithmetic busy, while another is decoded, which waits for memory. Whether that pays is measured at the start.
+CUDA_WORKERS = 2
 # Best first. int8 fails on some cards (RTX 50 with cuBLAS before 12.8), so float16 comes first; cards older than Volta
 # run float16 slowly or not at all, and do not list it.
 PRECISIONS = ("float16", "int8_float16", "bfloat16", "int8_float32", "int8", "float32")
 SMALLEST = "int8_float16"
+# How CTranslate2, CUDA and C++ say it.
+OUT_OF_MEMORY = ("out of memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed", "bad_alloc")
 # Microseconds of processor time in each period of so many (Linux, Documentation/admin-guide/cgroup-v2.rst).
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 # The wheels' folders under site-packages/nvidia, with the libraries that are opened from each, dependencies first.
@@ -40,6 +46,11 @@ class Device:
     name: str
     compute_type: str
     reason: str
+
+
+def is_out_of_memory(failure: BaseException) -> bool:
+    """Return whether an error of CTranslate2 means that memory ran out; it has no class of its own for that."""
+    return isinstance(failure, MemoryError) or any(sign in str(failure).lower() for sign in OUT_OF_MEMORY)
 
 
 def device_count() -> int:
@@ -110,9 +121,9 @@ def usable_cores(quota: Path = CGROUP_QUOTA) -> int:
 
 
 def choose_workers(device: str, threads: int, *, cores: int) -> Workers:
-    """Return a model's workers, with so many threads in all; 0 for as many as suit the cores."""
+    """Return the most workers of a model, with so many threads in all; 0 for as many as suit the cores."""
     if device != "cpu":
-        return Workers(1, threads)
+        return Workers(CUDA_WORKERS, threads)
     threads = threads or min(cores, CPU_WORKERS * THREADS_PER_CPU_WORKER)
     count = min(CPU_WORKERS, threads)
     return Workers(count, threads // count)
@@ -187,6 +198,13 @@ def opens(library: bytes, binaries: Sequence[Path] | None = None) -> bool:
             if content.find(library) >= 0:
                 return True
     return False
+
+
+def return_free_memory(*, platform: str = sys.platform) -> None:
+    """Give memory that was freed back to the system. Linux's C library keeps it otherwise: 110 MB of a base model."""
+    if platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _package_folders(package: str) -> list[Path]:

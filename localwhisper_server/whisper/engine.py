@@ -5,6 +5,7 @@ One `Engine` holds one model on one device. `run` may be called by as many threa
 """
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -32,6 +33,9 @@ MAX_INITIAL_TIMESTAMP = int(1.0 / TIMESTAMP_SECONDS)
 MAX_PREFIX_TEMPERATURE = 0.5
 # Frames per call of the encoder. On a CPU a larger batch gains nothing and no longer fits the cache (BENCHMARKS.md).
 ENCODED_AT_ONCE = {"cpu": 2400, "cuda": 96_000}
+# CTranslate2 counts a batch as running for a moment after its results are here, and then unloads nothing.
+UNLOAD_ATTEMPTS = 20
+UNLOAD_PAUSE_SECONDS = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,8 @@ class _Row:
 class Engine:
     """A loaded Whisper model. `load_model` and `load_libraries` are there for tests.
 
+    `rejection` is the acceptance check; `benchmarks/tune.py` measures with another one.
+
     Raises:
         RuntimeError, ValueError: CTranslate2 cannot load the folder, or not on this device.
 
@@ -61,6 +67,7 @@ class Engine:
         *,
         load_model: Callable[..., Any] = faster_whisper.WhisperModel,
         load_libraries: Callable[[], object] = devices.load_libraries,
+        rejection: Callable[..., tuple[str, Chunk] | None] = acceptance.rejection,
     ) -> None:
         if device.name == "cuda":
             load_libraries()
@@ -77,6 +84,7 @@ class Engine:
             self._whisper.feature_extractor, lambda part: text.encode(part, add_special_tokens=False).ids
         )
         self._encoded_at_once = ENCODED_AT_ONCE[device.name]
+        self._rejection = rejection
         self._tokenizer = lru_cache(maxsize=256)(self._new_tokenizer)
         # Whisper's default set ("-1") and the control tokens, some of which English-only vocabularies lack.
         plain = self._tokenizer("en", "transcribe")
@@ -99,13 +107,35 @@ class Engine:
         noise = np.random.default_rng(0).normal(0, 1e-3, SAMPLE_RATE).astype(np.float32)
         self.run([self.prepare(AudioChunk(noise, 0.0, ()), Decoding(language="en", temperature=0.0))])
 
+    def unload(self) -> bool:
+        """Free the memory of the weights; return whether that was possible, since no batch may be running.
+
+        The vocabulary stays: to read it again would keep every other thread waiting for 0.3 s (BENCHMARKS.md).
+        """
+        for _ in range(UNLOAD_ATTEMPTS):
+            self._model.unload_model()
+            if not self._model.model_is_loaded:
+                devices.return_free_memory()
+                return True
+            time.sleep(UNLOAD_PAUSE_SECONDS)
+        return False
+
+    def reload(self) -> None:
+        """Load the weights again.
+
+        Raises:
+            RuntimeError, MemoryError: they do not fit into the device's memory, or their file is gone.
+
+        """
+        self._model.load_model()
+
     def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
         """Decode a batch and return a result per chunk, in order.
 
         Tasks, languages, prompts and lengths may be mixed. All chunks are encoded with the longest window among them.
 
         Raises:
-            RuntimeError, MemoryError: CTranslate2 failed; see `model_manager.is_out_of_memory`.
+            RuntimeError, MemoryError: CTranslate2 failed; see `devices.is_out_of_memory`.
 
         """
         frames = max(chunk.frames for chunk in chunks)
@@ -115,12 +145,12 @@ class Engine:
         results, unaligned = [], dict[int, Hypothesis]()
         for number, hypothesis in enumerate(self._decode(encoded, rows, full_window=full_window)):
             chunk = rows[number].chunk
-            rejected = acceptance.rejection(
+            rejected = self._rejection(
                 chunk, hypothesis, language_probability=rows[number].probability, full_window=full_window
             )
             if rejected:
                 reason, again = rejected
-                results.append(ChunkResult(None, (), again, reason))
+                results.append(ChunkResult(None, (), again, reason, _result(rows[number], hypothesis).segments))
                 continue
             results.append(_result(rows[number], hypothesis))
             if results[-1].segments and (chunk.decoding.words or chunk.decoding.logprobs):
@@ -134,8 +164,21 @@ class Engine:
         return Tokenizer(self._whisper.hf_tokenizer, multilingual, task=task, language=language)
 
     def _encode(self, features: Sequence[Features]) -> ctranslate2.StorageView:
-        """Encode windows of one length, in parts of the size that suits the device."""
-        at_once = max(1, self._encoded_at_once // features[0].shape[1])
+        """Encode windows of one length, in parts of the size that suits the device, or of one that fits into memory.
+
+        Small parts take hardly longer. So a batch that the decoder has room for is not divided because of the encoder.
+        """
+        frames = features[0].shape[1]
+        while True:
+            at_once = min(len(features), max(1, self._encoded_at_once // frames))
+            try:
+                return self._encode_in_parts(features, at_once)
+            except (RuntimeError, MemoryError) as failure:
+                if at_once == 1 or not devices.is_out_of_memory(failure):
+                    raise
+                self._encoded_at_once = at_once // 2 * frames
+
+    def _encode_in_parts(self, features: Sequence[Features], at_once: int) -> ctranslate2.StorageView:
         if len(features) <= at_once:
             return self._model.encode(to_storage(np.stack(features)))
         parts = [

@@ -37,7 +37,7 @@ REPOSITORIES = {
     "large-v3-turbo": "mobiuslabsgmbh/faster-whisper-large-v3-turbo",
     "turbo": "mobiuslabsgmbh/faster-whisper-large-v3-turbo",
 }
-# Other services' names for their Whisper, which clients keep in their settings: aliases of the served model.
+# Other services' names for their Whisper, which clients keep in their settings: aliases of the first served model.
 HABITUAL_NAMES = frozenset(
     [
         *("whisper", "whisper-large-v3", "whisper-large-v3-turbo", "distil-whisper-large-v3-en", "openai/whisper"),
@@ -112,16 +112,25 @@ def default_model(device: str) -> str:
 
 
 def served_names(model: str) -> tuple[str, ...]:
-    """Return the names that `model` is listed under: its own, its size's and its repository's, then OpenAI's."""
+    """Return the names that `model` is listed under: its own, its size's and its repository's."""
     own = _own_name(model)
     same = _sizes(own)
     repositories = [] if _folder(model) else [REPOSITORIES[size] for size in same]
-    return tuple(dict.fromkeys([own, *same, *repositories, *openai_models.NAMES]))
+    return tuple(dict.fromkeys([own, *same, *repositories]))
 
 
 def aliases(model: str) -> frozenset[str]:
-    """Return the names that mean `model` but are not listed: other spellings of its size, and other services' names."""
-    return HABITUAL_NAMES.union(*(_spellings(size) for size in _sizes(_own_name(model))))
+    """Return the names that mean `model` but are not listed: other spellings of its size."""
+    return frozenset().union(*(_spellings(size) for size in _sizes(_own_name(model))))
+
+
+def trained_to_translate(model: str) -> bool:
+    """Return whether a model was trained to translate, as far as its name says.
+
+    turbo was trained without translations (https://huggingface.co/openai/whisper-large-v3-turbo), and the distilled
+    models with English alone (https://huggingface.co/distil-whisper). A folder of another name may be anything.
+    """
+    return not any(word in _own_name(model).lower() for word in ("turbo", "distil"))
 
 
 def _own_name(model: str) -> str:

@@ -222,7 +222,6 @@ def test_what_is_not_speech_goes_where_the_sdk_sends_it(
 
 
 CONVERSATION: dict[str, Any] = {"model": "gpt-realtime"}
-TRANSCRIPTION = {**CONVERSATION, "extra_query": {"intent": "transcription"}}
 
 
 def realtime(client: Any) -> list[Any]:
@@ -234,34 +233,32 @@ def realtime(client: Any) -> list[Any]:
 
 @pytest.mark.parametrize("kind", [LocalWhisper, AsyncLocalWhisper])
 @pytest.mark.parametrize("policy", ["local_only", "wait"])
-@pytest.mark.parametrize("session", [TRANSCRIPTION, CONVERSATION])
-def test_no_realtime_session_is_opened_to_the_cloud(kind: Any, policy: str, session: Any) -> None:
-    """Both kinds send what is said; it is refused before a connection, in words that name the way out."""
+def test_no_conversation_is_opened_to_the_cloud(kind: Any, policy: str) -> None:
+    """It sends what is said; it is refused before a connection, in words that name the way out."""
     client = kind(policy=policy, api_key="k")
     assert len(realtime(client)) >= 2
     for connect in realtime(client) + realtime(client.with_options(timeout=3)):
         with pytest.raises(CloudNotAllowed, match=f"api.openai.com.*{policy}.*LOCALWHISPER_POLICY=cloud"):
-            connect(**session)
+            connect(**CONVERSATION)
 
 
 @pytest.mark.parametrize("kind", [LocalWhisper, AsyncLocalWhisper])
-def test_a_realtime_session_that_may_be_opened_is_the_sdks(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_conversation_that_may_be_opened_is_the_sdks(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the cloud by policy, unless a block around the call forbids it; and to a server on the LAN always."""
     for client in (
         kind(base_url="http://127.0.0.1:9/v1", api_key="k"),
         kind(websocket_base_url="ws://[::1]/v1", api_key="k"),
     ):
-        assert client.realtime.connect(**TRANSCRIPTION) is not None
+        assert client.realtime.connect(**CONVERSATION) is not None
     monkeypatch.setenv("LOCALWHISPER_POLICY", "cloud")
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     client = kind(policy="cloud", api_key="k")
-    manager = client.realtime.connect(**TRANSCRIPTION)
+    manager = client.realtime.connect(**CONVERSATION)
     assert type(manager).__module__.startswith("openai.")
-    with localwhisper.policy("local_only"), pytest.raises(CloudNotAllowed):
-        client.realtime.connect(**TRANSCRIPTION)
-    for module in (localwhisper.realtime, localwhisper.beta.realtime):
-        with localwhisper.policy("local_only"), pytest.raises(CloudNotAllowed):
-            module.connect(**CONVERSATION)
+    for module in (client, localwhisper):
+        for connect in (module.realtime.connect, module.beta.realtime.connect):
+            with localwhisper.policy("local_only"), pytest.raises(CloudNotAllowed):
+                connect(**CONVERSATION)
 
 
 @pytest.mark.parametrize("patched", [False, True])

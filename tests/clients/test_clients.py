@@ -7,22 +7,23 @@ the recording as Ogg and as WAV. The server's address and key reach it in one of
 import functools
 import json
 import os
+import re
 import shutil
 import subprocess
-import wave
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import pytest
+import trustme
 
 from localwhisper_client.server_process import ServerProcess, serving
+from tests.clients.recordings import ENGLISH, as_wav
 
 FOLDER = os.environ.get("LOCALWHISPER_CLIENTS", "")
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-ENGLISH = ROOT / "localwhisper_client" / "demo.ogg"
 WORDS = "bread on the way home"
 KEY = "the-servers-key"
 
@@ -75,6 +76,10 @@ CLIENTS = (
     Client("openai-agents", ("openai-agents[voice]",), "openai_agents.py", PYTHON),
     Client("livekit", ("livekit-plugins-openai",), "livekit_plugin.py", PYTHON),
     Client("pipecat", ("pipecat-ai[openai]",), "pipecat_service.py", ("url", "run")),
+    Client("openai-python-3-realtime", ("openai[realtime]==3.*",), "openai_realtime.py", PYTHON),
+    Client("openai-agents-realtime", ("openai-agents[voice]",), "agents_realtime.py", ("url", "run")),
+    Client("livekit-realtime", ("livekit-plugins-openai",), "livekit_realtime.py", ("url", "run")),
+    Client("pipecat-realtime", ("pipecat-ai[openai]",), "pipecat_realtime.py", ("url", "run")),
     Client("SpeechRecognition", ("SpeechRecognition[openai]",), "speech_recognition_api.py", ("url", "run")),
     Client("python-telegram-bot", ("python-telegram-bot", "openai"), "python_telegram_bot.py", PYTHON),
     Client("aiogram", ("aiogram", "openai"), "aiogram_bot.py", PYTHON),
@@ -93,14 +98,7 @@ def server() -> Iterator[ServerProcess]:
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The recording as Ogg, and as WAV with 16,000 samples a second."""
-    path = tmp_path_factory.mktemp("recordings") / "voice.wav"
-    resampler = av.AudioResampler(format="s16", layout="mono", rate=16_000)
-    with av.open(ENGLISH) as source, wave.open(str(path), "wb") as target:
-        target.setparams((1, 2, 16_000, 0, "NONE", "not compressed"))
-        for frame in (*source.decode(audio=0), None):
-            for part in resampler.resample(frame):
-                target.writeframes(part.to_ndarray().tobytes())
-    return ENGLISH, path
+    return ENGLISH, as_wav(ENGLISH, tmp_path_factory.mktemp("recordings") / "voice.wav")
 
 
 def settings(server: ServerProcess, way: str) -> dict[str, str]:
@@ -173,3 +171,32 @@ def test_client(client: Client, way: str, server: ServerProcess, recordings: tup
     transcripts = json.loads(printed.splitlines()[-1])
     assert transcripts
     assert not {name: text for name, text in transcripts.items() if WORDS not in text}
+
+
+def test_the_npm_client_speaks_realtime_over_tls(recordings: tuple[Path, Path], tmp_path: Path) -> None:
+    """OpenAI's SDK for Node makes wss:// of any base URL, so the server has a certificate here."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "cert.pem"))
+    options = ("--port", "0", "--model", "tiny.en", "--log-file", "none", "--certfile", str(tmp_path / "cert.pem"))
+    program = [sys.executable, "-m", "localwhisper_server", *options]
+    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        port = ""
+        for line in process.stderr:
+            if found := re.search(r"listening on https://\S+:(\d+)", line):
+                port = found[1]
+            if "ready:" in line:
+                break
+        client = Client("openai-npm-7-realtime", ("openai@7", "ws@8"), "openai_realtime.mjs")
+        environment = {
+            **os.environ,
+            "OPENAI_BASE_URL": f"https://localhost:{port}/v1",
+            "OPENAI_API_KEY": KEY,
+            "NODE_EXTRA_CA_CERTS": str(tmp_path / "ca.pem"),
+        }
+        try:
+            printed = run(*command(client, "url"), *recordings, env=environment, cwd=tmp_path, timeout=300)
+        finally:
+            process.terminate()
+    assert all(WORDS in text.replace(",", "") for text in json.loads(printed.splitlines()[-1]).values())

@@ -3,66 +3,52 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from localwhisper_client import server_process
 from tests.client.fault_server import TEXT, serving
 from tests.client.leaving import LEAVES, run
+from tests.clients.recordings import ENGLISH, as_wav
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
-REFUSED = "refused"
-# Each program prints transcripts, or REFUSED if it may not open a session.
+    from localwhisper_client.server_process import ServerProcess
+
+WORDS = "bread on the way home"
+SCRIPTS = Path(__file__).with_name("scripts")
+# Each program prints transcripts.
 AGENTS = """
 import asyncio
 import numpy as np
 from openai import AsyncOpenAI
-from agents.voice import AudioInput, OpenAISTTModel, STTModelSettings, StreamedAudioInput
+from agents.voice import AudioInput, OpenAISTTModel, STTModelSettings
 from agents import set_tracing_disabled
 set_tracing_disabled(True)
 async def main():
     model = OpenAISTTModel("gpt-4o-transcribe", AsyncOpenAI(api_key="k"))
     print(await model.transcribe(AudioInput(np.zeros(16000, np.int16)), STTModelSettings(), False, False))
-    spoken = StreamedAudioInput()
-    await spoken.add_audio(np.zeros(16000, np.int16))
-    session = await model.create_session(spoken, STTModelSettings(), False, False)
-    try:
-        async for turn in session.transcribe_turns():
-            print(turn)
-    except Exception as error:
-        print(REFUSED if "CloudNotAllowed" in repr(error) + repr(error.__cause__) else repr(error))
 asyncio.run(main())
 """
 LIVEKIT = """
 import asyncio
-import aiohttp
 from livekit import rtc
-from livekit.agents import APIConnectOptions
 from livekit.plugins import openai
 async def main():
-    async with aiohttp.ClientSession() as http:
-        stt = openai.STT(api_key="k", model="whisper-1")
-        frame = rtc.AudioFrame(bytes(32000), 16000, 1, 16000)
-        print((await stt.recognize(frame)).alternatives[0].text)
-        stt._session = http
-        try:
-            await stt._connect_ws(5)
-        except Exception as error:
-            print(REFUSED if "CloudNotAllowed" in repr(error) else repr(error))
+    stt = openai.STT(api_key="k", model="whisper-1")
+    frame = rtc.AudioFrame(bytes(32000), 16000, 1, 16000)
+    print((await stt.recognize(frame)).alternatives[0].text)
 asyncio.run(main())
 """
 PIPECAT = """
 import asyncio
-from pipecat.services.openai.stt import OpenAIRealtimeSTTService, OpenAISTTService
+from pipecat.services.openai.stt import OpenAISTTService
 async def main():
     print((await OpenAISTTService(api_key="k")._transcribe(b"x")).text)
-    service = OpenAIRealtimeSTTService(api_key="k")
-    try:
-        await service._websocket_connect("wss://api.openai.com/v1/realtime?intent=transcription")
-    except Exception as error:
-        print(REFUSED if "CloudNotAllowed" in repr(error) else repr(error))
 asyncio.run(main())
 """
 LITELLM = """
@@ -70,27 +56,33 @@ import litellm
 print(litellm.transcription(model="openai/whisper-1", file=("a.ogg", b"x"), api_key="k").text)
 print(litellm.transcription(model="whisper-1", file=("a.ogg", b"x"), api_key="k", response_format="json").text)
 """
-REALTIME = """
+PROGRAMS = {
+    "agents.voice": (AGENTS, [TEXT]),
+    "livekit.plugins.openai": (LIVEKIT, [TEXT]),
+    "pipecat.services": (PIPECAT, [TEXT]),
+    "litellm": (LITELLM, [TEXT, TEXT]),
+}
+# The programs of `nox -s clients` that open realtime sessions.
+LIVE = {
+    "websockets": "openai_realtime.py",
+    "agents.voice": "agents_realtime.py",
+    "livekit.plugins.openai": "livekit_realtime.py",
+    "pipecat.services": "pipecat_realtime.py",
+}
+CONVERSATION = """
 import asyncio
-from openai import AsyncOpenAI, OpenAI
-try:
-    OpenAI(api_key="k").realtime.connect(model="m", extra_query={"intent": "transcription"}).enter()
-except Exception as error:
-    print(REFUSED if "CloudNotAllowed" in repr(error) else repr(error))
+import openai
 async def main():
     try:
-        await AsyncOpenAI(api_key="k").realtime.connect(model="gpt-realtime").enter()
-    except Exception as error:
-        print(REFUSED if "CloudNotAllowed" in repr(error) else repr(error))
+        await openai.AsyncOpenAI(api_key="k").realtime.connect(model="gpt-realtime").enter()
+    except openai.OpenAIError as error:
+        print(type(error).__name__)
+try:
+    openai.OpenAI(api_key="k").realtime.connect(model="gpt-realtime").enter()
+except openai.OpenAIError as error:
+    print(type(error).__name__)
 asyncio.run(main())
 """
-PROGRAMS = {
-    "agents.voice": (AGENTS, [TEXT, REFUSED]),
-    "livekit.plugins.openai": (LIVEKIT, [TEXT, REFUSED]),
-    "pipecat.services": (PIPECAT, [TEXT, REFUSED]),
-    "litellm": (LITELLM, [TEXT, TEXT]),
-    "websockets": (REALTIME, [REFUSED, REFUSED]),
-}
 
 
 def _missing(name: str) -> bool:
@@ -103,13 +95,13 @@ def _missing(name: str) -> bool:
 @pytest.mark.parametrize("name", PROGRAMS)
 @pytest.mark.parametrize("policy", ["local_only", "wait"])
 def test_audio_stays(name: str, policy: str, tmp_path: Path) -> None:
-    """Recordings go to the LAN server. A realtime session, which it does not answer yet, is refused before a socket."""
+    """Recordings go to the LAN server."""
     if _missing(name):
         pytest.skip(f"{name} is not installed")
     program, expected = PROGRAMS[name]
     with serving() as lan:
         done = run(
-            f"REFUSED = {REFUSED!r}\n{program}",
+            program,
             tmp_path,
             LOCALWHISPER_BASE_URL=lan.url,
             LOCALWHISPER_POLICY=policy,
@@ -117,5 +109,46 @@ def test_audio_stays(name: str, policy: str, tmp_path: Path) -> None:
         )
         paths = [call.path for call in lan.calls]
     assert done.stdout.splitlines()[-len(expected) :] == expected, done.stdout + done.stderr
-    assert paths == ["/v1/audio/transcriptions"] * expected.count(TEXT)
+    assert paths == ["/v1/audio/transcriptions"] * len(expected)
+    assert LEAVES not in done.stderr, done.stderr
+
+
+@pytest.fixture(scope="module")
+def real() -> Iterator[ServerProcess]:
+    """A real server with a key."""
+    with server_process.serving("--model", "base", "--api-key", "the-servers-key") as running:
+        yield running
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("name", LIVE)
+@pytest.mark.parametrize("policy", ["local_only", "wait"])
+def test_words_spoken_live_stay(name: str, policy: str, real: ServerProcess, tmp_path: Path) -> None:
+    """A session that the program opens to the cloud gets its words from the LAN server; nothing leaves the LAN."""
+    if _missing(name):
+        pytest.skip(f"{name} is not installed")
+    voice = as_wav(ENGLISH, tmp_path / "voice.wav")
+    script = (SCRIPTS / LIVE[name]).read_text()
+    done = run(
+        f"import sys\nsys.argv[1:] = [{str(ENGLISH)!r}, {str(voice)!r}]\n{script}",
+        tmp_path,
+        LOCALWHISPER_BASE_URL=real.base_url,
+        LOCALWHISPER_API_KEY="the-servers-key",
+        LOCALWHISPER_POLICY=policy,
+        OPENAI_API_KEY="a-made-up-key-of-the-cloud",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    transcripts = json.loads(done.stdout.splitlines()[-1])
+    assert not {kind: text for kind, text in transcripts.items() if WORDS not in text}
+    assert LEAVES not in done.stderr, done.stderr
+
+
+def test_a_conversation_is_refused(tmp_path: Path) -> None:
+    """Before a socket: the LAN server holds none."""
+    if _missing("websockets"):
+        pytest.skip("websockets is not installed")
+    with serving() as lan:
+        done = run(CONVERSATION, tmp_path, LOCALWHISPER_BASE_URL=lan.url)
+        assert not lan.calls
+    assert done.stdout.splitlines() == ["CloudNotAllowed"] * 2, done.stdout + done.stderr
     assert LEAVES not in done.stderr, done.stderr

@@ -14,6 +14,7 @@ from localwhisper_client.shared.openai_models import NAMES as OPENAI_NAMES
 from localwhisper_server.api.access_control import Rules
 from localwhisper_server.api.middleware import Limits
 from localwhisper_server.api.routes import create_app
+from localwhisper_server.observer import ModelObserver
 from localwhisper_server.types import Segment, TokenLogprob, Transcript, Word
 
 if TYPE_CHECKING:
@@ -84,6 +85,18 @@ class FakeTranscriber:
         finally:
             self.closed += 1
             source.close()  # as the real one does
+
+    can_translate: bool = True
+    observer: ModelObserver = field(default_factory=ModelObserver)
+
+    @property
+    def models(self) -> list[FakeTranscriber]:
+        """Return itself as the only model."""
+        return [self]
+
+    def find(self, name: str, task: str = "transcribe") -> FakeTranscriber | None:
+        """Return itself for its names."""
+        return self if not name or name in self.names or name in self.aliases else None
 
     def health(self) -> dict[str, Any]:
         """Return a body."""

@@ -69,6 +69,10 @@ class EngineDouble:
         """Run a second of silence."""
         self.run([self.prepare(AudioChunk(np.zeros(SAMPLE_RATE, np.float32), 0.0, ()), Decoding())])
 
+    def unload(self) -> bool:
+        """Keep nothing: a double is loaded anew."""
+        return False
+
     def run(self, chunks: Sequence[Any]) -> list[Any]:
         """Run one batch."""
         self.inside += 1

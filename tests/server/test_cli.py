@@ -90,7 +90,7 @@ def test_help_mentions_every_option(capsys: pytest.CaptureFixture[str], monkeypa
 
 
 OPTIONS: dict[str, Any] = {
-    "model": "small",
+    "max_loaded": 1,
     "host": "127.0.0.1",
     "port": 0,
     "device": "cpu",
@@ -112,10 +112,11 @@ OPTIONS: dict[str, Any] = {
     "upload_grace": 4.0,
     "upstream": "https://api.example.org/v1",
     "drain": 5.0,
+    "wyoming": "0.0.0.0:10300",
 }
 TESTED_ELSEWHERE = {
     *("api_key", "api_key_file", "upstream_api_key", "upstream_api_key_file", "allow_from", "allow_host"),
-    *("cors_origin", "trusted_proxy", "certfile", "keyfile", "cache_dir", "announce", "quiet"),
+    *("cors_origin", "trusted_proxy", "certfile", "keyfile", "cache_dir", "announce", "quiet", "model"),
 }
 
 
@@ -140,10 +141,31 @@ def test_defaults_and_what_overrides_them(served: Served, monkeypatch: pytest.Mo
     monkeypatch.setenv("LOCALWHISPER_SERVER_PORT", "5999")
     settings = served.start("--port", "0")
     assert Settings.model_fields["port"].default == 5000
-    assert (settings.model, settings.device, settings.compute_type, settings.threads) == ("auto", "auto", "auto", 0)
+    assert (settings.model, settings.device, settings.compute_type, settings.threads) == (("auto",), "auto", "auto", 0)
     assert (settings.host, settings.port, settings.queue, settings.api_key) == ("127.0.0.1", 0, 64, ())
     flags = [served.start("--port", "0", flag).announce for flag in ("--announce", "--no-announce")]
     assert flags == [True, False]
+
+
+@pytest.mark.parametrize(
+    "line", [["--model", "large-v3-turbo", "--model", "small"], ["--model=large-v3-turbo, small"], []], ids=str
+)
+def test_several_models(line: list[str], served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An option each, or names with commas between them, as the environment has them."""
+    if not line:
+        monkeypatch.setenv("LOCALWHISPER_SERVER_MODEL", "large-v3-turbo,small")
+    assert served.start("--port", "0", *line).model == ("large-v3-turbo", "small")
+
+
+@pytest.mark.parametrize("line", [["--model", "base", "--model", "no such model"], ["--model", "base,no such model"]])
+def test_each_model_must_have_a_name_that_can_exist(
+    line: list[str], served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything listens."""
+    with pytest.raises(SystemExit) as ended:
+        served.start("--port", "0", *line)
+    assert ended.value.code == os.EX_CONFIG
+    assert "no such model" in capsys.readouterr().err
 
 
 def test_a_key_and_a_folder(served: Served, tmp_path: Path) -> None:
@@ -371,7 +393,7 @@ def test_settings_come_from_the_env_file_but_the_environment_wins(
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     settings = served.start("--env-file", str(file), "--port", "0")
-    assert (settings.model, settings.drain) == ("small", 5.0)
+    assert (settings.model, settings.drain) == (("small",), 5.0)
     assert os.environ["HF_HOME"] == "/data"
 
 

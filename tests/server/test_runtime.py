@@ -12,7 +12,8 @@ from localwhisper_client import __version__
 from localwhisper_server.api import routes
 from localwhisper_server.api.middleware import Limits
 from localwhisper_server.errors import Busy, EngineFailed
-from localwhisper_server.runtime import FAILURES_IN_A_ROW, Runtime, SelfTest, voice_message
+from localwhisper_server.runtime import Runtime
+from localwhisper_server.served_model import FAILURES_IN_A_ROW, SelfTest, voice_message
 from localwhisper_server.settings import Settings
 from localwhisper_server.types import Options, Transcript
 from localwhisper_server.whisper.devices import Device, Workers
@@ -56,17 +57,21 @@ def start() -> Iterator[Start]:
 def test_while_loading_it_is_busy(settings: Settings) -> None:
     """Names are known from the first second; a request is told when to try again."""
     runtime = _runtime(settings, EngineDouble())
-    assert runtime.health() == {
-        "status": "loading",
-        "ready": False,
-        "model": settings.model,
+    state = {
+        "model": settings.model[0],
         "loaded": False,
         "device": "cpu",
         "compute_type": "int8",
-        "version": __version__,
         "requests": 0,
         "queue_seconds": 0.0,
         "speed": None,
+    }
+    assert runtime.health() == {
+        "status": "loading",
+        "ready": False,
+        "version": __version__,
+        **state,
+        "models": [state],
     }
     assert runtime.queue_seconds == 0.0
     assert {"my-model", "whisper-1"} < set(runtime.names)
@@ -75,7 +80,7 @@ def test_while_loading_it_is_busy(settings: Settings) -> None:
         runtime.require_ready()
     assert refused.value.retry_after == 2
     with pytest.raises(Busy):
-        runtime.transcribe(io.BytesIO(), Options())
+        runtime.models[0].transcribe(io.BytesIO(), Options())
     assert runtime.stop()
 
 
@@ -91,8 +96,8 @@ def test_it_is_ready_when_the_model_is_warm(
     health = runtime.health()
     assert (health["status"], health["ready"], health["loaded"]) == ("ok", True, True)
     assert health["speed"] > 0
-    assert runtime.created == int((tmp_path / "my-model/model.bin").stat().st_mtime)
-    assert runtime.languages == engine.languages
+    assert runtime.models[0].created == int((tmp_path / "my-model/model.bin").stat().st_mtime)
+    assert runtime.models[0].languages == engine.languages
     assert runtime.unready() is None
     runtime.require_ready()
 
@@ -117,7 +122,7 @@ def test_the_settings_reach_the_engine(settings: Settings, start: Start) -> None
 
     changed = settings.model_copy(update={"threads": 6, "compute_type": "float32"})
     start(changed, EngineDouble(), load=load)
-    assert made == [(settings.model, "cpu", "float32", Workers(2, 3))]
+    assert made == [(settings.model[0], "cpu", "float32", Workers(2, 3))]
 
 
 @pytest.mark.parametrize(
@@ -206,7 +211,7 @@ async def test_the_server_may_set_the_full_window_for_all_requests(
     engine = EngineDouble()
     runtime = start(settings.model_copy(update={"window": window}), engine)
     with voices["demo"].open("rb") as file:
-        *segments, transcript = [item async for item in runtime.transcribe(file, Options())]
+        *segments, transcript = [item async for item in runtime.models[0].transcribe(file, Options())]
     assert engine.chunks[-1].full_window is full
     assert isinstance(transcript, Transcript)
     assert (transcript.text, transcript.language) == ("Hello.", "en")
@@ -229,7 +234,7 @@ async def test_an_idle_model_is_unloaded_and_loaded_again(
         while runtime.health()["loaded"]:  # noqa: ASYNC110 - a poll with a bound
             await asyncio.sleep(0)
     assert runtime.health()["ready"] is True
-    items = [item async for item in runtime.transcribe(io.BytesIO(voices["demo"].read_bytes()), Options())]
+    items = [item async for item in runtime.models[0].transcribe(io.BytesIO(voices["demo"].read_bytes()), Options())]
     assert len(items) == 2
     assert len(loads) == 2
 
@@ -241,7 +246,7 @@ async def test_a_drain_lets_open_requests_finish(settings: Settings, start: Star
     runtime = start(settings, engine)
     engine.gate.clear()
     data = voices["demo"].read_bytes()
-    first = asyncio.create_task(anext(runtime.transcribe(io.BytesIO(data), Options())))
+    first = asyncio.create_task(anext(runtime.models[0].transcribe(io.BytesIO(data), Options())))
     async with asyncio.timeout(10):
         while not runtime.open_requests:  # noqa: ASYNC110 - a poll with a bound
             await asyncio.sleep(0)
@@ -296,7 +301,7 @@ class Work:
 
 
 def _self_test(work: Work, stuck_after: float = 5.0, *, when_idle: bool = False) -> SelfTest:
-    return SelfTest(work, chunk(), stuck_after=stuck_after, when_idle=when_idle)  # type: ignore[arg-type]
+    return SelfTest(work, chunk(), stuck_after=stuck_after, when_idle=lambda: when_idle)  # type: ignore[arg-type]
 
 
 @pytest.mark.anyio

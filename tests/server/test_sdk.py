@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -11,8 +12,10 @@ import openai
 import pytest
 from openai.types.audio import (
     Transcription,
+    TranscriptionDiarized,
     TranscriptionTextDeltaEvent,
     TranscriptionTextDoneEvent,
+    TranscriptionTextSegmentEvent,
     TranscriptionVerbose,
     Translation,
     TranslationVerbose,
@@ -20,6 +23,7 @@ from openai.types.audio import (
 
 from localwhisper_server.api.middleware import Limits
 from localwhisper_server.errors import Busy, EngineFailed, UnreadableAudio
+from localwhisper_server.types import KnownSpeaker, Speakers
 from tests.server.driving import SPOKEN, TEXT, WHOLE, FakeTranscriber, InProcess, make_app
 
 if TYPE_CHECKING:
@@ -218,3 +222,56 @@ def test_raw_responses() -> None:
     raw = _client(FakeTranscriber([WHOLE])).audio.transcriptions.with_raw_response.create(model="whisper-1", file=SOUND)
     assert raw.headers["x-request-id"].startswith("req_")
     assert json.loads(raw.text)["text"] == raw.parse().text
+
+
+SPEAKING = tuple(replace(segment, speaker=name) for segment, name in zip(SPOKEN, ("A", "Zoë"), strict=True))
+DIALOGUE = FakeTranscriber((*SPOKEN, replace(WHOLE, segments=SPEAKING)))
+REFERENCE = "data:audio/wav;base64,UklGRg=="
+
+
+def test_diarized_json() -> None:
+    """The SDK gives a `TranscriptionDiarized` with its own segments, and sends known speakers as we read them."""
+    transcriber = FakeTranscriber(DIALOGUE.items)
+    diarized = _create(
+        _client(transcriber),
+        model="gpt-4o-transcribe-diarize",
+        response_format="diarized_json",
+        chunking_strategy="auto",
+        known_speaker_names=["Zoë"],
+        known_speaker_references=[REFERENCE],
+        extra_body={"max_speakers": 2},
+    )
+    assert isinstance(diarized, TranscriptionDiarized)
+    assert (diarized.task, diarized.duration, diarized.text) == ("transcribe", 2.5, TEXT)
+    assert [(part.id, part.type, part.speaker, part.start, part.end, part.text) for part in diarized.segments] == [
+        ("seg_001", "transcript.text.segment", "A", 0.0, 1.5, "Good morning,"),
+        ("seg_002", "transcript.text.segment", "Zoë", 1.5, 2.5, "Zoë."),
+    ]
+    assert diarized.usage is not None
+    assert (diarized.usage.type, diarized.usage.seconds) == ("duration", 3)  # type: ignore[union-attr]
+    assert transcriber.asked[0].speakers == Speakers((KnownSpeaker("Zoë", b"RIFF"),), 2)
+
+
+def test_a_stream_with_speakers() -> None:
+    """Deltas as the words come, then each segment with its speaker, then the whole text."""
+    events = list(_create(_client(FakeTranscriber(DIALOGUE.items)), response_format="diarized_json", stream=True))
+    kinds = [TranscriptionTextDeltaEvent] * 2 + [TranscriptionTextSegmentEvent] * 2 + [TranscriptionTextDoneEvent]
+    assert [type(event) for event in events] == kinds
+    assert [(event.id, event.speaker, event.text) for event in events[2:4]] == [
+        ("seg_001", "A", "Good morning,"),
+        ("seg_002", "Zoë", "Zoë."),
+    ]
+    assert events[-1].text == TEXT == "".join(event.delta for event in events[:2])
+
+
+def test_large_references_are_accepted() -> None:
+    """Four times 10 s of uncompressed stereo; other fields stay limited to 1 MB."""
+    large = f"data:audio/wav;base64,{'AAAA' * 600_000}"
+    transcriber = FakeTranscriber(DIALOGUE.items)
+    names = ["a", "b", "c", "d"]
+    fields = {"response_format": "diarized_json", "known_speaker_names": names}
+    assert _create(_client(transcriber), known_speaker_references=[large] * 4, **fields).text == TEXT
+    with pytest.raises(openai.BadRequestError, match="maximum size"):
+        _create(_client(transcriber), prompt=large)
+    with pytest.raises(openai.BadRequestError, match="maximum size"):
+        _create(_client(transcriber), known_speaker_references=[large] * 5, **fields)

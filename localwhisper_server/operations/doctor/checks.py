@@ -118,7 +118,7 @@ def gather(machine: Machine, settings: Settings) -> Facts:
         name, driver, capability, total, free = (output.text if output else "").strip().partition("\n")[0].split(", ")
         gpu = Gpu(name, int(driver.partition(".")[0]), float(capability), int(total) * MIB, int(free) * MIB)
     cache_dir = str(settings.cache_dir) if settings.cache_dir else None
-    asked = {"model": settings.model, "device": settings.device, "compute_type": settings.compute_type}
+    asked = {"model": list(settings.model), "device": settings.device, "compute_type": settings.compute_type}
     engine, ended = machine.inspect_engine(asked | {"cache_dir": cache_dir})
     failure = ""
     if engine is None:
@@ -186,21 +186,28 @@ def check_libraries(facts: Facts) -> Finding | None:
     return Finding("CUDA", "ok", ", ".join(library["path"] for library in libraries))
 
 
-def check_model(facts: Facts) -> Finding:
-    """Check that the model is on this machine, and that it fits into the memory of the card."""
+def check_models(facts: Facts) -> Finding:
+    """Check each model; of several findings, return one of the worst, or all of them as one if all are ok."""
+    found = [_check_model(facts, model) for model in facts.engine["models"]]
+    worst = max(found, key=lambda finding: ("ok", "warning", "fault").index(finding.status))
+    return Finding("Model", "ok", "; ".join(each.message for each in found)) if worst.status == "ok" else worst
+
+
+def _check_model(facts: Facts, model: dict[str, Any]) -> Finding:
+    """Check that a model is on this machine, and that it fits into the memory of the card."""
     engine, gpu, page = facts.engine, facts.gpu, f"{TROUBLE}#the-model-cannot-be-downloaded"
-    if not engine["folder"]:
-        if engine["downloadable"] and facts.machine.environ.get("HF_HUB_OFFLINE", "0") in {"", "0"}:
-            message = f"{engine['model']} is not downloaded yet; the first start does it (up to 3 GB)"
+    if not model["folder"]:
+        if model["downloadable"] and facts.machine.environ.get("HF_HUB_OFFLINE", "0") in {"", "0"}:
+            message = f"{model['model']} is not downloaded yet; the first start does it (up to 3 GB)"
             return Finding("Model", "warning", message, page)
-        return Finding("Model", "fault", engine["model_problem"].partition("\n")[0], page)
-    message = f"{engine['model']}, in {engine['folder']}"
+        return Finding("Model", "fault", model["problem"].partition("\n")[0], page)
+    message = f"{model['model']}, in {model['folder']}"
     if gpu is None or not facts.on_gpu:
         return Finding("Model", "ok", message)
     # Conversions hold float16; int8 halves it, float32 doubles it.
     precision = str(engine["compute_type"])
     factor = 0.5 if precision.startswith("int8") else 2.0 if precision == "float32" else 1.0
-    needed = int(engine["model_bytes"] * factor) + WORKING_BYTES
+    needed = int(model["bytes"] * factor) + WORKING_BYTES
     message += f", needs about {needed / GIB:.1f} GB on the card, which has {gpu.free / GIB:.1f} GB free"
     if gpu.free < needed:
         return Finding("Model", "warning", message, f"{TROUBLE}#cuda-out-of-memory")
@@ -307,5 +314,5 @@ def _is_virtual(address: str) -> bool:
 
 # In the order in which one depends on another. Those of the second list need an engine that answered.
 CHECKS: tuple[Callable[[Facts], Finding | None], ...] = (check_engine, check_gpu)
-ENGINE_CHECKS = (check_device, check_libraries, check_model)
+ENGINE_CHECKS = (check_device, check_libraries, check_models)
 NETWORK_CHECKS = (check_wsl, check_wsl_network, check_port, check_addresses, check_firewall, check_clock)

@@ -36,8 +36,8 @@ def try_out(facts: Facts, *, say: Say) -> Finding:
     if settings.port and facts.machine.health(facts.local_url):
         say("sending a voice message")
         return transcribe(facts.local_url, "the running server", key)
-    if not facts.engine["folder"]:
-        return _trial("warning", "not tried: the model is not downloaded yet; start the server once")
+    if not all(model["folder"] for model in facts.engine["models"]):
+        return _trial("warning", "not tried: a model is not downloaded yet; start the server once")
     try:
         with serving(
             *("--host", "127.0.0.1"),

@@ -118,21 +118,32 @@ def local_client(**options: Any) -> Any:
     return openai.DefaultHttpxClient(trust_env=False, verify=False, **options)
 
 
-def inspect_engine(model: str, device: str, compute_type: str, cache_dir: str | None) -> dict[str, Any]:
-    """Return the device and precision that the server would choose, CUDA's libraries, and the model's folder."""
+def inspect_engine(model: Sequence[str], device: str, compute_type: str, cache_dir: str | None) -> dict[str, Any]:
+    """Return the device and precision that the server would choose, CUDA's libraries, and the folder of each model."""
     # Imported here because a failure is one of the results.
     from localwhisper_server.whisper import devices, weights  # noqa: PLC0415
 
     count = devices.device_count()
     chosen = devices.choose_device(device, compute_type, cuda_devices=count, cuda_types=devices.cuda_compute_types())
-    name = weights.default_model(chosen.name) if model == "auto" else model
-    folder, problem, downloadable = None, "", False
-    try:
-        folder = weights.find(name, cache_dir=Path(cache_dir) if cache_dir else None)
-    except (weights.ModelError, OSError) as failure:
-        problem = str(failure)
-        # Such an error has a cause only if the hub, offline here, could not give the model.
-        downloadable = isinstance(failure, weights.ModelError) and failure.__cause__ is not None
+    found = []
+    for given in model:
+        name = weights.default_model(chosen.name) if given == "auto" else given
+        folder, problem, downloadable = None, "", False
+        try:
+            folder = weights.find(name, cache_dir=Path(cache_dir) if cache_dir else None)
+        except (weights.ModelError, OSError) as failure:
+            problem = str(failure)
+            # Such an error has a cause only if the hub, offline here, could not give the model.
+            downloadable = isinstance(failure, weights.ModelError) and failure.__cause__ is not None
+        found.append(
+            {
+                "model": name,
+                "folder": str(folder) if folder else None,
+                "bytes": (folder / "model.bin").stat().st_size if folder else 0,
+                "problem": problem,
+                "downloadable": downloadable,
+            }
+        )
     return {
         "cuda_devices": count,
         "device": chosen.name,
@@ -140,11 +151,7 @@ def inspect_engine(model: str, device: str, compute_type: str, cache_dir: str | 
         "compute_types": sorted(devices.compute_types(chosen.name if count else "cpu")),
         "libraries": [asdict(library) for library in devices.load_libraries()],
         "versions": {each.name: each.version for each in importlib.metadata.distributions() if each.name in PACKAGES},
-        "model": name,
-        "folder": str(folder) if folder else None,
-        "model_bytes": (folder / "model.bin").stat().st_size if folder else 0,
-        "model_problem": problem,
-        "downloadable": downloadable,
+        "models": found,
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -89,6 +90,27 @@ def test_a_recording_becomes_a_file_beside_it(
     assert names(here) == sorted(["a.ogg", f"a.{suffix}"])
     for value in (format_, "de", "Peter", "m"):
         assert f"\r\n\r\n{value}\r\n".encode() in local_server.calls[0].body
+
+
+@pytest.mark.parametrize(
+    ("options", "sent"),
+    [
+        (["-f", "srt"], {"max_line_width": "42", "max_line_count": "2"}),
+        (["-f", "vtt", "--max-line-width", "30", "--max-line-count", "1", "--max-words-per-line", "4"],
+         {"max_line_width": "30", "max_line_count": "1", "max_words_per_line": "4"}),
+        (["-f", "srt", "--max-line-width", "0"], {}),
+        (["-f", "json"], {}),
+    ],
+)  # fmt: skip
+def test_subtitles_fit_the_screen(
+    options: list[str], sent: dict[str, str], here: Path, local_server: FaultServer
+) -> None:
+    """People play what it writes, so it asks for two lines of 42 columns unless told otherwise."""
+    record("a.ogg")
+    command("transcribe", "a.ogg", *options)
+    (call,) = local_server.calls
+    found = dict(re.findall(r'name="(max_\w+)"\r\n\r\n(\w+)', call.body.decode(errors="replace")))
+    assert found == sent
 
 
 def test_folders_patterns_and_out(here: Path, local_server: FaultServer) -> None:

@@ -1,4 +1,4 @@
-"""`localwhisper run`: programs that a program starts, other `sitecustomize` files, and other libraries' sockets."""
+"""`localwhisper run`: programs that a program starts, and other `sitecustomize` files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from localwhisper_client.patch import installation
 from tests.client.fault_server import TEXT
-from tests.client.leaving import LEAVES, ROOT, run
+from tests.client.leaving import ROOT, run
 
 if TYPE_CHECKING:
     from tests.client.fault_server import FaultServer
@@ -200,70 +200,6 @@ def test_an_sdk_that_is_loaded_anew_is_patched_anew(local_server: FaultServer, t
     done = run(ANEW.replace("localwhisper.install()", "").replace("localwhisper.uninstall()", "sys.exit()"), tmp_path)
     assert done.stdout == f"{TEXT}\n" * 3, done.stderr
     assert len(local_server.calls) == 6
-
-
-# Stand-ins for the libraries that open WebSockets; tests/clients uses the real ones.
-SOCKETS = {
-    "websockets/__init__.py": "",
-    "websockets/uri.py": "def parse_uri(uri): return uri\n",
-    "websockets/asyncio/__init__.py": "",
-    "websockets/asyncio/client.py": "from ..uri import parse_uri\ndef connect(uri): return parse_uri(uri)\n",
-    "websockets/sync/__init__.py": "",
-    "websockets/sync/client.py": "from ..uri import parse_uri\ndef connect(uri): return parse_uri(uri)\n",
-    "aiohttp/__init__.py": "",
-    "aiohttp/client.py": (
-        "class ClientSession:\n"
-        "    def _build_url(self, url): return url\n"
-        "    def ws_connect(self, url, **options): return url\n"
-    ),
-}
-SESSION = """
-import {first}
-import {second}
-from aiohttp.client import ClientSession
-from websockets.asyncio.client import connect
-from websockets.sync.client import connect as sync_connect
-import localwhisper
-connects = (connect, sync_connect, ClientSession().ws_connect, lambda url: ClientSession().ws_connect(url=url))
-for connect in connects:
-    for url in {refused!r}:
-        try:
-            connect(url)
-        except openai.OpenAIError as error:
-            print(type(error).__name__)
-    for url in {opened!r}:
-        assert connect(url) == url
-"""
-REFUSED = [
-    "wss://api.openai.com/v1/realtime?intent=transcription",
-    "wss://api.openai.com/v1/realtime/translations",
-    "wss://api.openai.com/v1/live/sessions/s/attach",
-    "wss://mine.openai.azure.com/openai/realtime?deployment=d",
-    "wss://203.0.113.9/realtime",
-]
-OPENED = [
-    "ws://127.0.0.1:5000/v1/realtime?intent=transcription",
-    "ws://192.168.1.5/v1/realtime",
-    "wss://api.openai.com/v1/responses",
-    "wss://project.supabase.co/realtime/v1/websocket",
-    "wss://example.org/live",
-]
-
-
-@pytest.mark.parametrize("order", [("openai", "websockets.asyncio.client"), ("websockets.sync.client", "openai")])
-def test_realtime_sockets_of_other_libraries(order: tuple[str, str], local_server: FaultServer, tmp_path: Path) -> None:
-    """Those that voice frameworks open are refused before a look-up, in either order of the imports."""
-    for name, text in SOCKETS.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    code = SESSION.format(first=order[0], second=order[1], refused=REFUSED, opened=OPENED)
-    done = run(code, tmp_path)
-    assert done.stdout == "CloudNotAllowed\n" * 4 * len(REFUSED), done.stderr
-    assert LEAVES not in done.stderr
-    code = SESSION.format(first=order[0], second=order[1], refused=[], opened=REFUSED + OPENED)
-    done = run(code, tmp_path, LOCALWHISPER_POLICY="cloud")
-    assert done.returncode == 0, done.stderr
 
 
 def test_the_hook_is_recognised_through_a_link(local_server: FaultServer, tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ async def main():
         "--stt-openai-key": os.environ["OPENAI_API_KEY"],
         "--stt-models": "whisper-1",
         "--stt-streaming-models": "gpt-transcribe",
+        "--stt-realtime-models": "gpt-live-transcribe",
     }
     command = [sys.executable, "-m", "wyoming_openai", *[part for option in options.items() for part in option]]
     proxy = subprocess.Popen(command, stdout=sys.stderr)
@@ -59,7 +60,8 @@ async def main():
         client = await connect(port, proxy)
         await client.write_event(Describe().event())
         assert (await receive(client, Info)).asr
-        transcripts = {model: await ask(client, model) for model in ("whisper-1", "gpt-transcribe")}
+        models = ("whisper-1", "gpt-transcribe", "gpt-live-transcribe")
+        transcripts = {model: await ask(client, model) for model in models}
         await client.disconnect()
     finally:
         proxy.terminate()

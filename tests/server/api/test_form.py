@@ -8,10 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localwhisper_client.shared.languages import NAMES
+from localwhisper_client.shared.openai_models import GPT_4O_TRANSCRIBE_DIARIZE as DIARIZE
 from localwhisper_server.api import form
 from localwhisper_server.api.formats import CONTENT_TYPES, Format
+from localwhisper_server.api.subtitles import LineLimits
 from localwhisper_server.errors import InvalidRequest
-from localwhisper_server.types import Decoding, Options, Voice
+from localwhisper_server.types import Decoding, KnownSpeaker, Options, Speakers, Voice
 
 KNOWN = frozenset(NAMES)
 
@@ -25,9 +27,15 @@ def _parse(model: str = "whisper-1", task: Any = "transcribe", known: Any = KNOW
 
 def test_defaults() -> None:
     """A form with nothing but its model: json, segments, no words, temperature fallback, no hints."""
-    assert _parse() == form.SpeechRequest(
-        "whisper-1", Options(Decoding(), Voice()), Format("json", segments=True), stream=False
-    )
+    assert _parse() == form.SpeechRequest(Options(Decoding(), Voice()), Format("json", segments=True), stream=False)
+
+
+@pytest.mark.parametrize(
+    ("sent", "name"), [(["a", " base "], "base"), (["base"], "base"), ([], ""), ([""], ""), (["  "], "")]
+)
+def test_the_model_that_is_asked_for(sent: list[str], name: str) -> None:
+    """The last name counts; without one, the routes take the first served model."""
+    assert form.model({"model": sent}) == name
 
 
 @pytest.mark.parametrize(
@@ -46,11 +54,26 @@ def test_hints_are_bounded(field: str, longest: Any, longer: Any) -> None:
     assert refused.value.param in refused.value.message
 
 
-FORMATS = "'json', 'text', 'srt', 'verbose_json', 'vtt'."
-STREAMED = "Use 'json' or 'text' with stream=true."
+FORMATS = "'json', 'text', 'srt', 'verbose_json', 'vtt', 'diarized_json'."
+STREAMED = "Use 'json', 'text', 'verbose_json' or 'diarized_json'."
 ISO = "Language parameter must be specified in ISO-639-1 format."
 GRANULARITIES = "timestamp_granularities"
 STREAM, VERBOSE = {"stream": "true"}, {"response_format": "verbose_json"}
+NO_LIMITS = ("0", "-1", "1.5", "many", "9999999999")
+DIARIZED = {"response_format": "diarized_json"}
+SPEAKERS, REFERENCES = "known_speaker_names", "known_speaker_references"
+SPOKEN = "data:audio/wav;base64,UklGRg=="
+
+
+def _known(*names: str, reference: str = SPOKEN) -> dict[str, Any]:
+    """Return a form with known speakers, who all have one reference."""
+    return {**DIARIZED, f"{SPEAKERS}__": list(names), f"{REFERENCES}__": [reference] * len(names)}
+
+
+def _two(**fields: Any) -> Speakers:
+    return Speakers((KnownSpeaker("Ann", b"RIFF"), KnownSpeaker("Bo", b"RIFF")), **fields)
+
+
 NO_LANGUAGES = ("xx", "de,en", '["de"]', "en; q=1", "german speech please")
 # A field by its name, forms, and the value that each must give it.
 ACCEPTED: list[tuple[str, Any, list[dict[str, Any]]]] = [
@@ -62,9 +85,6 @@ ACCEPTED: list[tuple[str, Any, list[dict[str, Any]]]] = [
     ),
     ("name", "text", [{"stream": "true", "response_format": "text"}]),
     ("name", "vtt", [{"response_format": ["text", "vtt"]}]),
-    # The last name counts; without one, the routes take the served model.
-    ("model", "base", [{"model": ["a", " base "]}]),
-    ("model", "", [{"model": value} for value in ([], "", "  ")]),
     ("stream", True, [{"stream": value} for value in ("true", "True", "1")]),
     ("stream", False, [{"stream": value} for value in ("false", "0", "")]),
     ("temperature", 0.0, [{"temperature": value} for value in ("0", "0.0")]),
@@ -97,10 +117,22 @@ ACCEPTED: list[tuple[str, Any, list[dict[str, Any]]]] = [
     ("languages", ("de", "en"), [{"model": "gpt-transcribe", "languages__": ["de", "en"]}]),
     ("languages", (), [{"model": "openai/gpt-transcribe"}]),
     ("languages", None, [{"model": "gpt-4o-transcribe"}]),
+    ("lines", None, [{"response_format": "srt"}, {"max_line_width": "42"}, {**VERBOSE, "max_line_count": ""}]),
+    ("lines", LineLimits(30, 2), [{"response_format": "srt", "max_line_width": "30"}]),
+    ("lines", LineLimits(42, 1), [{"response_format": "vtt", "max_line_count": "1"}]),
+    ("lines", LineLimits(None, 2, 3), [{**VERBOSE, "max_words_per_line": "3"}]),
     ("full_window", True, [{"window": "exact"}]),
     ("full_window", False, [{"window": "adaptive"}]),
     ("bulk", True, [{"priority": "bulk"}]),
     ("bulk", False, [{"priority": "interactive"}]),
+    # Speakers are told apart for the format that shows them alone, whatever else is sent.
+    ("speakers", None, [{"model": DIARIZE}, {"model": DIARIZE, **_known("a"), "response_format": "text"}]),
+    ("speakers", Speakers(), [DIARIZED, {**DIARIZED, "model": DIARIZE, "chunking_strategy": "auto"}]),
+    ("speakers", Speakers(), [{**DIARIZED, "model": DIARIZE, "chunking_strategy[type]": "server_vad"}]),
+    ("speakers", Speakers(chunked=False), [{**DIARIZED, "model": name} for name in (DIARIZE, f"openai/{DIARIZE}")]),
+    ("speakers", Speakers(most=3), [{**DIARIZED, "max_speakers": "3"}]),
+    ("speakers", _two(most=2), [{**_known("Ann", " Bo"), "max_speakers": "2"}]),
+    ("speakers", _two(), [_known("Ann", "Bo", reference=SPOKEN.replace("audio/wav", "audio/ogg; codecs=opus"))]),
 ]
 
 
@@ -120,10 +152,17 @@ INVALID, UNSUPPORTED, LANGUAGE = "invalid_value", "unsupported_value", "invalid_
 # The parameter named, the code, the end of the message, and forms that are refused so.
 REFUSED: list[tuple[str, str, str, list[dict[str, Any]]]] = [
     ("response_format", INVALID, "'xml'. Supported values are: " + FORMATS, [{"response_format": "xml"}]),
-    ("response_format", UNSUPPORTED, "does no speaker diarization.", [{"response_format": "diarized_json"}]),
     ("response_format", UNSUPPORTED, "'srt' cannot be streamed. " + STREAMED, [{**STREAM, "response_format": "srt"}]),
     ("response_format", UNSUPPORTED, "'vtt' cannot be streamed. " + STREAMED, [{**STREAM, "response_format": "vtt"}]),
-    ("response_format", UNSUPPORTED, STREAMED, [{**STREAM, **VERBOSE}]),
+    *(
+        (
+            name,
+            INVALID,
+            f"a whole number between 1 and {most}.",
+            [{"response_format": "srt", name: x} for x in NO_LIMITS],
+        )
+        for name, most in (("max_line_width", 1000), ("max_line_count", 10), ("max_words_per_line", 100))
+    ),
     ("window", INVALID, "Supported values are: 'adaptive', 'exact'.", [{"window": "short"}]),
     ("priority", INVALID, "Supported values are: 'interactive', 'bulk'.", [{"priority": "high"}]),
     ("stream", "invalid_type", "Invalid value for 'stream': expected a boolean.", [{"stream": "perhaps"}]),
@@ -139,9 +178,40 @@ REFUSED: list[tuple[str, str, str, list[dict[str, Any]]]] = [
     ("include", INVALID, "needs response_format 'json'.", [{"include__": "logprobs", "response_format": "text"}]),
     (GRANULARITIES, INVALID, "Supported values are: 'segment', 'word'.", [{f"{GRANULARITIES}__": "char", **VERBOSE}]),
     (GRANULARITIES, INVALID, "needs response_format 'verbose_json'.", [{f"{GRANULARITIES}__": "word"}]),
-    *(
-        (name, UNSUPPORTED, "needs speaker diarization, which this server does not do.", [{name: ["agent"]}])
-        for name in ("known_speaker_names", "known_speaker_references__")
+    (
+        SPEAKERS,
+        INVALID,
+        "There are 1 names and 0 references. Send one for each other.",
+        [{**DIARIZED, SPEAKERS: "agent"}],
+    ),
+    (SPEAKERS, INVALID, "There are 5 known speakers. 4 are the most.", [_known(*"abcde")]),
+    (SPEAKERS, INVALID, "The names must differ, and have 1 to 100 characters.", [_known("a", "a "), _known("a" * 101)]),
+    (
+        REFERENCES,
+        INVALID,
+        "Expected a data URL with base64: data:audio/wav;base64,…",
+        [_known("a", reference="UklGRg==")],
+    ),
+    (
+        REFERENCES,
+        INVALID,
+        "The data URL's base64 is not valid. It may have no blanks or newlines.",
+        [
+            _known("a", reference=f"data:audio/wav;base64,{wrong}")
+            for wrong in ("UklG\nRg==", "UklG Rg==", "UklGR", "ä")
+        ],
+    ),
+    (
+        "max_speakers",
+        INVALID,
+        "expected a whole number between 1 and 32.",
+        [{"max_speakers": value} for value in ("0", "33", "-1", "two", "1.5", "²", "9" * 5000)],
+    ),
+    (
+        "max_speakers",
+        INVALID,
+        "max_speakers is 1, but 2 speakers are known.",
+        [{**_known("a", "b"), "max_speakers": "1"}],
     ),
     (
         "chunking_strategy",
@@ -192,6 +262,20 @@ def test_the_words_of_a_refusal_are_openais() -> None:
     message = f"Invalid language 'xx'. {ISO}"
     error = {"message": message, "type": "invalid_request_error", "param": "language", "code": LANGUAGE}
     assert failure.value.body() == {"error": error}
+
+
+def test_speakers_need_the_times_of_words() -> None:
+    """Words are decoded with their times, streamed or not."""
+    assert _parse(**DIARIZED).options.decoding.words
+    assert _parse(**DIARIZED, **STREAM).options.decoding.words
+    assert not _parse().options.decoding.words
+
+
+def test_a_translation_has_no_speakers() -> None:
+    """As with OpenAI, the format is one of transcriptions alone."""
+    with pytest.raises(InvalidRequest, match="translation") as failure:
+        _parse(task="translate", **DIARIZED)
+    assert (failure.value.param, failure.value.code) == ("response_format", UNSUPPORTED)
 
 
 VAD = {"type": "server_vad", "threshold": 0.7, "prefix_padding_ms": 100, "silence_duration_ms": 900}
@@ -295,3 +379,10 @@ def test_no_value_raises_anything_else(fields: dict[str, list[str]]) -> None:
     else:
         assert 0 <= asked.options.voice.threshold <= 1
         assert asked.shape.name in CONTENT_TYPES
+
+
+def test_lines_need_the_times_of_words() -> None:
+    """They are asked of the model, and are not shown in verbose_json unless asked for."""
+    asked = _parse(response_format="verbose_json", max_line_width="30")
+    assert asked.options.decoding.words
+    assert not asked.shape.words

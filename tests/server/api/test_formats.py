@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from localwhisper_server.api import formats
 from localwhisper_server.api.formats import Format
+from localwhisper_server.api.subtitles import LineLimits
 from localwhisper_server.types import Segment, TokenLogprob, Transcript, Word
 
 HELLO = Transcript(
@@ -114,6 +115,17 @@ def test_vtt_byte_for_byte() -> None:
     )
 
 
+def test_lines_within_limits() -> None:
+    """Srt and vtt have the cut cues, verbose_json has them beside its segments."""
+    limits = LineLimits(max_width=8)
+    assert render(HELLO, "srt", lines=limits).startswith(b"1\n00:00:00,000 --> 00:00:01,100\nDon't\nstop,\n\n2\n")
+    assert render(HELLO, "vtt", lines=limits).startswith(b"WEBVTT\n\n00:00:00.000 --> 00:00:01.100\nDon't\nstop,\n\n")
+    body = json.loads(render(HELLO, "verbose_json", lines=limits))
+    assert body["cues"][0] == {"start": 0.0, "end": 1.1, "lines": ["Don't", "stop,"]}
+    assert len(body["segments"]) == 2
+    assert "cues" not in json.loads(render(HELLO, "verbose_json"))
+
+
 def test_a_segment_without_words_is_no_cue() -> None:
     """The numbers of the other cues have no gap."""
     transcript = Transcript("transcribe", "en", 3.0, (Segment(0, 1, " "), Segment(1, 2, " a"), Segment(2, 3, " b")))
@@ -190,7 +202,10 @@ def test_silence_in_verbose_json() -> None:
 
 def test_events_are_data_lines_alone() -> None:
     """There is no `event:` line, and a blank line after each."""
-    assert formats.delta_event("Hi", HELLO.segments[1]) == b'data: {"type":"transcript.text.delta","delta":"Hi"}\n\n'
+    assert (
+        formats.delta_event("Hi", HELLO.segments[1], Format())
+        == b'data: {"type":"transcript.text.delta","delta":"Hi"}\n\n'
+    )
     assert (
         formats.done_event(CHINESE, Format(languages=()))
         == (
@@ -203,12 +218,12 @@ def test_events_are_data_lines_alone() -> None:
 @given(st.text('a\u00e4\u20ac\U0001f3a4\0\n\r\u2028\u0085 :{}"\\'))
 def test_no_text_breaks_a_frame(text: str) -> None:
     """Line ends in a text stay inside the JSON."""
-    (payload,) = _events(formats.delta_event(text, HELLO.segments[0]))
+    (payload,) = _events(formats.delta_event(text, HELLO.segments[0], Format()))
     assert payload == {"type": "transcript.text.delta", "delta": text}
 
 
 def test_deltas_carry_logprobs_where_asked() -> None:
     """A delta has those of its segment, `done` has all."""
-    (delta,) = _events(formats.delta_event("x", HELLO.segments[0], logprobs=True))
+    (delta,) = _events(formats.delta_event("x", HELLO.segments[0], Format(logprobs=True)))
     (done,) = _events(formats.done_event(HELLO, Format(logprobs=True)))
     assert delta["logprobs"] == done["logprobs"]

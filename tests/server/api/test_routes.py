@@ -67,6 +67,8 @@ async def test_models(app: ASGIApp, transcriber: FakeTranscriber, prefix: str) -
         "created": 1_700_000_000,
         "owned_by": "localwhisper",
         "shutdown_date": None,
+        "languages": sorted(transcriber.languages),
+        "can_translate": True,
     }
 
 
@@ -79,7 +81,7 @@ async def test_the_api_document_shows_the_form(app: ASGIApp) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/", "/v1/", "/v2/audio/transcriptions", "/v1/audio/%00"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1", "/v1/", "/v2/audio/transcriptions", "/v1/audio/%00"])
 async def test_no_such_route(app: ASGIApp, method: str, path: str) -> None:
     """OpenAI's envelope and words, not the framework's `detail`."""
     answer = await call(app, method, path)
@@ -132,6 +134,16 @@ async def test_a_stream_of_deltas(app: ASGIApp, transcriber: FakeTranscriber, na
     assert "".join(delta["delta"] for delta in deltas) == done["text"] == TEXT
     assert answer.whole
     assert transcriber.closed == 1
+
+
+async def test_verbose_json_can_be_streamed(app: ASGIApp) -> None:
+    """OpenAI's cannot. Deltas have their times, and `done` has all that verbose_json has."""
+    asked = [("response_format", "verbose_json"), ("timestamp_granularities[]", "word")]
+    *deltas, done = _events(await transcribe(app, ("stream", "true"), *asked))
+    whole = (await transcribe(app, *asked)).json()
+    assert [(delta["start"], delta["end"]) for delta in deltas] == [(0.0, 1.5), (1.5, 2.5)]
+    assert done == {"type": "transcript.text.done"} | whole
+    assert [word["word"] for word in whole["words"]] == ["Good", "morning", "Zoë"]
 
 
 async def test_empty_segments_send_no_delta() -> None:

@@ -26,6 +26,8 @@ LIBRARIES = [
     {"name": "libcublasLt.so.12", "path": "/site/nvidia/cublas/lib/libcublasLt.so.12", "problem": ""},
     {"name": "libcublas.so.12", "path": "/site/nvidia/cublas/lib/libcublas.so.12", "problem": ""},
 ]
+BASE = {"model": "base", "folder": "/models/base", "bytes": 145217607, "problem": "", "downloadable": False}
+LARGE = BASE | {"model": "large-v3", "bytes": 3 * GIB}
 ON_CPU: dict[str, Any] = {
     "cuda_devices": 0,
     "device": "cpu",
@@ -33,11 +35,7 @@ ON_CPU: dict[str, Any] = {
     "compute_types": ["float32", "int8", "int8_float32"],
     "libraries": [],
     "versions": {"localwhisper-lan": "1.0", "ctranslate2": "4.8.5"},
-    "model": "base",
-    "folder": "/models/base",
-    "model_bytes": 145217607,
-    "model_problem": "",
-    "downloadable": False,
+    "models": [BASE],
 }
 ON_GPU = ON_CPU | {
     "cuda_devices": 1,
@@ -45,8 +43,7 @@ ON_GPU = ON_CPU | {
     "compute_type": "float16",
     "compute_types": ["bfloat16", "float16", "float32", "int8", "int8_float16"],
     "libraries": LIBRARIES,
-    "model": "large-v3",
-    "model_bytes": 3 * GIB,
+    "models": [LARGE],
 }
 FINE = Output(0, "")
 RTX_3060 = "NVIDIA GeForce RTX 3060, 560.94, 8.6, 12288, 11500\n"
@@ -121,12 +118,9 @@ CUDNN = [*LIBRARIES, {"name": "libcudnn.so.9", "path": None, "problem": "libcudn
 BUSY = {"taken": "Address already in use"}
 OURS = {"ready": True, "status": "ok", "model": "base", "version": "1.0"}
 FORWARDED = "Listen on ipv4:  Connect to ipv4:\n\nAddress  Port  Address  Port\n0.0.0.0  5000  {}  5000\n"
-HUB = ON_CPU | {
-    "folder": None,
-    "model_bytes": 0,
-    "model_problem": "The model is not here.\nThree ways",
-    "downloadable": True,
-}
+ABSENT = BASE | {"folder": None, "bytes": 0, "problem": "The model is not here.\nThree ways", "downloadable": True}
+UNKNOWN = ABSENT | {"problem": "No model is called 'x'", "downloadable": False}
+HUB = ON_CPU | {"models": [ABSENT]}
 
 # What it is, the machine, the settings, the line, its status, and words that its message or page must have.
 SCENARIOS = [
@@ -154,7 +148,10 @@ SCENARIOS = [
     ("a model here", machine(), {}, "Model", "ok", "base, in /models/base"),
     ("a model to download", machine(answer=HUB), {}, "Model", "warning", "not downloaded yet"),
     ("a model, but offline", machine(answer=HUB, environ={"HF_HUB_OFFLINE": "1"}), {}, "Model", "fault", "The model is not here."),
-    ("no such model", machine(answer=HUB | {"model_problem": "No model is called 'x'", "downloadable": False}), {}, "Model", "fault", "No model is called 'x'"),
+    ("no such model", machine(answer=HUB | {"models": [UNKNOWN]}), {}, "Model", "fault", "No model is called 'x'"),
+    ("two models", machine(answer=ON_CPU | {"models": [BASE, LARGE]}), {}, "Model", "ok", "base, in /models/base; large-v3, in"),
+    ("two models, one to download", machine(answer=ON_CPU | {"models": [BASE, ABSENT]}), {}, "Model", "warning", "not downloaded yet"),
+    ("two models, one unknown", machine(answer=ON_CPU | {"models": [ABSENT, UNKNOWN, BASE]}), {}, "Model", "fault", "No model is called 'x'"),
     ("room on the card", wsl("nat"), {}, "Model", "ok", "needs about 4.0 GB on the card, which has 11.2"),
     ("a game on the card", wsl("nat", commands={WSL_SMI: Output(0, RTX_3060.replace("11500", "2000"))}), {}, "Model", "warning", "has 2.0 GB free"),
     ("int8 takes half", wsl("nat", answer=ON_GPU | {"compute_type": "int8"}), {}, "Model", "ok", "about 2.5"),
@@ -285,7 +282,7 @@ def test_the_report_for_programs():
 def test_the_settings_reach_the_engine(host, url):
     """The server's own model and device are looked at; this machine calls it on the loopback."""
     patient = machine()
-    settings = {"model": "small", "device": "cpu", "compute_type": "float32", "cache_dir": "/cache"}
+    settings = {"model": ["small", "base"], "device": "cpu", "compute_type": "float32", "cache_dir": "/cache"}
     facts = gather(patient, Settings(host=host, **settings))
     assert patient.asked == [settings]
     assert facts.local_url == url

@@ -58,7 +58,7 @@ ANSWERS = [
 
 def try_out(*, folder="/models/base", say=lambda _: None, environ=(), **settings):
     """Make the check with some settings on this machine."""
-    facts = Facts(Machine(dict(environ)), Settings(**settings), None, None, {"folder": folder}, "")
+    facts = Facts(Machine(dict(environ)), Settings(**settings), None, None, {"models": [{"folder": folder}]}, "")
     return doctor.try_out(facts, say=say)
 
 
@@ -184,13 +184,14 @@ def test_a_command_gives_its_output(tmp_path):
 )
 def test_the_engine_is_asked_in_a_process_of_its_own(tmp_path, model, here, downloadable):
     """It downloads nothing: it says where the model is, or why not, and whether the hub has it."""
-    asked = {"model": model, "device": "cpu", "compute_type": "auto", "cache_dir": str(tmp_path)}
+    asked = {"model": [model], "device": "cpu", "compute_type": "auto", "cache_dir": str(tmp_path)}
     answer, _ = Machine(os.environ | {"HF_HOME": str(tmp_path)}).inspect_engine(asked)
     assert answer is not None
     assert answer["compute_type"] in answer["compute_types"]
-    assert bool(answer["folder"] and answer["folder"].startswith(str(tmp_path)) and answer["model_bytes"] > 1e7) is here
-    assert bool(answer["model_problem"]) is not here
-    assert answer["downloadable"] is downloadable
+    (found,) = answer["models"]
+    assert bool(found["folder"] and found["folder"].startswith(str(tmp_path)) and found["bytes"] > 1e7) is here
+    assert bool(found["problem"]) is not here
+    assert found["downloadable"] is downloadable
 
 
 @pytest.mark.parametrize(

@@ -44,9 +44,10 @@ def test_json_is_an_object_a_line() -> None:
     try:
         int("boom")
     except ValueError:
-        with observer.on_behalf_of(["req_1"]):
-            fields = {"status": 200, "seconds": 0.5}
-            line = _logged("json", "two\nlines of %s", "Grüße", extra={"fields": fields}, exc_info=True)
+        token = observer.request_id.set("req_1")
+        fields = {"status": 200, "seconds": 0.5}
+        line = _logged("json", "two\nlines of %s", "Grüße", extra={"fields": fields}, exc_info=True)
+        observer.request_id.reset(token)
     assert line.count("\n") == 1
     entry = json.loads(line)
     assert "ValueError: invalid literal" in entry.pop("exception")

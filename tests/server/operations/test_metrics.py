@@ -112,12 +112,14 @@ async def test_nothing_private_is_in_them(metrics: Metrics) -> None:
 
 def test_the_models_work(metrics: Metrics) -> None:
     """A batch of three chunks of eight, six seconds of audio in half a second, one chunk decoded again."""
-    metrics.decoded(3, 8, 6.0, 0.5)
-    metrics.retried("past the end")
-    metrics.transcribed(7.5)
-    metrics.waited(0.3)
-    metrics.model_loaded()
-    metrics.out_of_memory()
+    work = metrics.of_model("small")
+    metrics.of_model("base").decoded(1, 1, 1.0, 1.0)
+    work.decoded(3, 8, 6.0, 0.5)
+    work.retried("past the end")
+    work.transcribed(7.5)
+    work.waited(0.3)
+    work.model_loaded()
+    work.out_of_memory()
     for name, value in {
         "chunks_total": 3.0,
         "decoded_seconds_total": 6.0,
@@ -129,28 +131,28 @@ def test_the_models_work(metrics: Metrics) -> None:
         "model_loads_total": 1.0,
         "out_of_memory_total": 1.0,
     }.items():
-        assert read(metrics, name) == pytest.approx(value), name
-    assert read(metrics, "full_window_retries_total", reason="past_the_end") == 1
-    metrics.decoded(1, 0, 0.0, 0.1)  # without sound there is no real-time factor
-    assert (read(metrics, "real_time_factor_count"), read(metrics, "batch_fill_count")) == (1, 2)
+        assert read(metrics, name, model="small") == pytest.approx(value), name
+    assert read(metrics, "full_window_retries_total", model="small", reason="past_the_end") == 1
+    work.decoded(1, 0, 0.0, 0.1)  # without sound there is no real-time factor
+    counted = [read(metrics, name, model="small") for name in ("real_time_factor_count", "batch_fill_count")]
+    assert counted == [1, 2]
+    assert read(metrics, "chunks_total", model="base") == 1
 
 
 def test_what_is_read_at_a_scrape(metrics: Metrics) -> None:
     """The numbers of that moment; video memory in bytes."""
-    state = SimpleNamespace(queue_seconds=1.5, open_requests=3, loaded=True)
-    metrics.read_at_scrape(
-        lambda: state.queue_seconds,
-        lambda: state.open_requests,
-        lambda: state.loaded,
-        [{"used": 5, "total": 12}.__getitem__, {"used": 0, "total": 24}.__getitem__],
-    )
-    assert read(metrics, "queue_estimate_seconds") == 1.5
-    assert read(metrics, "open_requests") == 3
-    assert read(metrics, "model_in_memory") == 1
+    state = SimpleNamespace(queue_seconds=1.5, requests=3, loaded=True)
+    metrics.read_at_scrape("base", state)
+    metrics.read_at_scrape("small", SimpleNamespace(queue_seconds=0.0, requests=0, loaded=False))
+    metrics.read_video_memory([{"used": 5, "total": 12}.__getitem__, {"used": 0, "total": 24}.__getitem__])
+    assert read(metrics, "queue_estimate_seconds", model="base") == 1.5
+    assert read(metrics, "open_requests", model="base") == 3
+    assert read(metrics, "model_in_memory", model="base") == 1
+    assert read(metrics, "model_in_memory", model="small") == 0
     assert read(metrics, "vram_used_bytes", device="0") == 5
     assert read(metrics, "vram_total_bytes", device="1") == 24
     state.loaded = False
-    assert read(metrics, "model_in_memory") == 0
+    assert read(metrics, "model_in_memory", model="base") == 0
 
 
 @given(st.lists(st.tuples(st.text(), st.none(), st.sampled_from([0, 200, 404, 499]))))

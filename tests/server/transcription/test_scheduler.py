@@ -12,7 +12,13 @@ import pytest
 from localwhisper_server import observer
 from localwhisper_server.errors import Busy, EngineFailed, Stopping
 from localwhisper_server.transcription.queue import FEW_BATCHES
-from localwhisper_server.transcription.scheduler import FIRST_SPEED, RESERVED_SECONDS, Scheduler
+from localwhisper_server.transcription.scheduler import (
+    FINISH_AT_MOST_SECONDS,
+    FINISH_SECONDS,
+    FIRST_SPEED,
+    RESERVED_SECONDS,
+    Scheduler,
+)
 from localwhisper_server.types import BatchLimits
 from localwhisper_server.whisper.chunks import ChunkResult
 from tests.server.engine_double import SECONDS, EngineDouble, Item, twice
@@ -505,3 +511,134 @@ def test_a_worker_is_kept_for_messages_beside_a_long_recording(engine: EngineDou
     engine.wait()
     engine.gate.set()
     assert [future.result(SECONDS) for future in both] == [24, 26]
+
+
+# Beside other models
+
+
+def _grown_long(scheduler: Scheduler) -> Any:
+    """Return a request that was in so many batches that it counts as a long recording."""
+    long = scheduler.admit()
+    for number in range(FEW_BATCHES):
+        assert long.submit([Item(number)])[0].result(SECONDS) == 2 * number
+    return long
+
+
+def test_busy_models_share_the_workers(engine: EngineDouble, start: Start) -> None:
+    """One batch always runs; a second one only while other models leave a worker, or when one has ended."""
+    others = 1
+    scheduler = start(workers=2, batch=1, others=lambda: others)
+    engine.close_gate()
+    futures = scheduler.admit().submit([Item(1), Item(2)])
+    engine.wait()
+    assert not engine.entered.acquire(timeout=0.05)
+    others = 0
+    scheduler.wake()
+    engine.wait()
+    engine.gate.set()
+    assert [future.result(SECONDS) for future in futures] == [2, 4]
+
+
+def test_a_message_waits_for_no_long_recording_beside_a_busy_model(engine: EngineDouble, start: Start) -> None:
+    """It gets a worker even so, and the rest of the recording does not."""
+    engine.took = 0.0
+    scheduler = start(workers=2, batch=1, others=lambda: 2)
+    long = _grown_long(scheduler)
+    engine.close_gate()
+    recording = long.submit([Item(10), Item(11)])
+    engine.wait()
+    message = scheduler.admit().submit([Item(20)])[0]
+    engine.wait()
+    assert sorted(_numbers(engine)[FEW_BATCHES:]) == [[10], [20]]
+    engine.gate.set()
+    assert message.result(SECONDS) == 40
+    assert [future.result(SECONDS) for future in recording] == [20, 22]
+
+
+def test_progress_is_reported(engine: EngineDouble, start: Start) -> None:
+    """After each batch, and when a request leaves: another model may have waited for either."""
+    progressed = threading.Semaphore(0)
+    ticket = start(batch=1, progressed=progressed.release).admit()
+    for number in range(2):
+        ticket.submit([Item(number)])[0].result(SECONDS)
+        assert progressed.acquire(timeout=SECONDS)
+    assert not progressed.acquire(blocking=False)
+    ticket.close()
+    assert progressed.acquire(blocking=False)
+    assert len(engine.batches) == 2
+
+
+def test_finishing_is_for_messages(engine: EngineDouble, start: Start) -> None:
+    """Those that come meanwhile are finished as well; long recordings and bulk work wait until `resume`."""
+    engine.took = 0.0
+    scheduler = start(batch=1)
+    long, bulk, message = _grown_long(scheduler), scheduler.admit(bulk=True), scheduler.admit()
+    assert not scheduler.finish()
+    recording, later = long.submit([Item(10)])[0], bulk.submit([Item(11)])[0]
+    assert message.submit([Item(12)])[0].result(SECONDS) == 24
+    message.close()
+    newer = scheduler.admit()
+    assert not scheduler.finish()
+    assert newer.submit([Item(13)])[0].result(SECONDS) == 26
+    newer.close()
+    assert not recording.done()
+    assert scheduler.finish()
+    assert not scheduler.finishing
+    scheduler.resume()
+    assert [recording.result(SECONDS), later.result(SECONDS)] == [20, 22]
+
+
+def test_finishing_has_an_end(engine: EngineDouble, start: Start) -> None:
+    """Messages that come later than FINISH_SECONDS wait, so that another model gets the memory some time."""
+    engine.took = 0.0
+    scheduler = start(batch=1)
+    early = scheduler.admit()
+    assert not scheduler.finish()
+    engine.clock.now += FINISH_SECONDS
+    assert scheduler.finishing
+    late = scheduler.admit()
+    waiting = late.submit([Item(1)])[0]
+    assert not scheduler.finish()
+    assert early.submit([Item(2)])[0].result(SECONDS) == 4
+    early.close()
+    assert scheduler.finish()
+    assert not waiting.done()
+    scheduler.resume()
+    assert waiting.result(SECONDS) == 2
+
+
+def test_a_batch_in_flight_is_part_of_the_work(engine: EngineDouble, start: Start) -> None:
+    """Even one of a request that has left."""
+    engine.close_gate()
+    scheduler = start(batch=1)
+    ticket = scheduler.admit()
+    ticket.submit([Item(1)])
+    engine.wait()
+    ticket.close()
+    assert not scheduler.finish()
+    engine.gate.set()
+    assert scheduler.close(SECONDS)
+    assert scheduler.finish()
+
+
+def test_finishing_waits_for_no_live_session(engine: EngineDouble, start: Start) -> None:
+    """It stays open for as long as somebody speaks; what it submits meanwhile waits."""
+    scheduler = start(batch=1)
+    live = scheduler.admit(live=True)
+    assert scheduler.finish()
+    waiting = live.submit([Item(1)])[0]
+    assert scheduler.finish()
+    assert not waiting.done()
+    scheduler.resume()
+    assert waiting.result(SECONDS) == 2
+
+
+def test_finishing_waits_for_no_message_for_ever(engine: EngineDouble, start: Start) -> None:
+    """One whose file takes long to decode, say."""
+    scheduler = start(batch=1)
+    scheduler.admit()
+    assert not scheduler.finish()
+    engine.clock.now += FINISH_SECONDS + FINISH_AT_MOST_SECONDS - 0.1
+    assert not scheduler.finish()
+    engine.clock.now += 0.2
+    assert scheduler.finish()

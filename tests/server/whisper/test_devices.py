@@ -41,11 +41,11 @@ def test_device_table(device: str, compute_type: str, count: int, chosen: Device
         ("cpu", 0, 64, Workers(2, 4)),
         ("cpu", 1, 8, Workers(1, 1)),
         ("cpu", 12, 4, Workers(2, 6)),
-        ("cuda", 0, 8, Workers(1, 0)),
+        ("cuda", 0, 8, Workers(2, 0)),
     ],
 )
-def test_a_cpu_has_two_workers(device: str, threads: int, cores: int, chosen: Workers) -> None:
-    """With half of the threads each; one worker uses the whole of a GPU."""
+def test_there_are_two_workers(device: str, threads: int, cores: int, chosen: Workers) -> None:
+    """With half of the threads each. So may a card, which needs no threads."""
     assert devices.choose_workers(device, threads, cores=cores) == chosen
 
 

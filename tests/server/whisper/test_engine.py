@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import io
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ctranslate2
+import faster_whisper
 import jiwer
 import numpy as np
 import pytest
+from faster_whisper.audio import decode_audio
 from tokenizers import Tokenizer as Vocabulary
 
 from localwhisper_client.shared.languages import NAMES
@@ -19,14 +22,13 @@ from localwhisper_server.whisper.chunks import find_speech
 from localwhisper_server.whisper.devices import Device
 from localwhisper_server.whisper.engine import Engine, likeliest_language, prompt_tokens, take_rows, to_storage
 from tests.server import media
-from tests.server.engine_double import chunk
+from tests.server.engine_double import OUT_OF_MEMORY, chunk
 from tests.server.sound import encode
 from tests.server.whisper.recordings import decoded, prepared, samples_of, segments_of, words_of
 from tests.server.whisper.vocabulary import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from localwhisper_server.types import Segment, Transcript
     from tests.server.whisper.conftest import Engines
@@ -242,6 +244,29 @@ def test_an_offset_moves_everything(tiny_en: Engine, voices: dict[str, Path]) ->
 
 
 @pytest.mark.model
+def test_an_unloaded_engine_gives_its_memory_back(tiny_en: Engine, voices: dict[str, Path]) -> None:
+    """To the system, not only to the process; loaded again, it decodes the same. A running batch prevents it."""
+    chunks = [prepared(tiny_en, samples_of(voices["demo"]), 0.0)]
+    before = segments_of(decoded(tiny_en, chunks)[0])
+    loaded = _resident_mb()
+    assert tiny_en.unload()
+    assert tiny_en.unload()  # already
+    if loaded:
+        assert _resident_mb() < loaded - 20
+    with pytest.raises(RuntimeError, match="No model replica"):
+        tiny_en.run(chunks)
+    tiny_en.reload()
+    assert segments_of(decoded(tiny_en, chunks)[0]) == before
+
+
+def _resident_mb() -> int:
+    """Return this process's memory; 0 where there is no /proc."""
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="ascii").splitlines() if status.exists() else []
+    return next((int(line.split()[1]) // 1024 for line in lines if line.startswith("VmRSS")), 0)
+
+
+@pytest.mark.model
 @pytest.mark.parametrize("hint", ["prompt", "hotwords"])
 @pytest.mark.parametrize("full", [False, True], ids=["adaptive", "full"])
 def test_the_prompt_is_not_repeated_over_music(base: Engine, hint: str, *, full: bool) -> None:
@@ -345,3 +370,47 @@ async def test_the_words_of_a_film_have_the_film_s_times(
     words = [word for segment in transcript.segments for word in segment.words]
     assert (transcript.segments[0].start, words[0].start) == pytest.approx((start, start), abs=0.3)
     assert max(word.end - word.start for word in words) < 1.0
+
+
+class Cramped:
+    """CTranslate2's model on a device whose encoder has room for so many windows at a time."""
+
+    def __init__(self, model: Any, room: int) -> None:
+        self._model = model
+        self.room, self.sizes = room, list[int]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def encode(self, features: ctranslate2.StorageView) -> ctranslate2.StorageView:
+        """Fail as CTranslate2 does, or encode."""
+        self.sizes.append(features.shape[0])
+        if features.shape[0] > self.room:
+            raise RuntimeError(OUT_OF_MEMORY)
+        encoded: ctranslate2.StorageView = self._model.encode(features)
+        return encoded
+
+
+@pytest.mark.model
+def test_the_encoder_takes_fewer_at_a_time_when_memory_is_short(engines: Engines, voices: dict[str, Path]) -> None:
+    """The decoder keeps its batch, and the answers stay the same; one window that does not fit is an error."""
+    models: list[Cramped] = []
+
+    def load(*given: Any, **options: Any) -> Any:
+        whisper = faster_whisper.WhisperModel(*given, **options)
+        whisper.model = Cramped(whisper.model, room=1)
+        models.append(whisper.model)
+        return whisper
+
+    cramped = Engine(engines.folder("tiny.en"), Device("cpu", "int8", "test"), load_model=load)
+    samples = decode_audio(str(voices["demo"]))
+    chunks = [cramped.prepare(AudioChunk(samples, offset, ()), Decoding()) for offset in (0.0, 5.0, 10.0)]
+    expected = [result.segments for result in engines["tiny.en"].run(chunks)]
+    (model,) = models
+    for sizes in ([2, 1, 1, 1], [1, 1, 1]):
+        model.sizes.clear()
+        assert [result.segments for result in cramped.run(chunks)] == expected
+        assert model.sizes == sizes  # the size that fits is kept
+    model.room = 0
+    with pytest.raises(RuntimeError, match="out of memory"):
+        cramped.run(chunks)

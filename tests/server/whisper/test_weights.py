@@ -11,7 +11,6 @@ import huggingface_hub.constants
 import huggingface_hub.errors
 import pytest
 
-from localwhisper_client.shared import openai_models
 from localwhisper_server.whisper import weights
 from localwhisper_server.whisper.weights import ModelError
 
@@ -68,19 +67,35 @@ HABITS = ("whisper", "whisper-large-v3-turbo", "distil-whisper-large-v3-en", "op
     [
         *((model, ("Systran/faster-whisper-large-v3", *LARGE)) for model in ("large-v3", "large")),
         ("Systran/faster-whisper-large-v3", (*LARGE, "large")),
-        ("base", ("Systran/faster-whisper-base", "whisper-large-v3")),
+        ("base", ("Systran/faster-whisper-base",)),
         ("turbo", ("large-v3-turbo",)),
         ("someone/finetuned-whisper", ()),
         ("/nowhere", ()),
     ],
 )
 def test_a_model_is_served_under_all_its_names(model: str, also: tuple[str, ...]) -> None:
-    """Its own first, then those of the same weights, each once; and the names that clients keep of other services."""
+    """Its own first, then those of the same weights, each once."""
     names = weights.served_names(model)
     assert names[0] == model
     assert len(set(names)) == len(names)
-    assert {*names} >= {*openai_models.NAMES}
-    assert {*names, *weights.aliases(model)} >= {*also, *HABITS, "openai/gpt-4o-transcribe"}
+    assert {*names, *weights.aliases(model)} >= {*also}
+
+
+def test_habitual_names() -> None:
+    """Names that clients keep of other services."""
+    assert {*HABITS, "openai/gpt-4o-transcribe"} <= weights.HABITUAL_NAMES
+
+
+@pytest.mark.parametrize(
+    ("model", "can"),
+    [
+        *((model, True) for model in ("large-v3", "base", "Systran/faster-whisper-medium", "someone/finetuned")),
+        *((model, False) for model in ("turbo", "large-v3-turbo", weights.REPOSITORIES["turbo"], "distil-large-v3.5")),
+    ],
+)
+def test_which_models_were_trained_to_translate(model: str, *, can: bool) -> None:
+    """Not turbo, and not the distilled ones, however they are named."""
+    assert weights.trained_to_translate(model) is can
 
 
 def test_other_models_names_are_not_served() -> None:
@@ -95,7 +110,7 @@ def test_a_folder_with_a_known_name_is_served_under_its_size(tmp_path: Path) -> 
         (tmp_path / name).mkdir()
         assert weights.served_names(str(tmp_path / name))[:2] == (name, size)
     assert "distil-whisper/distil-large-v3" in weights.aliases("distil-large-v3")
-    assert weights.aliases("someone/whisper-base") == weights.HABITUAL_NAMES
+    assert not weights.aliases("someone/whisper-base")
 
 
 def test_a_folder_is_served_under_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +120,7 @@ def test_a_folder_is_served_under_its_own_name(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(folder)
     for written in (str(folder), f"{folder}/", "~/my-whisper", ".", "../my-whisper"):
-        assert weights.served_names(written) == ("my-whisper", *openai_models.NAMES)
+        assert weights.served_names(written) == ("my-whisper",)
 
 
 def test_the_default_suits_the_device() -> None:

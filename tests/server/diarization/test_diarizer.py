@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from localwhisper_server.diarization.diarizer import AHEAD_SECONDS, Diarizer
+from localwhisper_server.diarization.networks import WINDOW_SAMPLES
+from localwhisper_server.diarization.windows import STEP_SAMPLES, Windower
+from localwhisper_server.errors import NoDiarization, Stopping
+from localwhisper_server.types import SAMPLE_RATE, Samples
+from tests.server.diarization.networks_double import NetworksDouble, voice
+
+if TYPE_CHECKING:
+    from localwhisper_server.diarization.timeline import Timeline
+
+pytestmark = pytest.mark.anyio
+
+
+async def _timeline(*parts: Samples, references: tuple[Samples, ...] = (), most: int | None = None) -> Timeline:
+    diarizer = Diarizer(NetworksDouble)
+    diarization = diarizer.begin()
+    samples = np.concatenate(parts)
+    for at in range(0, samples.size, 3 * SAMPLE_RATE):
+        diarization.add(samples[at : at + 3 * SAMPLE_RATE])
+    try:
+        return await diarization.timeline(references, most=most)
+    finally:
+        diarizer.close()
+
+
+def _heard(timeline: Timeline) -> list[tuple[int, float, float]]:
+    return [(turn.speaker, round(turn.start, 1), round(turn.end, 1)) for turn in timeline.turns()]
+
+
+async def test_turns_of_three_speakers_over_several_windows() -> None:
+    """Each turn has its place, whatever column its speaker has in each window."""
+    timeline = await _timeline(
+        voice(2, seconds=7), voice(seconds=2), voice(0, seconds=9), voice(2, seconds=8), voice(1, seconds=12)
+    )
+    (first, a, b), (second, c, d), (again, e, f), (third, g, h) = _heard(timeline)
+    assert [a, b, c, d, e, f, g, h] == [0.0, 7.0, 9.0, 18.0, 18.0, 26.0, 26.0, 38.0]
+    assert again == first
+    assert len({first, second, third}) == 3
+
+
+async def test_two_at_once_are_both_heard() -> None:
+    """Turns may overlap; voices are embedded from where they are alone."""
+    timeline = await _timeline(voice(0, seconds=6), voice(0, 1, seconds=2), voice(1, seconds=6))
+    (one, _, one_end), (other, other_start, _) = _heard(timeline)
+    assert one != other
+    assert (one_end, other_start) == (8.0, 6.0)
+
+
+async def test_references_have_the_first_columns() -> None:
+    """A known speaker who is not heard keeps a column; others follow."""
+    timeline = await _timeline(
+        voice(3, seconds=8), voice(5, seconds=8), references=(voice(7, seconds=3), voice(5, seconds=3))
+    )
+    assert [speaker for speaker, *_ in _heard(timeline)] == [2, 1]
+
+
+async def test_the_number_of_speakers_is_bounded() -> None:
+    """With fewer allowed than heard, the most similar are one."""
+    parts = [voice(speaker, seconds=8) for speaker in (0, 1, 2, 3)]
+    assert len({speaker for speaker, *_ in _heard(await _timeline(*parts))}) == 4
+    assert len({speaker for speaker, *_ in _heard(await _timeline(*parts, most=2))}) == 2
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0, 12.0])
+async def test_silence_has_no_speaker(seconds: float) -> None:
+    """Nothing is heard, and nothing fails."""
+    timeline = await _timeline(voice(seconds=seconds))
+    assert _heard(timeline) == []
+    assert timeline.speaker(0.0, 1.0) is None
+
+
+def test_memory_is_one_window() -> None:
+    """A windower yields each window once, in steps of half a window, and keeps no samples behind the next one."""
+    networks = NetworksDouble()
+    windower = Windower(networks)
+    seen = []
+    for _ in range(60):
+        seen += [window.number for window in windower.add(voice(0, seconds=1))]
+        assert windower._held.size < WINDOW_SAMPLES + SAMPLE_RATE
+    seen += [window.number for window in windower.end()]
+    assert seen == list(range(len(seen)))
+    assert (len(seen) - 1) * STEP_SAMPLES + WINDOW_SAMPLES >= 60 * SAMPLE_RATE
+    assert list(windower.end()) == []
+
+
+async def test_recordings_take_turns() -> None:
+    """A long recording that came first does not keep a short one waiting: its blocks alternate with the other's."""
+    networks = NetworksDouble()
+    networks.gate.clear()
+    diarizer = Diarizer(lambda: networks)
+    long, short = diarizer.begin(), diarizer.begin()
+    for _ in range(8):
+        long.add(voice(0, seconds=10))
+    assert networks.entered.acquire(timeout=10)
+    short.add(voice(1, seconds=10))
+    networks.gate.set()
+    timeline = await short.timeline()
+    left = len(long._blocks)
+    assert _heard(timeline) == [(0, 0.0, 10.0)]
+    assert left >= 4
+    long.close()
+    diarizer.close()
+
+
+def test_a_fast_decoder_waits() -> None:
+    """No more than AHEAD_SECONDS are held; a recording that is closed lets the decoder go on."""
+    networks = NetworksDouble()
+    networks.gate.clear()
+    diarizer = Diarizer(lambda: networks)
+    diarization = diarizer.begin()
+    diarization.add(voice(0, seconds=10))
+    assert networks.entered.acquire(timeout=10)
+    diarization.add(voice(0, seconds=AHEAD_SECONDS))
+    waiting = threading.Thread(target=diarization.add, args=(voice(0, seconds=10),))
+    waiting.start()
+    waiting.join(0.05)
+    assert waiting.is_alive()
+    diarization.close()
+    waiting.join(10)
+    assert not waiting.is_alive()
+    networks.gate.set()
+    diarizer.close()
+
+
+async def test_a_closed_diarization_does_no_more() -> None:
+    """The request was cancelled: what waits is dropped."""
+    networks = NetworksDouble()
+    networks.gate.clear()
+    diarizer = Diarizer(lambda: networks)
+    gone, other = diarizer.begin(), diarizer.begin()
+    for _ in range(5):
+        gone.add(voice(0, seconds=10))
+    assert networks.entered.acquire(timeout=10)
+    gone.close()
+    gone.add(voice(0, seconds=10))
+    networks.gate.set()
+    other.add(voice(1, seconds=10))
+    await other.timeline()
+    assert networks.windows == 2
+    diarizer.close()
+
+
+async def test_a_server_that_stops_keeps_nobody_waiting() -> None:
+    """The decoder may go on, and the request ends with the error of a server that stops."""
+    networks = NetworksDouble()
+    networks.gate.clear()
+    diarizer = Diarizer(lambda: networks)
+    diarization = diarizer.begin()
+    diarization.add(voice(0, seconds=10))
+    assert networks.entered.acquire(timeout=10)
+    diarization.add(voice(0, seconds=AHEAD_SECONDS))
+    waiting = threading.Thread(target=diarization.add, args=(voice(0, seconds=10),))
+    waiting.start()
+    diarizer.close()
+    waiting.join(10)
+    assert not waiting.is_alive()
+    with pytest.raises(Stopping):
+        await diarization.timeline()
+    networks.gate.set()
+
+
+async def test_missing_files_end_the_request() -> None:
+    """The next block, or else the timeline, raises what loading raised; a later recording tries again."""
+    networks, failures = NetworksDouble(), [NoDiarization("no files")]
+
+    def load() -> NetworksDouble:
+        if failures:
+            raise failures.pop()
+        return networks
+
+    diarizer = Diarizer(load)
+    failed = diarizer.begin()
+    failed.add(voice(0, seconds=1))
+    with pytest.raises(NoDiarization, match="no files"):
+        await failed.timeline()
+    with pytest.raises(NoDiarization, match="no files"):
+        failed.add(voice(0, seconds=1))
+    later = diarizer.begin()
+    later.add(voice(0, seconds=10))
+    assert _heard(await later.timeline()) == [(0, 0.0, 10.0)]
+    diarizer.close()
+
+
+def test_missing_packages_are_named_at_once() -> None:
+    """Nothing is loaded or started."""
+
+    def check() -> None:
+        raise NoDiarization("not installed")
+
+    with pytest.raises(NoDiarization, match="not installed"):
+        Diarizer(NetworksDouble, check).begin()
+
+
+def test_the_thread_has_a_low_priority() -> None:
+    """Its priority is below that of the process, and only its own."""
+    import os
+    import sys
+
+    from localwhisper_server.diarization.diarizer import NICENESS, _lower_priority
+
+    if sys.platform != "linux":
+        pytest.skip("threads have priorities of their own on Linux alone")
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    with ThreadPoolExecutor(1, initializer=_lower_priority) as thread:
+        lowered = thread.submit(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())).result()
+    assert lowered == max(NICENESS, before)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
