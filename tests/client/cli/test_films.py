@@ -6,7 +6,6 @@ import io
 import sys
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
     from tests.client.fault_server import FaultServer
 
+np = pytest.importorskip("numpy")
 av = pytest.importorskip("av")
 RATE = 16_000
 
