@@ -12,17 +12,18 @@ if TYPE_CHECKING:
 
 
 class Watch(MetaPathFinder):
-    """Finds the named modules through the other finders, and calls `loaded` with each module after it is loaded."""
+    """Finds the named modules through the finders after it, and calls `loaded` with each module after it is loaded."""
 
     def __init__(self, names: Collection[str], loaded: Callable[[Any], None]) -> None:
         self.names, self._loaded = names, loaded
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """Return what the other finders find, with a loader that calls `loaded` at its end."""
+        """Return what the finders after this one find, with a loader that calls `loaded` at its end."""
         if fullname not in self.names:
             return None
-        for finder in sys.meta_path:
-            spec = None if finder is self else finder.find_spec(fullname, path, target)
+        # Not those before it: another of this class among them would ask this one again, without end.
+        for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
+            spec = finder.find_spec(fullname, path, target)
             if spec is not None and spec.loader is not None:
                 self._wrap(spec.loader)
                 return spec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import openai
 import pytest
 
 from localwhisper_client.patch import installation
+from localwhisper_client.patch.watch import Watch
 from tests.client.fault_server import TEXT
 from tests.client.leaving import ROOT, run
 
@@ -191,6 +193,16 @@ for client in (anew.OpenAI(api_key="k"), azure):
 localwhisper.uninstall()
 assert "localwhisper" not in anew.OpenAI.request.__code__.co_filename + openai.OpenAI.request.__code__.co_filename
 """
+
+
+def test_two_watches_of_one_module_both_see_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second SDK has a second one; neither asks the other without end."""
+    seen: list[int] = []
+    watches = [Watch({"colorsys"}, lambda _, number=number: seen.append(number)) for number in (1, 2)]
+    monkeypatch.setattr(sys, "meta_path", [*watches, *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    importlib.import_module("colorsys")
+    assert sorted(seen) == [1, 2]
 
 
 def test_an_sdk_that_is_loaded_anew_is_patched_anew(local_server: FaultServer, tmp_path: Path) -> None:
