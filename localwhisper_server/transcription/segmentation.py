@@ -21,6 +21,8 @@ STRETCH_SECONDS = 30.0
 # The end of a stretch that ends in silence is searched again with the next: a word may begin there, too short to be
 # detected yet.
 EDGE_SECONDS = 1.0
+# After a longer silence, the model may date the first words to its beginning. After 5 s it did not, after 20 s it did.
+LONGEST_LEAD_SECONDS = 8.0
 
 
 class FindSpeech(Protocol):
@@ -34,9 +36,10 @@ class Segmenter:
     """Cuts one recording as it is decoded: `add` each block, and `cut` when there is enough, and once at the end.
 
     A chunk is at most 28 s long, 8 s if several languages are expected, and 30 s with the full window. A recording that
-    fits into one chunk stays whole, so that the model has all the sound around its words. A longer one is cut in the
-    pauses. Each chunk keeps the padding of `voice` on both sides of its speech, or less where that leaves no room (see
-    `most_speech`). Chunks come in order, never overlap, and together hold all speech. Without speech there is none.
+    fits into one chunk stays whole, so that the model has all the sound around its words, unless it begins with a long
+    silence. A longer one is cut in the pauses. Each chunk keeps the padding of `voice` on both sides of its speech, or
+    less where that leaves no room (see `most_speech`). Chunks come in order, never overlap, and together hold all
+    speech. Without speech there is none.
     """
 
     def __init__(self, find_speech: FindSpeech, options: Options) -> None:
@@ -59,7 +62,8 @@ class Segmenter:
         """Detect speech in what has arrived, and return the chunks that are complete; at the `end` all of them."""
         held = np.concatenate(self._held)
         seconds, speech = held.size / SAMPLE_RATE, self._find_speech(held, self._voice, longest=self._longest)
-        if end and speech and not self._begun and held.size <= self._longest * SAMPLE_RATE:
+        fits = not self._begun and held.size <= self._longest * SAMPLE_RATE
+        if end and speech and fits and speech[0].start <= LONGEST_LEAD_SECONDS:
             return [AudioChunk(held, 0.0, tuple(speech))]
         planned = plan(speech, seconds, padding=self._padding, longest=self._longest)
         keep = seconds if end else seconds - max(EDGE_SECONDS, self._padding)

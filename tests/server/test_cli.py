@@ -117,6 +117,7 @@ OPTIONS: dict[str, Any] = {
 TESTED_ELSEWHERE = {
     *("api_key", "api_key_file", "upstream_api_key", "upstream_api_key_file", "allow_from", "allow_host"),
     *("cors_origin", "trusted_proxy", "certfile", "keyfile", "cache_dir", "announce", "quiet", "model"),
+    "diarization_models",
 }
 
 

@@ -520,11 +520,14 @@ def test_clients_that_hang_up() -> None:
     def completed(connection: Any) -> None:
         converse(connection)
 
-    transcriber = Transcriber()
+    def open_tasks() -> set[int]:
+        gc.collect()
+        return {id(task) for task in gc.get_objects() if isinstance(task, asyncio.Task) and not task.done()}
+
+    transcriber, others = Transcriber(), open_tasks()
     with server(transcriber) as url:
         with connected(url) as connection:
             converse(connection)
-        gc.collect()
         threads = threading.active_count()
         for number in range(60):
             state = (nothing, created, speaking, committed, half_a_frame, completed)[number % 6]
@@ -537,8 +540,7 @@ def test_clients_that_hang_up() -> None:
         assert threading.active_count() <= threads + 2
     assert transcriber.open == 0
     assert transcriber.opened == 62
-    gc.collect()
-    assert not [task for task in gc.get_objects() if isinstance(task, asyncio.Task) and not task.done()]
+    assert not open_tasks() - others
 
 
 def test_several_sessions_at_once() -> None:
