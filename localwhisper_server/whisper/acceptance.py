@@ -32,10 +32,8 @@ NO_SPEECH_THRESHOLD = 0.6
 # The acceptance check. BENCHMARKS.md has the figures that chose the thresholds: for prompts under "Short words and
 # prompts", for the others under "The acceptance check". Those that are measured only together say so there.
 
-# In a doubtful language a text is as unlikely with the full window, and as wrong; hence the lower threshold there.
-MIN_LOGPROB = -0.55
-MIN_LOGPROB_IN_DOUBTFUL_LANGUAGE = -1.2
-CERTAIN_LANGUAGE_PROBABILITY = 0.75
+# Whisper's own threshold. A higher one doubts a third of all chunks, and the full window makes as many errors in them.
+MIN_LOGPROB = LOGPROB_THRESHOLD
 MIN_LANGUAGE_PROBABILITY = 0.3
 MAX_COMPRESSION_RATIO = 2.0
 # Tokens of text per second of speech. Less speech or text than the minimum says nothing about the rate. Languages of
@@ -209,10 +207,9 @@ def rejection(
     count = sum(len(text.tokens) for text in answer.texts)
     rate = count / speech_seconds if speech_seconds > MIN_RATED_SECONDS else None
     complete = answer.ends_in_timestamp and len(answer.tokens) < max_tokens(chunk.seconds, full_window=False)
-    certain = language_probability is None or language_probability >= CERTAIN_LANGUAGE_PROBABILITY
     signs = {
         "language": language_probability is not None and language_probability < MIN_LANGUAGE_PROBABILITY,
-        "logprob": answer.avg_logprob < (MIN_LOGPROB if certain else MIN_LOGPROB_IN_DOUBTFUL_LANGUAGE),
+        "logprob": answer.avg_logprob < MIN_LOGPROB,
         "compression": answer.compression_ratio > MAX_COMPRESSION_RATIO,
         "speech rate": rate is not None
         and (rate < MIN_SPEECH_RATE or (rate > MAX_SPEECH_RATE and count > MIN_RATED_TOKENS)),
