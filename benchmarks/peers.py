@@ -208,7 +208,7 @@ async def measure(server: ServerProcess, kind: str, options: argparse.Namespace,
         )
         watching.cancel()
         most = (await asyncio.gather(watching))[0]
-        peers.wait(options.seconds + 60)
+        peers.wait(options.seconds + 150)
     after = await settled(server, temporary, before)
     p99, ratio, logged = percentile(health, 0.99) * 1000, percentile(messages, 0.95) / alone, size(log) - written
     print(
