@@ -208,6 +208,7 @@ class _Connection:
         self._peer = peer
         self._asked = Transcribe()
         self._recording: _Recording | None = None
+        self._refused = False
         self._early: asyncio.Task[Event | None] | None = None  # reads what comes while an utterance is answered
 
     async def run(self) -> None:
@@ -218,6 +219,8 @@ class _Connection:
                     await self._handle(event)
                 except ServerError as failure:
                     self._drop_recording()
+                    # What is left of a refused utterance is no utterance of its own.
+                    self._refused = not AudioStop.is_type(event.type)
                     await self._send(Error(failure.message, failure.code))
         except _Malformed as failure:
             await self._send(Error(str(failure), "malformed-event"))
@@ -246,6 +249,8 @@ class _Connection:
                 self._asked = _checked(Transcribe.from_event(event))
             elif AudioStart.is_type(event.type):
                 self._start(AudioStart.from_event(event))
+            elif self._refused and (AudioChunk.is_type(event.type) or AudioStop.is_type(event.type)):
+                self._refused = AudioChunk.is_type(event.type)
             elif AudioChunk.is_type(event.type):
                 self._add(AudioChunk.from_event(event))
             elif AudioStop.is_type(event.type):
@@ -255,6 +260,7 @@ class _Connection:
 
     def _start(self, asked: AudioStart | AudioChunk) -> None:
         self._drop_recording()
+        self._refused = False
         self._recording = _Recording(int(asked.rate), int(asked.width), int(asked.channels))
 
     def _add(self, chunk: AudioChunk) -> None:

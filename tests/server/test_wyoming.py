@@ -202,10 +202,14 @@ async def test_a_model_that_is_not_served() -> None:
 
 
 async def test_too_much_audio() -> None:
-    """A recording over the limit is refused when it passes it, and forgotten."""
-    async with connected(most_bytes=10_000) as client:
-        await speak(client)
+    """A recording over the limit is refused once, and what is left of it is not taken for another one."""
+    transcriber = FakeTranscriber()
+    async with connected(transcriber, most_bytes=10_000) as client:
+        await speak(client, *[SAMPLES] * 3)
         assert "--max-upload" in Error.from_event(await read(client)).text
+        await speak(client, SAMPLES)
+        assert TranscriptStart.is_type((await read(client)).type)
+    assert len(transcriber.uploads) == 1
 
 
 async def test_a_disk_without_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
