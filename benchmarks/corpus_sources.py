@@ -11,6 +11,8 @@ import html
 import io
 import re
 import struct
+import shutil
+import subprocess
 import sys
 import wave
 import zipfile
@@ -321,9 +323,6 @@ def _dialogue(data: bytes) -> Iterator[tuple[int, int, str, str]]:
 
 
 def _espeak(path: Path, voice: str, text: str, *, speed: int) -> NDArray[np.float32]:
-    import shutil  # noqa: PLC0415
-    import subprocess  # noqa: PLC0415
-
     program = shutil.which("espeak-ng")
     if program is None:
         return np.zeros(0, np.float32)
