@@ -10,8 +10,8 @@ import dataclasses
 import html
 import io
 import re
-import struct
 import shutil
+import struct
 import subprocess
 import sys
 import wave
