@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
 from localwhisper_client import __version__
+from localwhisper_client.shared.extras import install_command
 from localwhisper_server.operations import host, logs
 from localwhisper_server.operations.doctor import doctor
 from localwhisper_server.operations.doctor.machine import Machine
@@ -35,6 +36,8 @@ other commands:
   {PROGRAM} service status
   {PROGRAM} service logs [--follow]
   {PROGRAM} service uninstall
+  {PROGRAM} cluster up|status|down    the same app on Ray Serve, on several processes or machines: docs/scale.md
+  {PROGRAM} cluster config            write the files for a Ray cluster or Kubernetes
   {PROGRAM} --version
 """
 DOCTOR_HELP = """Check this machine for everything that the server needs, and name the page of docs/ for what is wrong.
@@ -45,6 +48,15 @@ INSTALL_HELP = """Install the server as a systemd service of this user, and star
 
 systemd starts it again whenever it ends, and when you log in. Options are written to the service's settings file,
 which you can edit. You can repeat this command: it writes what changed and restarts the service."""
+
+CLUSTER_HELP = """Run the same app on Ray Serve: an HTTP face, and replicas that hold a model and a queue each.
+
+  cluster up      start Ray on this machine and the app on it, or update the app that runs there
+  cluster status  show the replicas; exit status 0 if the app runs
+  cluster down    let open requests finish, and end Ray
+  cluster config  print Serve's configuration file; with --kuberay, a RayService for Kubernetes
+
+`up` and `config` take the options of the server as well. Ray itself listens on the loopback interface alone."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,6 +82,8 @@ def main(
         sys.exit(_doctor(arguments[1:], examine))
     elif arguments[:1] == ["service"]:
         sys.exit(_service(arguments[1:], platform))
+    elif arguments[:1] == ["cluster"]:
+        sys.exit(_cluster(arguments[1:]))
     else:
         parser = _parser(PROGRAM, f"{inspect.cleandoc(Settings.__doc__ or '')}\n\n{COMMANDS}")
         parser.add_argument("--env-file", metavar="FILE", help="Also read settings from a file of NAME=value lines.")
@@ -199,6 +213,41 @@ def _service(arguments: list[str], platform: str) -> int:
         _fail(f"{failure.filename}: {failure.strerror}", os.EX_OSERR)
 
 
+def _cluster(arguments: list[str]) -> int:
+    action, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if action not in {"up", "status", "down", "config"}:
+        print(CLUSTER_HELP)
+        return 0 if action in {"--help", "-h"} else os.EX_USAGE
+    try:
+        from localwhisper_server.cluster import command  # noqa: PLC0415 - an extra
+        from localwhisper_server.cluster.local import LocalRay, default_folder  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as missing:
+        _fail(f"a cluster needs {missing.name}: {install_command('ray')}", os.EX_CONFIG)
+    local = LocalRay(default_folder(os.environ))
+    parser = _parser(f"{PROGRAM} cluster {action}", CLUSTER_HELP)
+    if action == "status":
+        parser.add_argument("--json", action="store_true", help="Print one JSON object.")
+        return command.status(local, as_json=parser.parse_args(rest).json)
+    if action == "down":
+        parser.parse_args(rest)
+        return command.down(local)
+    parser.add_argument("--env-file", metavar="FILE", help="Also read settings from a file of NAME=value lines.")
+    command.add_options(parser)
+    if action == "config":
+        parser.add_argument("--kuberay", action="store_true", help="Print a RayService for Kubernetes.")
+    settings = _settings(parser, rest)
+    options = parser.parse_args(rest)
+    try:
+        shape = command.shape_of(options)
+    except ValidationError as failure:
+        _fail(_problems(failure), os.EX_USAGE)
+    return (
+        command.config(settings, shape, kuberay=options.kuberay)
+        if action == "config"
+        else command.up(settings, shape, local)
+    )
+
+
 def _parser(program: str, description: str) -> argparse.ArgumentParser:
     return _Parser(
         prog=program,
@@ -236,9 +285,13 @@ def _settings(parser: argparse.ArgumentParser, arguments: list[str], *, default_
     except SettingsError as failure:
         _fail(str(failure), os.EX_USAGE)
     except ValidationError as failure:
-        wrong = [(".".join(map(str, error["loc"])), error["msg"]) for error in failure.errors()]
-        problems = [f"--{name.replace('_', '-')}: {message.removeprefix('Value error, ')}" for name, message in wrong]
-        _fail("; ".join(problems), os.EX_USAGE)
+        _fail(_problems(failure), os.EX_USAGE)
+
+
+def _problems(failure: ValidationError) -> str:
+    """Return what is wrong with which option."""
+    wrong = [(".".join(map(str, error["loc"])), error["msg"]) for error in failure.errors()]
+    return "; ".join(f"--{name.replace('_', '-')}: {text.removeprefix('Value error, ')}" for name, text in wrong)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -31,7 +31,7 @@ class Runtime:
     `load` builds an engine. `cuda_devices` is how many there are, None to ask the driver. `environ` is where the
     decoding processes get their variables from. A batch that takes longer than `stuck_after` seconds is stuck. With
     `self_test` the engines are tested when they are idle. `pause` waits so many seconds. `diarizer` tells speakers
-    apart; None: as the settings say.
+    apart; None: as the settings say. `make_model` makes a served model; `cores` are those of this process.
     """
 
     def __init__(
@@ -46,6 +46,8 @@ class Runtime:
         observer: Observer | None = None,
         pause: Callable[[float], object] = time.sleep,
         diarizer: Diarizer | None = None,
+        make_model: Callable[..., ServedModel] = ServedModel,
+        cores: int | None = None,
     ) -> None:
         observer = observer or Observer()
         self._decoders = pool.Pool(environ=environ or {})
@@ -60,7 +62,7 @@ class Runtime:
             load=load,
             device=self._device,
             smaller=devices.smaller_precision(self._device, cuda_types),
-            workers=devices.choose_workers(self._device.name, settings.threads, cores=devices.usable_cores()),
+            workers=devices.choose_workers(self._device.name, settings.threads, cores=cores or devices.usable_cores()),
             decoders=self._decoders,
             diarizer=self._diarizer,
             stuck_after=stuck_after,
@@ -77,7 +79,7 @@ class Runtime:
             if names[0] in self._named:
                 logger.warning("--model %s is left out: another model is served as %s", given, names[0])
                 continue
-            served = ServedModel(
+            served = make_model(
                 model,
                 shared,
                 names=names if self.models else (*names, *openai_models.NAMES),

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from localwhisper_server.audio import pool
 from localwhisper_server.diarization.diarizer import Diarizer
@@ -20,7 +20,7 @@ from localwhisper_server.transcription.coalescing import CoalescingTranscriber
 from localwhisper_server.transcription.live import LiveDecoder
 from localwhisper_server.transcription.scheduler import Scheduler
 from localwhisper_server.transcription.speakers import SpeakerTranscriber
-from localwhisper_server.transcription.transcriber import StepRunner, Transcriber, decoder_places
+from localwhisper_server.transcription.transcriber import Decoder, StepRunner, Transcriber, decoder_places
 from localwhisper_server.types import AudioChunk, Decoding, Options, Segment, Transcript, Voice
 from localwhisper_server.whisper import model_names, weights
 from localwhisper_server.whisper.chunks import Chunk, find_speech
@@ -29,6 +29,9 @@ from localwhisper_server.whisper.engine import Engine
 from localwhisper_server.whisper.model_manager import ModelManager
 from localwhisper_server.whisper.model_memory import ModelMemory
 from localwhisper_server.whisper.streaming_vad import StreamingDetector
+
+if TYPE_CHECKING:
+    from localwhisper_server.transcription.scheduling import Scheduling
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +105,8 @@ class ServedModel:
         self.observer = observer or ModelObserver()
         self._starting = threading.Lock()
         self._model_manager: ModelManager | None = None
-        self._scheduler: Scheduler | None = None
+        self._scheduler: Scheduling | None = None
+        self.decoder: Decoder | None = None
         self._transcriber: CoalescingTranscriber | None = None
         self._self_test: SelfTest | None = None
         self._live: Callable[[], LiveDecoder] | None = None
@@ -181,7 +185,7 @@ class ServedModel:
         if unload:
             model_manager.unload()
         self._model_manager = model_manager
-        self._scheduler = Scheduler(
+        scheduler = Scheduler(
             model_manager.run,
             capacity=settings.queue,
             limits=limits,
@@ -195,13 +199,22 @@ class ServedModel:
             workers=workers,
         )
         self._self_test = SelfTest(
-            self._scheduler,
+            scheduler,
             message,
             stuck_after=shared.stuck_after,
             when_idle=lambda: shared.self_test and self.loaded,  # the test alone must not load the model
         )
+        self.answer_with(Decoder(prepare, scheduler, limits))
+        device, took = shared.device, time.monotonic() - started
+        text = "ready: %s on %s, %s (%s), loaded and warmed up in %.1f s, batches of up to %d"
+        logger.info(text, self.model, device.name, device.compute_type, device.reason, took, limits.items)
+
+    def answer_with(self, decoder: Decoder) -> None:
+        """Take requests from now on."""
+        shared, settings, scheduler, prepare = self._shared, self._settings, decoder.scheduler, decoder.prepare
+        self.decoder, self._scheduler = decoder, scheduler
         transcriber = Transcriber(
-            scheduler=self._scheduler,
+            scheduler=scheduler,
             prepare=prepare,
             find_speech=find_speech,
             blocks=shared.decoders.blocks,
@@ -210,20 +223,10 @@ class ServedModel:
             decoders=shared.decoder_places,
             observer=self.observer,
         )
-        scheduler, exact = self._scheduler, settings.window == "exact"
+        exact = settings.window == "exact"
         self._live = lambda: LiveDecoder(scheduler, prepare, shared.steps, full_window=exact)
-        blocks = shared.decoders.blocks
-        speakers = SpeakerTranscriber(transcriber=transcriber, diarizer=shared.diarizer, blocks=blocks)
+        speakers = SpeakerTranscriber(transcriber=transcriber, diarizer=shared.diarizer, blocks=shared.decoders.blocks)
         self._transcriber = CoalescingTranscriber(speakers.transcribe, shared.steps, kept=settings.cache)
-        logger.info(
-            "ready: %s on %s, %s (%s), loaded and warmed up in %.1f s, batches of up to %d",
-            self.model,
-            shared.device.name,
-            shared.device.compute_type,
-            shared.device.reason,
-            time.monotonic() - started,
-            limits.items,
-        )
 
     def _warmed_up(self, model_manager: ModelManager, folder: Path) -> Engine:
         """Load the model; on a card whose memory is in use, try again until it fits."""

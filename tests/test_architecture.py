@@ -14,7 +14,10 @@ ARROWS = {
     "localwhisper_server": {
         "__init__": set(),
         "__main__": {"cli"},
-        "cli": {"server", "operations", "whisper", *COMMON},
+        "cli": {"cluster", "server", "operations", "whisper", *COMMON},
+        "cluster": {
+            "server", "runtime", "served_model", "api", "transcription", "whisper", "operations", *COMMON,
+        },
         "server": {"runtime", "api", "wyoming", "operations", *COMMON},
         "runtime": {"served_model", "diarization", "whisper", "audio", *COMMON},
         "served_model": {"transcription", "diarization", "whisper", "audio", *COMMON},
@@ -65,7 +68,7 @@ ONLY = {
     "faster_whisper": {"whisper"}, "ctranslate2": {"whisper"}, "av": {"audio", "cloud"},
     "fastapi": {"api"}, "starlette": {"api"}, "uvicorn": {"api", "server"},
     "onnxruntime": {"diarization"}, "sherpa_onnx": {"diarization"},
-    "websockets": {"api", "realtime"},
+    "websockets": {"api", "realtime"}, "ray": {"cluster"},
 }  # fmt: skip
 PURE = {
     "localwhisper_client": ("routing", "shared", "events", "cloud/models"),
@@ -73,6 +76,7 @@ PURE = {
         "types", "errors", "api/formats", "api/form", "api/known_speakers", "diarization/clustering",
         "diarization/timeline", "diarization/assignment", "diarization/windows", "whisper/acceptance",
         "whisper/alignment", "whisper/chunks", "transcription/queue", "transcription/segmentation", "realtime",
+        "cluster/messages", "cluster/loads", "cluster/exposition",
     ),
 }  # fmt: skip
 IO = {

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
-from localwhisper_server.transcription.scheduler import Scheduler
+from localwhisper_server.transcription.scheduling import Scheduling
 from localwhisper_server.transcription.transcriber import Prepare, RequestSteps, StepRunner
 from localwhisper_server.types import AudioChunk, Decoding, Draft, Samples, Segment, Span, Transcript
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
@@ -21,7 +21,9 @@ class LiveDecoder:
 
     """
 
-    def __init__(self, scheduler: Scheduler, prepare: Prepare, steps: StepRunner, *, full_window: bool = False) -> None:
+    def __init__(
+        self, scheduler: Scheduling, prepare: Prepare, steps: StepRunner, *, full_window: bool = False
+    ) -> None:
         self._scheduler = scheduler
         self._prepare = prepare
         self._steps = steps

@@ -17,9 +17,9 @@ import anyio.to_thread
 
 from localwhisper_server.audio import pool
 from localwhisper_server.observer import ModelObserver
-from localwhisper_server.transcription.scheduler import Scheduler, Ticket
+from localwhisper_server.transcription.scheduling import Scheduling, Ticket
 from localwhisper_server.transcription.segmentation import FindSpeech, Segmenter
-from localwhisper_server.types import SAMPLE_RATE, Decoding, Options, Samples, Segment, Transcript
+from localwhisper_server.types import SAMPLE_RATE, BatchLimits, Decoding, Options, Samples, Segment, Transcript
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
 
 Value = TypeVar("Value")
@@ -41,6 +41,15 @@ TOGETHER = 2
 # Turns a chunk of audio into features for the model; see `whisper.chunks.Preparer`.
 Prepare = Callable[..., Chunk]
 Listen = Callable[[Samples], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """What turns sound into text: `prepare` makes chunks, and `scheduler` has them decoded, in batches of `limits`."""
+
+    prepare: Prepare
+    scheduler: Scheduling
+    limits: BatchLimits
 
 
 @dataclass(slots=True)
@@ -114,7 +123,7 @@ class Transcriber:
     must not wait for it.
     """
 
-    scheduler: Scheduler
+    scheduler: Scheduling
     prepare: Prepare
     find_speech: FindSpeech
     blocks: pool.Decode

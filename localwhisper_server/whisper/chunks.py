@@ -201,6 +201,10 @@ class Preparer:
             hotwords=self._tokens(decoding.hotwords.strip()),
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle without the cache, which Python cannot pickle."""
+        return Preparer, (self._extractor, self._encode)
+
     def _encode_as_text(self, text: str) -> tuple[int, ...]:
         """Return the tokens of a text, none of them special: the text is split inside the names of special tokens."""
         parts = re.split(r"(?<=<)(?=\|)", f" {text}") if text else ()
