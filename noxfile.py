@@ -164,6 +164,13 @@ def diarize(session: nox.Session) -> None:
 
 
 @nox.session
+def cluster(session: nox.Session) -> None:
+    """Run the app on a real Ray on this machine: the API, replicas killed under load, updates. Takes minutes."""
+    session.install("-e.[server,offline,ray]", *group("test"))
+    session.run("pytest", "-s", "tests/cluster", *session.posargs, env={"ROUNDS": "10", "CANCELLED": "1000"})
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Run the benchmarks; `-- speed load` chooses some. Takes hours; not part of CI."""
     session.install(EVERYTHING, *group("test"))

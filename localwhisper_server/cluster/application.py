@@ -22,6 +22,8 @@ FACE = "face"
 MOST_CALLS = 100_000
 # A dead replica is found by its calls at once. A stuck one is replaced after three of these.
 HEALTH_SECONDS = 5.0
+# Each call would be a line, and the face logs each request itself.
+QUIET = {"enable_access_log": False}
 # Beyond `--drain`, for the answers to be sent.
 LAST_SECONDS = 5.0
 
@@ -80,6 +82,7 @@ def application(settings: Settings, shape: Shape) -> Any:
         num_replicas=shape.faces,
         max_ongoing_requests=MOST_CALLS,
         ray_actor_options={"num_cpus": 0},
+        logging_config=QUIET,
         health_check_period_s=HEALTH_SECONDS,
         graceful_shutdown_timeout_s=settings.drain + LAST_SECONDS,
     )
@@ -151,6 +154,7 @@ def _engine(settings: Settings, model: str, shape: Shape) -> Any:
         request_router_config=RequestRouterConfig(
             request_router_class="localwhisper_server.cluster.routing.LeastWorkRouter"
         ),
+        logging_config=QUIET,
         health_check_period_s=HEALTH_SECONDS,
         graceful_shutdown_timeout_s=settings.drain + LAST_SECONDS,
         **options,

@@ -23,6 +23,8 @@ POLL_SECONDS = 0.25
 FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 # What one address of this machine serves, and a cluster does not: the replicas' addresses change.
 NOT_HERE = ("wyoming", "announce")
+# Serve's own business: where it listens, and where it logs.
+OF_SERVE = ("host", "port", "log_file", "quiet")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +52,7 @@ def shape_of(parsed: argparse.Namespace) -> Shape:
 
 def arguments_of(settings: Settings, shape: Shape) -> dict[str, Any]:
     """Return the arguments of `application.build`: what was given, without defaults."""
-    given = settings.model_fields_set - {"host", "port", *NOT_HERE}
+    given = settings.model_fields_set - {*OF_SERVE, *NOT_HERE}
     return {"settings": settings.model_dump(mode="json", include=given), **shape.model_dump(exclude_defaults=True)}
 
 

@@ -52,7 +52,7 @@ class EngineReplica:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         self._metrics = Metrics(self._registry)
-        self._runtime = Runtime(settings, environ=os.environ, observer=self._metrics, self_test=True, cores=cores)
+        self._runtime = Runtime(settings, environ=os.environ, observer=self._metrics, cores=cores)
         (self._model,) = self._runtime.models
         find_once(self._model.model, settings)
         self._model.start()

@@ -28,7 +28,7 @@ class Collected:
         families: dict[str, Metric] = {}
         for name, metrics in [(FACE, self._registry.collect()), *self._others.items()]:
             _add(families, name, metrics)
-        yield from families.values()
+        yield from (family for family in families.values() if family.samples)
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """Return all numbers as text, and its content type, in the format that the `Accept` header prefers."""

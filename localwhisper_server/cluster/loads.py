@@ -62,7 +62,7 @@ class Loads:
     def sent(self, call: Call, name: str) -> None:
         """Note that a call goes to a replica; the last one counts. Nothing if the call has ended."""
         with self._lock:
-            if call.number not in self._where:
+            if self._where.get(call.number, name) == name:
                 return
             self._forget(call.number)
             replica = self._replicas.setdefault(name, _Replica())

@@ -1,0 +1,111 @@
+"""A real Ray on this machine, started by the command: a face, and two engine replicas with one CPU core each."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+COMMAND = (sys.executable, "-m", "localwhisper_server", "cluster")
+SECONDS = 240.0
+
+
+@dataclass
+class Cluster:
+    """A running cluster: its folder, which is Ray's, and what its app was started with."""
+
+    folder: Path
+    options: tuple[str, ...]
+    url: str = ""
+
+    @property
+    def temporary(self) -> Path:
+        """Where its processes keep temporary files."""
+        return self.folder / "tmp"
+
+    def run(self, action: str, *options: str) -> subprocess.CompletedProcess[str]:
+        """Run `localwhisper-server cluster ACTION`."""
+        environment = os.environ | {"LOCALWHISPER_CLUSTER_DIR": str(self.folder), "TMPDIR": str(self.temporary)}
+        return subprocess.run(
+            [*COMMAND, action, *options], env=environment, text=True, capture_output=True, timeout=SECONDS, check=False
+        )
+
+    def up(self) -> str:
+        """Start or update it; return what the command says."""
+        done = self.run("up", *self.options)
+        assert done.returncode == 0, done.stdout + done.stderr
+        self.url = self.status()["url"]
+        return done.stdout
+
+    def status(self) -> Any:
+        """Return what `cluster status --json` says."""
+        return json.loads(self.run("status", "--json").stdout)
+
+    def get(self, path: str) -> httpx2.Response:
+        """Ask the face."""
+        return httpx2.get(self.url + path, timeout=30)
+
+    def replicas(self) -> int:
+        """How many engine replicas the face knows."""
+        return int(self.get("/health").json()["replicas"])
+
+    def engines(self) -> list[int]:
+        """Return the processes of the engine replicas, which Ray names after their deployment."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    line = (entry / "cmdline").read_bytes()
+                except OSError:
+                    continue
+                if line.startswith(b"ray::ServeReplica:localwhisper:engine"):
+                    found.append(int(entry.name))
+        return found
+
+
+def running(model: str, *options: str, replicas: int = 2) -> Iterator[Cluster]:
+    """Run a cluster until the generator is closed; skip where Ray is not installed."""
+    if find_spec("ray") is None:
+        pytest.skip("Ray is not installed: nox -s cluster")
+    # Short, since paths of sockets are, and outside of pytest's folders, which are not.
+    folder = Path(tempfile.mkdtemp(prefix="lw-"))
+    (folder / "tmp").mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shape = ("--replicas", str(replicas), "--model", model, "--port", str(port))
+    cluster = Cluster(folder, (*shape, *options))
+    try:
+        assert "ready: http://127.0.0.1" in cluster.up()
+        yield cluster
+    finally:
+        cluster.run("down")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """Give a cluster of the module's MODEL, with its OPTIONS."""
+    yield from running(request.module.MODEL, *getattr(request.module, "OPTIONS", ()))
+
+
+@pytest.fixture
+def stock(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """Set the environment of a bot of which only OPENAI_BASE_URL was changed."""
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{cluster.url}/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", "whatever")
+    return cluster

@@ -1,0 +1,67 @@
+"""The files for a Ray that others run, against Serve's own schema."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray")
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Ray's own, while it is imported
+    import yaml
+    from ray.serve.schema import ServeDeploySchema
+
+    from localwhisper_server.cluster import command
+    from localwhisper_server.cluster.application import Shape, build
+
+from localwhisper_server.settings import Settings
+
+
+def _printed(settings: Settings, shape: Shape, *, kuberay: bool = False) -> Any:
+    out = io.StringIO()
+    assert command.config(settings, shape, kuberay=kuberay, out=out) == 0
+    return yaml.safe_load(out.getvalue())
+
+
+def test_serve_takes_its_file() -> None:
+    """It names the application's builder, which builds the application from the file's arguments."""
+    settings = Settings(model=("tiny.en", "base"), allow_from="10.0.0.0/8", queue=7, port=8001)
+    file = _printed(settings, Shape(replicas=3, max_replicas=9, gpus=0.5))
+    schema = ServeDeploySchema.model_validate(file)
+    (application,) = schema.applications
+    assert (schema.http_options.host, schema.http_options.port) == ("0.0.0.0", 8001)
+    assert application.import_path == "localwhisper_server.cluster.application:build"
+    assert application.args == {
+        "settings": {"model": ["tiny.en", "base"], "allow_from": ["10.0.0.0/8"], "queue": 7},
+        "replicas": 3,
+        "max_replicas": 9,
+        "gpus": 0.5,
+    }
+    built = build(application.args)
+    assert built._bound_deployment.name == "face"
+
+
+def test_kubernetes_takes_the_same() -> None:
+    """Two replicas with half a GPU each share a pod; the head has no replica; keys come from a secret."""
+    file = _printed(Settings(model="large-v3"), Shape(replicas=5, max_replicas=8, gpus=0.5), kuberay=True)
+    assert (file["apiVersion"], file["kind"]) == ("ray.io/v1", "RayService")
+    ServeDeploySchema.model_validate(yaml.safe_load(file["spec"]["serveConfigV2"]))
+    cluster = file["spec"]["rayClusterConfig"]
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    (workers,) = cluster["workerGroupSpecs"]
+    assert (workers["minReplicas"], workers["maxReplicas"]) == (3, 4)
+    (container,) = workers["template"]["spec"]["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert container["envFrom"] == [{"secretRef": {"name": "localwhisper", "optional": True}}]
+
+
+def test_no_key_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    """The message says where keys belong."""
+    out = io.StringIO()
+    assert command.config(Settings(api_key="sk-secret"), Shape(), kuberay=False, out=out)
+    assert "LOCALWHISPER_SERVER_API_KEY" in capsys.readouterr().err
+    assert not out.getvalue()
