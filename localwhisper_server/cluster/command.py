@@ -33,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for name, field in Shape.model_fields.items():
         group.add_argument(
             f"--{name.replace('_', '-')}",
-            type=field.annotation,
+            type=float if field.annotation is float else int,
             default=field.default,
             metavar="N",
             help=f"{field.description} (default: {field.default:g})",

@@ -33,7 +33,7 @@ class Collected:
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """Return all numbers as text, and its content type, in the format that the `Accept` header prefers."""
         encode, content_type = choose_encoder(accept)
-        return encode(self), content_type  # type: ignore[arg-type]  # it calls nothing but `collect`
+        return encode(self), content_type
 
 
 def _add(families: dict[str, Metric], replica: str, metrics: Iterable[Metric]) -> None:

@@ -8,7 +8,7 @@ from localwhisper_server.cluster.loads import Loads, loads_of
 from localwhisper_server.cluster.messages import Call
 
 
-class LeastWorkRouter(RequestRouter):
+class LeastWorkRouter(RequestRouter):  # type: ignore[misc]  # Ray's types are not read
     """Orders replicas by the sound that they have, not by how many calls: a chunk has from 1 to 30 seconds.
 
     Serve makes one in each process that has a handle, and calls it on a thread of its own.
