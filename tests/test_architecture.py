@@ -76,7 +76,7 @@ PURE = {
         "types", "errors", "api/formats", "api/form", "api/known_speakers", "diarization/clustering",
         "diarization/timeline", "diarization/assignment", "diarization/windows", "whisper/acceptance",
         "whisper/alignment", "whisper/chunks", "transcription/queue", "transcription/segmentation", "realtime",
-        "cluster/messages", "cluster/loads", "cluster/exposition",
+        "cluster/messages", "cluster/loads", "cluster/exposition", "cluster/shape",
     ),
 }  # fmt: skip
 IO = {

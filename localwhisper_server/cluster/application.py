@@ -6,12 +6,12 @@ import re
 import sys
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
 from localwhisper_server.cluster.engine import EngineReplica
 from localwhisper_server.cluster.face import Face
+from localwhisper_server.cluster.shape import Shape
 from localwhisper_server.operations import logs
 from localwhisper_server.settings import Settings
 from localwhisper_server.whisper import model_names
@@ -26,23 +26,6 @@ HEALTH_SECONDS = 5.0
 QUIET = {"enable_access_log": False}
 # Beyond `--drain`, for the answers to be sent.
 LAST_SECONDS = 5.0
-
-
-class Shape(BaseModel):
-    """How many replicas, and what each gets of its machine."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    replicas: int = Field(default=2, ge=1, description="Engine replicas of each model, or the fewest of them.")
-    max_replicas: int = Field(
-        default=0, ge=0, description="The most engine replicas, for autoscaling; 0: always --replicas."
-    )
-    faces: int = Field(default=1, ge=1, description="Replicas of the HTTP face.")
-    cpus: int = Field(default=1, ge=1, description="CPU cores of each engine replica.")
-    gpus: float = Field(default=0.0, ge=0, description="GPUs of each engine replica; 0.5: two of them share one.")
-    sound: float = Field(
-        default=60.0, gt=0, description="With autoscaling: seconds of sound waiting for a replica before one is added."
-    )
 
 
 def on_devices_of(settings: Settings, shape: Shape) -> Settings:

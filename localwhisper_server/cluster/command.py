@@ -13,9 +13,10 @@ from typing import Any, TextIO
 import ray
 from ray import serve
 
-from localwhisper_server.cluster.application import APPLICATION, Shape, application
+from localwhisper_server.cluster.application import APPLICATION, application
 from localwhisper_server.cluster.configuration import PORT, ray_service, serve_configuration, to_yaml
 from localwhisper_server.cluster.local import LOOPBACK, LocalRay, RayNotStarted, Running
+from localwhisper_server.cluster.shape import Shape
 from localwhisper_server.operations.host import server_url
 from localwhisper_server.settings import Settings
 
@@ -158,8 +159,7 @@ def config(settings: Settings, shape: Shape, *, kuberay: bool, out: TextIO = sys
         return os.EX_USAGE
     arguments = arguments_of(settings, shape)
     if kuberay:
-        most = max(shape.replicas, shape.max_replicas)
-        file = ray_service(arguments, replicas=shape.replicas, most=most, cpus=shape.cpus, gpus=shape.gpus)
+        file = ray_service(arguments, shape, ray_version=ray.__version__)
     else:
         given = settings.model_fields_set
         file = serve_configuration(

@@ -5,6 +5,7 @@ from typing import Any
 import yaml
 
 from localwhisper_client import __version__
+from localwhisper_server.cluster.shape import Shape
 
 PORT = 8000  # Serve's own, which KubeRay's services expect
 APPLICATION = "localwhisper"
@@ -23,16 +24,16 @@ def serve_configuration(arguments: dict[str, Any], *, host: str = "0.0.0.0", por
     }
 
 
-def ray_service(arguments: dict[str, Any], *, replicas: int, most: int, cpus: int, gpus: float) -> dict[str, Any]:
+def ray_service(arguments: dict[str, Any], shape: Shape, *, ray_version: str) -> dict[str, Any]:
     """Return a KubeRay RayService (ray.io/v1): a head without work, and workers that hold the engine replicas.
 
     A worker has one whole GPU, or the CPU cores of one replica.
     """
-    on_worker = max(1, int(1 / gpus)) if gpus else 1
-    resources: dict[str, Any] = {"cpu": cpus * on_worker + 1, "memory": "8Gi"}
-    if gpus:
-        resources["nvidia.com/gpu"] = max(1, round(gpus))
-    workers = -(-replicas // on_worker)
+    on_worker = max(1, int(1 / shape.gpus)) if shape.gpus else 1
+    resources: dict[str, Any] = {"cpu": shape.cpus * on_worker + 1, "memory": "8Gi"}
+    if shape.gpus:
+        resources["nvidia.com/gpu"] = max(1, round(shape.gpus))
+    workers, most = (-(-number // on_worker) for number in (shape.replicas, max(shape.replicas, shape.max_replicas)))
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayService",
@@ -40,6 +41,8 @@ def ray_service(arguments: dict[str, Any], *, replicas: int, most: int, cpus: in
         "spec": {
             "serveConfigV2": to_yaml(serve_configuration(arguments)),
             "rayClusterConfig": {
+                "rayVersion": ray_version,
+                "enableInTreeAutoscaling": most > workers,
                 "headGroupSpec": {
                     # No replica runs on the head.
                     "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
@@ -50,7 +53,7 @@ def ray_service(arguments: dict[str, Any], *, replicas: int, most: int, cpus: in
                         "groupName": "engines",
                         "replicas": workers,
                         "minReplicas": workers,
-                        "maxReplicas": max(workers, -(-most // on_worker)),
+                        "maxReplicas": most,
                         "rayStartParams": {},
                         "template": _pod("ray-worker", resources),
                     }

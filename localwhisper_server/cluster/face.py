@@ -1,4 +1,4 @@
-"""The HTTP face: the app of one machine, whose models are in engine replicas. It decodes uploads and cuts them."""
+"""The HTTP face: the app of one machine, whose models are in replicas. It decodes uploads and cuts them."""
 
 import asyncio
 import contextlib
@@ -8,17 +8,21 @@ from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector
+from ray import exceptions
+from ray.serve.exceptions import ReplicaUnavailableError
 
 from localwhisper_server import server
 from localwhisper_server.api import routes
 from localwhisper_server.cluster.exposition import Collected
 from localwhisper_server.cluster.loads import loads_of
-from localwhisper_server.cluster.messages import State
-from localwhisper_server.cluster.model import ClusterModel
+from localwhisper_server.cluster.messages import Description, State
+from localwhisper_server.cluster.scheduler import ClusterScheduler
 from localwhisper_server.operations.host import own_names
 from localwhisper_server.operations.metrics import Metrics
 from localwhisper_server.runtime import Runtime
+from localwhisper_server.served_model import ServedModel, Shared
 from localwhisper_server.settings import Settings
+from localwhisper_server.transcription.transcriber import Decoder
 
 # How often the replicas are asked how busy they are; each answer of theirs says it too.
 STATE_SECONDS = 1.0
@@ -26,6 +30,70 @@ STATE_SECONDS = 1.0
 METRICS_SECONDS = 5.0
 # How long they may take.
 PATIENCE_SECONDS = 5.0
+
+# What a call ends in if its replica, node or network is lost. What a replica's code raises is a RayTaskError.
+LOST: tuple[type[Exception], ...] = (
+    exceptions.RayActorError,
+    exceptions.ObjectLostError,
+    exceptions.NodeDiedError,
+    exceptions.WorkerCrashedError,
+    exceptions.LocalRayletDiedError,
+    exceptions.TaskCancelledError,
+    exceptions.RpcError,
+    ReplicaUnavailableError,
+)
+
+
+class ClusterModel(ServedModel):
+    """A ServedModel that loads nothing: `handles` has the handle of the engine deployment of each model."""
+
+    def __init__(self, model: str, shared: Shared, *, handles: Mapping[str, Any], **given: Any) -> None:
+        super().__init__(model, shared, **given)
+        self.handle = handles[model]
+        self._loads = loads_of(self.handle.deployment_name)
+        self._description: Description | None = None
+
+    def _start(self, *, unload: bool) -> None:  # noqa: ARG002 - replicas share no memory
+        """Wait for the first replica, and ask it about the model."""
+        description: Description = self.handle.describe.remote().result()
+        self._description = description
+        self.languages, self.created = description.languages, description.created
+        settings = self._settings
+        scheduler = ClusterScheduler(
+            self.handle.decode.remote,
+            self._loads,
+            lost=LOST,
+            limits=description.limits,
+            capacity=settings.queue,
+            max_wait=settings.max_wait,
+            ahead=self._shared.steps.seconds_ahead,
+        )
+        self.answer_with(Decoder(description.prepare, scheduler, description.limits))
+
+    @property
+    def loaded(self) -> bool:
+        """Whether a replica has it in memory."""
+        return self._loads.loaded
+
+    def at_fault(self) -> str | None:
+        """Return why requests should go to another server; None if they may come."""
+        if self.decoder is None:
+            return "The model is still being loaded."
+        return None if self._loads.count else "No engine replica is running."
+
+    def health(self) -> dict[str, Any]:
+        """Return the state for `/health`, without asking a replica."""
+        known = self._description
+        return {
+            "model": self.model,
+            "loaded": self.loaded,
+            "device": known.device if known else None,
+            "compute_type": known.compute_type if known else None,
+            "requests": self.requests,
+            "queue_seconds": round(self.queue_seconds, 3),
+            "speed": round(self._loads.speed, 2),
+            "replicas": self._loads.count,
+        }
 
 
 class Face:

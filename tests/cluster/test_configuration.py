@@ -16,8 +16,9 @@ with warnings.catch_warnings():
     from ray.serve.schema import ServeDeploySchema
 
     from localwhisper_server.cluster import command
-    from localwhisper_server.cluster.application import Shape, build
+    from localwhisper_server.cluster.application import build
 
+from localwhisper_server.cluster.shape import Shape
 from localwhisper_server.settings import Settings
 
 
@@ -54,6 +55,7 @@ def test_kubernetes_takes_the_same() -> None:
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     (workers,) = cluster["workerGroupSpecs"]
     assert (workers["minReplicas"], workers["maxReplicas"]) == (3, 4)
+    assert cluster["enableInTreeAutoscaling"]
     (container,) = workers["template"]["spec"]["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert container["envFrom"] == [{"secretRef": {"name": "localwhisper", "optional": True}}]

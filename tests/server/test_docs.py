@@ -13,6 +13,7 @@ from pydantic_settings import CliApp
 from localwhisper_client.cli.app import app
 from localwhisper_server import cli
 from localwhisper_server.api.access_control import names_this_server
+from localwhisper_server.cluster.shape import Shape
 from localwhisper_server.operations.doctor.checks import RULE
 from localwhisper_server.settings import ENV_PREFIX, Settings
 
@@ -24,6 +25,7 @@ each_page = pytest.mark.parametrize(
 )
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 DOCTOR_OPTIONS = {"--json", "--env-file"}
+OF_CLUSTER = {f"--{name.replace('_', '-')}" for name in Shape.model_fields} | {"--kuberay", "--json"}
 OTHER_OPTIONS = {"--profile", "--help", "--delete-input"}  # docker compose's, everyone's, the skill's
 WYOMING_PORT = 10300  # Home Assistant's, in programs.md
 CLIENT = typer.main.get_command(app)
@@ -68,7 +70,10 @@ def test_every_server_command_is_understood(page, capsys):
         if words[:1] == ["service"] and words[1:2] != ["install"]:
             assert " ".join(words) in service
             continue
-        options = words[{"service": 2, "doctor": 1}.get(words[0] if words else "", 0) :]
+        options = words[{"service": 2, "doctor": 1, "cluster": 2}.get(words[0] if words else "", 0) :]
+        if words[:1] == ["cluster"]:
+            assert set(words[1].split("|")) <= {"up", "status", "down", "config"}
+            options = [word for word in options if word not in OF_CLUSTER and not word.isdecimal()]
         if set(options) <= {"--help", "--version"} | DOCTOR_OPTIONS:
             continue
         CliApp.run(Settings, cli_args=options)
@@ -95,7 +100,7 @@ def test_every_option_exists(page):
     for span in code(page):
         if span.startswith("--"):
             option = span.split()[0].split("=")[0]
-            assert option in known | DOCTOR_OPTIONS | OTHER_OPTIONS, span
+            assert option in known | DOCTOR_OPTIONS | OTHER_OPTIONS | OF_CLUSTER, span
 
 
 @each_page
