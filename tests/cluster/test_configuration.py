@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ with warnings.catch_warnings():
     from ray.serve.schema import ServeDeploySchema
 
     from localwhisper_server.cluster import command
-    from localwhisper_server.cluster.application import build
+    from localwhisper_server.cluster.application import SoundPolicy, build
 
 from localwhisper_server.cluster.shape import Shape
 from localwhisper_server.settings import Settings
@@ -67,3 +68,15 @@ def test_no_key_is_written(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.config(Settings(api_key="sk-secret"), Shape(), kuberay=False, out=out)
     assert "LOCALWHISPER_SERVER_API_KEY" in capsys.readouterr().err
     assert not out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("sound", "wanted"),
+    [({}, 2), ({"a": 30.0, "b": 30.0}, 2), ({"a": 100.0, "b": 90.0}, 4), ({"a": 9000.0}, 8)],
+)
+def test_as_many_replicas_as_the_sound_needs(sound: dict[str, float], wanted: int) -> None:
+    """One for each 60 seconds of sound that wait, within the bounds."""
+    context = SimpleNamespace(
+        aggregated_metrics={"sound": sound}, capacity_adjusted_min_replicas=2, capacity_adjusted_max_replicas=8
+    )
+    assert SoundPolicy(60.0)(context) == (wanted, {})
