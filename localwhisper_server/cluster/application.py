@@ -22,8 +22,8 @@ FACE = "face"
 MOST_CALLS = 100_000
 # A dead replica is found by its calls at once. A stuck one is replaced after three of these.
 HEALTH_SECONDS = 5.0
-# For so long the sound is averaged, and too much of it has to last, before a replica is added.
-SCALING_SECONDS = 10.0
+# For so long the sound is averaged; replicas tell it every 10 s. Too much of it has to last so long.
+LOOK_BACK_SECONDS, TOO_MUCH_SECONDS = 15.0, 5.0
 # Each call would be a line, and the face logs each request itself.
 QUIET = {"enable_access_log": False}
 # Beyond `--drain`, for the answers to be sent.
@@ -132,8 +132,8 @@ def _engine(settings: Settings, model: str, shape: Shape) -> Any:
                 min_replicas=shape.replicas,
                 max_replicas=shape.max_replicas,
                 policy=policy,
-                look_back_period_s=SCALING_SECONDS,
-                upscale_delay_s=SCALING_SECONDS,
+                look_back_period_s=LOOK_BACK_SECONDS,
+                upscale_delay_s=TOO_MUCH_SECONDS,
             )
         }
     deployment = serve.deployment(ServedEngine).options(
