@@ -56,7 +56,7 @@ CLUSTER_HELP = """Run the same app on Ray Serve: an HTTP face, and replicas that
   cluster down    let open requests finish, and end Ray
   cluster config  print Serve's configuration file; with --kuberay, a RayService for Kubernetes
 
-`up` and `config` take the options of the server as well. Ray itself listens on the loopback interface alone."""
+`up` and `config` take the options of the server as well."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -218,12 +218,14 @@ def _cluster(arguments: list[str]) -> int:
     if action not in {"up", "status", "down", "config"}:
         print(CLUSTER_HELP)
         return 0 if action in {"--help", "-h"} else os.EX_USAGE
+    from localwhisper_server.cluster.local import LocalRay, default_folder  # noqa: PLC0415 - few need it
+
+    local = LocalRay(default_folder(os.environ))
+    os.environ.update(local.environment())
     try:
         from localwhisper_server.cluster import command  # noqa: PLC0415 - an extra
-        from localwhisper_server.cluster.local import LocalRay, default_folder  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as missing:
         _fail(f"a cluster needs {missing.name}: {install_command('ray')}", os.EX_CONFIG)
-    local = LocalRay(default_folder(os.environ))
     parser = _parser(f"{PROGRAM} cluster {action}", CLUSTER_HELP)
     if action == "status":
         parser.add_argument("--json", action="store_true", help="Print one JSON object.")

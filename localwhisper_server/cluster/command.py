@@ -141,8 +141,11 @@ def down(local: LocalRay, *, out: TextIO = sys.stdout) -> int:
         _say("no cluster runs here", file=out)
         return 0
     _say("stopping; open requests may finish …", file=out)
-    with connected(running):
-        serve.shutdown()
+    try:
+        with connected(running):
+            serve.shutdown()
+    except ConnectionError:
+        _say("Ray does not answer, and is ended", file=out)
     local.stop(running)
     _say("stopped", file=out)
     return 0
@@ -174,7 +177,6 @@ def config(settings: Settings, shape: Shape, *, kuberay: bool, out: TextIO = sys
 @contextlib.contextmanager
 def connected(running: Running) -> Iterator[None]:
     """Connect this process to Ray while the block runs."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(address=running.address, namespace="serve", logging_level="error", log_to_driver=False)
     try:
         yield

@@ -1,11 +1,13 @@
-"""A Ray of this user's own on this machine: started, found again, stopped. It listens on the loopback interface alone.
+"""A Ray of this user's own on this machine: started, found again, stopped.
 
-Anyone who reaches Ray's ports can run code, so only the HTTP face listens elsewhere.
+Ray's ports listen on all interfaces, and who may call them can run code: so they ask for a token, which is in a file that
+only this user can read.
 """
 
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -22,7 +24,6 @@ STOP_SECONDS = 20.0
 POLL_SECONDS = 0.1
 # Shared memory for chunks on their way: hundreds of them, at most 1.5 MB each.
 OBJECT_STORE_BYTES = 512 * 1024 * 1024
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}
 
 
 class RayNotStarted(Exception):
@@ -56,8 +57,17 @@ class LocalRay:
     ) -> None:
         self._folder = folder
         self._state = folder / "localwhisper.json"
+        self._token = folder / "token"
         self._clock = clock
         self._pause = pause
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that Ray's processes and those that connect to them need, before Ray is imported."""
+        return {
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self._token),
+        }
 
     @property
     def log(self) -> Path:
@@ -81,6 +91,8 @@ class LocalRay:
 
         """
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._token.touch(mode=0o600)
+        self._token.write_text(secrets.token_hex(32), encoding="ascii")
         port = _free_port()
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
         command += [f"--node-ip-address={LOOPBACK}", f"--port={port}", f"--num-cpus={cpus}"]
@@ -92,7 +104,7 @@ class LocalRay:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | QUIET,
+                env=os.environ | self.environment(),
                 start_new_session=True,
             )
         until = self._clock() + START_SECONDS
