@@ -1,7 +1,7 @@
 """A Ray of this user's own on this machine: started, found again, stopped.
 
-Ray's ports listen on all interfaces, and who may call them can run code: so they ask for a token, which is in a file that
-only this user can read.
+Ray's ports listen on all interfaces, and who may call them can run code. So they ask for a token, which is in a file
+that only this user can read.
 """
 
 import contextlib
