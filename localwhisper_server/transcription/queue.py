@@ -17,8 +17,8 @@ MAX_SKIPS = 4
 # Requests are ordered by the number of batches they were in, up to this number. So a message of a few chunks, or one
 # whose chunk is decoded again, goes before a long recording.
 FEW_BATCHES = 4
-# Nor is a recording a message from which more sound than this has come. It is known before FEW_BATCHES batches are: on a
-# CPU those take ten seconds.
+# Nor is a recording a message from which more sound than this has come. That is known sooner: on a CPU, FEW_BATCHES
+# batches take ten seconds.
 MESSAGE_SECONDS = 120.0
 
 
@@ -52,7 +52,7 @@ class _Request:
 
     @property
     def long(self) -> bool:
-        """Whether it is a recording of minutes or hours. A live session may last as long, but never has much waiting."""
+        """Whether it is a recording of minutes or hours. A live session lasts as long, but never has much waiting."""
         return not self.live and (self.batches >= FEW_BATCHES or self.submitted > MESSAGE_SECONDS)
 
     @property
