@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import logging
 import os
 import sys
 import time
@@ -88,7 +89,7 @@ def up(settings: Settings, shape: Shape, local: LocalRay, *, out: TextIO = sys.s
         for line in progress(began):
             _say(line, file=out)
         state = serve.status().applications[APPLICATION]
-    if state.status.value in FAILED:
+    if _name(state.status) in FAILED:
         _say(f"the app did not start: {state.message}\nThe logs are in {local.log.parent}.", file=sys.stderr)
         return os.EX_SOFTWARE
     _say(f"ready: {url} ({url}/v1 is the base URL for programs)", file=out)
@@ -103,11 +104,11 @@ def progress(began: float, *, pause: Callable[[float], object] = time.sleep) -> 
         if app is not None and app.last_deployed_time_s >= began - 1:
             for name, deployment in app.deployments.items():
                 counts = deployment.replica_states.items()
-                states = ", ".join(f"{count} {state.value.lower()}" for state, count in counts)
+                states = ", ".join(f"{count} {_name(state).lower()}" for state, count in counts)
                 if states and before.get(name) != states:
                     before[name] = states
                     yield f"{name}: {states}"
-            if app.status.value in (*FAILED, "RUNNING"):
+            if _name(app.status) in (*FAILED, "RUNNING"):
                 return
         pause(POLL_SECONDS)
 
@@ -121,10 +122,11 @@ def status(local: LocalRay, *, as_json: bool, out: TextIO = sys.stdout) -> int:
     with connected(running):
         app = serve.status().applications.get(APPLICATION)
     deployments = {
-        name: {state.value.lower(): count for state, count in one.replica_states.items()} | {"status": one.status.value}
+        name: {_name(state).lower(): count for state, count in one.replica_states.items()}
+        | {"status": _name(one.status)}
         for name, one in (app.deployments if app else {}).items()
     }
-    state = app.status.value if app else "NOT_STARTED"
+    state = _name(app.status) if app else "NOT_STARTED"
     if as_json:
         _say(json.dumps({"url": running.url, "status": state, "deployments": deployments}), file=out)
     else:
@@ -178,10 +180,16 @@ def config(settings: Settings, shape: Shape, *, kuberay: bool, out: TextIO = sys
 def connected(running: Running) -> Iterator[None]:
     """Connect this process to Ray while the block runs."""
     ray.init(address=running.address, namespace="serve", logging_level="error", log_to_driver=False)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _name(state: Any) -> str:
+    """Return the name of one of Serve's states, which come as enumerations and as texts."""
+    return str(getattr(state, "value", state))
 
 
 def _say(line: str, *, file: TextIO) -> None:
