@@ -83,10 +83,9 @@ def up(settings: Settings, shape: Shape, local: LocalRay, *, out: TextIO = sys.s
         serve.start(proxy_location="EveryNode", http_options=options)
         url = server_url(LOOPBACK, settings.port, tls=settings.certfile is not None)
         local.remember(replace(running, url=url))
-        began = time.time()
         target = serve.RunTarget(application(settings, shape), name=APPLICATION, route_prefix="/")
         serve.run_many([target], wait_for_applications_running=False)
-        for line in progress(began):
+        for line in progress():
             _say(line, file=out)
         state = serve.status().applications[APPLICATION]
     if _name(state.status) in FAILED:
@@ -96,19 +95,20 @@ def up(settings: Settings, shape: Shape, local: LocalRay, *, out: TextIO = sys.s
     return 0
 
 
-def progress(began: float, *, pause: Callable[[float], object] = time.sleep) -> Iterator[str]:
-    """Yield a line for each change until the app that was deployed after `began` runs or fails."""
+def progress(*, pause: Callable[[float], object] = time.sleep) -> Iterator[str]:
+    """Yield a line for each change until the app runs, with no replica that starts or stops, or fails."""
     before: dict[str, str] = {}
     while True:
         app = serve.status().applications.get(APPLICATION)
-        if app is not None and app.last_deployed_time_s >= began - 1:
+        if app is not None:
             for name, deployment in app.deployments.items():
                 counts = deployment.replica_states.items()
                 states = ", ".join(f"{count} {_name(state).lower()}" for state, count in counts)
                 if states and before.get(name) != states:
                     before[name] = states
                     yield f"{name}: {states}"
-            if _name(app.status) in (*FAILED, "RUNNING"):
+            others = {_name(state) for one in app.deployments.values() for state in one.replica_states} - {"RUNNING"}
+            if _name(app.status) in FAILED or (_name(app.status) == "RUNNING" and not others):
                 return
         pause(POLL_SECONDS)
 
