@@ -64,17 +64,10 @@ class Cluster:
         return int(self.get("/health").json()["replicas"])
 
     def engines(self) -> list[int]:
-        """Return the processes of the engine replicas, which Ray names after their deployment."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    line = (entry / "cmdline").read_bytes()
-                except OSError:
-                    continue
-                if line.startswith(b"ray::ServeReplica:localwhisper:engine"):
-                    found.append(int(entry.name))
-        return found
+        """Return the running processes whose log says that a model is loaded."""
+        logs = self.folder.glob("session_latest/logs/worker-*.err")
+        found = [int(log.stem.rsplit("-", 1)[1]) for log in logs if b"loaded and warmed up" in log.read_bytes()]
+        return [number for number in found if Path("/proc", str(number), "stat").exists()]
 
 
 def running(model: str, *options: str, replicas: int = 2) -> Iterator[Cluster]:
