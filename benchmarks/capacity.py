@@ -49,14 +49,15 @@ NOBODY: "Future[Any]" = Future()
 class Costs:
     """What a machine takes, in seconds.
 
-    A batch takes `batch`, and `chunk` and `frame` for each of its chunks and of its frames, `together` times as long
-    while another worker is busy too. Before its first chunk a request takes `front`, and `front_second` for each second
-    of sound, up to one chunk.
+    A batch takes `batch`, and `chunk`, `frame` and `second` for each of its chunks, of its frames and of its seconds of
+    speech, `together` times as long while another worker is busy too. Before its first chunk a request takes `front`,
+    and `front_second` for each second of sound, up to one chunk.
     """
 
     batch: float
     chunk: float
     frame: float
+    second: float
     together: float
     front: float
     front_second: float
@@ -65,7 +66,8 @@ class Costs:
 
     def of_batch(self, jobs: Sequence[Job]) -> float:
         """Return the seconds of a batch alone on the machine: all chunks are encoded with the longest window."""
-        return self.batch + len(jobs) * (self.chunk + self.frame * max(job.frames for job in jobs))
+        windows = len(jobs) * (self.chunk + self.frame * max(job.frames for job in jobs))
+        return self.batch + windows + self.second * sum(job.chunk.seconds for job in jobs)
 
     def of_front(self, seconds: float) -> float:
         """Return the seconds from an upload to its first chunk."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx2
 import numpy as np
+import numpy.typing as npt
 from capacity import Cluster, Costs, lengths
 from measuring import MINUTE, percentile
 
@@ -20,12 +21,12 @@ from localwhisper_client.server_process import serving
 from localwhisper_server.audio import pool
 from localwhisper_server.types import SAMPLE_RATE, AudioChunk, Decoding, Samples, Voice
 from localwhisper_server.whisper import devices, weights
-from localwhisper_server.whisper.chunks import Chunk, find_speech
+from localwhisper_server.whisper.chunks import Chunk, find_speech, window_frames
 from localwhisper_server.whisper.engine import Engine
 from localwhisper_server.whisper.model_manager import ModelManager
 
 ROUNDS = 3
-SIZES = ((1, 4.0), (1, 12.0), (1, 24.0), (2, 8.0), (4, 8.0), (2, 24.0))
+SIZES = ((1, 2.0), (1, 5.0), (1, 9.0), (1, 14.0), (1, 24.0), (2, 6.0), (4, 8.0), (2, 24.0))
 # Longer ones would leave too few requests for a percentile in minutes; the tail is the same below.
 LONGEST_CHECKED = 150.0
 BAR = 0.15
@@ -71,25 +72,36 @@ def measured(model: str) -> Costs:
     rows, took = [], []
     for size, seconds in SIZES * ROUNDS:
         batch = [chunk(seconds) for _ in range(size)]
-        rows.append([1.0, size, sum(max(one.frames for one in batch) for _ in batch)])
+        rows.append([1.0, size, size * max(one.frames for one in batch), sum(one.seconds for one in batch)])
         took.append(_timed(partial(_decoded, engine, batch)))
-    fixed, each, frame = np.clip(np.linalg.lstsq(np.array(rows), np.array(took), rcond=None)[0], 0.0, None)
+    fixed, each, frame, second = _not_negative(np.array(rows), np.array(took))
     pairs = [[chunk(8.0), chunk(8.0)] for _ in range(ROUNDS)]
     alone = statistics.mean(_timed(partial(_decoded, engine, pair)) for pair in pairs)
     with ThreadPoolExecutor(workers.count) as threads:
         runs = [threads.map(partial(_timed), [partial(_decoded, engine, pair)] * workers.count) for pair in pairs]
         beside = statistics.mean(seconds for run in runs for seconds in run)
-    front, front_second = _front(model, rng, lambda seconds: fixed + each + frame * chunk(seconds).frames)
+    front, front_second = _front(model, rng, lambda one: fixed + each + frame * window_frames(one) + second * one)
     return Costs(
-        batch=float(fixed),
-        chunk=float(each),
-        frame=float(frame),
+        batch=fixed,
+        chunk=each,
+        frame=frame,
+        second=second,
         together=max(1.0, beside / alone),
         front=front,
         front_second=front_second,
         workers=workers.count,
         limits=dataclasses.asdict(limits),
     )
+
+
+def _not_negative(rows: npt.NDArray[np.float64], took: npt.NDArray[np.float64]) -> list[float]:
+    """Return the least-squares coefficients of the columns; those that would be below 0 are left out one by one."""
+    kept = list(range(rows.shape[1]))
+    while True:
+        found = np.linalg.lstsq(rows[:, kept], took, rcond=None)[0]
+        if found.min() >= 0:
+            return [float(found[kept.index(at)]) if at in kept else 0.0 for at in range(rows.shape[1])]
+        del kept[int(found.argmin())]
 
 
 def _decoded(engine: Engine, chunks: list[Chunk]) -> None:
@@ -153,7 +165,9 @@ def checked(costs: Costs, model: str, *, seconds: float, load: float) -> bool:
 def _arrivals(costs: Costs, rng: random.Random, seconds: float, load: float) -> Arrivals:
     """Return arrivals that ask for the part `load` of what one worker after the other would do."""
     some = [min(length, LONGEST_CHECKED) for length, _ in zip(lengths(rng), range(1000), strict=False)]
-    each = statistics.mean(costs.batch + costs.chunk + costs.frame * 100 * max(10.0, length + 3) for length in some)
+    each = statistics.mean(
+        costs.batch + costs.chunk + costs.frame * 100 * max(10.0, length + 3) + costs.second * length for length in some
+    )
     rate = load * costs.workers / costs.together / each
     at, arrivals, drawn = 0.0, [], lengths(rng)
     while True:

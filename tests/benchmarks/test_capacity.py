@@ -16,6 +16,7 @@ COSTS = capacity.Costs(
     batch=0.1,
     chunk=0.1,
     frame=0.0002,
+    second=0.01,
     together=1.25,
     front=0.05,
     front_second=0.01,
@@ -26,7 +27,7 @@ COSTS = capacity.Costs(
 
 def _alone(seconds: float) -> float:
     """A message of so many seconds: upload, features, one batch with the smallest window."""
-    return 0.05 + 0.01 * seconds + 0.1 + 0.1 + 0.0002 * 1000
+    return 0.05 + 0.01 * seconds + 0.1 + 0.1 + 0.0002 * 1000 + 0.01 * seconds
 
 
 def test_a_message_alone_takes_what_its_parts_take() -> None:
@@ -38,7 +39,7 @@ def test_a_message_alone_takes_what_its_parts_take() -> None:
 def test_two_messages_on_one_machine_slow_each_other() -> None:
     """The second one begins beside the first and takes `together` times as long; on two machines it does not."""
     together = capacity.Cluster(1, COSTS).run([(0.0, 5.0), (0.0, 5.0)]).requests
-    assert max(latency for *_, latency in together) == pytest.approx(0.1 + 1.25 * 0.4)
+    assert max(latency for *_, latency in together) == pytest.approx(0.1 + 1.25 * 0.45)
     apart = capacity.Cluster(2, COSTS).run([(0.0, 5.0), (0.0, 5.0)]).requests
     assert max(latency for *_, latency in apart) == pytest.approx(_alone(5.0))
 
@@ -48,7 +49,7 @@ def test_a_long_recording_is_spread_and_lets_messages_pass() -> None:
     one, four = (capacity.Cluster(number, COSTS).run([(0.0, 3600.0)]).requests[0][2] for number in (1, 4))
     assert four < 0.3 * one
     hour = capacity.Cluster(1, COSTS).run([(0.0, 3600.0), (20.0, 5.0)]).requests
-    longest = COSTS.together * (COSTS.batch + COSTS.chunk + COSTS.frame * 3000)
+    longest = COSTS.together * (COSTS.batch + COSTS.chunk + COSTS.frame * 3000 + COSTS.second * 28)
     assert min(latency for *_, latency in hour) < 2 * longest + _alone(5.0)
 
 
