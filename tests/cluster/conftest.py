@@ -92,8 +92,9 @@ def running(model: str, *options: str, replicas: int = 2) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """Give a cluster of the module's MODEL, with its OPTIONS."""
-    yield from running(request.module.MODEL, *getattr(request.module, "OPTIONS", ()))
+    """Give a cluster of the module's MODEL, with its OPTIONS and REPLICAS."""
+    module = request.module
+    yield from running(module.MODEL, *getattr(module, "OPTIONS", ()), replicas=getattr(module, "REPLICAS", 2))
 
 
 @pytest.fixture
