@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.from_thread
 import openai
+import pytest
 
 from localwhisper_client import AsyncLocalWhisper, LocalWhisper
 from localwhisper_client.call import Route
@@ -19,13 +20,14 @@ from localwhisper_client.routing import policy
 from localwhisper_client.settings import split
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from localwhisper_client import LastCall, Policy
     from localwhisper_client.routing.backend import Backend
 
 SHAPES = ("plain", "raw", "streaming", "events", "raw_events")
 FLAVOURS = ("sync", "async")
+DEADLINES = (0.4, 5.0, 60.0)
 
 
 def route(client: Any) -> Route[Any]:
@@ -36,6 +38,19 @@ def route(client: Any) -> Route[Any]:
 def backend(client: Any) -> Backend:
     """Return the routing's view of a client's first local server."""
     return route(client).servers.backends[0]
+
+
+def in_time(check: Callable[[float], None]) -> None:
+    """Check with a short deadline for calls, and with longer ones if this machine was too slow for it.
+
+    A call that ends late is no fault where the machine did not get to what follows; one that goes wrong is wrong with a
+    minute's deadline, too.
+    """
+    *short, last = DEADLINES
+    for seconds in short:
+        with contextlib.suppress(Exception, pytest.fail.Exception):
+            return check(seconds)
+    return check(last)
 
 
 def make(kind: Any, *, finder: Any = None, waker: Any = None, rules: Any = None, **options: Any) -> Any:
@@ -60,6 +75,7 @@ class Driver:
     def client(self, **options: Any) -> Any:
         """Return a client that is closed with the driver; its events are kept."""
         options.setdefault("on_event", self.events.append)
+        options.setdefault("connect_timeout", 30.0)  # the machine of the tests may stand still for seconds
         client = self.run(_make, LocalWhisper if self.flavour == "sync" else AsyncLocalWhisper, options)
         self._clients.append(client)
         return client

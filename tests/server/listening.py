@@ -34,9 +34,9 @@ def serving(app: Any, **options: Any) -> Iterator[tuple[str, int]]:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
-            assert server.running.wait(10)
+            assert server.running.wait(60)
             yield listening.getsockname()
         finally:
             server.should_exit = True
-            thread.join(10)
+            thread.join(60)
             assert not thread.is_alive()

@@ -299,7 +299,7 @@ class Session:
             try:
                 return server.run(settings, listening, environ=environ, make_runtime=runtime)
             finally:
-                user.join(20)
+                user.join(60)
 
         cli.main(self._line, serve=serve)
         assert not self._failures
@@ -308,7 +308,7 @@ class Session:
         try:
             transport = httpx2.HTTPTransport(retries=50, verify=False)
             url = f"{self._scheme}://127.0.0.1:{port}"
-            with httpx2.Client(base_url=url, transport=transport, timeout=10, trust_env=False) as client:
+            with httpx2.Client(base_url=url, transport=transport, timeout=60, trust_env=False) as client:
                 while not client.get("/health").json()["ready"]:
                     pass
                 use(client)
@@ -352,7 +352,9 @@ def test_a_server_with_a_certificate_is_announced_with_https(tmp_path: Path) -> 
     def use(client: httpx2.Client) -> None:
         name = socket.gethostname().partition(".")[0][:50]
         with zeroconf.Zeroconf(interfaces=["127.0.0.1"]) as network:
-            found.append(network.get_service_info(mdns.SERVICE, f"{name}-{client.base_url.port}.{mdns.SERVICE}"))
+            found.append(
+                network.get_service_info(mdns.SERVICE, f"{name}-{client.base_url.port}.{mdns.SERVICE}", 60_000)
+            )
 
     Session(tmp_path, "--host", "0.0.0.0", "--announce", "--certfile", str(chain)).run(use)
     assert found[0].properties[b"scheme"] == b"https"

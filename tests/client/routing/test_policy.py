@@ -27,8 +27,9 @@ def test_nothing_outside_is_dialled(shape: str, policy: str, drive: Driver, monk
     """With a key for the real cloud, and a local server that answers, refuses, fails or is full: no look-up either."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-real")
     with no_socket_leaves(), serving() as server, refusing() as port:
-        client = drive.client(local_base_url=f"{server.url},http://127.0.0.1:{port}/v1", policy=policy, timeout=0.2)
+        client = drive.client(local_base_url=f"{server.url},http://127.0.0.1:{port}/v1", policy=policy)
         assert drive.call(client, shape) == TEXT
+        client = client.with_options(timeout=0.2)
         for behaviour in (error(500), error(503), lambda conn, _: conn.close()):
             server.behaviour = behaviour
             with pytest.raises(openai.APIError):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-SECONDS = 10.0
+SECONDS = 60.0
 PREFIX = "conversation.item.input_audio_transcription."
 KEY = "server-key-123456"
 INTENT: Any = {"intent": "transcription"}

@@ -41,7 +41,7 @@ class NetworksDouble:
         assert window.shape == (WINDOW_SAMPLES,)
         self.windows += 1
         self.entered.release()
-        assert self.gate.wait(10.0)
+        assert self.gate.wait(60.0)
         heard = _bits(window[495 : 495 + WINDOW_FRAMES * FRAME_SAMPLES : FRAME_SAMPLES])
         found = np.zeros((WINDOW_FRAMES, SPEAKERS), np.float32)
         for column, speaker in enumerate(np.flatnonzero(heard.any(axis=0))[:SPEAKERS]):
