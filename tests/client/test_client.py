@@ -229,7 +229,7 @@ def test_an_error_of_the_key_function_is_raised_as_it_is(drive: Driver, wire: re
 def test_a_call_without_a_deadline(drive: Driver, wire: respx.Router) -> None:
     """`timeout=None` sets no limit, on the LAN (but for the connection) and in the cloud."""
     wire.post(LAN + SPEECH).respond(500)
-    client = drive.client(local_base_url=LAN, policy="cloud", api_key="k", timeout=None)
+    client = drive.client(local_base_url=LAN, policy="cloud", api_key="k", timeout=None, connect_timeout=1)
     assert drive.call(client) == "from the cloud"
     local, cloud = (sent(wire, index).extensions["timeout"] for index in (0, 1))
     assert local == {"connect": 1.0, "read": None, "write": None, "pool": None}
@@ -239,7 +239,8 @@ def test_a_call_without_a_deadline(drive: Driver, wire: respx.Router) -> None:
 def test_the_callers_own_timeouts_are_only_shortened(drive: Driver, wire: respx.Router) -> None:
     """The local server gets half, the cloud the rest; the caller's own connect timeout stays for the cloud."""
     wire.post(LAN + SPEECH).respond(500)
-    client = drive.client(local_base_url=LAN, policy="cloud", api_key="k", timeout=openai.Timeout(600, connect=3))
+    timeout = openai.Timeout(600, connect=3)
+    client = drive.client(local_base_url=LAN, policy="cloud", api_key="k", timeout=timeout, connect_timeout=1)
     drive.call(client)
     local, cloud = (sent(wire, index).extensions["timeout"] for index in (0, 1))
     assert local["connect"] == 1.0

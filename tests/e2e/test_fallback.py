@@ -12,6 +12,7 @@ import localwhisper
 from localwhisper_client import Attempt, Event
 from localwhisper_client.cli.demo import STAND_IN_TEXT, stand_in_cloud
 from localwhisper_client.server_process import ServerProcess
+from tests.client.driving import in_time
 from tests.e2e.conftest import ENGLISH, LONG
 
 pytestmark = pytest.mark.model
@@ -54,14 +55,17 @@ def test_stopped(frail_server: ServerProcess, cloud: str) -> None:
 def test_frozen(frail_server: ServerProcess, cloud: str) -> None:
     """A frozen server accepts connections and does not answer: after half of the call's time the cloud is asked."""
     client = Client(frail_server, cloud)
+
+    def within(seconds: float) -> None:
+        client.attempts.clear()
+        assert client.transcribe(timeout=seconds) == STAND_IN_TEXT
+        assert [attempt.cloud for attempt in client.attempts] == [False, True]
+
     frail_server.process.send_signal(signal.SIGSTOP)
     try:
-        started = time.monotonic()
-        assert client.transcribe(timeout=4) == STAND_IN_TEXT
-        assert time.monotonic() - started < 4
+        in_time(within)
     finally:
         frail_server.process.send_signal(signal.SIGCONT)
-    assert [attempt.cloud for attempt in client.attempts] == [False, True]
 
 
 def test_killed_during_a_request(frail_server: ServerProcess, cloud: str) -> None:
@@ -70,10 +74,10 @@ def test_killed_during_a_request(frail_server: ServerProcess, cloud: str) -> Non
     texts: list[str] = []
     caller = threading.Thread(target=lambda: texts.append(client.transcribe(LONG)))
     caller.start()
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while not frail_server.health()["requests"]:
         assert time.monotonic() < until, "the request never arrived"
     frail_server.process.kill()
-    caller.join(60)
+    caller.join(120)
     assert texts == [STAND_IN_TEXT]
     assert [attempt.cloud for attempt in client.attempts] == [False, True]

@@ -64,7 +64,7 @@ def unreadable(conn: socket.socket, _: Request) -> None:
 
 def fails(conn: socket.socket, request: Request) -> None:
     """Answer with an error that the client may retry at once."""
-    error(500, b"retry-after-ms: 1")(conn, request)
+    error(503, b"retry-after-ms: 1")(conn, request)
 
 
 def breaks(conn: socket.socket, _: Request) -> None:
@@ -243,7 +243,7 @@ def test_retries_keep_to_the_calls_deadline(off: str, drive: Driver, cloud: Faul
 @pytest.mark.parametrize(
     ("behaviour", "attempts"),
     [
-        (fails, 3),
+        (error(500), 3),
         (error(429, b"retry-after-ms: 1"), 3),
         (error(503, b"retry-after: 3600"), 1),
         (error(500, b"x-should-retry: false"), 1),

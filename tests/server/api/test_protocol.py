@@ -42,7 +42,7 @@ class Quick(HttpProtocol):
     head_seconds = write_seconds = 0.3
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def address() -> Iterator[tuple[str, int]]:
     """Serve with short limits; give host and port."""
     with serving(
