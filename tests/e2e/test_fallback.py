@@ -52,20 +52,20 @@ def test_stopped(frail_server: ServerProcess, cloud: str) -> None:
     assert attempts == [("answered", False), ("outage", False), ("answered", True), ("answered", True)]
 
 
-def test_frozen(frail_server: ServerProcess, cloud: str) -> None:
+def test_frozen(server: ServerProcess, cloud: str) -> None:
     """A frozen server accepts connections and does not answer: after half of the call's time the cloud is asked."""
-    client = Client(frail_server, cloud)
+    client = Client(server, cloud)
 
     def within(seconds: float) -> None:
         client.attempts.clear()
         assert client.transcribe(timeout=seconds) == STAND_IN_TEXT
         assert [attempt.cloud for attempt in client.attempts] == [False, True]
 
-    frail_server.process.send_signal(signal.SIGSTOP)
+    server.process.send_signal(signal.SIGSTOP)
     try:
         in_time(within)
     finally:
-        frail_server.process.send_signal(signal.SIGCONT)
+        server.process.send_signal(signal.SIGCONT)
 
 
 def test_killed_during_a_request(frail_server: ServerProcess, cloud: str) -> None:
