@@ -65,7 +65,7 @@ def make(kind: Any, *, finder: Any = None, waker: Any = None, rules: Any = None,
 class Driver:
     """Makes clients of one flavour and calls them in any shape."""
 
-    def __init__(self, flavour: str, portal: anyio.from_thread.BlockingPortal) -> None:
+    def __init__(self, flavour: str, portal: anyio.from_thread.BlockingPortal | None) -> None:
         self.flavour = flavour
         self._portal = portal
         self._clients: list[Any] = []
@@ -82,7 +82,7 @@ class Driver:
 
     def run(self, function: Any, *args: Any) -> Any:
         """Run a coroutine function in the client's event loop, or a plain one at once."""
-        return self._portal.call(function, *args) if self.flavour == "async" else _finish(function(*args))
+        return self._portal.call(function, *args) if self._portal else _finish(function(*args))
 
     def call(self, client: Any, shape: str = "plain", within: Policy | None = None, **fields: Any) -> str:
         """Transcribe, perhaps within a policy; return the text, read out of whatever this shape gives."""
@@ -119,8 +119,9 @@ def _finish(result: Any) -> Any:
 
 @contextlib.contextmanager
 def driver(flavour: str) -> Iterator[Driver]:
-    """Yield a driver with an event loop in the background."""
-    with anyio.from_thread.start_blocking_portal() as portal:
+    """Yield a driver; one for the async client has an event loop in the background."""
+    loop = anyio.from_thread.start_blocking_portal() if flavour == "async" else contextlib.nullcontext()
+    with loop as portal:
         driver = Driver(flavour, portal)
         try:
             yield driver

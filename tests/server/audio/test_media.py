@@ -58,10 +58,10 @@ def _has_speech(decoded: Samples | None, speech: Samples, at: float = 0.0) -> bo
 WRONG_TIMESTAMPS = {("wtv", "flac"), ("asf", "flac")}
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("container", media.muxers())
 def test_every_codec_in_every_container(pool: Pool, speech: Samples, container: str) -> None:
-    """A confined worker decodes whatever FFmpeg by itself can write and decode."""
+    """A confined worker decodes whatever FFmpeg by itself can write and decode; two seconds of each show it."""
+    speech = speech[: 2 * media.RATE]
     lost, read = [], 0
     for codec in media.encoders():
         try:
