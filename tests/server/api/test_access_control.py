@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import itertools
 import hmac
+import itertools
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
