@@ -26,7 +26,7 @@ class _Server(uvicorn.Server):
         self.running.set()
 
     async def main_loop(self) -> None:
-        while not self.should_exit:  # noqa: ASYNC110 - another thread sets it
+        while not await self.on_tick(0):
             await asyncio.sleep(0.01)
 
 

@@ -135,10 +135,15 @@ def test_other_sessions_are_refused(library: str, lan: RealtimeServer, tmp_path:
         assert each.headers["authorization"] == "Bearer the-clouds-key"  # the program's own, as it gave it
 
 
-def test_a_transcription_without_a_server(library: str, lan: RealtimeServer, tmp_path: Path) -> None:
-    """It is refused in the client's words: the server is down, or does not open the session."""
-    (printed,) = opened(library, TRANSCRIPTIONS[:1], lan, tmp_path, LOCALWHISPER_BASE_URL="http://127.0.0.1:9/v1")
-    assert printed.startswith("LocalServerUnavailable: Tried: http://127.0.0.1:9/v1 (outage")
+def test_a_transcription_without_a_server(lan: RealtimeServer, tmp_path: Path) -> None:
+    """It is refused in the client's words."""
+    off = "http://127.0.0.1:9/v1"
+    (printed,) = opened("aiohttp", TRANSCRIPTIONS[:1], lan, tmp_path, LOCALWHISPER_BASE_URL=off)
+    assert printed.startswith(f"LocalServerUnavailable: Tried: {off} (outage")
+
+
+def test_a_server_that_refuses_a_session(library: str, lan: RealtimeServer, tmp_path: Path) -> None:
+    """The program gets the SDK's error for the server's status."""
     lan.refuses = 404
     (printed,) = opened(library, TRANSCRIPTIONS[:1], lan, tmp_path)
     assert printed.startswith(f"NotFoundError: {lan.url} refused to open a realtime session (status 404).")
