@@ -26,7 +26,7 @@ class _Server(uvicorn.Server):
         self.running.set()
 
     async def main_loop(self) -> None:
-        while not await self.on_tick(0):
+        while not await self.on_tick(0):  # noqa: ASYNC110 - another thread sets what ends it
             await asyncio.sleep(0.01)
 
 
