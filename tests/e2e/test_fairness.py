@@ -39,6 +39,8 @@ def _silences(server: ServerProcess) -> Iterator[None]:
             yield
         finally:
             server.process.kill()  # a stop would wait for them
+    for client in clients:
+        client.close()
 
 
 def test_a_message_does_not_wait_for_hours_of_silence(frail_server: ServerProcess) -> None:

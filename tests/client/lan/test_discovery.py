@@ -50,7 +50,7 @@ def announcing(*where: Any, **options: Any) -> Iterator[None]:
 def test_a_server_that_announces_itself_is_found_until_it_stops() -> None:
     """By real multicast on the loopback: address, port, path, version and model."""
     with announcing("0.0.0.0", 5999, "base", addresses=["192.168.7.7"]):
-        (found,) = discovery.browse(10, interfaces=LOOPBACK)
+        (found,) = discovery.browse(60, interfaces=LOOPBACK)
         assert found.urls == ("http://192.168.7.7:5999/v1",)
         assert found.model == "base"
         assert found.version
