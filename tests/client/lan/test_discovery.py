@@ -62,7 +62,7 @@ def test_everyone_is_waited_for() -> None:
     """Not only the first; one with a certificate is found as https. A slow machine gets more time to find both."""
     plain = announcing("0.0.0.0", 5997, "a", addresses=["10.0.0.1"])
     with plain, announcing("10.0.0.2", 5998, "b", addresses=[], tls=True):
-        for seconds in (1.0, 5.0, 30.0):
+        for seconds in (1.5, 5.0, 30.0):
             if len(found := discovery.browse(seconds, everyone=True, interfaces=LOOPBACK)) == 2:
                 break
     parts = {each.model: urlsplit(each.urls[-1]) for each in found}
