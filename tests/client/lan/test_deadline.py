@@ -115,8 +115,9 @@ def _drips_body(conn: socket.socket, request: Request) -> None:
     drips(conn, answer[-3990:])
 
 
-@pytest.mark.parametrize("behaviour", [_drips_all, _drips_body])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("behaviour", "shape"), [(_drips_all, "plain"), (_drips_all, "events"), *((_drips_body, shape) for shape in SHAPES)]
+)
 def test_an_answer_that_trickles_ends_with_the_call(behaviour: Callable[..., None], shape: str, drive: Driver) -> None:
     """Headers and body, which take 80 s here; in every shape in which it is read before the caller has it."""
     with serving(behaviour) as server:
