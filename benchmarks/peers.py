@@ -12,7 +12,8 @@ Bars for each kind: `/health`, asked over its own connection, p99 within 250 ms;
 its median alone; at most 1 MB of log; afterwards as many open files and threads as before, give or take those that
 are started once, nothing in the temporary folder, and memory within 10 % of what the first kind left.
 
-    python benchmarks/peers.py [--peers 1000] [--seconds 40] [--messages 5] [--model tiny.en] [--kind idle ...] [--slack 1]
+    python benchmarks/peers.py [--peers 1000] [--seconds 40] [--model tiny.en] [--kind idle ...] [--slack 1]
+                               [--messages 5]
 """
 
 import argparse
