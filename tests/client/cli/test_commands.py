@@ -272,7 +272,7 @@ def test_ctrl_c_stops_at_once_and_leaves_no_half_file(here: Path, local_server: 
     try:
         assert waiting.wait(60)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
     finally:
         gone.set()
         process.kill()
