@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 from prometheus_client import CollectorRegistry, ProcessCollector
 
-from localwhisper_client.shared.extras import install_command
+from localwhisper_client.shared import install_command
 from localwhisper_client.shared.lan_ranges import LOOPBACK
 from localwhisper_server.api import routes
 from localwhisper_server.api.access_control import Rules
