@@ -34,6 +34,7 @@ ARROWS = {
     },
     "localwhisper_client": {
         "__init__": {"client", "errors", "events", "routing"},
+        "__main__": {"cli"},
         "cli": {
             "client", "patch", "settings", "errors", "events", "lan", "cloud", "routing", "shared", "server_process",
         },
