@@ -22,6 +22,7 @@ from localwhisper_client.lan import discovery, health
 from localwhisper_client.lan import wake as waking
 from localwhisper_client.routing.policy import Policy
 from localwhisper_client.settings import Settings, ledger_path
+from localwhisper_client.shared import install_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -133,7 +134,12 @@ def _chart(console: Console, rows: Sequence[Day], days: int) -> None:
     )
     console.print(f"Spent ${total['cost_usd']:.2f}, saved ${total['saved_usd']:.2f}.")
     if total["unknown_calls"]:
-        console.print(f"The length or cost of {total['unknown_calls']} calls is unknown, and not in these sums.")
+        console.print(
+            f"Not in these sums are calls of unknown length or cost: {total['unknown_calls']}. "
+            f"To measure lengths where your bot runs: {install_command('transcode')}.",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def discover(
