@@ -141,7 +141,8 @@ async def test_a_size_of_a_later_model_is_not_an_alias_of_the_first(start: Any) 
     """Other services' names for Whisper mean the first model, unless another one has that name."""
     runtime = start(Card(), "base", "faster-whisper-small", "base")
     assert [model.names[0] for model in runtime.models] == ["base", "faster-whisper-small"]
-    for name, model in (("openai/whisper-small", 1), ("openai/whisper-medium", 0), ("whisper-base", 0), ("small", 1)):
+    names = [("openai/whisper-small", 1), ("openai/whisper-medium", 0), ("whisper-base", 0), ("small", 1)]
+    for name, model in [*names, ("gpt-live-transcribe", 0), ("openai/gpt-realtime-whisper", 0)]:
         assert runtime.find(name) is runtime.models[model], name
     with pytest.raises(UnknownModel):
         runtime.find("medium")
