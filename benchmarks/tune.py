@@ -52,8 +52,8 @@ Window = tuple[float, float]
 
 WINDOW_IN_USE: Window = (chunks.MARGIN_SECONDS, chunks.MIN_WINDOW_SECONDS)
 
-LOGPROBS = (-math.inf, -1.0, -0.8, -0.7, -0.6, acceptance.MIN_LOGPROB, -0.5, -0.45, -0.4, -0.3)
-LANGUAGES = (0.0, 0.5, 0.7, acceptance.MIN_LANGUAGE_PROBABILITY, 0.9)
+LOGPROBS = (-math.inf, acceptance.MIN_LOGPROB, -1.0, -0.8, -0.7, -0.6, -0.55, -0.5, -0.45, -0.4, -0.3)
+LANGUAGES = (0.0, 0.2, acceptance.MIN_LANGUAGE_PROBABILITY, 0.5, 0.7, 0.8, 0.9)
 IN_USE = (acceptance.MIN_LOGPROB, acceptance.MIN_LANGUAGE_PROBABILITY)
 ALLOWED_POINTS = 0.3
 ALLOWED_WORSE = 0.01

@@ -17,6 +17,9 @@ MAX_SKIPS = 4
 # Requests are ordered by the number of batches they were in, up to this number. So a message of a few chunks, or one
 # whose chunk is decoded again, goes before a long recording.
 FEW_BATCHES = 4
+# Nor is a recording a message from which more sound than this has come. That is known sooner: on a CPU, FEW_BATCHES
+# batches take ten seconds.
+MESSAGE_SECONDS = 120.0
 
 
 @dataclass(slots=True, eq=False)
@@ -44,12 +47,17 @@ class _Request:
     live: bool = False
     batches: int = 0
     skipped: int = 0
+    submitted: float = 0.0  # seconds of sound
     waiting: deque[Job] = field(default_factory=deque)
 
     @property
     def long(self) -> bool:
-        """Whether it was in more batches than a message is: a recording of minutes or hours."""
-        return self.batches >= FEW_BATCHES
+        """Whether it is a recording of minutes or hours. A live session lasts as long, but never has much waiting."""
+        return not self.live and (self.batches >= FEW_BATCHES or self.submitted > MESSAGE_SECONDS)
+
+    @property
+    def message(self) -> bool:
+        return not (self.bulk or self.live or self.long)
 
     @property
     def seconds(self) -> float:
@@ -86,12 +94,16 @@ class FairQueue:
 
     @property
     def has_long(self) -> bool:
-        """Whether a long recording is open: one that was in FEW_BATCHES batches or more."""
+        """Whether a long recording is open."""
         return any(request.long for request in self.open.values())
 
     def messages(self) -> set[Hashable]:
         """Return the open messages: the requests that are neither bulk, live sessions nor long recordings."""
-        return {key for key, request in self.open.items() if not (request.bulk or request.live or request.long)}
+        return {key for key, request in self.open.items() if request.message}
+
+    def is_live(self, key: Hashable) -> bool:
+        """Whether this is an open live session."""
+        return key in self.open and self.open[key].live
 
     def seconds_ahead(self) -> float:
         """Return the seconds of audio decoded before a new request: one share of each interactive request."""
@@ -108,9 +120,10 @@ class FairQueue:
         if request is None:
             return False
         self.waiting += len(jobs)
-        if first:
+        if first:  # sound that has been submitted before
             request.waiting.extendleft(reversed(jobs))
         else:
+            request.submitted += sum(job.chunk.seconds for job in jobs)
             request.waiting.extend(jobs)
         return True
 

@@ -70,7 +70,8 @@ class Scheduler:
 
     Chunks above a request's share, such as those with the full window, take seconds. So one of several workers takes
     none while all others are decoding such chunks. Nor does it take a chunk of a long recording for RESERVED_SECONDS
-    after another request came: the next message then finds a free worker. A long recording alone has all workers.
+    after another request came or a message was done: the next message then finds a free worker. A long recording alone
+    has all workers.
 
     `max_wait` is the longest estimated wait, in seconds, with which a request is admitted. `ahead` estimates the wait
     before a request submits its first chunk. While no chunk waits or runs, a thread calls `idle` with the seconds since
@@ -185,10 +186,13 @@ class Scheduler:
             self.require_room()
             ticket = Ticket(self)
             if self._queue.has_long and not bulk:
-                self._reserved_until = self._clock() + RESERVED_SECONDS
+                self._reserve()
             self._queue.admit(ticket, bulk=bulk, live=live)
             self._finishing = self._messages()
         return ticket
+
+    def _reserve(self) -> None:
+        self._reserved_until = self._clock() + RESERVED_SECONDS
 
     def send_away(self, refusal: ServerError, *, later_than: float) -> None:
         """Fail the requests that have not begun and would not end within so many seconds at the present speed."""
@@ -257,6 +261,8 @@ class Scheduler:
         with self._changed:
             refusal = self._refusal
             taken = refusal is None and self._queue.put(ticket, jobs, first=first)
+            if self._queue.is_live(ticket):
+                self._reserve()
             self._changed.notify(len(jobs))
         if refusal is not None:
             _fail(jobs, refusal)
@@ -267,6 +273,8 @@ class Scheduler:
 
     def _leave(self, ticket: Ticket) -> None:
         with self._changed:
+            if ticket in self._queue.messages():
+                self._reserve()
             left = self._queue.leave(ticket)
         for job in left:
             job.future.cancel()

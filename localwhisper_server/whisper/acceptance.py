@@ -19,6 +19,8 @@ TIMESTAMP_SECONDS = 0.02  # the step of timestamp tokens
 MAX_TOKENS = 224
 # Fast speech is five to six tokens a second; twice that is a loop, which would hold up its whole batch.
 MAX_TOKENS_PER_SECOND = 11.0
+# With the full window a loop is likelier, and longer. Korean and Greek take up to 13 tokens a second.
+MAX_TOKENS_PER_SECOND_AGAIN = 16.0
 SPARE_TOKENS = 16
 
 # The temperature fallback: the numbers of the Whisper paper, §4.5, as in its reference code
@@ -32,8 +34,8 @@ NO_SPEECH_THRESHOLD = 0.6
 # The acceptance check. BENCHMARKS.md has the figures that chose the thresholds: for prompts under "Short words and
 # prompts", for the others under "The acceptance check". Those that are measured only together say so there.
 
-# Whisper's own threshold. A higher one doubts a third of all chunks, and the full window makes as many errors in them.
-MIN_LOGPROB = LOGPROB_THRESHOLD
+# Below Whisper's own threshold, since the full window makes no fewer errors in chunks between the two.
+MIN_LOGPROB = -1.2
 MIN_LANGUAGE_PROBABILITY = 0.3
 MAX_COMPRESSION_RATIO = 2.0
 # Tokens of text per second of speech. Less speech or text than the minimum says nothing about the rate. Languages of
@@ -57,9 +59,8 @@ MAX_PHRASE_WORDS = 8
 
 def max_tokens(seconds: float, *, full_window: bool) -> int:
     """Return how many tokens may be decoded for a chunk of this length."""
-    if full_window:
-        return MAX_TOKENS
-    return min(MAX_TOKENS, SPARE_TOKENS + math.ceil(MAX_TOKENS_PER_SECOND * seconds))
+    rate = MAX_TOKENS_PER_SECOND_AGAIN if full_window else MAX_TOKENS_PER_SECOND
+    return min(MAX_TOKENS, SPARE_TOKENS + math.ceil(rate * seconds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +98,14 @@ class Hypothesis:
         return self.no_speech_prob > NO_SPEECH_THRESHOLD and self.avg_logprob <= LOGPROB_THRESHOLD
 
     @property
+    def repetitive(self) -> bool:
+        """Whether the text repeats itself."""
+        return self.compression_ratio > COMPRESSION_RATIO_THRESHOLD
+
+    @property
     def good(self) -> bool:
-        """Whether it stands; if not, the fallback tries the next temperature."""
-        likely = self.compression_ratio <= COMPRESSION_RATIO_THRESHOLD and self.avg_logprob >= LOGPROB_THRESHOLD
-        return likely or self.silence
+        """Whether Whisper's reference code takes it; if not, its fallback tries the next temperature."""
+        return self.silence or (not self.repetitive and self.avg_logprob >= LOGPROB_THRESHOLD)
 
 
 def parsed(
@@ -158,12 +163,19 @@ def decode_with_fallback(
     generate: Callable[[list[int], float], Sequence[Hypothesis]],
     schedules: Sequence[Sequence[float]],
     prompt_lengths: Sequence[int],
+    loops_only: Sequence[bool],
 ) -> list[Hypothesis]:
     """Return the hypothesis of each row; rows that are no good yet go on to the next temperature of their schedule.
 
     `generate` decodes the rows with the given numbers at a temperature. It gets rows with prompts of one length only,
-    since CTranslate2 takes no others together.
+    since CTranslate2 takes no others together. A row of `loops_only` keeps an improbable text: each further attempt
+    takes as long as the first, and the words are no better (BENCHMARKS.md, "The acceptance check"). If no hypothesis is
+    good, the most probable of those that are not repetitive is returned.
     """
+
+    def stands(number: int, hypothesis: Hypothesis) -> bool:
+        return hypothesis.good or (loops_only[number] and not hypothesis.repetitive)
+
     tried: list[list[Hypothesis]] = [[] for _ in schedules]
     waiting = list(range(len(schedules)))
     step = 0
@@ -175,15 +187,14 @@ def decode_with_fallback(
             for number, hypothesis in zip(numbers, generate(numbers, temperature), strict=True):
                 tried[number].append(hypothesis)
         step += 1
-        waiting = [number for number in waiting if not tried[number][-1].good and step < len(schedules[number])]
-    return [_best(hypotheses) for hypotheses in tried]
+        waiting = [
+            number for number in waiting if step < len(schedules[number]) and not stands(number, tried[number][-1])
+        ]
+    return [each[-1] if stands(number, each[-1]) else _most_probable(each) for number, each in enumerate(tried)]
 
 
-def _best(tried: Sequence[Hypothesis]) -> Hypothesis:
-    """Return the good one, which is the last, or else the most probable of those that are not repetitive."""
-    if tried[-1].good:
-        return tried[-1]
-    varied = [hypothesis for hypothesis in tried if hypothesis.compression_ratio <= COMPRESSION_RATIO_THRESHOLD]
+def _most_probable(tried: Sequence[Hypothesis]) -> Hypothesis:
+    varied = [hypothesis for hypothesis in tried if not hypothesis.repetitive]
     return max(varied or tried, key=lambda hypothesis: hypothesis.avg_logprob)
 
 

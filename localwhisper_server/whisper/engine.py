@@ -210,7 +210,12 @@ class Engine:
 
         def generate(numbers: list[int], temperature: float) -> list[Hypothesis]:
             batch = [rows[number] for number in numbers]
-            most = max(acceptance.max_tokens(row.chunk.seconds, full_window=full_window) for row in batch)
+            most = max(
+                acceptance.MAX_TOKENS
+                if row.chunk.full_window
+                else acceptance.max_tokens(row.chunk.seconds, full_window=full_window)
+                for row in batch
+            )
             search: dict[str, Any] = (
                 {"beam_size": 1, "num_hypotheses": BEST_OF, "sampling_topk": 0, "sampling_temperature": temperature}
                 if temperature
@@ -243,7 +248,8 @@ class Engine:
         asked = [row.chunk.decoding.temperature if full_window else None for row in rows]
         automatic = TEMPERATURES if full_window else TEMPERATURES[:1]
         schedules = [(temperature,) if temperature else automatic for temperature in asked]
-        return acceptance.decode_with_fallback(generate, schedules, [len(row.prompt) for row in rows])
+        loops_only = [not row.chunk.full_window for row in rows]
+        return acceptance.decode_with_fallback(generate, schedules, [len(row.prompt) for row in rows], loops_only)
 
     def _align(
         self,

@@ -11,7 +11,7 @@ import pytest
 
 from localwhisper_server import observer
 from localwhisper_server.errors import Busy, EngineFailed, Stopping
-from localwhisper_server.transcription.queue import FEW_BATCHES
+from localwhisper_server.transcription.queue import FEW_BATCHES, MESSAGE_SECONDS
 from localwhisper_server.transcription.scheduler import (
     FINISH_AT_MOST_SECONDS,
     FINISH_SECONDS,
@@ -511,6 +511,45 @@ def test_a_worker_is_kept_for_messages_beside_a_long_recording(engine: EngineDou
     engine.wait()
     engine.gate.set()
     assert [future.result(SECONDS) for future in both] == [24, 26]
+
+
+def test_a_worker_is_kept_for_messages_after_one(engine: EngineDouble, start: Start) -> None:
+    """A recording that comes next has the other worker only, as soon as it is known to be a long one."""
+    scheduler = start(workers=2, batch=1)
+    message = scheduler.admit()
+    message.submit([Item(0)])[0].result(SECONDS)
+    message.close()
+    engine.close_gate()
+    long = scheduler.admit()
+    waiting = long.submit([Item(number, frames=int(60 * MESSAGE_SECONDS)) for number in (1, 2)])
+    engine.wait()
+    assert not engine.entered.acquire(timeout=0.05)
+    answer = scheduler.admit().submit([Item(3)])[0]
+    engine.wait()
+    assert sorted(_numbers(engine)[1:]) == [[1], [3]]
+    engine.gate.set()
+    assert answer.result(SECONDS) == 6
+    assert [future.result(SECONDS) for future in waiting] == [2, 4]
+
+
+def test_a_worker_is_kept_for_a_live_session(engine: EngineDouble, start: Start) -> None:
+    """Each of its passes says that the next will come; however many there were, it is no long recording."""
+    engine.took = 0.0
+    scheduler = start(workers=2, batch=1)
+    live = scheduler.admit(live=True)
+    long = _grown_long(scheduler)
+    engine.clock.now += RESERVED_SECONDS
+    for number in range(FEW_BATCHES):
+        assert live.submit([Item(number)])[0].result(SECONDS) == 2 * number
+    engine.close_gate()
+    recording = long.submit([Item(10), Item(11)])
+    engine.wait()
+    assert not engine.entered.acquire(timeout=0.05)
+    passed = live.submit([Item(20)])[0]
+    engine.wait()
+    engine.gate.set()
+    assert passed.result(SECONDS) == 40
+    assert [future.result(SECONDS) for future in recording] == [20, 22]
 
 
 # Beside other models

@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
-@pytest.mark.parametrize(("seconds", "tokens"), [(0.0, 16), (1.0, 27), (5.0, 71), (18.9, 224), (30.0, 224)])
-def test_max_tokens(seconds: float, tokens: int) -> None:
-    """Twice what fast speech needs, at most the model's own limit."""
+@pytest.mark.parametrize(
+    ("seconds", "tokens", "with_full_window"), [(0.0, 16, 16), (1.0, 27, 32), (5.0, 71, 96), (18.9, 224, 224)]
+)
+def test_max_tokens(seconds: float, tokens: int, with_full_window: int) -> None:
+    """Twice what fast speech needs, or three times with the full window; at most the model's own limit."""
     assert max_tokens(seconds, full_window=False) == tokens
-    assert max_tokens(seconds, full_window=True) == 224
+    assert max_tokens(seconds, full_window=True) == with_full_window
 
 
 # Token parsing
@@ -114,7 +116,9 @@ class Model:
         self.script = script
         self.calls: list[tuple[list[int], float]] = []
 
-    def decode(self, *asked: float | None, prompt_lengths: Sequence[int] = ()) -> list[Hypothesis]:
+    def decode(
+        self, *asked: float | None, prompt_lengths: Sequence[int] = (), loops_only: Sequence[bool] = ()
+    ) -> list[Hypothesis]:
         """Decode one row for each temperature that is asked for; None for all of them."""
 
         def generate(numbers: list[int], temperature: float) -> list[Hypothesis]:
@@ -122,7 +126,9 @@ class Model:
             return [replace(self.script(number, temperature), temperature=temperature) for number in numbers]
 
         schedules = [(temperature,) if temperature else TEMPERATURES for temperature in asked]
-        return decode_with_fallback(generate, schedules, prompt_lengths or [1] * len(asked))
+        return decode_with_fallback(
+            generate, schedules, prompt_lengths or [1] * len(asked), loops_only or [False] * len(asked)
+        )
 
 
 @pytest.mark.parametrize("bad", [UNLIKELY, LOOP], ids=["unlikely", "repetitive"])
@@ -158,6 +164,15 @@ def test_of_bad_answers_the_most_probable_that_is_not_repetitive() -> None:
     assert len(model.calls) == len(TEMPERATURES)
     (loop,) = Model(lambda _row, temperature: _hypothesis("he " * 60, temperature - 2)).decode(None)
     assert loop.temperature == 1.0
+
+
+def test_an_improbable_answer_may_be_kept() -> None:
+    """By a row that is tried again only for loops."""
+    model = Model(lambda row, temperature: LOOP if row == 1 and temperature < 0.4 else UNLIKELY)
+    kept, looped, other = model.decode(None, None, None, loops_only=[True, True, False])
+    assert [kept.temperature, looped.temperature, looped.text] == [0.0, 0.4, "mumble"]
+    assert other.text == "mumble"
+    assert [rows for rows, _ in model.calls] == [[0, 1, 2], [1, 2], [1, 2], [2], [2], [2]]
 
 
 def test_silence_is_accepted_at_once() -> None:
@@ -198,7 +213,7 @@ def _rejection(changed: dict[str, Any], *, full_window: bool = False) -> str | N
     [
         {},
         {"language_probability": 0.3},
-        {"avg_logprob": -1.0},
+        {"avg_logprob": -1.2},
         {"compression_ratio": 2.0},
         {"last_timestamp": 7.0},
         {"last_timestamp": 3.7},
@@ -220,7 +235,7 @@ def test_a_good_answer_is_accepted(changed: dict[str, Any]) -> None:
     ("reason", "changed"),
     [
         ("language", {"language_probability": 0.29}),
-        ("logprob", {"avg_logprob": -1.01}),
+        ("logprob", {"avg_logprob": -1.21}),
         ("compression", {"compression_ratio": 2.01}),
         ("speech rate", {"count": 4}),
         ("speech rate", {"count": 57}),
