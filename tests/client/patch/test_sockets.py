@@ -137,7 +137,7 @@ def test_other_sessions_are_refused(library: str, lan: RealtimeServer, tmp_path:
 def test_a_transcription_without_a_server(library: str, lan: RealtimeServer, tmp_path: Path) -> None:
     """It is refused in the client's words: the server is down, or does not open the session."""
     (printed,) = opened(library, TRANSCRIPTIONS[:1], lan, tmp_path, LOCALWHISPER_BASE_URL="http://127.0.0.1:9/v1")
-    assert printed.startswith("LocalServerUnavailable: Tried: http://127.0.0.1:9/v1 (outage")
+    assert printed.startswith("LocalServerUnavailable: Tried: http://127.0.0.1:9/v1 (ConnectError")
     lan.refuses = 404
     (printed,) = opened(library, TRANSCRIPTIONS[:1], lan, tmp_path)
     assert printed.startswith(f"NotFoundError: {lan.url} refused to open a realtime session (status 404).")
