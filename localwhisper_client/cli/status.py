@@ -75,7 +75,7 @@ def show_servers(console: Console, servers: Sequence[health.ServerStatus], polic
     # An address is never cut, so that it can be copied.
     columns = [Column(name, no_wrap=name in ("server", "state")) for name in COLUMNS]
     columns[0].min_width = max((len(server.url) for server in servers), default=0)
-    table = Table(*columns, box=None)
+    table = Table(*columns, box=None, pad_edge=False, collapse_padding=True)
     for server in servers:
         latency = "" if server.latency is None else f"{server.latency * 1000:.0f} ms"
         queue = "" if server.requests is None else f"{server.requests} calls, {server.queue_seconds or 0:.1f} s"
