@@ -17,7 +17,7 @@ class Detector(Protocol):
         """Return the probability of speech for each window."""
 
 
-class LiveDecoder(Protocol):
+class SessionDecoder(Protocol):
     """A model, for one realtime session."""
 
     async def decode(
@@ -44,7 +44,7 @@ class Model(Protocol):
     def transcribe(self, source: IO[bytes], options: Options) -> Items:
         """Yield segments, then the transcript; close `source` at the end."""
 
-    def live(self) -> LiveDecoder:
+    def live(self) -> SessionDecoder:
         """Open a realtime session; raises Busy while the model is being loaded or the queue has no room."""
 
     def new_detector(self) -> Detector:

@@ -20,7 +20,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from localwhisper_server.api import form, formats
 from localwhisper_server.api.middleware import claim_share, note
 from localwhisper_server.errors import EngineFailed, InvalidRequest, ServerError, UnknownModel
-from localwhisper_server.models import LiveDecoder, Model, Models
+from localwhisper_server.models import Model, Models, SessionDecoder
 from localwhisper_server.observer import ModelObserver
 from localwhisper_server.realtime.item import Outcome, Pass
 from localwhisper_server.realtime.session import Event, Session, described
@@ -147,7 +147,7 @@ class _Connection:
         code = FAILED if isinstance(error, EngineFailed) else REFUSED
         await self._close(TRY_AGAIN if "retry_after" in event["error"] else code, error.message)
 
-    async def run(self, session: Session, decoder: LiveDecoder, observer: ModelObserver) -> None:
+    async def run(self, session: Session, decoder: SessionDecoder, observer: ModelObserver) -> None:
         """Serve a session until it is over.
 
         Raises:
@@ -229,7 +229,7 @@ def _add_seconds(scope: Scope, seconds: float) -> None:
     note(scope, audio_seconds=scope["localwhisper.heard"], language=None)
 
 
-async def _decoded(decoder: LiveDecoder, work: Pass) -> Outcome:
+async def _decoded(decoder: SessionDecoder, work: Pass) -> Outcome:
     try:
         return await decoder.decode(work.samples, work.speech, work.decoding, thorough=work.settles)
     except ServerError as failure:
