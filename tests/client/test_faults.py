@@ -207,7 +207,6 @@ def test_each_fault_ends_as_the_table_says(fault: Fault, shape: str, drive: Driv
                     drive.call(client, shape, file=fault.file)
                 assert not cloud.calls
                 assert url in str(raised.value)
-                assert fault.verdict in str(raised.value)
             else:
                 assert drive.call(client, shape, file=fault.file) == TEXT
                 assert len(cloud.calls) == 1

@@ -135,7 +135,7 @@ async def test_the_model_asked_for() -> None:
     class Two(FakeTranscriber):
         models = property(lambda self: [self, second])  # type: ignore[assignment]
 
-        def find(self, name: str, task: str = "transcribe") -> FakeTranscriber | None:
+        def find(self, name: str, task: str = "transcribe") -> FakeTranscriber:
             """Return the second by its name."""
             return second if name == "small" else super().find(name, task)
 

@@ -394,7 +394,7 @@ def test_stats(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ledger.record(row(now, audio=None, saved=None))
         ledger.record(row(now - 90 * 86400, 9.0, audio=6000.0))
     said = command("stats").stdout
-    for words in ("11.0 min", "3 calls", "Spent $0.01, saved $0.06", "1 calls is unknown", "█", "▒"):
+    for words in ("11.0 min", "3 calls", "Spent $0.01, saved $0.06", "unknown length or cost: 1.", "█", "▒"):
         assert words in said
     (day,) = json.loads(command("stats", "--json").stdout)
     assert (day["lan_seconds"], day["cloud_seconds"]) == (600, 60)

@@ -139,7 +139,7 @@ def test_a_transcription_without_a_server(lan: RealtimeServer, tmp_path: Path) -
     """It is refused in the client's words."""
     off = "http://127.0.0.1:9/v1"
     (printed,) = opened("aiohttp", TRANSCRIPTIONS[:1], lan, tmp_path, LOCALWHISPER_BASE_URL=off)
-    assert printed.startswith(f"LocalServerUnavailable: Tried: {off} (outage")
+    assert printed.startswith(f"LocalServerUnavailable: Tried: {off} (ConnectError")
 
 
 def test_a_server_that_refuses_a_session(library: str, lan: RealtimeServer, tmp_path: Path) -> None:
