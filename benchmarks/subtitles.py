@@ -14,6 +14,7 @@ end at punctuation or in a pause is reported without a bar.
 """
 
 import argparse
+import html
 import re
 import shutil
 import subprocess
@@ -113,7 +114,7 @@ def _joined(clips: Sequence[corpus.Clip]) -> Iterator[tuple[str, np.ndarray]]:
 
 def parsed(text: str) -> list[Cue]:
     """Read srt or vtt strictly."""
-    text = text.replace("\r\n", "\n")
+    text, vtt = text.replace("\r\n", "\n"), text.startswith("WEBVTT")
     blocks = [block for block in re.split(r"\n\n+", text.removeprefix("WEBVTT").strip("\n")) if block]
     found = []
     for block in blocks:
@@ -121,7 +122,8 @@ def parsed(text: str) -> list[Cue]:
         if "-->" not in lines[0]:
             lines = lines[1:]
         start, end = (_seconds(clock) for clock in lines[0].split(" --> "))
-        found.append(Cue(start, end, tuple(lines[1:])))
+        shown = (html.unescape(line) if vtt else line for line in lines[1:])
+        found.append(Cue(start, end, tuple(shown)))
     return found
 
 

@@ -138,9 +138,10 @@ def _owners(segment: Segment) -> tuple[list[int], list[tuple[float, float]]]:
     text = segment.text
     owners: list[int] = []
     for number, word in enumerate(segment.words):
-        found = text.find(word.text, len(owners))
+        spoken = word.text.strip()
+        found = text.find(spoken, len(owners))
         if found >= 0:
-            owners += [number] * (found + len(word.text) - len(owners))
+            owners += [number] * (found + len(spoken) - len(owners))
     if owners:
         owners += [owners[-1]] * (len(text) - len(owners))
         return owners, [(word.start, word.end) for word in segment.words]
