@@ -44,6 +44,8 @@ _OPENING = "([{「『（《〈【〔“‘«¿¡เแโใไເແໂໃໄ" 
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u3190-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff01-\uff9f\U00020000-\U0003ffff]"
 )
+# Such a period ends no sentence: a name follows.
+_TITLE = re.compile(r"(?<!\w)(Mr|Mrs|Ms|Dr|St|Prof|Sr|Sra|Mme|[A-HJ-Z])\.$")
 # What of these scripts begins no line: small kana, marks of repetition and length, vowels that follow their consonant.
 _FOLLOWING = "ぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮヵヶーｰ々ゝゞヽヾะาำๅๆฯະາຳໆ・"
 _KATAKANA = re.compile("[\u30a0-\u30ff\uff66-\uff9f]")
@@ -230,7 +232,7 @@ def _kind_of_break(last: _Word, following: _Word | None) -> str:
 
 
 def _ends(text: str, marks: str) -> bool:
-    return text.rstrip(_CLOSING)[-1:] in tuple(marks)
+    return text.rstrip(_CLOSING)[-1:] in tuple(marks) and not _TITLE.search(text)
 
 
 def _columns_of(words: Sequence[_Word]) -> int:

@@ -46,6 +46,13 @@ def test_breaks_come_at_punctuation() -> None:
     ]
 
 
+def test_a_title_ends_no_sentence() -> None:
+    """The name that follows stays with it."""
+    text = "I could not help watching your face with some anxiety, when Mr. Thornton made his confession."
+    lines = [line for cue in shown([spoken(text, pause=0.0)]) for line in cue]
+    assert not any(line.endswith("Mr.") for line in lines)
+
+
 def test_lines_are_of_like_width() -> None:
     """The second line is not one lonely word."""
     ((first, second),) = shown([spoken("the patriotism of the Californian was never doubted")])
