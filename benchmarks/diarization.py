@@ -203,7 +203,7 @@ def timeline_of(windows: Sequence[Window], references: Sequence[Embedding] = (),
     """Return who speaks when, by the server's clustering; the speakers of the references come first."""
     people = [voice for window in windows for voice in window.voices]
     found = cluster(people, references=references, similar=similar)
-    return Timeline.of(windows, found.labels, found.count)
+    return Timeline.of(windows, found)
 
 
 def named_right(mix: Mix, timeline: Timeline) -> tuple[int, int]:

@@ -164,7 +164,7 @@ class Diarization:
         known = [embedded(self._networks(), reference) for reference in references]
         voices = [voice for window in self._windows for voice in window.voices]
         found = cluster(voices, references=known, most=most)
-        return Timeline.of(self._windows, found.labels, found.count)
+        return Timeline.of(self._windows, found)
 
 
 def embedded(networks: Networks, samples: Samples) -> Embedding:
