@@ -295,8 +295,8 @@ def print_server(models: Path, people: Mapping[str, Samples], mixes: Sequence[Mi
                 )
                 took[response_format] += processor_seconds(server.process.pid) - before
                 if names:
-                    for alone, count in counts.items():
-                        count += segments_right(mix, answer.segments, alone=alone)  # type: ignore[attr-defined]
+                    for alone in counts:
+                        counts[alone] += segments_right(mix, answer.segments, alone=alone)  # type: ignore[attr-defined]
             peak[response_format] = peak_memory(server.process.pid)
     seconds = sum(mix.seconds for mix in mixes)
     print(f"through a server, {len(mixes)} mixes of {seconds / 60:.0f} min with known speakers:")
