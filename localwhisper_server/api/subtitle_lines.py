@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise, zip_longest
-from typing import Final
+from typing import Final, Literal
 
 from localwhisper_server.types import Segment
 
@@ -86,13 +86,14 @@ def _columns(letter: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Word:
-    """A word with the space before it. `columns` counts both, `space` the space alone."""
+    """A word with the space before it. `columns` counts both, `space` the space alone. `mark` is what it ends."""
 
     text: str
     start: float
     end: float
     columns: int
     space: int
+    mark: Literal["sentence", "clause", "nothing"]
 
 
 def cues(segments: Sequence[Segment], limits: LineLimits) -> list[Cue]:
@@ -128,7 +129,7 @@ def _timed(segment: Segment, columns: int | None) -> list[_Word]:
                 space = " " if start == first and first else ""
                 part = space + text[start:until]
                 begins, ends = times[spoken[0]][0], times[spoken[-1]][1]
-                found.append(_Word(part, begins, max(begins, ends), width(part), len(space)))
+                found.append(_Word(part, begins, max(begins, ends), width(part), len(space), _mark(part)))
     return found
 
 
@@ -199,7 +200,7 @@ def _ends_of_cues(words: Sequence[_Word], limits: LineLimits) -> list[int]:
             bad = before + _badness(words, first, end, columns, sentences)
             if bad < best[end][0]:
                 best[end] = bad, first
-            sentences += _ends(last.text, _SENTENCE_ENDS)
+            sentences += last.mark == "sentence"
     ends, at = [], len(words)
     while at:
         ends.append(at)
@@ -224,15 +225,18 @@ def _badness(words: Sequence[_Word], first: int, end: int, columns: int, sentenc
 
 
 def _kind_of_break(last: _Word, following: _Word | None) -> str:
-    if following is None or _ends(last.text, _SENTENCE_ENDS):
+    if following is None or last.mark == "sentence":
         return "sentence"
-    if _ends(last.text, _CLAUSE_ENDS):
-        return "clause"
-    return "rest" if following.start - last.end >= REST else "nothing"
+    if last.mark == "nothing" and following.start - last.end >= REST:
+        return "rest"
+    return last.mark
 
 
-def _ends(text: str, marks: str) -> bool:
-    return text.rstrip(_CLOSING)[-1:] in tuple(marks) and not _TITLE.search(text)
+def _mark(text: str) -> Literal["sentence", "clause", "nothing"]:
+    last = text.rstrip(_CLOSING)[-1:]
+    if not last or last not in _SENTENCE_ENDS + _CLAUSE_ENDS or _TITLE.search(text):
+        return "nothing"
+    return "sentence" if last in _SENTENCE_ENDS else "clause"
 
 
 def _columns_of(words: Sequence[_Word]) -> int:
@@ -285,8 +289,7 @@ def _first_of_several(
         line = _with(line, last)
         if not _is_line(*line, limits):
             break
-        natural = _ends(last.text, _SENTENCE_ENDS + _CLAUSE_ENDS)
-        uneven = float(line[1]) ** 2 * (_NATURAL if natural else 1.0)
+        uneven = float(line[1]) ** 2 * (1.0 if last.mark == "nothing" else _NATURAL)
         best = min(best, (uneven + rest[end][0], end))
     return best
 
