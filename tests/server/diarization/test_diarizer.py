@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -209,6 +210,23 @@ async def test_a_server_that_stops_fails_the_requests_that_wait() -> None:
     assert not waiting.is_alive()
     with pytest.raises(Stopping):
         await diarization.timeline()
+    networks.gate.set()
+
+
+async def test_a_server_that_stops_fails_the_request_whose_speakers_are_next() -> None:
+    """Its clustering waits behind another recording's block: the request fails, and is not taken for cancelled."""
+    networks = NetworksDouble()
+    networks.gate.clear()
+    diarizer = Diarizer(lambda: networks)
+    other, waiting = diarizer.begin(), diarizer.begin()
+    other.add(voice(0, seconds=10))
+    assert networks.entered.acquire(timeout=10)
+    timeline = asyncio.create_task(waiting.timeline())
+    while not diarizer._thread._work_queue.qsize():  # noqa: ASYNC110 - the queue has no event
+        await asyncio.sleep(0)
+    diarizer.close()
+    with pytest.raises(Stopping):
+        await timeline
     networks.gate.set()
 
 
