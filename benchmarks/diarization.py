@@ -301,8 +301,8 @@ def print_server(models: Path, people: Mapping[str, Samples], mixes: Sequence[Mi
     seconds = sum(mix.seconds for mix in mixes)
     print(f"through a server, {len(mixes)} mixes of {seconds / 60:.0f} min with known speakers:")
     for alone, (right, total) in counts.items():
-        which = ", others speaking for less than half of it" if alone else ""
-        print(f"  {right} of {total} segments of 2 s and more{which}, have the right name ({right / total:.1%})")
+        which = ", of those in which others speak for less than half" if alone else ""
+        print(f"  {right} of {total} segments of 2 s and more have the right name ({right / total:.1%}){which}")
     for name, spent in took.items():
         print(f"  {name}: {spent / seconds:.1%} of the length in processor time, peak memory {peak[name]:.0f} MB")
 
