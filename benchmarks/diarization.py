@@ -10,8 +10,8 @@ volume differs by up to 6 dB between speakers, and a faint noise lies under ever
 
 Speakers come from the recordings of `corpus`. The thresholds of `localwhisper_server.diarization` were chosen with
 `--tuning`, on mixes of the prompts' voices (Allison, June, Carlo, Ivrvoice), a German reader (LibriVox), an English one
-(pocketsphinx) and Thorsten. Without it, the mixes are of other speakers: five readers of LibriSpeech test-other and
-Linda Johnson (LJ Speech).
+(pocketsphinx) and Thorsten; the margin of `timeline` on English speakers of the corpus of `build_corpus.py`. Without
+`--tuning`, the mixes are of other speakers: five readers of LibriSpeech test-other and Linda Johnson (LJ Speech).
 
 The reference is where a voice activity detector (Silero, through faster-whisper) hears speech in the clean turn, pauses
 under 0.5 s bridged. Diarization error rate: missed speech, false alarms and confusion over all speech, overlaps
