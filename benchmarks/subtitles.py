@@ -24,7 +24,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, zip_longest
+from itertools import accumulate, pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -141,15 +141,15 @@ def width(text: str) -> int:
     )  # fmt: skip
 
 
-def faults(cues: Sequence[Cue], text: str) -> Iterator[str]:
-    """Yield what is wrong with the cues of a text."""
+def faults(cues: Sequence[Cue], segments: Sequence[str]) -> Iterator[str]:
+    """Yield what is wrong with the cues of a text, which is that of the segments together."""
     for before, cue in pairwise(cues):
         if cue.start < before.end - ROUNDING:
             yield f"overlap at {cue.start:.3f}"
     for cue, following in zip_longest(cues, cues[1:]):
         yield from _ill_shaped(cue)
         yield from _ill_timed(cue, following.start if following else cue.start + LONGEST)
-    yield from _lost([line for cue in cues for line in cue.lines], text)
+    yield from _lost([line for cue in cues for line in cue.lines], segments)
 
 
 def _ill_shaped(cue: Cue) -> Iterator[str]:
@@ -178,13 +178,15 @@ def fast(cue: Cue) -> bool:
     return width(" ".join(cue.lines)) > (FASTEST + 0.5) * (cue.end - cue.start)
 
 
-def _lost(lines: Sequence[str], text: str) -> Iterator[str]:
-    at = 0
+def _lost(lines: Sequence[str], segments: Sequence[str]) -> Iterator[str]:
+    text, at = "".join(segments), 0
+    # In a script without spaces, nothing separates the segments.
+    begins = set(accumulate(map(len, segments)))
     for line in lines:
         start = at
         while at < len(text) and text[at].isspace():
             at += 1
-        if start and start == at and not (UNSPACED.search(_names(text[at - 1 : at + 1]))):
+        if start == at and at and at not in begins and not UNSPACED.search(_names(text[at - 1 : at + 1])):
             yield f"a word is cut: {text[max(0, at - 12) : at]}|{text[at : at + 12]}"
         for letter in line:
             if letter.isspace():
@@ -244,14 +246,14 @@ def main() -> int:
                     response_format=kind,
                     extra_body=limits,
                 )
-            text = answers["verbose_json"].text
+            segments = [segment.text for segment in answers["verbose_json"].segments]
             files = {kind: str(answers[kind]) for kind in ("srt", "vtt")}
             if asked.keep:
                 asked.keep.mkdir(parents=True, exist_ok=True)
                 for kind, content in files.items():
                     (asked.keep / f"{one.name}.{kind}").write_text(content, encoding="utf-8", newline="")
             cues = parsed(files["srt"])
-            found = [*faults(cues, text), *(fault for kind in files for fault in read_by_ffmpeg(files[kind], kind))]
+            found = [*faults(cues, segments), *(fault for kind in files for fault in read_by_ffmpeg(files[kind], kind))]
             if parsed(files["vtt"]) != cues:
                 found.append("srt and vtt differ")
             wrong += found
