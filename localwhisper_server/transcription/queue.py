@@ -47,14 +47,17 @@ class Batch:
 
     @property
     def seconds(self) -> float:
+        """How much sound it is."""
         return sum(job.chunk.seconds for job in self.jobs)
 
     @property
     def frames(self) -> int:
+        """The longest window, in frames of 10 ms; all chunks are encoded with it."""
         return max(job.frames for job in self.jobs)
 
     @property
     def long(self) -> bool:
+        """Whether it holds a chunk of a long recording."""
         return any(job.long for job in self.jobs)
 
 

@@ -165,7 +165,8 @@ class Scheduler:
         with self._changed:
             self.require_room()
             ticket = Ticket(self)
-            self._reserve(self._queue.has_long and not bulk)
+            if self._queue.has_long and not bulk:
+                self._reserve()
             self._queue.admit(ticket, bulk=bulk, live=live)
             self._finishing = self._messages()
         return ticket
@@ -237,7 +238,8 @@ class Scheduler:
         with self._changed:
             refusal = self._refusal
             taken = refusal is None and self._queue.put(ticket, jobs, first=first)
-            self._reserve(self._queue.is_live(ticket))
+            if self._queue.is_live(ticket):
+                self._reserve()
             self._changed.notify(len(jobs))
         if refusal is not None:
             _fail(jobs, refusal)
@@ -248,7 +250,8 @@ class Scheduler:
 
     def _leave(self, ticket: Ticket) -> None:
         with self._changed:
-            self._reserve(ticket in self._queue.messages())
+            if ticket in self._queue.messages():
+                self._reserve()
             left = self._queue.leave(ticket)
         for job in left:
             job.future.cancel()
@@ -331,10 +334,8 @@ class Scheduler:
         waiting = self._queue.waiting
         return min(math.ceil(waiting / idle), max(1, (waiting + running) // len(self._threads)))
 
-    def _reserve(self, expected: bool) -> None:
-        """Keep a worker for the next message, if one is expected."""
-        if expected:
-            self._reserved_until = self._clock() + RESERVED_SECONDS
+    def _reserve(self) -> None:
+        self._reserved_until = self._clock() + RESERVED_SECONDS
 
     @property
     def _reserved(self) -> bool:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -8,8 +9,8 @@ import numpy as np
 import pytest
 
 from localwhisper_server.diarization.diarizer import AHEAD_SECONDS, Diarization, Diarizer
-from localwhisper_server.diarization.networks import WINDOW_SAMPLES
-from localwhisper_server.diarization.windows import STEP_SAMPLES, Windower
+from localwhisper_server.diarization.networks import SPEAKERS, WINDOW_FRAMES, WINDOW_SAMPLES, Activity
+from localwhisper_server.diarization.windows import FRAME_SECONDS, STEP_FRAMES, STEP_SAMPLES, Windower
 from localwhisper_server.errors import NoDiarization, Stopping
 from localwhisper_server.types import SAMPLE_RATE, Samples
 from tests.server.diarization.networks_double import NetworksDouble, voice
@@ -22,8 +23,23 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
-async def _timeline(*parts: Samples, references: tuple[Samples, ...] = (), most: int | None = None) -> Timeline:
-    diarizer = Diarizer(NetworksDouble)
+class TakesAllForOne(NetworksDouble):
+    """Hears who speaks, and takes all speakers of a window for one."""
+
+    def activity(self, window: Samples) -> Activity:
+        """Give all speakers the first column."""
+        found = np.zeros((WINDOW_FRAMES, SPEAKERS), np.float32)
+        found[:, 0] = super().activity(window).any(axis=1)
+        return found
+
+
+async def _timeline(
+    *parts: Samples,
+    references: tuple[Samples, ...] = (),
+    most: int | None = None,
+    networks: type[NetworksDouble] = NetworksDouble,
+) -> Timeline:
+    diarizer = Diarizer(networks)
     diarization = diarizer.begin()
     samples = np.concatenate(parts)
     for at in range(0, samples.size, 3 * SAMPLE_RATE):
@@ -91,6 +107,35 @@ async def test_references_have_the_first_columns() -> None:
         voice(3, seconds=8), voice(5, seconds=8), references=(voice(7, seconds=3), voice(5, seconds=3))
     )
     assert [speaker for speaker, *_ in _heard(timeline)] == [2, 1]
+
+
+async def test_two_that_the_network_takes_for_one_are_told_apart() -> None:
+    """By the similarity of what they say, second by second, to the speakers of the recording."""
+    timeline = await _timeline(
+        *(voice(1, seconds=7), voice(0, seconds=9), voice(1, seconds=3), voice(seconds=1), voice(0, seconds=12)),
+        references=(voice(0, seconds=3), voice(1, seconds=3)),
+        networks=TakesAllForOne,
+    )
+    turns = [(turn.speaker, turn.start, turn.end) for turn in timeline.turns()]
+    assert [speaker for speaker, *_ in turns] == [1, 0, 1, 0]
+    assert [start for _, start, _ in turns] == pytest.approx([0, 7, 16, 20], abs=0.6)
+    assert [end for *_, end in turns] == pytest.approx([7, 16, 19, 32], abs=0.6)
+
+
+def test_each_moment_is_in_the_parts_of_one_window() -> None:
+    """Parts cover what is said alone from beginning to end, and nothing is embedded in two windows."""
+    windower = Windower(NetworksDouble())
+    windows = [*windower.add(voice(0, seconds=33)), *windower.end()]
+    covered = np.zeros((len(windows) + 1) * STEP_FRAMES, int)
+    for window in windows:
+        frames = np.zeros(WINDOW_FRAMES, int)
+        for part in window.parts:
+            frames[part.first : part.last] = 1
+        covered[window.number * STEP_FRAMES :][:WINDOW_FRAMES] += frames
+    heard = round(33 / FRAME_SECONDS)
+    assert covered[: heard - 2].all()
+    assert covered.max() <= 2
+    assert (covered == 2).mean() < 0.5  # parts at the edges of two windows overlap
 
 
 async def test_the_number_of_speakers_is_bounded() -> None:
@@ -170,6 +215,23 @@ async def test_a_server_that_stops_fails_the_requests_that_wait(networks: Networ
     assert not waiting.is_alive()
     with pytest.raises(Stopping):
         await diarization.timeline()
+
+
+async def test_a_server_that_stops_fails_the_request_whose_speakers_are_next() -> None:
+    """Its clustering waits behind another recording's block: the request fails, and is not taken for cancelled."""
+    networks = NetworksDouble()
+    networks.gate.clear()
+    diarizer = Diarizer(lambda: networks)
+    other, waiting = diarizer.begin(), diarizer.begin()
+    other.add(voice(0, seconds=10))
+    assert networks.entered.acquire(timeout=10)
+    timeline = asyncio.create_task(waiting.timeline())
+    while not diarizer._thread._work_queue.qsize():  # noqa: ASYNC110 - the queue has no event
+        await asyncio.sleep(0)
+    diarizer.close()
+    with pytest.raises(Stopping):
+        await timeline
+    networks.gate.set()
 
 
 async def test_missing_files_end_the_request() -> None:
