@@ -6,7 +6,7 @@ the latter two, or uses a running one::
 
     python benchmarks/accuracy.py [--model PATH_OR_NAME] [--server http://localhost:5000/v1]
 
-With ``--corpus FOLDER`` the clips are those of `build_corpus.py`, and `corpus_accuracy.py` measures them.
+With ``--corpus FOLDER`` the clips are those of `corpus/build.py`, and `corpus_accuracy.py` measures them.
 
 Rates are errors / reference words over all clips of a language (not a mean of clips). English passes through Whisper's
 own English normaliser, other languages through its basic one; Japanese and Chinese are counted in characters, since

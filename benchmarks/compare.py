@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 import accuracy
 import corpus
-from measuring import MINUTE, ROOT, joined_to, manifest, multilingual, ours, percentile, plain, upload
+from measuring import MINUTE, ROOT, joined_to, multilingual, ours, percentile, plain, upload
 
 from localwhisper_server.whisper import weights
 
@@ -54,7 +54,7 @@ class Figures:
 
     def rate(self, *, easy: bool | None = None) -> str:
         """Return the error rate over all clips, or over the easy or the other ones; a dash if there are none."""
-        scores = [s for s in self.scores if easy is None or (s.clip.kind == EASY) == easy]
+        scores = [s for s in self.scores if easy is None or (s.clip.group == EASY) == easy]
         return f"{accuracy.rate(scores):.2f} %" if scores else "-"
 
 
@@ -62,7 +62,7 @@ def clips_of(
     folder: Path | None, most: float, *, count: int, languages: frozenset[str] | None = None
 ) -> list[corpus.Clip]:
     """Return so many clips with speech of at most `most` seconds, in an order drawn from their names."""
-    found = manifest(folder, "test") if folder else list(corpus.shared(ROOT.parent / "shared" / "speech"))
+    found = corpus.built(folder, "test") if folder else list(corpus.shared(ROOT.parent / "shared" / "speech"))
     found = [
         clip
         for clip in found

@@ -1,4 +1,4 @@
-"""Error rates on the corpus of `build_corpus.py`: plain faster-whisper, the full window and the adaptive window.
+"""Error rates on the corpus of `corpus/build.py`: plain faster-whisper, the full window and the adaptive window.
 
     python benchmarks/accuracy.py --corpus FOLDER [--split tune|test] [--results FOLDER] [--minutes N]
 
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import dataclasses
 import hashlib
 import json
@@ -54,20 +53,18 @@ RETRIES = re.compile(r'^localwhisper_full_window_retries_total\{.*?reason="([^"]
 EASY = frozenset({"clean"})
 
 UNCHECKED = """
-from localwhisper_server.whisper import decoding_rules
-decoding_rules.rejection = lambda *_, **__: None
+from localwhisper_server.whisper import acceptance
+acceptance.rejection = lambda *_, **__: None
 """
 """Run at the start of a server's interpreter, this lets every first answer of a short window pass."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """A clip of the manifest."""
+    """A clip, and the SHA-256 of its sound."""
 
     clip: corpus.Clip
-    group: str
     key: str
-    source: str
 
 
 @dataclasses.dataclass(slots=True)
@@ -96,23 +93,11 @@ class Results:
 
 def load(folder: Path, split: str) -> list[Row]:
     """Return the clips of ``split`` (``all``: both), in an order drawn from their names."""
-    rows = []
-    with (folder / "manifest.tsv").open(encoding="utf-8", newline="") as file:
-        for line in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
-            if split in {"all", line["split"]}:
-                path = folder / line["path"]
-                clip = corpus.Clip(
-                    id=path.stem,
-                    seconds=float(line["seconds"]),
-                    language=line["language"],
-                    reference=line["text"],
-                    group="shared",
-                    kind=line["kind"],
-                    licence=line["licence"],
-                    path=path,
-                )
-                key = hashlib.sha256(path.read_bytes()).hexdigest()[:24]
-                rows.append(Row(clip, line["group"], key, line["source"]))
+    rows = [
+        Row(clip, hashlib.sha256(clip.path.read_bytes()).hexdigest()[:24])
+        for clip in corpus.built(folder, split)
+        if clip.path
+    ]
     return sorted(rows, key=lambda row: hashlib.sha256(f"turn of {row.clip.id}".encode()).digest())
 
 
@@ -167,19 +152,21 @@ def table(parts: dict[str, list[int]], scores: dict[str, list[accuracy.Score]]) 
 
 def parts(rows: Sequence[Row]) -> dict[str, list[int]]:
     """Return the indices of the clips of each row of the tables."""
-    found: dict[str, list[int]] = {"all up to 30 s": [i for i, row in enumerate(rows) if row.group != "long"]}
-    for group in sorted({row.group for row in rows} - {"long"}):
-        found[group] = [i for i, row in enumerate(rows) if row.group == group]
+    found: dict[str, list[int]] = {"all up to 30 s": [i for i, row in enumerate(rows) if row.clip.group != "long"]}
+    for group in sorted({row.clip.group for row in rows} - {"long"}):
+        found[group] = [i for i, row in enumerate(rows) if row.clip.group == group]
     for language in sorted({row.clip.language for row in rows}):
         unit = "CER" if language in accuracy.CHARACTERS | {"ko"} else "WER"
         found[f"{language} ({unit})"] = [
-            i for i, row in enumerate(rows) if row.clip.language == language and row.group != "long"
+            i for i, row in enumerate(rows) if row.clip.language == language and row.clip.group != "long"
         ]
-    real = [i for i, row in enumerate(rows) if "made" not in row.clip.kind and row.group in {"clean", "spontaneous"}]
+    real = [
+        i for i, row in enumerate(rows) if "made" not in row.clip.kind and row.clip.group in {"clean", "spontaneous"}
+    ]
     found["real recordings as they came"] = real
     found["12 to 30 s"] = [i for i, row in enumerate(rows) if 12 < row.clip.seconds <= 30]
-    found["longer than 30 s"] = [i for i, row in enumerate(rows) if row.group == "long"]
-    found["… not joined"] = [i for i, row in enumerate(rows) if row.group == "long" and "whole" in row.clip.kind]
+    found["longer than 30 s"] = [i for i, row in enumerate(rows) if row.clip.group == "long"]
+    found["… not joined"] = [i for i, row in enumerate(rows) if row.clip.group == "long" and "whole" in row.clip.kind]
     return found
 
 
@@ -201,7 +188,7 @@ def report(
         f"{len(worse)} of {len(rows)} clips are {WORSE} or more words worse than the full window, {better} better.",
     ]
     for row, full, ours in sorted(worse, key=lambda item: item[1].errors - item[2].errors):
-        kind = f"{row.group}, {row.clip.kind}, {row.clip.language}, {row.clip.seconds:.1f} s"
+        kind = f"{row.clip.group}, {row.clip.kind}, {row.clip.language}, {row.clip.seconds:.1f} s"
         twice_mark = ", decoded twice" if doubted.get(row.key) else ""
         lines += [
             f"- {row.clip.id} ({kind}): {full.errors} -> {ours.errors} of {full.total}{twice_mark}",
@@ -215,8 +202,8 @@ def report(
     ]
     lines += ["|---|---|---|---|---|"]
     for label, members in (
-        ("easy (clean)", [pair for pair in pairs if pair[0].group in EASY]),
-        ("hard (others)", [pair for pair in pairs if pair[0].group not in EASY | {"long"}]),
+        ("easy (clean)", [pair for pair in pairs if pair[0].clip.group in EASY]),
+        ("hard (others)", [pair for pair in pairs if pair[0].clip.group not in EASY | {"long"}]),
     ):
         twice = [pair for pair in members if doubted.get(pair[0].key)]
         looked = [(row, ours) for row, _, ours in twice if row.key in unchecked]
@@ -270,7 +257,7 @@ def windows(
 
 def main(arguments: Sequence[str]) -> int:
     """Decode what is missing, and print the tables."""
-    parser = argparse.ArgumentParser(description="Error rates on the corpus that build_corpus.py makes.")
+    parser = argparse.ArgumentParser(description="Error rates on the corpus that corpus/build.py makes.")
     parser.add_argument("--corpus", type=Path, required=True, help="folder with manifest.tsv")
     parser.add_argument("--split", choices=["tune", "test", "all"], default="tune")
     parser.add_argument("--model", default="base", help="folder or name of the model")
@@ -303,7 +290,7 @@ def main(arguments: Sequence[str]) -> int:
         environ = {**os.environ, "PYTHONPATH": str(patch)}
         process = stack.enter_context(serving("--model", str(folder), environ=environ))
         client = OpenAI(base_url=process.base_url, api_key="none", max_retries=0, timeout=600)
-        again = [row for row in spoken if doubted.get(row.key) and row.group != "long"]
+        again = [row for row in spoken if doubted.get(row.key) and row.clip.group != "long"]
         decode(again, accuracy.server(client, "whisper-1"), unchecked, float("inf"))
     texts = {} if options.no_plain else {"plain": plain.texts}
     texts |= {"full": full.texts, "adaptive": adaptive.texts}

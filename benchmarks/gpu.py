@@ -70,7 +70,7 @@ class Extent:
     lengths: tuple[float, ...] = (HOUR, 1800.0, 600.0, 300.0, 120.0)
 
 
-QUICK = Extent(clients=(1, 2), loop=1.0, asks=1, clips=2, lengths=(60.0,))
+QUICK = Extent(clients=(1, 2), loop=1.0, asks=1, clips=2, lengths=(20.0,))
 
 
 @dataclasses.dataclass(slots=True)

@@ -1,7 +1,6 @@
 """What several benchmarks need: recordings, percentiles, servers and their memory, and the tests' helpers."""
 
 import contextlib
-import csv
 import json
 import math
 import subprocess
@@ -55,25 +54,6 @@ def multilingual(folder: Path) -> bool:
     if listed.is_file():
         return len(json.loads(listed.read_text(encoding="utf-8"))) > ENGLISH_WORDS
     return len((folder / "vocabulary.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")) > ENGLISH_WORDS
-
-
-def manifest(folder: Path, split: str) -> list[corpus.Clip]:
-    """Return the clips of one split that `folder/manifest.tsv` lists; the kind of each is its group."""
-    with (folder / "manifest.tsv").open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if row["split"] == split]
-    return [
-        corpus.Clip(
-            id=Path(row["path"]).stem,
-            seconds=float(row["seconds"]),
-            language=row["language"],
-            reference=row["text"],
-            group="shared",
-            kind=row["group"],
-            licence=row["licence"],
-            path=folder / row["path"],
-        )
-        for row in rows
-    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ its median alone; at most 1 MB of log; afterwards as many open files and threads
 are started once, nothing in the temporary folder, and memory within 10 % of what the first kind left.
 
     python benchmarks/peers.py [--peers 1000] [--seconds 40] [--model tiny.en] [--kind idle ...] [--slack 1]
+                               [--messages 5]
 """
 
 import argparse
@@ -195,16 +196,18 @@ async def measure(server: ServerProcess, kind: str, options: argparse.Namespace,
     """Print one kind's figures; whether all bars are met."""
     beside = Beside(server.url)
     await beside.messages(0.0, least=1)
-    alone = statistics.median(await beside.messages(options.seconds / 4, least=3))
+    alone = statistics.median(await beside.messages(options.seconds / 4, least=min(3, options.messages)))
     before = held(server, temporary)
     written = size(log)
     port = urlsplit(server.url).port
     command = [sys.executable, __file__, "--peers", str(options.peers), "--seconds", str(options.seconds)]
-    with subprocess.Popen([*command, "--kind", kind, "--port", str(port)], preexec_fn=_give_way) as peers:  # noqa: PLW1509, ASYNC220 - it starts once
-        await asyncio.sleep(0.5)  # until it is up
+    command += ["--kind", kind, "--port", str(port)]
+    with subprocess.Popen(command, preexec_fn=_give_way, stdout=subprocess.PIPE) as peers:  # noqa: PLW1509, ASYNC220 - it starts once
+        assert peers.stdout is not None
+        await asyncio.to_thread(peers.stdout.readline)  # it is up
         watching = asyncio.create_task(most_open_files(server, temporary))
         health, messages = await asyncio.gather(
-            beside.health(options.seconds), beside.messages(options.seconds, least=5)
+            beside.health(options.seconds), beside.messages(options.seconds, least=options.messages)
         )
         watching.cancel()
         most = (await asyncio.gather(watching))[0]
@@ -240,11 +243,13 @@ def main() -> int:
     parser.add_argument("--model", default="tiny.en")
     parser.add_argument("--kind", action="append", choices=KINDS)
     parser.add_argument("--slack", type=float, default=1.0, help="factor of the bars of time, for a busy machine")
+    parser.add_argument("--messages", type=int, default=5, help="at least so many of them beside each kind")
     parser.add_argument("--port", type=int, help="be the peers of a server on this port")
     options = parser.parse_args()
     options.kind = options.kind or list(KINDS)
     raise_file_limit()
     if options.port:
+        print("up", flush=True)
         asyncio.run(attack(options.kind[0], ("127.0.0.1", options.port), options.peers, options.seconds))
         return 0
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as logs:

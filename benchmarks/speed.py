@@ -6,11 +6,10 @@ while the other is idle, then the other way round, several times.
     python benchmarks/speed.py [--model base] [--corpus FOLDER] [alone] [clients] [minute] [long] [behind] [hour]
 
 The clips of `alone` and `clients` are the shared ones, or with `--corpus` some of the test part of the corpus of
-`build_corpus.py`: always the same ones, of all groups.
+`corpus/build.py`: always the same ones, of all groups.
 """
 
 import argparse
-import csv
 import hashlib
 import itertools
 import statistics
@@ -129,13 +128,10 @@ def _clips(longest: float) -> list[corpus.Clip]:
 
 def _from_corpus(folder: Path) -> list[Upload]:
     """Return some of its test clips with speech, drawn from their names."""
-    with (folder / "manifest.tsv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    names = [
-        row["path"] for row in rows if row["split"] == "test" and row["text"] and float(row["seconds"]) <= CLIP_SECONDS
-    ]
-    names.sort(key=lambda name: hashlib.sha256(name.encode()).digest())
-    return [upload(folder / name) for name in names[:CORPUS_CLIPS]]
+    clips = [clip for clip in corpus.built(folder, "test") if clip.reference and clip.seconds <= CLIP_SECONDS]
+    paths = [clip.path for clip in clips if clip.path]
+    paths.sort(key=lambda path: hashlib.sha256(path.relative_to(folder).as_posix().encode()).digest())
+    return [upload(path) for path in paths[:CORPUS_CLIPS]]
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 
 import accuracy
 import corpus
-from measuring import ROOT, manifest
+from measuring import ROOT
 
 from localwhisper_server.transcription.segmentation import Segmenter
 from localwhisper_server.types import Decoding, Options
@@ -52,8 +52,8 @@ Window = tuple[float, float]
 
 WINDOW_IN_USE: Window = (chunks.MARGIN_SECONDS, chunks.MIN_WINDOW_SECONDS)
 
-LOGPROBS = (-math.inf, -1.0, -0.8, -0.7, -0.6, acceptance.MIN_LOGPROB, -0.5, -0.45, -0.4, -0.3)
-LANGUAGES = (0.0, 0.5, 0.7, acceptance.MIN_LANGUAGE_PROBABILITY, 0.9)
+LOGPROBS = (-math.inf, acceptance.MIN_LOGPROB, -1.0, -0.8, -0.7, -0.6, -0.55, -0.5, -0.45, -0.4, -0.3)
+LANGUAGES = (0.0, 0.2, acceptance.MIN_LANGUAGE_PROBABILITY, 0.5, 0.7, 0.8, 0.9)
 IN_USE = (acceptance.MIN_LOGPROB, acceptance.MIN_LANGUAGE_PROBABILITY)
 ALLOWED_POINTS = 0.3
 ALLOWED_WORSE = 0.01
@@ -194,7 +194,7 @@ def outcome(
             chosen = answers[FULL] if rejected else answer
             texts.append(chosen.text)
             seconds += answer.seconds + rejected * answers[FULL].seconds
-            again[clip.kind == EASY].append(rejected)
+            again[clip.group == EASY].append(rejected)
         ours = score(clip, "".join(texts))
         full = score(clip, "".join(answers[FULL].text for answers in record.chunks))
         if clip.language == corpus.NO_SPEECH:
@@ -316,7 +316,7 @@ def read(path: Path) -> list[Record]:
 
 def wanted(folder: Path | None, languages: frozenset[str], most: float) -> list[corpus.Clip]:
     """Return the clips to tune on, in an order drawn from their names; `most` is the longest, in seconds."""
-    found = manifest(folder, "tune") if folder else list(corpus.shared(ROOT.parent / "shared" / "speech"))
+    found = corpus.built(folder, "tune") if folder else list(corpus.shared(ROOT.parent / "shared" / "speech"))
     found = [clip for clip in found if clip.seconds <= most and clip.language in languages]
     return sorted(found, key=lambda clip: hashlib.sha256(clip.id.encode()).digest())
 

@@ -150,7 +150,7 @@ def _sentence(message: str) -> str:
 
 def _tried(ending: Ending) -> str:
     lines = [line for line in ending.tried if line.verdict is not Verdict.REFUSED]
-    tried = "; ".join(f"{line.backend} ({line.verdict}: {line.reason})" for line in lines)
+    tried = "; ".join(f"{line.backend} ({line.reason})" for line in lines)
     opening = "The call's time is up. " if ending.timed_out else ""
     return f"{opening}Tried: {tried}."
 
@@ -165,6 +165,10 @@ def _remedy(ending: Ending) -> str:
         return "Start the server on the LAN (localwhisper-server); the cloud's own error is above."
     if outcome.verdict is Verdict.BUSY:
         advice = "The server is full or not ready yet: try again later, or raise timeout= to wait for it."
+    elif isinstance(outcome.error, openai.APIStatusError):
+        advice = (
+            "If this is localwhisper-server, its log says why. If not, set LOCALWHISPER_BASE_URL to where that runs."
+        )
     else:
         advice = (
             "Start the server (localwhisper-server) on that machine, or set LOCALWHISPER_BASE_URL to where it runs."

@@ -17,7 +17,7 @@ import urllib.request
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from localwhisper_client.shared.extras import install_command
+from localwhisper_client.shared import install_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -3,7 +3,7 @@
 import signal
 import sys
 
-from localwhisper_client.shared.extras import install_command
+from localwhisper_client.shared import install_command
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 PROGRAM = "localwhisper-server"
 COMMANDS = f"""\
-other commands:
+commands:
   {PROGRAM} doctor [--json]           check this machine, and name the page that says how to fix what is wrong
   {PROGRAM} service install           keep the server running, as a systemd service of this user
   {PROGRAM} service status

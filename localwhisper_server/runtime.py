@@ -11,7 +11,7 @@ from localwhisper_client.shared import openai_models
 from localwhisper_server.audio import pool
 from localwhisper_server.diarization.diarizer import Diarizer
 from localwhisper_server.diarization.weights import load_networks, require_installed
-from localwhisper_server.errors import Busy, EngineFailed, Stopping
+from localwhisper_server.errors import Busy, EngineFailed, Stopping, UnknownModel
 from localwhisper_server.observer import Observer
 from localwhisper_server.served_model import LOADING_RETRY_SECONDS, STUCK_SECONDS, Load, ServedModel, Shared
 from localwhisper_server.settings import Settings
@@ -139,13 +139,19 @@ class Runtime:
         stopped = [model.stop() for model in self.models]
         return all(stopped)
 
-    def find(self, name: str, task: Task = "transcribe") -> ServedModel | None:
-        """Return the model that a name means, no name meaning the first; None if no model has this name.
+    def find(self, name: str, task: Task = "transcribe") -> ServedModel:
+        """Return the model that a name means, no name meaning the first.
 
         For a translation, if that model was not trained for it, return the first that was.
+
+        Raises:
+            UnknownModel: no model is served under this name.
+
         """
         model = self._named.get(name) if name else self.models[0]
-        if model is None or task == "transcribe" or model.can_translate:
+        if model is None:
+            raise UnknownModel(name, self.names)
+        if task == "transcribe" or model.can_translate:
             return model
         return next((other for other in self.models if other.can_translate), model)
 

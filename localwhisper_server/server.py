@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 from prometheus_client import CollectorRegistry, ProcessCollector
 
-from localwhisper_client.shared.extras import install_command
+from localwhisper_client.shared import install_command
 from localwhisper_client.shared.lan_ranges import LOOPBACK
 from localwhisper_server.api import routes
 from localwhisper_server.api.access_control import Rules
@@ -121,6 +121,8 @@ def uvicorn_options(settings: Settings, limits: ConnectionLimits | None = None) 
     if settings.certfile is not None:
         # Once for the sake of a clear message, before anything slow.
         with _reading("--certfile, --keyfile"):
+            for path in filter(None, (settings.certfile, settings.keyfile)):
+                path.open("rb").close()  # its error names the file, which that of the line below does not
             ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(settings.certfile, settings.keyfile)
         options |= {"ssl_certfile": settings.certfile, "ssl_keyfile": settings.keyfile}
     return options

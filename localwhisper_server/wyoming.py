@@ -1,4 +1,4 @@
-"""The Wyoming protocol, by which Home Assistant asks for speech-to-text: the same transcriber, another port.
+"""The Wyoming protocol, by which Home Assistant asks for speech-to-text: the same models, another port.
 
 A client sends `describe` and is answered `info`; or it sends `transcribe`, `audio-start`, `audio-chunk`s and
 `audio-stop`, and is answered with the words as they are found and then the whole `transcript`. The protocol has no
@@ -13,9 +13,9 @@ import secrets
 import tempfile
 import time
 import wave
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, Final, Protocol
+from typing import IO, Any, Final
 
 from wyoming.asr import Transcribe, TranscriptChunk, TranscriptStart, TranscriptStop
 from wyoming.asr import Transcript as TranscriptEvent
@@ -28,9 +28,10 @@ from wyoming.ping import Ping, Pong
 from localwhisper_client import __version__
 from localwhisper_client.shared import languages
 from localwhisper_client.shared.lan_ranges import Network, host_of, parse_address, within
-from localwhisper_server.errors import Busy, EngineFailed, InvalidRequest, ServerError, UnknownModel
+from localwhisper_server.errors import Busy, EngineFailed, InvalidRequest, ServerError
+from localwhisper_server.models import Model, Models
 from localwhisper_server.observer import Observer, request_id
-from localwhisper_server.types import Decoding, Options, Segment, Transcript
+from localwhisper_server.types import Decoding, Options, Transcript
 
 logger = logging.getLogger(__name__)
 
@@ -46,36 +47,6 @@ WIDTHS: Final = (1, 2, 3, 4)  # bytes of a sample that a WAV file may have
 _PROJECT: Final = Attribution("localwhisper", "")
 
 
-class Model(Protocol):
-    """What is asked of a model here; a part of what the API's routes ask."""
-
-    names: tuple[str, ...]
-    languages: frozenset[str]
-
-    def transcribe(self, source: IO[bytes], options: Options) -> AsyncGenerator[Segment | Transcript]:
-        """Yield segments, then the transcript; close `source` at the end."""
-        ...
-
-
-class Transcriber(Protocol):
-    """What is asked of all models together."""
-
-    names: tuple[str, ...]
-
-    @property
-    def models(self) -> Sequence[Model]:
-        """The models; a request that names none means the first."""
-        ...
-
-    def find(self, name: str) -> Model | None:
-        """Return the model for a name."""
-        ...
-
-    def require_ready(self) -> None:
-        """Raise Busy while the models are being loaded."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Service:
     """Where it listens, and what all connections share.
@@ -84,7 +55,7 @@ class Service:
     `silent_seconds` has gone.
     """
 
-    transcriber: Transcriber
+    models: Models
     observer: Observer
     host: str
     port: int
@@ -172,7 +143,7 @@ class _Recording:
     def __init__(self, rate: int, width: int, channels: int) -> None:
         if not (1000 <= rate <= 384_000 and width in WIDTHS and 1 <= channels <= 8):  # noqa: PLR2004 - of WAV files
             raise InvalidRequest(f"Audio of {rate} Hz, {width} bytes and {channels} channels cannot be decoded.")
-        self.file: IO[bytes] = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 - the transcriber closes it
+        self.file: IO[bytes] = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 - the model closes it
         self.size = 0
         self._wav = wave.open(self.file, "wb")  # noqa: SIM115 - closed by `finish`
         self._wav.setnchannels(channels)
@@ -242,7 +213,7 @@ class _Connection:
     async def _handle(self, event: Event) -> None:
         try:
             if Describe.is_type(event.type):
-                await self._send(_info(self._service.transcriber))
+                await self._send(_info(self._service.models))
             elif Ping.is_type(event.type):
                 await self._send(Pong(Ping.from_event(event).text))
             elif Transcribe.is_type(event.type):
@@ -318,8 +289,8 @@ class _Connection:
             await asyncio.gather(working, return_exceptions=True)
 
     async def _answer(self) -> Transcript:
-        self._service.transcriber.require_ready()
-        model = self._model()
+        self._service.models.require_ready()
+        model = self._service.models.find(str(self._asked.name or ""))
         options = self._options(model)
         recording, self._recording = self._recording, None
         if recording is None or not recording.size:
@@ -342,12 +313,6 @@ class _Connection:
                     await self._send(TranscriptChunk(text))
         raise EngineFailed  # every transcription ends with a transcript
 
-    def _model(self) -> Model:
-        name, transcriber = str(self._asked.name or ""), self._service.transcriber
-        if (model := transcriber.find(name)) is None:
-            raise UnknownModel(name[:128], transcriber.names)
-        return model
-
     def _options(self, model: Model) -> Options:
         asked = self._asked
         code = languages.whisper_code(str(asked.language or ""))
@@ -369,11 +334,11 @@ def _checked(asked: Transcribe) -> Transcribe:
     return asked
 
 
-def _info(transcriber: Transcriber) -> Info:
+def _info(served: Models) -> Info:
     described: dict[str, Any] = {"attribution": _PROJECT, "installed": True, "version": __version__}
     models = [
         AsrModel(name=name, description=f"Whisper {name}", languages=sorted(model.languages), **described)
-        for model in transcriber.models
+        for model in served.models
         for name in model.names[:1]
     ]
     program = AsrProgram(

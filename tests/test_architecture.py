@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-COMMON = {"errors", "types", "observer", "settings"}
+COMMON = {"errors", "types", "observer", "models", "settings"}
 # A folder, or a module at the top of a package, and what it may import of its own package beside itself.
 ARROWS = {
     "localwhisper_server": {
@@ -31,6 +31,7 @@ ARROWS = {
         "operations": {"whisper", "audio", *COMMON},
         "settings": {"errors", "types"},
         "observer": {"types"},
+        "models": {"types", "observer"},
         "types": set(),
         "errors": set(),
     },

@@ -3,7 +3,7 @@
 import sys
 from typing import NoReturn
 
-from localwhisper_client.shared.extras import install_command
+from localwhisper_client.shared import install_command
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from localwhisper_client.lan import discovery, health
 from localwhisper_client.lan import wake as waking
 from localwhisper_client.routing.policy import Policy
 from localwhisper_client.settings import Settings, ledger_path
+from localwhisper_client.shared import install_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,7 +75,7 @@ def show_servers(console: Console, servers: Sequence[health.ServerStatus], polic
     # An address is never cut, so that it can be copied.
     columns = [Column(name, no_wrap=name in ("server", "state")) for name in COLUMNS]
     columns[0].min_width = max((len(server.url) for server in servers), default=0)
-    table = Table(*columns, box=None)
+    table = Table(*columns, box=None, pad_edge=False, collapse_padding=True)
     for server in servers:
         latency = "" if server.latency is None else f"{server.latency * 1000:.0f} ms"
         queue = "" if server.requests is None else f"{server.requests} calls, {server.queue_seconds or 0:.1f} s"
@@ -133,7 +134,12 @@ def _chart(console: Console, rows: Sequence[Day], days: int) -> None:
     )
     console.print(f"Spent ${total['cost_usd']:.2f}, saved ${total['saved_usd']:.2f}.")
     if total["unknown_calls"]:
-        console.print(f"The length or cost of {total['unknown_calls']} calls is unknown, and not in these sums.")
+        console.print(
+            f"Not in these sums are calls of unknown length or cost: {total['unknown_calls']}. "
+            f"To measure lengths where your bot runs: {install_command('transcode')}.",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def discover(

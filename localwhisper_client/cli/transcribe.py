@@ -24,7 +24,7 @@ from localwhisper_client.cli.files import Fate, Result
 from localwhisper_client.client import AsyncLocalWhisper
 from localwhisper_client.cloud import media
 from localwhisper_client.errors import ConfigurationError, LocalServerUnavailable
-from localwhisper_client.shared.extras import install_command
+from localwhisper_client.shared import install_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -16,7 +16,7 @@ from localwhisper_client.cloud.models import Unsupported, Usage, adapted, cost, 
 from localwhisper_client.errors import BudgetExceeded, CloudUnsupported
 from localwhisper_client.events import BudgetReached, LanguageDropped
 from localwhisper_client.routing.plan import Outcome, Verdict
-from localwhisper_client.shared.extras import install_command
+from localwhisper_client.shared import install_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Self
 
 from localwhisper_client import _background
 from localwhisper_client.events import log
-from localwhisper_client.shared.extras import install_command
+from localwhisper_client.shared import install_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -25,8 +25,7 @@ from localwhisper_client.errors import ConfigurationError
 from localwhisper_client.events import log
 from localwhisper_client.lan.health import is_healthy
 from localwhisper_client.settings import health_url, state_folder
-from localwhisper_client.shared import lan_ranges
-from localwhisper_client.shared.extras import install_command
+from localwhisper_client.shared import install_command, lan_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -6,6 +6,7 @@ JSON is compact and has no final newline.
 
 import json
 import math
+import re
 import string
 import struct
 from collections.abc import Iterable
@@ -32,6 +33,10 @@ CONTENT_TYPES: Final = {
 
 # OpenAI's words have no punctuation at their ends ("don't" keeps its apostrophe).
 _PUNCTUATION = string.punctuation + "¿¡«»“”‘’„‚…—–。、，！？：；「」『』（）《》〈〉・"  # noqa: RUF001 - other scripts have their own
+
+
+# What a player of vtt takes for a character reference.
+_REFERENCE = re.compile(r"&(?=#?\w+;)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +218,9 @@ def _cues(transcript: Transcript, point: str, shape: Format) -> Iterable[str]:
     for cue in made:
         # An arrow or a blank line inside a cue would end it early for a player's parser.
         text = "\n".join(" ".join(line.split()) for line in cue.lines).replace("-->", "->")
+        if shape.lines is not None and point == ".":
+            # A player takes "<" in vtt for a tag and shows nothing of it. OpenAI's own files have it as it is.
+            text = _REFERENCE.sub("&amp;", text).replace("<", "&lt;")
         if text:
             yield f"{_clock(cue.start, point)} --> {_clock(cue.end, point)}\n{text}\n\n"
 

@@ -5,6 +5,7 @@ import binascii
 import re
 from collections.abc import Sequence
 from typing import Final
+from urllib.parse import unquote
 
 from localwhisper_server.errors import InvalidRequest
 from localwhisper_server.types import KnownSpeaker
@@ -40,12 +41,12 @@ def _decoded(url: str) -> bytes:
     head = _DATA_URL.match(url)
     if head is None:
         raise _invalid("Expected a data URL with base64: data:audio/wav;base64,…", REFERENCES)
+    # The `base64` command breaks its lines, and "+", "/" and "=" may be escaped in a URL.
+    data = "".join(url[head.end() :].split())
     try:
-        return base64.b64decode(url[head.end() :], validate=True)
+        return base64.b64decode(unquote(data) if "%" in data else data, validate=True)
     except (binascii.Error, ValueError) as failure:
-        raise _invalid(
-            "The data URL's base64 is not valid. It may have no blanks or newlines.", REFERENCES
-        ) from failure
+        raise _invalid("The data URL's base64 is not valid.", REFERENCES) from failure
 
 
 def _invalid(message: str, param: str) -> InvalidRequest:

@@ -38,7 +38,7 @@ from localwhisper_server.errors import (
 from localwhisper_server.observer import Observer, request_id
 
 if TYPE_CHECKING:
-    from localwhisper_server.api.speech import Transcriber
+    from localwhisper_server.models import Models
 
 logger = logging.getLogger(__name__)
 
@@ -206,13 +206,13 @@ class Activity:
 class RequestMiddleware:
     """ASGI middleware that lets a request through to `app`, answers what is raised there, and reports the answer.
 
-    The `queue_seconds` of the `transcriber` are a header of every answer.
+    The `queue_seconds` of the `models` are a header of every answer.
     """
 
     def __init__(
         self,
         app: ASGIApp,
-        transcriber: "Transcriber",
+        models: "Models",
         rules: Rules,
         limits: Limits,
         *,
@@ -221,7 +221,7 @@ class RequestMiddleware:
         clock: Callable[[], float],
     ) -> None:
         self._app = app
-        self._transcriber = transcriber
+        self._models = models
         self._rules = rules
         self._limits = limits
         self._observer = observer
@@ -261,7 +261,7 @@ class RequestMiddleware:
                 headers.setdefault("openai-processing-ms", str(round((self._clock() - started) * 1000)))
                 headers.setdefault("openai-version", "2020-10-01")
                 # For clients that choose among several servers.
-                headers.setdefault("x-localwhisper-queue-seconds", f"{self._transcriber.queue_seconds:.3f}")
+                headers.setdefault("x-localwhisper-queue-seconds", f"{self._models.queue_seconds:.3f}")
                 message["headers"] = headers.raw
             await send(message)
 
@@ -323,7 +323,7 @@ class RequestMiddleware:
                 return
             host = host_of(address)
             if self._open[host] >= most:
-                raise TooManyRequests(most, retry_after=self._transcriber.queue_seconds)
+                raise TooManyRequests(most, retry_after=self._models.queue_seconds)
             claimed[host] += 1
             self._open[host] += 1
 

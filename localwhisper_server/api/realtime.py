@@ -9,7 +9,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import anyio
 import anyio.to_thread
@@ -17,19 +17,17 @@ from fastapi import FastAPI
 from starlette.types import Scope
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from localwhisper_client.shared import openai_models
 from localwhisper_server.api import form, formats
 from localwhisper_server.api.middleware import claim_share, note
 from localwhisper_server.errors import EngineFailed, InvalidRequest, ServerError, UnknownModel
+from localwhisper_server.models import Model, Models, SessionDecoder
 from localwhisper_server.observer import ModelObserver
 from localwhisper_server.realtime.item import Outcome, Pass
 from localwhisper_server.realtime.session import Event, Session, described
-from localwhisper_server.types import Decoding, Draft, Samples, Span, Transcript
+from localwhisper_server.types import Decoding
 
 logger = logging.getLogger(__name__)
 
-# OpenAI's models that have no other route; here they mean the served one.
-LIVE_MODELS: Final = openai_models.LIVE_NAMES
 SUBPROTOCOL: Final = "realtime"
 BETA_SUBPROTOCOL: Final = "openai-beta.realtime-v1"
 # Closing codes (RFC 6455 §7.4.1 and IANA's registry).
@@ -42,55 +40,7 @@ THREADS: Final = 2
 LONGEST_REASON: Final = 120  # bytes; a closing frame has room for 123
 
 
-class Detector(Protocol):
-    """Detects speech in one stream."""
-
-    def __call__(self, samples: Samples) -> Sequence[float]:
-        """Return the probability of speech for each window."""
-
-
-class Decoder(Protocol):
-    """The model, for one session."""
-
-    async def decode(
-        self, samples: Samples, speech: Sequence[Span], decoding: Decoding, *, thorough: bool
-    ) -> Transcript | Draft | None:
-        """Return the text; a draft or None if it is not accepted and need not be decoded again."""
-
-    def close(self) -> None:
-        """Free the session's place in the queue."""
-
-
-class LiveModel(Protocol):
-    """What the realtime route knows of a model; see `speech.Model`."""
-
-    languages: frozenset[str]
-    observer: ModelObserver
-
-    def live(self) -> Decoder:
-        """Open a session; raises Busy while the model is being loaded or the queue has no room."""
-        ...
-
-    def new_detector(self) -> Detector:
-        """Return a detector for a new stream."""
-        ...
-
-
-class LiveTranscriber(Protocol):
-    """What the realtime route knows of the models together; see `speech.Transcriber`."""
-
-    names: tuple[str, ...]
-
-    def find(self, name: str) -> LiveModel | None:
-        """Return the model for a name; an empty one means the first."""
-        ...
-
-    def require_ready(self) -> None:
-        """Raise Busy while the models are being loaded."""
-        ...
-
-
-def add_realtime(app: FastAPI, prefix: str, transcriber: LiveTranscriber, *, clock: Callable[[], float]) -> None:
+def add_realtime(app: FastAPI, prefix: str, models: Models, *, clock: Callable[[], float]) -> None:
     """Add the route below `prefix`."""
     limiter: list[anyio.CapacityLimiter] = []  # made in the event loop that it belongs to
 
@@ -103,9 +53,9 @@ def add_realtime(app: FastAPI, prefix: str, transcriber: LiveTranscriber, *, clo
         connection = _Connection(websocket, limiter[0], clock)
         with contextlib.suppress(WebSocketDisconnect):
             try:
-                name, model = _model(websocket, transcriber)
+                name, model = _model(websocket, models)
                 claim_share(websocket.scope)
-                transcriber.require_ready()
+                models.require_ready()
                 decoder = model.live()
             except ServerError as refusal:
                 note(websocket.scope, error=refusal.code or refusal.param, failed=refusal.status)
@@ -113,7 +63,7 @@ def add_realtime(app: FastAPI, prefix: str, transcriber: LiveTranscriber, *, clo
                 return
             with contextlib.closing(decoder):
                 try:
-                    session = _new_session(websocket, transcriber, name, model, clock())
+                    session = _new_session(websocket, models, name, model, clock())
                     await connection.run(session, decoder, model.observer)
                 except WebSocketDisconnect:
                     raise
@@ -123,7 +73,7 @@ def add_realtime(app: FastAPI, prefix: str, transcriber: LiveTranscriber, *, clo
                     await connection.refuse(EngineFailed())
 
 
-def _model(websocket: WebSocket, transcriber: LiveTranscriber) -> tuple[str, LiveModel]:
+def _model(websocket: WebSocket, models: Models) -> tuple[str, Model]:
     """Return the name that is asked for, and its model.
 
     Raises:
@@ -132,25 +82,26 @@ def _model(websocket: WebSocket, transcriber: LiveTranscriber) -> tuple[str, Liv
 
     """
     name = websocket.query_params.get("model", "")
-    if model := transcriber.find("" if name.removeprefix("openai/") in LIVE_MODELS else name):
-        return name or transcriber.names[0], model
-    if websocket.query_params.get("intent") != "transcription":
-        raise InvalidRequest(
-            "This server transcribes; it holds no conversations. Connect with ?intent=transcription.",
-            param="intent",
-            code="invalid_value",
-        )
-    raise UnknownModel(name[:128], transcriber.names)
+    try:
+        return name or models.names[0], models.find(name)
+    except UnknownModel:
+        if websocket.query_params.get("intent") == "transcription":
+            raise
+    raise InvalidRequest(
+        "This server transcribes; it holds no conversations. Connect with ?intent=transcription.",
+        param="intent",
+        code="invalid_value",
+    )
 
 
-def _new_session(
-    websocket: WebSocket, transcriber: LiveTranscriber, name: str, model: LiveModel, now: float
-) -> Session:
+def _new_session(websocket: WebSocket, models: Models, name: str, model: Model, now: float) -> Session:
     def parse(asked: Mapping[str, Any]) -> Decoding:
         return _decoding(asked, model.languages)
 
     def knows(other: str) -> bool:
-        return other.removeprefix("openai/") in LIVE_MODELS or transcriber.find(other) is model
+        with contextlib.suppress(UnknownModel):
+            return models.find(other) is model
+        return False
 
     beta = "realtime=v1" in websocket.headers.get("openai-beta", "")
     return Session(
@@ -196,7 +147,7 @@ class _Connection:
         code = FAILED if isinstance(error, EngineFailed) else REFUSED
         await self._close(TRY_AGAIN if "retry_after" in event["error"] else code, error.message)
 
-    async def run(self, session: Session, decoder: Decoder, observer: ModelObserver) -> None:
+    async def run(self, session: Session, decoder: SessionDecoder, observer: ModelObserver) -> None:
         """Serve a session until it is over.
 
         Raises:
@@ -278,7 +229,7 @@ def _add_seconds(scope: Scope, seconds: float) -> None:
     note(scope, audio_seconds=scope["localwhisper.heard"], language=None)
 
 
-async def _decoded(decoder: Decoder, work: Pass) -> Outcome:
+async def _decoded(decoder: SessionDecoder, work: Pass) -> Outcome:
     try:
         return await decoder.decode(work.samples, work.speech, work.decoding, thorough=work.settles)
     except ServerError as failure:

@@ -13,8 +13,8 @@ from localwhisper_server.api.access_control import Rules
 from localwhisper_server.api.middleware import Activity, Limits, RequestMiddleware
 from localwhisper_server.api.page import add_page
 from localwhisper_server.api.realtime import add_realtime
-from localwhisper_server.api.speech import Model, Transcriber
 from localwhisper_server.errors import MethodNotAllowed, NotFound, UnknownModel
+from localwhisper_server.models import Model, Models
 from localwhisper_server.observer import Observer
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False, "auto_co
 
 
 def create_app(
-    transcriber: Transcriber,
+    models: Models,
     *,
     rules: Rules | None = None,
     limits: Limits | None = None,
@@ -35,7 +35,7 @@ def create_app(
     clock: Callable[[], float] = time.monotonic,
     lifespan: Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]] | None = None,
 ) -> FastAPI:
-    """Return the application around a transcriber.
+    """Return the application around the models.
 
     `rules` say who may call, `limits` how much. `observer` is told of every answer. `exposition` makes /metrics, from
     an `Accept` header to a body and its content type. `upstream` answers what is below /v1 and has no route here.
@@ -52,7 +52,7 @@ def create_app(
     )
     app.add_middleware(
         RequestMiddleware,
-        transcriber,
+        models,
         rules or Rules(),
         limits or Limits(),
         observer=observer or Observer(),
@@ -60,9 +60,9 @@ def create_app(
         clock=clock,
     )
     for prefix in ("/v1", ""):  # many base URLs lack the /v1
-        speech.add_routes(app, prefix, transcriber)
-        _add_routes(app, prefix, transcriber, upstream)
-        add_realtime(app, prefix, transcriber, clock=clock)
+        speech.add_routes(app, prefix, models)
+        _add_routes(app, prefix, models, upstream)
+        add_realtime(app, prefix, models, clock=clock)
     add_page(app, activity)
     if exposition is not None:
 
@@ -76,33 +76,33 @@ def create_app(
     return app
 
 
-def _add_routes(app: FastAPI, prefix: str, transcriber: Transcriber, upstream: "Upstream | None") -> None:
+def _add_routes(app: FastAPI, prefix: str, models: Models, upstream: "Upstream | None") -> None:
     @app.get(f"{prefix}/models", response_class=Response)
-    async def models(request: Request) -> Response:
-        names = transcriber.names
+    async def listed(request: Request) -> Response:
+        names = models.names
         others = await upstream.models(request.headers.raw) if upstream is not None else []
-        listed = [_model(name, model) for name in names if (model := transcriber.find(name))]
-        listed += [other for other in others if other["id"] not in names]
-        return _json({"object": "list", "data": listed})
+        ours = [_model(name, models.find(name)) for name in names]
+        return _json({"object": "list", "data": ours + [other for other in others if other["id"] not in names]})
 
     @app.get(f"{prefix}/models/{{name:path}}", response_class=Response)
     async def model(request: Request, name: str) -> Response:
-        if found := transcriber.find(name):
-            return _json(_model(name, found))
-        if upstream is not None:
-            status, body = await upstream.get(f"models/{name}", request.headers.raw)
-            return Response(body, status, media_type=formats.JSON_TYPE)
-        raise UnknownModel(name, transcriber.names)
+        try:
+            return _json(_model(name, models.find(name)))
+        except UnknownModel:
+            if upstream is None:
+                raise
+        status, body = await upstream.get(f"models/{name}", request.headers.raw)
+        return Response(body, status, media_type=formats.JSON_TYPE)
 
     @app.head(f"{prefix}/health", include_in_schema=False)  # many monitors ask by HEAD
     @app.get(f"{prefix}/health", response_class=Response)
     async def health() -> Response:
-        return _json(transcriber.health())
+        return _json(models.health())
 
     @app.head(f"{prefix}/ready", include_in_schema=False)
     @app.get(f"{prefix}/ready", response_class=Response)
     async def ready() -> Response:
-        reason = transcriber.unready()
+        reason = models.unready()
         return _json({"ready": reason is None, "reason": reason}, 503 if reason else 200)
 
 

@@ -6,7 +6,6 @@ import logging
 import re
 from collections.abc import AsyncGenerator
 from functools import partial
-from typing import IO, Any, Protocol
 from urllib.parse import unquote_to_bytes
 
 from fastapi import FastAPI, Request, Response
@@ -19,9 +18,9 @@ from starlette.types import Scope, Send
 from localwhisper_server.api import form, formats
 from localwhisper_server.api.known_speakers import MOST_KNOWN
 from localwhisper_server.api.middleware import LONGEST_NAME, claim_share, hung_up, note, unless_gone
-from localwhisper_server.api.realtime import LiveModel
-from localwhisper_server.errors import Busy, EngineFailed, InvalidRequest, ServerError, UnknownModel, UnreadableAudio
-from localwhisper_server.types import Options, Segment, Task, Transcript
+from localwhisper_server.errors import Busy, EngineFailed, InvalidRequest, ServerError, UnreadableAudio
+from localwhisper_server.models import Items, Models
+from localwhisper_server.types import Segment, Task, Transcript
 
 logger = logging.getLogger(__name__)
 
@@ -36,68 +35,27 @@ NO_ROOM_RETRY_SECONDS = 30.0  # by then, other uploads may have left the disk
 # `filename*=UTF-8''caf%C3%A9.ogg`, and the first part of a long one, `filename*0*=UTF-8''caf`.
 _EXTENDED_NAME = re.compile(rb"""(?i:;\s*filename\*(?:0\*?)?\s*=\s*"?(?:[\w-]*'[\w-]*')?)([^;"]*)""")
 
-Items = AsyncGenerator[Segment | Transcript]
-"""The segments of a transcript as they are decoded, then the transcript."""
 
-
-class Model(LiveModel, Protocol):
-    """What the routes know of a model."""
-
-    created: int  # the time of its file, in Unix seconds
-
-    @property
-    def can_translate(self) -> bool:
-        """Whether it was trained to translate into English."""
-
-    def transcribe(self, source: IO[bytes], options: Options) -> Items:
-        """Yield segments, then the transcript; close `source` at the end."""
-
-
-class Transcriber(Protocol):
-    """What the routes know of the models together, and of their state."""
-
-    names: tuple[str, ...]  # under which models are listed
-
-    def find(self, name: str, task: Task = "transcribe") -> Model | None:
-        """Return the model for a name, or, for a translation, another one if that one cannot translate."""
-
-    def health(self) -> dict[str, Any]:
-        """Describe the state, with a boolean `ready`."""
-
-    def unready(self) -> str | None:
-        """Say why requests should go elsewhere; None if they need not."""
-
-    @property
-    def queue_seconds(self) -> float:
-        """How long a request that came now would wait."""
-
-    def require_ready(self) -> None:
-        """Raise Busy while the models are being loaded."""
-
-    def require_room(self) -> None:
-        """Raise Busy if no queue has room."""
-
-
-def add_routes(app: FastAPI, prefix: str, transcriber: Transcriber) -> None:
+def add_routes(app: FastAPI, prefix: str, models: Models) -> None:
     """Add the routes of both tasks below a prefix."""
     document = {"requestBody": form.OPENAPI_BODY}
 
     @app.post(f"{prefix}/audio/transcriptions", openapi_extra=document, response_class=Response)
     async def transcriptions(request: Request) -> Response:
-        return await _answer(request, "transcribe", transcriber)
+        return await _answer(request, "transcribe", models)
 
     @app.post(f"{prefix}/audio/translations", openapi_extra=document, response_class=Response)
     async def translations(request: Request) -> Response:
-        return await _answer(request, "translate", transcriber)
+        return await _answer(request, "translate", models)
 
 
-async def _answer(request: Request, task: Task, transcriber: Transcriber) -> Response:
+async def _answer(request: Request, task: Task, models: Models) -> Response:
     claim_share(request.scope)
-    transcriber.require_ready()
+    models.require_ready()
     # A small upload is read even when the queue is full: it may repeat a recording that is being transcribed already.
     length = request.headers.get("content-length", "")
     if not (length.isascii() and length.isdigit()) or int(length[:20]) > MultiPartParser.spool_max_size:
-        transcriber.require_room()
+        models.require_room()
     data = await _parsed(request)
     fields: dict[str, list[str]] = {}
     upload: UploadFile | None = None
@@ -112,7 +70,7 @@ async def _answer(request: Request, task: Task, transcriber: Transcriber) -> Res
         raise form.missing_file()
     note(request.scope, file=(upload.filename or "")[:LONGEST_NAME])
     try:
-        model = _find(form.model(fields), task, transcriber)
+        model = models.find(form.model(fields), task)
         asked = form.parse(fields, task, known_languages=model.languages)
         # The model closes the file: when requests are coalesced, the transcription may outlive this request.
         items = model.transcribe(upload.file, asked.options)
@@ -133,14 +91,6 @@ async def _answer(request: Request, task: Task, transcriber: Transcriber) -> Res
     # To cut an hour into lines takes a second or two.
     body = render() if asked.shape.lines is None else await asyncio.to_thread(render)
     return Response(body, media_type=formats.CONTENT_TYPES[asked.shape.name])
-
-
-def _find(name: str, task: Task, transcriber: Transcriber) -> Model:
-    """Return the model for a name; raise UnknownModel for a name that means none."""
-    model = transcriber.find(name, task)
-    if model is None:
-        raise UnknownModel(name, transcriber.names)
-    return model
 
 
 def _describe(scope: Scope, transcript: Transcript) -> None:

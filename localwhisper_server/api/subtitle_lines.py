@@ -7,11 +7,11 @@ seconds, at up to 21 characters a second: the limits of Netflix's and the BBC's 
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise, zip_longest
-from typing import Final
+from itertools import accumulate, pairwise, zip_longest
+from typing import Final, Literal
 
 from localwhisper_server.types import Segment
 
@@ -38,8 +38,17 @@ _SENTENCE_ENDS = ".!?…。！？؟۔।"  # noqa: RUF001 - other scripts have t
 _CLAUSE_ENDS = ",;:—–、，；：،؛"  # noqa: RUF001
 _CLOSING = "\"'”’»)]」』）"  # noqa: RUF001
 
-# A letter of a script without spaces, with the marks after it, which begin no line.
-_LETTER = re.compile(f".[{re.escape(_SENTENCE_ENDS + _CLAUSE_ENDS + _CLOSING)}]*", re.DOTALL)
+_ENDS = _SENTENCE_ENDS + _CLAUSE_ENDS + _CLOSING
+_OPENING = "([{「『（《〈【〔“‘«¿¡เแโใไເແໂໃໄ"  # noqa: RUF001 - with the vowels that Thai and Lao write first
+# Letters of scripts that have no spaces between words: Thai, Lao, Burmese, Khmer, Chinese and Japanese.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u3190-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff01-\uff9f\U00020000-\U0003ffff]"
+)
+# Such a period ends no sentence: a name follows.
+_TITLE = re.compile(r"(?<!\w)(Mr|Mrs|Ms|Dr|St|Prof|Sr|Sra|Mme|[A-HJ-Z])\.$")
+# What of these scripts begins no line: small kana, marks of repetition and length, vowels that follow their consonant.
+_FOLLOWING = "ぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮヵヶーｰ々ゝゞヽヾะาำๅๆฯະາຳໆ・"
+_KATAKANA = re.compile("[\u30a0-\u30ff\uff66-\uff9f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +86,14 @@ def _columns(letter: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Word:
-    """A word with the space before it. `columns` counts both, `space` the space alone."""
+    """A word with the space before it. `columns` counts both, `space` the space alone. `mark` is what it ends."""
 
     text: str
     start: float
     end: float
     columns: int
     space: int
+    mark: Literal["sentence", "clause", "nothing"]
 
 
 def cues(segments: Sequence[Segment], limits: LineLimits) -> list[Cue]:
@@ -91,7 +101,7 @@ def cues(segments: Sequence[Segment], limits: LineLimits) -> list[Cue]:
 
     A break comes at the end of a sentence, at a comma or in a pause wherever the limits leave a choice.
     """
-    words = [word for segment in segments for word in _timed(segment)]
+    words = [word for segment in segments for word in _timed(segment, limits.max_width)]
     cuts = [at for at in range(1, len(words)) if words[at].start - words[at - 1].end >= LONGEST_PAUSE]
     groups = []
     for first, last in pairwise([0, *cuts, len(words)] if words else []):
@@ -100,30 +110,75 @@ def cues(segments: Sequence[Segment], limits: LineLimits) -> list[Cue]:
     return _shown(groups, limits)
 
 
-def _timed(segment: Segment) -> list[_Word]:
-    """Return a segment's words; where it has no times of words, the parts of its text, timed by their width."""
+def _timed(segment: Segment, columns: int | None) -> list[_Word]:
+    """Return the parts of a segment that are never cut: words; in a script without spaces, what has a time of its own.
+
+    Only such a script's parts are cut within, where they are wider than a line's `columns`.
+    """
+    text, owners, times = segment.text, *_owners(segment)
+    found = []
+    for match in re.finditer(r"\S+", text):
+        first, last = match.span()
+        cuts = [
+            at for at in range(first + 1, last) if owners[at] != owners[at - 1] and _may_part(text[at - 1], text[at])
+        ]
+        for begin, end in pairwise([first, *cuts, last]):
+            for start, until in _fitted(text, begin, end, columns):
+                # Punctuation may belong to the word before or after; the letters say when the part is spoken.
+                spoken = [owners[at] for at in range(start, until) if text[at].isalnum()] or owners[start:until]
+                space = " " if start == first and first else ""
+                part = space + text[start:until]
+                begins, ends = times[spoken[0]][0], times[spoken[-1]][1]
+                found.append(_Word(part, begins, max(begins, ends), width(part), len(space), _mark(part)))
+    return found
+
+
+def _owners(segment: Segment) -> tuple[list[int], list[tuple[float, float]]]:
+    """Return whose each letter of the text is: the number of a word in the list of times, the second value.
+
+    Where a segment has no times of words, each letter has its own, by its width.
+    """
     text = segment.text
-    if segment.words:
-        pieces, at = [], 0
-        for word in segment.words:
-            found = text.find(word.text.strip(), at)
-            until = found + len(word.text.strip()) if found >= 0 else at
-            pieces.append((text[at:until], word.start, word.end))
-            at = until
-        pieces[-1] = (pieces[-1][0] + text[at:], *pieces[-1][1:])
-    else:
-        parts = [f" {part}" for part in text.split()]
-        if len(parts) == 1 and width(text) > len(text):  # a script without spaces
-            parts = _LETTER.findall(text.strip())
-        times = [segment.start]
-        for part in parts:
-            times.append(times[-1] + (segment.end - segment.start) * width(part) / max(width("".join(parts)), 1))
-        pieces = list(zip(parts, times, times[1:], strict=False))
-    return [
-        _Word(piece.rstrip(), start, max(start, end), width(piece.rstrip()), len(piece) - len(piece.lstrip()))
-        for piece, start, end in pieces
-        if piece.strip()
+    owners: list[int] = []
+    for number, word in enumerate(segment.words):
+        spoken = word.text.strip()
+        found = text.find(spoken, len(owners))
+        if found >= 0:
+            owners += [number] * (found + len(spoken) - len(owners))
+    if owners:
+        owners += [owners[-1]] * (len(text) - len(owners))
+        return owners, [(word.start, word.end) for word in segment.words]
+    clocks = list(accumulate((_columns(letter) for letter in text), initial=0))
+    second = (segment.end - segment.start) / max(clocks[-1], 1)
+    return list(range(len(text))), [
+        (segment.start + first * second, segment.start + last * second) for first, last in pairwise(clocks)
     ]
+
+
+def _may_part(before: str, after: str) -> bool:
+    """Return whether a line may end between two letters without a space."""
+    pair = before + after
+    return bool(
+        _UNSPACED.search(pair)
+        and after not in _ENDS + _FOLLOWING
+        and unicodedata.category(after)[0] != "M"
+        and before not in _OPENING
+        and not pair.isdigit()
+        and not (_KATAKANA.match(before) and _KATAKANA.match(after))
+    )
+
+
+def _fitted(text: str, first: int, last: int, columns: int | None) -> Iterator[tuple[int, int]]:
+    """Yield the part of a text; what is wider than a line is cut beside letters of scripts without spaces."""
+    begin = allowed = first
+    for at in range(first + 1, last):
+        after = text[at]
+        if _UNSPACED.search(text[at - 1] + after) and after not in _ENDS and unicodedata.category(after)[0] != "M":
+            allowed = at
+        if allowed > begin and columns is not None and width(text[begin : at + 1]) > columns:
+            yield begin, allowed
+            begin = allowed
+    yield begin, last
 
 
 def _ends_of_cues(words: Sequence[_Word], limits: LineLimits) -> list[int]:
@@ -145,7 +200,7 @@ def _ends_of_cues(words: Sequence[_Word], limits: LineLimits) -> list[int]:
             bad = before + _badness(words, first, end, columns, sentences)
             if bad < best[end][0]:
                 best[end] = bad, first
-            sentences += _ends(last.text, _SENTENCE_ENDS)
+            sentences += last.mark == "sentence"
     ends, at = [], len(words)
     while at:
         ends.append(at)
@@ -170,15 +225,18 @@ def _badness(words: Sequence[_Word], first: int, end: int, columns: int, sentenc
 
 
 def _kind_of_break(last: _Word, following: _Word | None) -> str:
-    if following is None or _ends(last.text, _SENTENCE_ENDS):
+    if following is None or last.mark == "sentence":
         return "sentence"
-    if _ends(last.text, _CLAUSE_ENDS):
-        return "clause"
-    return "rest" if following.start - last.end >= REST else "nothing"
+    if last.mark == "nothing" and following.start - last.end >= REST:
+        return "rest"
+    return last.mark
 
 
-def _ends(text: str, marks: str) -> bool:
-    return text.rstrip(_CLOSING)[-1:] in tuple(marks)
+def _mark(text: str) -> Literal["sentence", "clause", "nothing"]:
+    last = text.rstrip(_CLOSING)[-1:]
+    if not last or last not in _SENTENCE_ENDS + _CLAUSE_ENDS or _TITLE.search(text):
+        return "nothing"
+    return "sentence" if last in _SENTENCE_ENDS else "clause"
 
 
 def _columns_of(words: Sequence[_Word]) -> int:
@@ -231,8 +289,7 @@ def _first_of_several(
         line = _with(line, last)
         if not _is_line(*line, limits):
             break
-        natural = _ends(last.text, _SENTENCE_ENDS + _CLAUSE_ENDS)
-        uneven = float(line[1]) ** 2 * (_NATURAL if natural else 1.0)
+        uneven = float(line[1]) ** 2 * (1.0 if last.mark == "nothing" else _NATURAL)
         best = min(best, (uneven + rest[end][0], end))
     return best
 
@@ -243,7 +300,7 @@ def _shown(groups: Sequence[Sequence[_Word]], limits: LineLimits) -> list[Cue]:
     for words, following in zip_longest(groups, groups[1:]):
         start = max(words[0].start, made[-1].end if made else 0.0)
         to_read = max(SHORTEST_SECONDS, _columns_of(words) / FASTEST)
-        end = max(words[-1].end, start + min(to_read, LONGEST_SECONDS))
+        end = min(max(words[-1].end, start + to_read), start + LONGEST_SECONDS)
         if following:
             end = max(min(end, following[0].start), start)
         made.append(Cue(start, end, _lines(words, limits)))

@@ -30,10 +30,18 @@ LEAST_CLUSTER_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Clusters:
-    """`labels` has the cluster of each voice, from 0; the first clusters are those of the `references`."""
+    """`labels` has the cluster of each voice, from 0; the first clusters are those of the `references`.
+
+    `centroids` are the clusters' mean embeddings, of length 1.
+    """
 
     labels: npt.NDArray[np.int64]
-    count: int
+    centroids: npt.NDArray[np.float32]
+
+    @property
+    def count(self) -> int:
+        """How many clusters there are, empty ones of references included."""
+        return len(self.centroids)
 
 
 def cluster(
@@ -44,7 +52,8 @@ def cluster(
     `references` are voices of known speakers. Cluster i is that of reference i, and may be empty.
     """
     if not voices:
-        return Clusters(np.empty(0, np.int64), len(references))
+        known = np.array(references, np.float32) if references else np.empty((0, 0), np.float32)
+        return Clusters(np.empty(0, np.int64), known)
     founding = _founding(voices)
     groups = _Groups([voices[at] for at in founding], references, most)
     groups.merge_references(similar)
@@ -56,7 +65,7 @@ def cluster(
     groups.merge_small()
     groups.merge_down()
     centroids = groups.centroids()
-    return Clusters(_assigned(voices, centroids), len(centroids))
+    return Clusters(_assigned(voices, centroids), centroids)
 
 
 def _founding(voices: Sequence[Voice]) -> list[int]:

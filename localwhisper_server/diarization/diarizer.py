@@ -115,7 +115,13 @@ class Diarization:
 
         """
         await asyncio.to_thread(self._wait)
-        return await asyncio.wrap_future(self._submit_last(references, most))
+        try:
+            return await asyncio.wrap_future(self._submit_last(references, most))
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise Stopping from None  # the thread's work was cancelled, not the request
 
     def close(self) -> None:
         """Drop all that is not done; `add` then takes nothing."""
@@ -134,7 +140,10 @@ class Diarization:
                 raise Stopping
 
     def _submit_last(self, references: Sequence[Samples], most: int | None) -> Future[Timeline]:
-        return self._thread.submit(self._finish, references, most)
+        with self._changed:
+            if self._closed:
+                raise Stopping
+            return self._thread.submit(self._finish, references, most)
 
     def _work(self) -> None:
         """Do one block, and queue for the next one behind other recordings."""
@@ -164,7 +173,7 @@ class Diarization:
         known = [embedded(self._networks(), reference) for reference in references]
         voices = [voice for window in self._windows for voice in window.voices]
         found = cluster(voices, references=known, most=most)
-        return Timeline.of(self._windows, found.labels, found.count)
+        return Timeline.of(self._windows, found)
 
 
 def embedded(networks: Networks, samples: Samples) -> Embedding:

@@ -9,7 +9,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from localwhisper_client import __version__
-from localwhisper_client.shared.extras import install_command
+from localwhisper_client.shared import install_command
 from localwhisper_server.operations.host import interface_addresses
 
 if TYPE_CHECKING:

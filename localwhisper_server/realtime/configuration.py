@@ -81,7 +81,7 @@ def update(
 ) -> Configuration:
     """Return the configuration after `session` of an update; fields that are not sent stay as they are.
 
-    `knows` says whether a model is served under a name. With `beta`, `pcm16` is at 16 kHz.
+    `knows` says whether a name is of the session's model. With `beta`, `pcm16` is at 16 kHz.
 
     Raises:
         InvalidRequest: a field is malformed or cannot be honoured; `param` names it.
@@ -116,7 +116,7 @@ def update(
         model = sent_fields.get("model") or after.model
         if not isinstance(model, str) or not knows(model):
             raise InvalidRequest(
-                f"The model '{str(model)[:128]}' does not exist on this server.",
+                f"This session's model is '{after.model}', not '{str(model)[:128]}'. Open a session for each model.",
                 param=f"{names['transcription']}.model",
                 code="model_not_found",
             )

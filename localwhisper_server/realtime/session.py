@@ -41,7 +41,7 @@ Event = dict[str, Any]
 class Session:
     """One session. `new_detector` gives a speech detector, `parse` checks the options of a transcription.
 
-    `knows` says whether a model is served under a name; `model` is the one to begin with. With `beta` the session
+    `knows` says whether a name is of the session's model; `model` is the one to begin with. With `beta` the session
     object has the beta's form until an update has the other. `now` is in seconds from any start, `unix_time` the time
     of day. `new_id` makes an id that begins with a prefix.
     """

@@ -38,6 +38,29 @@ class Job:
     long: bool = False
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """A batch that the model is decoding, and when that began."""
+
+    jobs: list[Job]
+    since: float
+
+    @property
+    def seconds(self) -> float:
+        """How much sound it is."""
+        return sum(job.chunk.seconds for job in self.jobs)
+
+    @property
+    def frames(self) -> int:
+        """The longest window, in frames of 10 ms; all chunks are encoded with it."""
+        return max(job.frames for job in self.jobs)
+
+    @property
+    def long(self) -> bool:
+        """Whether it holds a chunk of a long recording."""
+        return any(job.long for job in self.jobs)
+
+
 @dataclass(slots=True, eq=False)
 class _Request:
     """An open request: admitted, and not yet left."""

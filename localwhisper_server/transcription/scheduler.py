@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from localwhisper_server.errors import Busy, EngineFailed, ServerError, Stopping
 from localwhisper_server.observer import ModelObserver, request_id
-from localwhisper_server.transcription.queue import FairQueue, Job
+from localwhisper_server.transcription.queue import Batch, FairQueue, Job
 from localwhisper_server.types import BatchLimits
 from localwhisper_server.whisper.chunks import Chunk, ChunkResult
 
@@ -24,26 +24,6 @@ FIRST_SPEED = 5.0
 RESERVED_SECONDS = 20.0
 # A model that is to be unloaded first finishes all messages that come within so many seconds, if it can by the latter.
 FINISH_SECONDS, FINISH_AT_MOST_SECONDS = 5.0, 30.0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Batch:
-    """A batch that the model is decoding, and when that began."""
-
-    jobs: list[Job]
-    since: float
-
-    @property
-    def seconds(self) -> float:
-        return sum(job.chunk.seconds for job in self.jobs)
-
-    @property
-    def frames(self) -> int:
-        return max(job.frames for job in self.jobs)
-
-    @property
-    def long(self) -> bool:
-        return any(job.long for job in self.jobs)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,7 +92,7 @@ class Scheduler:
         self._changed = threading.Condition()
         self._closed = False
         self._refusal: ServerError | None = None
-        self._in_flight: list[_Batch] = []
+        self._in_flight: list[Batch] = []
         self._reserved_until = -math.inf
         self._finish_until: float | None = None  # messages that come until then are finished
         self._finishing: set[Hashable] | None = None  # the requests to work for; None for all
@@ -190,9 +170,6 @@ class Scheduler:
             self._queue.admit(ticket, bulk=bulk, live=live)
             self._finishing = self._messages()
         return ticket
-
-    def _reserve(self) -> None:
-        self._reserved_until = self._clock() + RESERVED_SECONDS
 
     def send_away(self, refusal: ServerError, *, later_than: float) -> None:
         """Fail the requests that have not begun and would not end within so many seconds at the present speed."""
@@ -305,13 +282,13 @@ class Scheduler:
                     self._speed += (max(batch.seconds / took, 1e-3) - self._speed) / 4
             self._progressed()
 
-    def _next(self) -> _Batch | None:
+    def _next(self) -> Batch | None:
         """Wait for the next batch, and be idle meanwhile; None when closed."""
         pause: float | None = 0.0
         while True:
             with self._changed:
                 batch = self._changed.wait_for(lambda: self._closed or self._take(), pause)
-                if isinstance(batch, _Batch):
+                if isinstance(batch, Batch):
                     return batch
                 if self._closed:
                     return None
@@ -323,7 +300,7 @@ class Scheduler:
             # worker decodes, the model is in use: that worker calls `idle` when it is done.
             pause = None if since is None else self._be_idle(since)
 
-    def _take(self) -> _Batch | None:
+    def _take(self) -> Batch | None:
         """Begin the next batch of chunks whose futures are not cancelled; None if there is none for this worker."""
         crowded = len(self._in_flight) + self._others() >= len(self._threads)
         if crowded and not all(batch.long for batch in self._in_flight):
@@ -339,7 +316,7 @@ class Scheduler:
             if not taken:
                 return None
             if jobs := [job for job in taken if job.future.set_running_or_notify_cancel()]:
-                batch = _Batch(jobs, self._clock())
+                batch = Batch(jobs, self._clock())
                 self._in_flight.append(batch)
                 for job in jobs:
                     self._observer.waited(batch.since - job.since)
@@ -356,6 +333,9 @@ class Scheduler:
         running = sum(len(batch.jobs) for batch in self._in_flight)
         waiting = self._queue.waiting
         return min(math.ceil(waiting / idle), max(1, (waiting + running) // len(self._threads)))
+
+    def _reserve(self) -> None:
+        self._reserved_until = self._clock() + RESERVED_SECONDS
 
     @property
     def _reserved(self) -> bool:

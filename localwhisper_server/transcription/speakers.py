@@ -21,6 +21,8 @@ from localwhisper_server.types import SAMPLE_RATE, KnownSpeaker, Options, Sample
 UNCHUNKED_SECONDS = 30.0
 REFERENCE_SECONDS = (2.0, 10.0)
 TOLERATED_SECONDS = 0.25
+# The largest sample of a reference without a voice, -54 dB; a microphone that is switched off gives less.
+SILENT = 0.002
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,9 @@ class SpeakerTranscriber:
         seconds = samples.size / SAMPLE_RATE
         if not least - TOLERATED_SECONDS <= seconds <= most + TOLERATED_SECONDS:
             message = f"The reference of '{speaker.name}' is {seconds:.1f} s long. It must be {least:g} to {most:g} s."
+            raise InvalidRequest(message, param="known_speaker_references", code="invalid_value")
+        if np.abs(samples).max() < SILENT:
+            message = f"The reference of '{speaker.name}' is silent. Send 2 to 10 s of this speaker alone."
             raise InvalidRequest(message, param="known_speaker_references", code="invalid_value")
         return samples
 

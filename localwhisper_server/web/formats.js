@@ -9,10 +9,14 @@ function clock(seconds, mark) {
   return `${part(hours, 2)}:${part(minutes, 2)}:${part(whole, 2)}${mark}${part(total % 1000, 3)}`;
 }
 
+// A player takes "<" in vtt for a tag and shows nothing of it.
+const escaped = (text) => text.replace(/&(?=#?\w+;)/g, "&amp;").replaceAll("<", "&lt;");
+
 function cues(transcript, mark, number) {
   return transcript.cues.map(({ start, end, lines }, at) => {
     // An arrow inside the text would end the cue's line of times for some players.
-    const text = lines.join("\n").replaceAll("-->", "->");
+    const plain = lines.join("\n").replaceAll("-->", "->");
+    const text = mark === "." ? escaped(plain) : plain;
     return `${number ? `${at + 1}\n` : ""}${clock(start, mark)} --> ${clock(end, mark)}\n${text}\n\n`;
   });
 }

@@ -20,7 +20,8 @@ REPOSITORIES = {
 HABITUAL_NAMES = frozenset(
     [
         *("whisper", "whisper-large-v3", "whisper-large-v3-turbo", "distil-whisper-large-v3-en", "openai/whisper"),
-        *(f"openai/{name}" for name in openai_models.NAMES),
+        *openai_models.LIVE_NAMES,
+        *(f"openai/{name}" for name in (*openai_models.NAMES, *openai_models.LIVE_NAMES)),
         *(f"openai/whisper-{size}" for size in REPOSITORIES),
     ]
 )

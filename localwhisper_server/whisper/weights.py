@@ -20,7 +20,7 @@ import huggingface_hub
 import huggingface_hub.errors
 import platformdirs
 
-from localwhisper_client.shared.extras import install_command
+from localwhisper_client.shared import install_command
 from localwhisper_server.whisper.model_names import REPOSITORIES, folder_named
 
 logger = logging.getLogger(__name__)

@@ -28,9 +28,9 @@ def tune(monkeypatch: pytest.MonkeyPatch) -> Any:
         return importlib.import_module("tune")
 
 
-def clip(tune: Any, name: str, reference: str, kind: str = "clean") -> Any:
+def clip(tune: Any, name: str, reference: str, group: str = "clean") -> Any:
     """Return a clip without sound."""
-    return tune.corpus.Clip(name, 3.0, "en" if reference else "zxx", reference, "shared", kind, "none")
+    return tune.corpus.Clip(name, 3.0, "en" if reference else "zxx", reference, group, "read", "none")
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_thresholds_decide_which_answer_counts(
     assert found.worse == (0.5 if errors else 0)
 
 
-def test_shares_by_kind(tune: Any, recorded: Any) -> None:
+def test_shares_by_group(tune: Any, recorded: Any) -> None:
     """What is decoded twice, of the clean clips and of the others."""
     found = tune.outcome(*recorded, tune.key(tune.WINDOW_IN_USE), -0.6, 0.0)
     assert (found.again, found.again_easy, found.again_hard) == (pytest.approx(1 / 3), 0.0, 1.0)

@@ -22,16 +22,6 @@ def certificates_once() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees the settings of the machine it runs on."""
-    import os
-
-    for name in list(os.environ):
-        if name.startswith(("OPENAI_", "AZURE_OPENAI_", "LOCALWHISPER_")) or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-
-
 @pytest.fixture
 def module_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Start without the module's client of another test, and without what the SDK's own wrote into its settings."""

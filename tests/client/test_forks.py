@@ -37,13 +37,13 @@ def getaddrinfo(host, *rest, **options):
         return resolve(host, *rest, **options)
     looked_up.set()
     if os.getpid() == parent:
-        forked.wait(20)
+        forked.wait(60)
     return resolve("127.0.0.1", *rest, **options)
 
 socket.getaddrinfo = getaddrinfo
 host = "127.0.0.1" if moment in ("idle", "locked") else "pc.local"
 kind = LocalWhisper if flavour == "sync" else AsyncLocalWhisper
-client = kind(local_base_url=f"http://{host}:{port}/v1", timeout=15, connect_timeout=15)
+client = kind(local_base_url=f"http://{host}:{port}/v1", timeout=60, connect_timeout=60)
 finder = discovery.Discovery(None, tuple)
 
 def call():
@@ -74,7 +74,7 @@ if host == "pc.local":
     heard = []
     thread = threading.Thread(target=lambda: heard.append(call()), daemon=True)
     thread.start()
-    assert looked_up.wait(20)
+    assert looked_up.wait(60)
 child = os.fork()
 if child == 0:
     try:
@@ -86,7 +86,7 @@ forked.set()
 for lock in held:
     lock.release()
 if host == "pc.local":
-    thread.join(20)
+    thread.join(60)
 print("parent:", heard[0] if host == "pc.local" else call(), flush=True)
 """
 
@@ -112,7 +112,7 @@ def test_parent_and_child_go_on_after_a_fork(moment: str, flavour: str, tmp_path
             env={**os.environ, "LOCALWHISPER_LEDGER": str(tmp_path / "ledger.sqlite3")},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=200,
             check=False,
         )
     assert program.stdout.splitlines() == [f"child: {TEXT} () True", f"parent: {TEXT}"], program.stderr

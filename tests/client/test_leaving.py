@@ -320,10 +320,10 @@ def test_azure_is_its_own_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("LOCALWHISPER_BASE_URL", f"http://127.0.0.1:{port}/v1")
         monkeypatch.setenv("LOCALWHISPER_POLICY", "cloud")
         options = {**AZURE, "azure_endpoint": azure.url.removesuffix("/v1")}
-        client = localwhisper.AzureOpenAI(policy="cloud", **options)
-        assert client.audio.transcriptions.create(model="mine", file=b"x").text == TEXT
-        with pytest.raises(LocalServerUnavailable), localwhisper.policy("local_only"):
-            client.audio.transcriptions.create(model="mine", file=b"x")
+        with localwhisper.AzureOpenAI(policy="cloud", **options) as client:
+            assert client.audio.transcriptions.create(model="mine", file=b"x").text == TEXT
+            with pytest.raises(LocalServerUnavailable), localwhisper.policy("local_only"):
+                client.audio.transcriptions.create(model="mine", file=b"x")
         (call,) = azure.calls
     assert call.path == "/openai/deployments/mine/audio/transcriptions?api-version=1"
     assert call.headers["api-key"] == "k"
@@ -332,8 +332,8 @@ def test_azure_is_its_own_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_audio_of_a_chat_is_the_callers_own_doing() -> None:
     """Only speech-to-text is ours: a chat goes where it went, sound in it or not, and so does text to be spoken."""
-    with serving(says(200, b"application/json", json.dumps({"choices": []}).encode())) as elsewhere:
-        client = LocalWhisper(base_url=elsewhere.url, api_key="k")
+    answer = says(200, b"application/json", json.dumps({"choices": []}).encode())
+    with serving(answer) as elsewhere, LocalWhisper(base_url=elsewhere.url, api_key="k") as client:
         sound: Any = {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}
         client.chat.completions.create(model="m", messages=[{"role": "user", "content": [sound]}])
         client.audio.speech.create(model="m", voice="alloy", input="hello")

@@ -1,8 +1,10 @@
 """One real server process with the base model, for every test that does not kill it."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import openai
 import pytest
 
 from localwhisper_client.server_process import ServerProcess, serving
@@ -17,8 +19,8 @@ FRENCH = VOICES / "fr-5s.ogg"
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[ServerProcess]:
-    """A ready server with the base model on a free loopback port."""
-    with serving("--model", "base") as running:
+    """A ready server with the base model on a free loopback port; what it has not, it does not look for on a hub."""
+    with serving("--model", "base", environ=os.environ | {"HF_HUB_OFFLINE": "1"}) as running:
         yield running
 
 
@@ -35,3 +37,10 @@ def stock(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> ServerProce
     monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
     monkeypatch.setenv("OPENAI_API_KEY", "whatever")
     return server
+
+
+@pytest.fixture
+def client(stock: ServerProcess) -> Iterator[openai.OpenAI]:
+    """The stock SDK's client, which finds the server in its environment."""
+    with openai.OpenAI(max_retries=0) as made:
+        yield made

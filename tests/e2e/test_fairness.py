@@ -27,26 +27,31 @@ def _ask(http: httpx2.Client, server: ServerProcess, prompt: str, file: bytes) -
 def _silences(server: ServerProcess) -> Iterator[None]:
     """Keep the server busy with files of 5.9 h of silence; their callers hang up at the end."""
     silence = opus_of_silence(hours=5.9)
-    clients = [httpx2.Client(timeout=120) for _ in range(SILENT)]
+    clients = [httpx2.Client(timeout=280) for _ in range(SILENT)]
     with ThreadPoolExecutor(SILENT) as pool:
         for number, client in enumerate(clients):
             pool.submit(_ask, client, server, f"silence {number}", silence)
         try:
-            until = time.monotonic() + 60
+            until = time.monotonic() + 120
             while server.health()["requests"] < SILENT:
                 assert time.monotonic() < until
                 time.sleep(0.1)
             yield
         finally:
             server.process.kill()  # a stop would wait for them
+    for client in clients:
+        client.close()
 
 
 def test_a_message_does_not_wait_for_hours_of_silence(frail_server: ServerProcess) -> None:
-    """It is prepared between the short steps of three such files, which take minutes; so `benchmarks/fairness.py`."""
+    """It is prepared between the short steps of three such files, which are still at work when the last is answered.
+
+    The bound of time is far below the minutes that the three take; `benchmarks/fairness.py` has a sharper one.
+    """
     voice = ENGLISH.read_bytes()
-    with httpx2.Client(timeout=120) as http:
+    with httpx2.Client(timeout=280) as http:
         alone = [_ask(http, frail_server, f"alone {number}", voice) for number in range(3)]
         with _silences(frail_server):
             beside = [_ask(http, frail_server, f"beside {number}", voice) for number in range(3)]
             assert frail_server.health()["requests"] == SILENT
-    assert statistics.median(beside) < 5 * statistics.median(alone) + 1.0
+    assert statistics.median(beside) < 10 * statistics.median(alone) + 20.0

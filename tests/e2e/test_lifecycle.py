@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -29,11 +30,11 @@ ENGLISH = conftest.ENGLISH.read_bytes()
 LONG = conftest.LONG.read_bytes()
 SECONDS = 120.0
 # The nox session `fuzz` sets more.
-ROUNDS = int(os.environ.get("ROUNDS", "3"))
+ROUNDS = int(os.environ.get("ROUNDS", "2"))
 
 
-def _until(condition: Callable[[], object], seconds: float = SECONDS) -> None:
-    until = time.monotonic() + seconds
+def _until(condition: Callable[[], object]) -> None:
+    until = time.monotonic() + SECONDS
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.02)
@@ -79,7 +80,7 @@ def _caller(url: str, data: bytes) -> Iterator[Future[httpx2.Response]]:
         yield pool.submit(_ask, url, data)
 
 
-@pytest.mark.parametrize("moment", [0.0, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("moment", [0.0, 0.5])
 def test_a_stop_while_the_model_loads(moment: float) -> None:
     """Exit status 0, at once, without a crash of the thread that loads."""
     process = subprocess.Popen(
@@ -137,25 +138,26 @@ def test_what_does_not_fit_into_the_drain_is_refused(temporary: Path) -> None:
     ("signals", "status"), [([signal.SIGTERM, signal.SIGTERM], 0), ([signal.SIGINT], 130)], ids=["twice", "ctrl-c"]
 )
 def test_a_second_stop_does_not_wait(signals: list[signal.Signals], status: int) -> None:
-    """A second SIGTERM, or Ctrl-C, ends the server at once; the bound of 10 s is for slow machines."""
-    with serving("--model", "tiny.en") as server:
+    """A second SIGTERM, or Ctrl-C, ends the server, and the open request is not answered, though it had the time."""
+    with serving("--model", "tiny.en", "--drain", "280") as server:
         children = _children(server.process.pid)
-        with _caller(server.url, LONG * 10):
+        with _caller(server.url, LONG * 10) as asked:
             _until(lambda: server.health()["requests"] == 1)
-            for number in signals:
+            *first, last = signals
+            for number in first:
                 server.process.send_signal(number)
-                time.sleep(0.3)  # two signals at once would be one
-            started = time.monotonic()
+                _until(lambda: not _accepts(server.url))  # two signals at once would be one
+            server.process.send_signal(last)
             assert server.process.wait(SECONDS) == status
-            assert time.monotonic() - started < 10
+        assert isinstance(asked.exception(), httpx2.TransportError)
         _until(lambda: not any(_alive(pid) for pid in children))
 
 
-def test_ready_and_health(frail_server: ServerProcess) -> None:
+def test_ready_and_health(server: ServerProcess) -> None:
     """/ready is true once the model is loaded, with and without /v1; /health has its fields."""
     for path in ("/ready", "/v1/ready"):
-        assert httpx2.get(frail_server.url + path).json() == {"ready": True, "reason": None}
-    assert {"status", "ready", "model", "loaded", "device", "requests", "queue_seconds"} <= set(frail_server.health())
+        assert httpx2.get(server.url + path).json() == {"ready": True, "reason": None}
+    assert {"status", "ready", "model", "loaded", "device", "requests", "queue_seconds"} <= set(server.health())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
@@ -189,41 +191,45 @@ def test_kill_9_of_decoders_and_clients(frail_server: ServerProcess, temporary: 
     assert not list(temporary.iterdir())
 
 
-def _free_port() -> tuple[int, str]:
-    """Return a free port, and the URL of a server on it."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    return port, f"http://127.0.0.1:{port}"
+_LISTENING = re.compile(r"listening on (http://\S+) and")
+
+
+def _url(log: Path) -> str:
+    """Wait until a server has written its address into its log; return it."""
+    _until(lambda: log.exists() and _LISTENING.search(log.read_text()))
+    return _LISTENING.findall(log.read_text())[-1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
 def test_kill_9_of_the_server_under_a_supervisor(temporary: Path) -> None:
     """As under systemd: started again, it reports by sd_notify and to its watchdog; no process and no file is left."""
-    port, url = _free_port()
     address = str(temporary.parent / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(address)
         notify.settimeout(SECONDS)
         environ = os.environ | {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "2000000"}
-        command = [sys.executable, "-m", "localwhisper_server", "--model", "tiny.en", "--port", str(port)]
         for number in range(ROUNDS):
+            log = temporary.parent / f"{number}.log"
+            command = [sys.executable, "-m", "localwhisper_server", "--model", "tiny.en", "--port", "0"]
+            command += ["--log-file", str(log)]
             with subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL) as process:
                 try:
                     while (said := notify.recv(99)) != b"READY=1":
                         assert said == b"WATCHDOG=1"  # reported while the model loads, too
+                    url = _url(log)
                     assert _ask(url).status_code == 200
                     assert notify.recv(99) == b"WATCHDOG=1"
                     children = _children(process.pid)
                     assert children
                     with _caller(url, LONG * 10):
-                        _until(lambda: ServerProcess(url, process).health()["requests"] == 1)
+                        _until(lambda: ServerProcess(url, process).health()["requests"] == 1)  # noqa: B023
                         last = number == ROUNDS - 1
                         process.send_signal(signal.SIGTERM if last else signal.SIGKILL)
                         if last:
                             process.send_signal(signal.SIGINT)
                 finally:
                     process.kill()
-            _until(lambda: not any(_alive(pid) for pid in children), 5)  # noqa: B023 - this round's
+            _until(lambda: not any(_alive(pid) for pid in children))  # noqa: B023 - this round's
             assert not list(temporary.iterdir())
             notify.settimeout(0)
             with contextlib.suppress(BlockingIOError):
@@ -239,7 +245,7 @@ def test_a_damaged_model_is_one_line(tmp_path: Path, damage: str) -> None:
     content = {"truncated": b"\x06\0\0\0\x0c\0WhisperSp", "empty": b"", "garbage": bytes(range(256)) * 40}[damage]
     (tmp_path / "model.bin").write_bytes(content)
     command = [sys.executable, "-m", "localwhisper_server", "--model", str(tmp_path), "--port", "0"]
-    done = subprocess.run([*command, "--log-level", "error"], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([*command, "--log-level", "error"], capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 65
     (line,) = done.stderr.splitlines()
     assert str(tmp_path) in line
@@ -247,15 +253,16 @@ def test_a_damaged_model_is_one_line(tmp_path: Path, damage: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
-def test_a_full_disk_under_the_log_stops_nothing() -> None:
-    """Requests are answered although no line can be written."""
-    port, url = _free_port()
-    command = [sys.executable, "-m", "localwhisper_server", "--model", "tiny.en", "--port", str(port)]
+def test_a_full_disk_under_the_log_stops_nothing(tmp_path: Path) -> None:
+    """Requests are answered although no line can be written to the console."""
+    log = tmp_path / "server.log"
+    command = [sys.executable, "-m", "localwhisper_server", "--model", "tiny.en", "--port", "0", "--log-file", str(log)]
     with open("/dev/full", "w") as full, subprocess.Popen(command, stderr=full) as process:  # noqa: PTH123 - a device
         try:
+            url = _url(log)
             _until(ServerProcess(url, process).ready)
             assert _ask(url).status_code == 200
             process.terminate()
-            assert process.wait(30) == 0
+            assert process.wait(SECONDS) == 0
         finally:
             process.kill()

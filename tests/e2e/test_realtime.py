@@ -121,15 +121,13 @@ async def test_four_sessions_beside_uploads(server: ServerProcess) -> None:
         answers = await asyncio.gather(*map(asyncio.wrap_future, uploads))
     assert all(len(plain(text)) > 5 for text in heard), heard
     assert all(len(plain(answer.text)) > 50 for answer in answers)
-    for _ in range(100):  # the server notices a closed connection a moment later
-        if server.health()["requests"] == 0:
-            return
-        await asyncio.sleep(0.05)
-    pytest.fail("a request is still open")
+    async with asyncio.timeout(60):  # the server notices a closed connection a moment later
+        while server.health()["requests"]:  # noqa: ASYNC110 - a poll with a bound
+            await asyncio.sleep(0.05)
 
 
-async def test_hang_ups_leave_nothing(frail_server: ServerProcess) -> None:
-    """A hundred connects and hang-ups at every state: no session stays open, and the next one is served."""
+async def test_hang_ups_leave_nothing(server: ServerProcess) -> None:
+    """Forty connects and hang-ups at every state: no session stays open, and the next one is served."""
 
     async def hang_up(client: AsyncOpenAI, number: int) -> None:
         with contextlib.suppress(OSError):
@@ -143,10 +141,10 @@ async def test_hang_ups_leave_nothing(frail_server: ServerProcess) -> None:
                     await connection.input_audio_buffer.commit()
                     await connection.recv()
 
-    async with AsyncOpenAI(base_url=frail_server.base_url, api_key="none") as client:
-        for first in range(0, 100, 10):
+    async with AsyncOpenAI(base_url=server.base_url, api_key="none") as client:
+        for first in range(0, 40, 10):
             await asyncio.gather(*(hang_up(client, number) for number in range(first, first + 10)))
         async with client.realtime.connect(extra_query=INTENT) as connection:
             heard, _ = await listen(connection, recording(ENGLISH), commit=True)
     assert len(plain(heard)) > 5
-    assert frail_server.health()["requests"] <= 1
+    assert server.health()["requests"] <= 1

@@ -14,15 +14,16 @@ from localwhisper_client.shared.openai_models import NAMES as OPENAI_NAMES
 from localwhisper_server.api.access_control import Rules
 from localwhisper_server.api.middleware import Limits
 from localwhisper_server.api.routes import create_app
+from localwhisper_server.errors import ServerError, UnknownModel
 from localwhisper_server.observer import ModelObserver
 from localwhisper_server.types import Segment, TokenLogprob, Transcript, Word
+from localwhisper_server.whisper.model_names import HABITUAL_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Sequence
 
     from starlette.types import ASGIApp
 
-    from localwhisper_server.errors import ServerError
     from localwhisper_server.types import Options
 
 LIMIT = 20_000_000
@@ -56,7 +57,7 @@ class FakeTranscriber:
 
     items: Sequence[Segment | Transcript | Exception | asyncio.Event] = (*SPOKEN, WHOLE)
     names: tuple[str, ...] = ("base", "org/base", *OPENAI_NAMES)
-    aliases: frozenset[str] = frozenset({"whisper", "whisper-large-v3", "openai/whisper-1", "openai/whisper-large-v3"})
+    aliases: frozenset[str] = HABITUAL_NAMES
     created: int = 1_700_000_000
     languages: frozenset[str] = frozenset(NAMES)
     not_ready: ServerError | None = None
@@ -94,9 +95,11 @@ class FakeTranscriber:
         """Return itself as the only model."""
         return [self]
 
-    def find(self, name: str, task: str = "transcribe") -> FakeTranscriber | None:
+    def find(self, name: str, task: str = "transcribe") -> FakeTranscriber:
         """Return itself for its names."""
-        return self if not name or name in self.names or name in self.aliases else None
+        if name and name not in self.names and name not in self.aliases:
+            raise UnknownModel(name, self.names)
+        return self
 
     def health(self) -> dict[str, Any]:
         """Return a body."""

@@ -299,7 +299,7 @@ class Session:
             try:
                 return server.run(settings, listening, environ=environ, make_runtime=runtime)
             finally:
-                user.join(20)
+                user.join(60)
 
         cli.main(self._line, serve=serve)
         assert not self._failures
@@ -308,7 +308,7 @@ class Session:
         try:
             transport = httpx2.HTTPTransport(retries=50, verify=False)
             url = f"{self._scheme}://127.0.0.1:{port}"
-            with httpx2.Client(base_url=url, transport=transport, timeout=10, trust_env=False) as client:
+            with httpx2.Client(base_url=url, transport=transport, timeout=60, trust_env=False) as client:
                 while not client.get("/health").json()["ready"]:
                     pass
                 use(client)
@@ -352,7 +352,9 @@ def test_a_server_with_a_certificate_is_announced_with_https(tmp_path: Path) -> 
     def use(client: httpx2.Client) -> None:
         name = socket.gethostname().partition(".")[0][:50]
         with zeroconf.Zeroconf(interfaces=["127.0.0.1"]) as network:
-            found.append(network.get_service_info(mdns.SERVICE, f"{name}-{client.base_url.port}.{mdns.SERVICE}"))
+            found.append(
+                network.get_service_info(mdns.SERVICE, f"{name}-{client.base_url.port}.{mdns.SERVICE}", 60_000)
+            )
 
     Session(tmp_path, "--host", "0.0.0.0", "--announce", "--certfile", str(chain)).run(use)
     assert found[0].properties[b"scheme"] == b"https"
@@ -407,16 +409,22 @@ def test_the_module_is_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert not capsys.readouterr().out
 
 
+def _without(missing: tuple[str, ...], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command where these packages cannot be imported."""
+    start = f"import sys; sys.modules.update(dict.fromkeys({missing!r})); from localwhisper_server.cli import main"
+    command = [sys.executable, "-c", f"{start}; main(sys.argv[1:])", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+
+
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_help_and_version_need_no_engine(option: str) -> None:
+    """Nor the web server."""
+    assert _without(("ctranslate2", "faster_whisper", "uvicorn"), option).returncode == 0
+
+
 @pytest.mark.parametrize("missing", ["ctranslate2", "faster_whisper", "uvicorn"])
 def test_the_doctor_examines_an_engine_that_cannot_be_imported(missing: str) -> None:
-    """That is one of its findings; help and version do not need the engine either."""
-    start = f"import sys; sys.modules[{missing!r}] = None; from localwhisper_server.cli import main; main(sys.argv[1:])"
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", start, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-
-    assert run("--version").returncode == run("--help").returncode == 0
-    done = run("doctor", "--json", "--model", "./none")
+    """That is one of its findings."""
+    done = _without((missing,), "doctor", "--json", "--model", "./none")
     assert "Traceback" not in done.stderr
     assert json.loads(done.stdout)["findings"][-1]["message"].startswith("not tried")

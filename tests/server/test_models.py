@@ -12,6 +12,7 @@ import pytest
 
 from localwhisper_client.shared.openai_models import NAMES as OPENAI_NAMES
 from localwhisper_server.api import routes
+from localwhisper_server.errors import UnknownModel
 from localwhisper_server.runtime import Runtime
 from localwhisper_server.settings import Settings
 from localwhisper_server.types import Options, Segment, Transcript
@@ -108,9 +109,7 @@ def voice(voices: dict[str, Path]) -> bytes:
 
 async def text(runtime: Runtime, name: str, sound: bytes, **options: Any) -> str:
     """Transcribe with a model."""
-    model = runtime.find(name)
-    assert model is not None
-    items = [item async for item in model.transcribe(io.BytesIO(sound), Options(**options))]
+    items = [item async for item in runtime.find(name).transcribe(io.BytesIO(sound), Options(**options))]
     assert isinstance(items[-1], Transcript)
     return items[-1].text
 
@@ -142,9 +141,11 @@ async def test_a_size_of_a_later_model_is_not_an_alias_of_the_first(start: Any) 
     """Other services' names for Whisper mean the first model, unless another one has that name."""
     runtime = start(Card(), "base", "faster-whisper-small", "base")
     assert [model.names[0] for model in runtime.models] == ["base", "faster-whisper-small"]
-    for name, model in (("openai/whisper-small", 1), ("openai/whisper-medium", 0), ("whisper-base", 0), ("small", 1)):
+    names = [("openai/whisper-small", 1), ("openai/whisper-medium", 0), ("whisper-base", 0), ("small", 1)]
+    for name, model in [*names, ("gpt-live-transcribe", 0), ("openai/gpt-realtime-whisper", 0)]:
         assert runtime.find(name) is runtime.models[model], name
-    assert runtime.find("medium") is None
+    with pytest.raises(UnknownModel):
+        runtime.find("medium")
     assert runtime.names == ("base", *OPENAI_NAMES, "faster-whisper-small", "small")
 
 

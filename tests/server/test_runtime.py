@@ -153,16 +153,16 @@ def test_a_stop_does_not_wait_for_a_model_that_loads(settings: Settings) -> None
 
     def load(*_: object) -> Any:
         loading.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         return EngineDouble()
 
     runtime = Runtime(settings, load=load, cuda_devices=0)
     thread = threading.Thread(target=runtime.start)
     thread.start()
-    assert loading.wait(10)
+    assert loading.wait(60)
     assert not runtime.stop()
     go_on.set()
-    thread.join(10)
+    thread.join(60)
     assert runtime.stop()
 
 
@@ -230,7 +230,7 @@ async def test_an_idle_model_is_unloaded_and_loaded_again(
         return loads[-1]
 
     runtime = start(settings.model_copy(update={"idle_unload": 0.01}), EngineDouble(), load=load)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while runtime.health()["loaded"]:  # noqa: ASYNC110 - a poll with a bound
             await asyncio.sleep(0)
     assert runtime.health()["ready"] is True
@@ -247,7 +247,7 @@ async def test_a_drain_lets_open_requests_finish(settings: Settings, start: Star
     engine.gate.clear()
     data = voices["demo"].read_bytes()
     first = asyncio.create_task(anext(runtime.models[0].transcribe(io.BytesIO(data), Options())))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not runtime.open_requests:  # noqa: ASYNC110 - a poll with a bound
             await asyncio.sleep(0)
     runtime.drain(30.0)

@@ -74,7 +74,7 @@ async def speak(client: AsyncTcpClient, *chunks: bytes, rate: int = 16_000, star
 
 async def read(client: AsyncTcpClient) -> Event:
     """Return the next event, soon."""
-    event = await asyncio.wait_for(client.read_event(), 10)
+    event = await asyncio.wait_for(client.read_event(), 60)
     assert event is not None
     return event
 
@@ -135,7 +135,7 @@ async def test_the_model_asked_for() -> None:
     class Two(FakeTranscriber):
         models = property(lambda self: [self, second])  # type: ignore[assignment]
 
-        def find(self, name: str, task: str = "transcribe") -> FakeTranscriber | None:
+        def find(self, name: str, task: str = "transcribe") -> FakeTranscriber:
             """Return the second by its name."""
             return second if name == "small" else super().find(name, task)
 
@@ -248,7 +248,7 @@ async def test_what_is_no_event(sent: bytes) -> None:
     async with service.listening() as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(sent)
-        answer = await asyncio.wait_for(reader.read(), 10)
+        answer = await asyncio.wait_for(reader.read(), 60)
         assert json.loads(answer.splitlines()[0])["type"] == "error"
         writer.close()
 
@@ -266,9 +266,9 @@ async def test_a_client_that_leaves_stops_the_work() -> None:
     transcriber = FakeTranscriber([never])
     async with connected(transcriber, observer) as client:
         await speak(client)
-        await asyncio.wait_for(transcriber.reached.wait(), 10)
+        await asyncio.wait_for(transcriber.reached.wait(), 60)
         await client.disconnect()
-        await asyncio.wait_for(observer.told.wait(), 10)
+        await asyncio.wait_for(observer.told.wait(), 60)
     assert observer.statuses == [0]
     assert transcriber.closed == 1
 
@@ -280,7 +280,7 @@ async def test_what_comes_during_the_work_is_answered_after_it() -> None:
     async with connected(transcriber) as client:
         await speak(client)
         await client.write_event(Ping("still there?").event())
-        await asyncio.wait_for(transcriber.reached.wait(), 10)
+        await asyncio.wait_for(transcriber.reached.wait(), 60)
         go.set()
         kinds = [(await read(client)).type for _ in range(6)]
     assert kinds[-2:] == ["transcript-stop", "pong"]
@@ -294,7 +294,7 @@ async def test_addresses_that_may_not_call() -> None:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(b'{"type": "describe"}\n')
             with contextlib.suppress(ConnectionError):
-                assert (await asyncio.wait_for(reader.read(1), 10)) == first
+                assert (await asyncio.wait_for(reader.read(1), 60)) == first
             writer.close()
 
 
@@ -305,7 +305,7 @@ async def test_one_address_cannot_take_all_connections() -> None:
     async def answered(client: AsyncTcpClient) -> bool:
         with contextlib.suppress(OSError):
             await client.write_event(Describe().event())
-            return await asyncio.wait_for(client.read_event(), 10) is not None
+            return await asyncio.wait_for(client.read_event(), 60) is not None
         return False
 
     async with service.listening() as port, contextlib.AsyncExitStack() as stack:
@@ -322,7 +322,7 @@ async def test_one_address_cannot_take_all_connections() -> None:
 async def test_a_silent_client_is_let_go() -> None:
     """Its connection counts towards the limit."""
     async with connected(silent_seconds=0.05) as client:
-        assert await asyncio.wait_for(client.read_event(), 10) is None
+        assert await asyncio.wait_for(client.read_event(), 60) is None
 
 
 async def test_a_port_in_use_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,7 +10,6 @@ import json
 import logging
 import sys
 import threading
-import time
 import wave
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -35,7 +34,7 @@ from localwhisper_client.cloud.models import SHUTDOWN, Unsupported
 from localwhisper_client.events import LanguageDropped
 from tests.client.cloud.test_ledger import rows, spent
 from tests.client.driving import SHAPES
-from tests.client.fault_server import EVENTS, TEXT, answers, error, refusing, reset, response, says, serving
+from tests.client.fault_server import EVENTS, TEXT, answers, error, refusing, reset, response, says, serving, waits
 
 if TYPE_CHECKING:
     import socket
@@ -65,7 +64,7 @@ def unreadable(conn: socket.socket, _: Request) -> None:
 
 def fails(conn: socket.socket, request: Request) -> None:
     """Answer with an error that the client may retry at once."""
-    error(500, b"retry-after-ms: 1")(conn, request)
+    error(503, b"retry-after-ms: 1")(conn, request)
 
 
 def breaks(conn: socket.socket, _: Request) -> None:
@@ -234,19 +233,17 @@ def test_each_attempt_is_reserved(
 
 
 def test_retries_keep_to_the_calls_deadline(off: str, drive: Driver, cloud: FaultServer) -> None:
-    """A silent cloud ends the call at its deadline; attempts do not each have their own."""
-    cloud.behaviour = lambda *_: threading.Event().wait(5)
-    started = time.monotonic()
+    """A silent cloud ends the call at its deadline; attempts do not each have their own, or there were three."""
+    cloud.behaviour = lambda conn, _: waits(conn)
     with pytest.raises(openai.APITimeoutError):
         drive.call(drive.client(local_base_url=off, policy="cloud", timeout=0.5))
-    assert time.monotonic() - started < 1.5
-    assert len(cloud.calls) == 1
+    assert len(cloud.calls) <= 1  # none, if this machine stood still until the deadline
 
 
 @pytest.mark.parametrize(
     ("behaviour", "attempts"),
     [
-        (fails, 3),
+        (error(500), 3),
         (error(429, b"retry-after-ms: 1"), 3),
         (error(503, b"retry-after: 3600"), 1),
         (error(500, b"x-should-retry: false"), 1),

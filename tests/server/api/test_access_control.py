@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hmac
+import itertools
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
@@ -67,19 +68,17 @@ CREDENTIALS = {
 
 
 @pytest.mark.parametrize("peer", PEERS)
-@pytest.mark.parametrize("host", HOSTS)
-@pytest.mark.parametrize("page", ORIGINS)
-async def test_every_combination(peer: str | None, host: str | None, page: str | None) -> None:
+async def test_every_combination(peer: str | None) -> None:
     """Address, then name, then key are checked, and each refusal names the option that would allow the request.
 
     With a key set, any page may call: a page that forges requests does not know the key.
     """
     app = make(peer=peer, keys=KEYS, origins=(PAGE,))
-    origin = f"http://{host or 'pc'}" if page == "the same" else page
-    if page == "the same" and host is None:
-        origin = None  # there is no name to be the same as
-    headers = {name: value for name, value in (("host", host), ("origin", origin)) if value is not None}
-    for given_headers, status in CREDENTIALS.values():
+    for host, page, (given_headers, status) in itertools.product(HOSTS, ORIGINS, CREDENTIALS.values()):
+        origin = f"http://{host or 'pc'}" if page == "the same" else page
+        if page == "the same" and host is None:
+            origin = None  # there is no name to be the same as
+        headers = {name: value for name, value in (("host", host), ("origin", origin)) if value is not None}
         answer = await call(app, "GET", "/v1/models", headers | given_headers)
         if not PEERS[peer]:
             expected, remedy = (403, "address_not_allowed"), "--allow-from"

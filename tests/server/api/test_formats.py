@@ -139,6 +139,14 @@ def test_a_cue_cannot_be_ended_by_its_text() -> None:
     assert render(transcript, "vtt") == b"WEBVTT\n\n00:00:00.000 --> 00:00:01.000\na -> b 2\n\n"
 
 
+def test_a_player_of_vtt_shows_all_letters_of_a_cue() -> None:
+    """It would take "<" for the beginning of a tag. Files without limits are as OpenAI's, and srt has no such rule."""
+    transcript = Transcript("transcribe", "en", 2.0, (Segment(0, 2, " a <b &lt; c AT&T"),))
+    assert b"\na &lt;b &amp;lt; c AT&T\n" in render(transcript, "vtt", lines=LineLimits())
+    assert b"\na <b &lt; c AT&T\n" in render(transcript, "srt", lines=LineLimits())
+    assert b"\na <b &lt; c AT&T\n" in render(transcript, "vtt")
+
+
 @given(st.floats(0, 1e6))
 def test_times_round_to_the_nearest_millisecond(seconds: float) -> None:
     """Every time is read back within half a millisecond, and no part of it overflows."""

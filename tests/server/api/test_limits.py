@@ -189,7 +189,7 @@ async def _at_once(
     headers, body = multipart()
 
     tasks = [asyncio.create_task(call(app, "POST", path, headers, body, peer=peer)) for peer in peers]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(transcriber.uploads) + sum(task.done() for task in tasks) < len(tasks):  # noqa: ASYNC110 - no time passes
             await asyncio.sleep(0)
         release.set()

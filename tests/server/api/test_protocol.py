@@ -42,7 +42,7 @@ class Quick(HttpProtocol):
     head_seconds = write_seconds = 0.3
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def address() -> Iterator[tuple[str, int]]:
     """Serve with short limits; give host and port."""
     with serving(
@@ -53,7 +53,7 @@ def address() -> Iterator[tuple[str, int]]:
 
 @contextlib.contextmanager
 def _connected(address: tuple[str, int]) -> Iterator[socket.socket]:
-    with socket.create_connection(address, timeout=10) as connection:
+    with socket.create_connection(address, timeout=60) as connection:
         yield connection
 
 
@@ -88,7 +88,7 @@ def _trickle(connection: socket.socket, part: bytes, *, most: int = 400) -> byte
             continue
         except (ConnectionResetError, BrokenPipeError):
             return b"reset"
-        connection.settimeout(10)
+        connection.settimeout(60)
         return answer + _rest(connection)
     raise AssertionError("the server never ended it")
 
@@ -137,7 +137,7 @@ def test_nonsense_after_the_application_has_the_request(caplog: pytest.LogCaptur
     reached = threading.Event()
     with serving(create_app(Noticing()), http=Quick) as at, _connected(at) as connection:
         connection.sendall(UPLOAD)
-        assert reached.wait(10)
+        assert reached.wait(60)
         connection.sendall(b"not a length\r\n")
         _refused(_rest(connection), 400)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
@@ -263,7 +263,7 @@ def test_a_caller_who_never_reads() -> None:
     sent = threading.Event()
     with serving(_large(sent), lifespan="off", http=Quick) as at, _connected(at) as connection:
         connection.sendall(HEAD + b"\r\n")
-        assert sent.wait(10)
+        assert sent.wait(60)
         answer = _rest(connection)
     assert len(answer) < 30_000_000
     assert not answer.endswith(b"end\r\n0\r\n\r\n")
@@ -332,7 +332,7 @@ def test_a_connection_too_many(caplog: pytest.LogCaptureFixture) -> None:
                     pass
                 with _connected(at) as second:
                     assert _rest(second) == b""
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         answer = b""
         while not answer and time.monotonic() < until:
             with _connected(at) as third, contextlib.suppress(ConnectionError):

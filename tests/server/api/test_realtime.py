@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-SECONDS = 10.0
+SECONDS = 60.0
 PREFIX = "conversation.item.input_audio_transcription."
 KEY = "server-key-123456"
 INTENT: Any = {"intent": "transcription"}
@@ -62,8 +62,14 @@ class Observer(Nothing):
         self.answer.set()
 
 
+class Brief(WebSocketProtocol):
+    """Waits less after a broken frame than the real one, so that the tests need not wait."""
+
+    linger_seconds = 0.2
+
+
 @contextlib.contextmanager
-def server(transcriber: Any = None, *, ws: Any = WebSocketProtocol, **given: Any) -> Iterator[str]:
+def server(transcriber: Any = None, *, ws: Any = Brief, **given: Any) -> Iterator[str]:
     """Serve the app; give the URL of /v1 for WebSockets."""
     app = make_app(transcriber or Transcriber(), **given)
     with serving(app, http=HttpProtocol, ws=ws, ws_per_message_deflate=False) as (host, port):
@@ -302,13 +308,13 @@ class Two(Transcriber):
 
 
 def test_a_session_is_of_the_model_that_is_asked_for() -> None:
-    """To its end: a name of another model is refused, and one of its own or a live model's is not."""
+    """To its end: a name of another model is refused, and one of its own is not."""
     two = Two()
     with server(two) as url, connected(url, "intent=transcription&model=small") as connection:
         receive(connection)
         for name, answer in (
             ("small", "session.updated"),
-            ("gpt-live-transcribe", "session.updated"),
+            ("gpt-live-transcribe", "error"),
             ("base", "error"),
         ):
             audio = {"input": {"transcription": {"model": name}}}
@@ -478,10 +484,14 @@ def test_small_frames_wait_their_turn() -> None:
 def test_pings_are_not_answered_faster_than_the_answers_are_read() -> None:
     """Answers that wait would fill the memory."""
     with watched(lambda it: it.transport.get_write_buffer_size()) as (url, unread), unread_connection(url) as raw:
+        pings = (b"\x89\xfd\x00\x00\x00\x00" + bytes(125)) * 500
+        raw.sendall(pings)
+        while not any(unread):
+            pass
         raw.settimeout(0.5)
         with contextlib.suppress(OSError):
             for _ in range(100):
-                raw.sendall((b"\x89\xfd\x00\x00\x00\x00" + bytes(125)) * 500)
+                raw.sendall(pings)
     assert 0 < max(unread) < 2 * MOST_UNREAD_BYTES
 
 
@@ -529,7 +539,7 @@ def test_clients_that_hang_up() -> None:
         with connected(url) as connection:
             converse(connection)
         threads = threading.active_count()
-        for number in range(60):
+        for number in range(24):
             state = (nothing, created, speaking, committed, half_a_frame, completed)[number % 6]
             with connected(url, close_timeout=0.1) as connection:
                 state(connection)
@@ -539,7 +549,7 @@ def test_clients_that_hang_up() -> None:
             assert converse(connection) == "w0 w1 w2"
         assert threading.active_count() <= threads + 2
     assert transcriber.open == 0
-    assert transcriber.opened == 62
+    assert transcriber.opened == 26
     assert not open_tasks() - others
 
 

@@ -46,6 +46,13 @@ def test_breaks_come_at_punctuation() -> None:
     ]
 
 
+def test_a_title_ends_no_sentence() -> None:
+    """The name that follows stays with it."""
+    text = "I could not help watching your face with some anxiety, when Mr. Thornton made his confession."
+    lines = [line for cue in shown([spoken(text, pause=0.0)]) for line in cue]
+    assert not any(line.endswith("Mr.") for line in lines)
+
+
 def test_lines_are_of_like_width() -> None:
     """The second line is not one lonely word."""
     ((first, second),) = shown([spoken("the patriotism of the Californian was never doubted")])
@@ -120,6 +127,54 @@ def test_many_lines_of_many_words_take_no_longer_than_their_number(letters: int,
     (cue,) = cues([Segment(0.0, times[-1], "字" * letters, words=words)], LineLimits(columns, 10))
     assert "".join(cue.lines) == "字" * letters
     assert max(map(width, cue.lines)) - min(map(width, cue.lines)) <= 2
+
+
+def pieces(*texts: str, each: float = 0.4) -> Segment:
+    """Return a segment of the words that a tokenizer makes of a text; a space begins a word that follows one."""
+    text, words, at = "", [], 0.0
+    for part in texts:
+        text += part
+        words.append(Word(part.strip(), at, at + each))
+        at += each
+    return Segment(0.0, at, text, words=tuple(words))
+
+
+@pytest.mark.parametrize(
+    ("parts", "lines"),
+    [
+        ([" It", " costs", " 3", ".5", " million"], ["It", "costs", "3.5", "million"]),
+        ([" a", " well", "-known", " man"], ["a", "well-known", "man"]),
+        ([" he", " said", " (", "so)", " twice"], ["he", "said", "(so)", "twice"]),
+        ([" 이것은", " 10", "%의", " 예입니다"], ["이것은", "10%의", "예입니다"]),
+        (["東京", "の", "イン", "ター", "ネット", "は"], ["東京", "の", "インターネット", "は"]),
+        (["彼は", "「", "は", "い」", "と"], ["彼は", "「は", "い」", "と"]),
+        (["Git", "Hub", "を", "使", "っ", "た"], ["GitHub", "を", "使っ", "た"]),
+        (["きゃ", "ー", "12", "３", "人"], ["きゃー", "12３", "人"]),  # noqa: RUF001
+        (["เ", "พื่อน", "ข", "า"], ["เพื่อน", "ขา"]),
+        ([" مرحبا", "،", " يا", " أصدقاء"], ["مرحبا،", "يا", "أصدقاء"]),
+        ([" fine", " 👨\u200d👩\u200d👧", "!"], ["fine", "👨\u200d👩\u200d👧!"]),
+    ],
+    ids=["decimal", "hyphen", "bracket", "ko", "katakana", "quote", "latin-in-ja", "small-kana", "th", "ar", "emoji"],
+)
+def test_where_a_line_may_end(parts: list[str], lines: list[str]) -> None:
+    """A tokenizer cuts at punctuation and within words; a line ends at a space, or where a script has none."""
+    made = cues([pieces(*parts)], LineLimits(max_width=None, max_count=1, max_words=1))
+    assert [line for cue in made for line in cue.lines] == lines
+    assert all(cue.end > cue.start for cue in made)
+
+
+def test_a_script_without_spaces_is_cut_where_a_line_must_end() -> None:
+    """So is a loop that the model fell into."""
+    text = "ー" * 50 + "。"
+    lines = [line for cue in cues([Segment(0.0, 6.0, text)], LineLimits(max_width=20)) for line in cue.lines]
+    assert "".join(lines) == text
+    assert max(map(width, lines)) <= 20
+
+
+def test_no_cue_is_longer_than_seven_seconds() -> None:
+    """A word whose time is wrong is not shown for half a minute."""
+    (cue,) = cues([Segment(0.0, 30.0, " Hm.", words=(Word("Hm.", 0.0, 30.0),))], LineLimits())
+    assert (cue.start, cue.end) == (0.0, LONGEST_SECONDS)
 
 
 def test_no_speech_has_no_cues() -> None:

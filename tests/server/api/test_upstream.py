@@ -200,7 +200,7 @@ def test_hanging_up_closes_the_request_upstream(two: Two) -> None:
     next(iter(stream))
     stream.close()
     two.through.close()
-    assert two.fake.left.wait(10)
+    assert two.fake.left.wait(60)
 
 
 def test_an_incomplete_answer_is_incomplete_here(two: Two) -> None:

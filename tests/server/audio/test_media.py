@@ -58,10 +58,10 @@ def _has_speech(decoded: Samples | None, speech: Samples, at: float = 0.0) -> bo
 WRONG_TIMESTAMPS = {("wtv", "flac"), ("asf", "flac")}
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("container", media.muxers())
 def test_every_codec_in_every_container(pool: Pool, speech: Samples, container: str) -> None:
-    """A confined worker decodes whatever FFmpeg by itself can write and decode."""
+    """A confined worker decodes whatever FFmpeg by itself can write and decode; two seconds of each show it."""
+    speech = speech[: 2 * media.RATE]
     lost, read = [], 0
     for codec in media.encoders():
         try:
@@ -103,7 +103,7 @@ def test_codecs_that_only_the_tool_writes(
     source, target = tmp_path / "speech.wav", tmp_path / f"speech.{extension}"
     source.write_bytes(encode(speech[None]))
     command = ["ffmpeg", "-v", "error", "-i", str(source), *options.split(), str(target)]
-    if subprocess.run(command, capture_output=True, check=False, timeout=60).returncode:
+    if subprocess.run(command, capture_output=True, check=False, timeout=200).returncode:
         pytest.skip("this ffmpeg does not write it")
     assert _has_speech(_decode(pool, target.read_bytes()), speech)
 

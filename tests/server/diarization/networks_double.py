@@ -27,11 +27,12 @@ def voice(*who: int, seconds: float = 1.0) -> Samples:
 class NetworksDouble:
     """Hears in the middle of each frame who speaks; a voice's embedding is its unit vector.
 
-    It keeps how long each embedded sound was, and waits in `activity` while `gate` is closed.
+    It keeps how long each embedded sound was and the first voice of each window (-1: none), and waits in `activity`
+    while `gate` is closed.
     """
 
     def __init__(self) -> None:
-        self.windows = 0
+        self.heard: list[int] = []
         self.embedded: list[float] = []
         self.gate, self.entered = threading.Event(), threading.Semaphore(0)
         self.gate.set()
@@ -39,10 +40,10 @@ class NetworksDouble:
     def activity(self, window: Samples) -> Activity:
         """Give each speaker of the window a column, in the order of their numbers."""
         assert window.shape == (WINDOW_SAMPLES,)
-        self.windows += 1
-        self.entered.release()
-        assert self.gate.wait(10.0)
         heard = _bits(window[495 : 495 + WINDOW_FRAMES * FRAME_SAMPLES : FRAME_SAMPLES])
+        self.heard.append(next(iter(np.flatnonzero(heard.any(axis=0)).tolist()), -1))
+        self.entered.release()
+        assert self.gate.wait(60.0)
         found = np.zeros((WINDOW_FRAMES, SPEAKERS), np.float32)
         for column, speaker in enumerate(np.flatnonzero(heard.any(axis=0))[:SPEAKERS]):
             found[:, column] = heard[:, speaker]

@@ -127,7 +127,7 @@ class _Stuck(io.StringIO):
         self.released = threading.Event()
 
     def write(self, text: str, /) -> int:
-        assert self.released.wait(10)
+        assert self.released.wait(60)
         return super().write(text)
 
 
@@ -141,7 +141,7 @@ def test_a_target_that_is_stuck_costs_lines_and_never_time() -> None:
             logging.getLogger("lan").info("line %d", number)
             while f"line {number}\n" not in other.getvalue():
                 pass
-    assert finished == [False, True]
+    assert not finished[0]
     stuck.released.set()
     targets[0].acquire()  # not before the line that is being written
     targets[0].release()
@@ -152,7 +152,7 @@ def test_a_target_that_is_stuck_costs_lines_and_never_time() -> None:
 def test_dropped_lines_are_counted(log_format: Any) -> None:
     """In a line of the log's own format: a program reads every line."""
     stuck = _Stuck()
-    with logs.logging_to([logs.console(stuck)], log_format=log_format, lines=3, finish_seconds=10) as finished:
+    with logs.logging_to([logs.console(stuck)], log_format=log_format, lines=3, finish_seconds=60) as finished:
         for number in range(100):
             logging.getLogger("lan").info("line %d", number)
         stuck.released.set()

@@ -105,7 +105,7 @@ async def test_no_speakers_are_asked_for(transcribe: Any) -> None:
     """The networks are not used at all."""
     *_, whole = await transcribe(voice(0, seconds=8), voice(1, seconds=4), speakers=None)
     assert {segment.speaker for segment in whole.segments} == {""}
-    assert transcribe.networks.windows == 0
+    assert not transcribe.networks.heard
 
 
 async def test_known_speakers(transcribe: Any) -> None:
@@ -127,6 +127,7 @@ async def test_most_speakers(transcribe: Any) -> None:
         (voice(0, seconds=1.0), "is 1.0 s long. It must be 2 to 10 s."),
         (voice(0, seconds=11.0), "is 11.0 s long. It must be 2 to 10 s."),
         (voice(0, seconds=0.0), "cannot be used: This is no audio."),
+        (voice(0, seconds=5.0) * np.float32(1e-6), "is silent. Send 2 to 10 s of this speaker alone."),
     ],
 )
 async def test_unusable_references(transcribe: Any, reference: Samples, message: str) -> None:

@@ -186,15 +186,16 @@ def test_french_is_answered_in_the_language_asked_for(base: Engine, voices: dict
 def test_a_batch_gives_the_results_of_each_chunk_alone(engines: Engines, voices: dict[str, Path]) -> None:
     """Whatever their hints, lengths and options; alignments of one language and task share a call."""
     base, demo = engines["base"], samples_of(voices["demo"])
-    # With the full window, for which there are no retries.
+    # All have the smallest window, and none is rejected.
     chunks = [
-        prepared(base, demo, full_window=True, language="en", words=True),
-        prepared(base, demo[: 4 * SAMPLE_RATE], full_window=True, language="en", logprobs=True),
-        prepared(base, demo, full_window=True, language="en", hotwords="milk, bread"),
-        prepared(base, samples_of(voices["de-5s"]), full_window=True, language="de", words=True),
+        prepared(base, demo, language="en", words=True),
+        prepared(base, demo[: 4 * SAMPLE_RATE], language="en", logprobs=True),
+        prepared(base, demo, language="en", hotwords="milk, bread"),
+        prepared(base, samples_of(voices["de-5s"]), language="de", words=True),
     ]
     engines.aligned.clear()
     together = base.run(chunks)
+    assert all(result.segments for result in together)
     assert sorted(engines.aligned) == [(1, 1), (2, 2)]
     for one, result in zip(chunks, together, strict=True):
         (alone,) = base.run([one])
@@ -217,11 +218,13 @@ def test_the_english_only_model(base: Engine, tiny_en: Engine, voices: dict[str,
 @pytest.mark.model
 @pytest.mark.parametrize("model", ["base", "tiny.en"])
 def test_a_prompt_is_text_and_never_a_special_token(engines: Engines, model: str) -> None:
-    """Whatever special token it names, alone or between words: the model gets its letters."""
+    """Whatever special token it names, alone or between words: the model gets its letters. Of the times, four do."""
     vocabulary = Vocabulary.from_file(str(engines.folder(model) / "tokenizer.json"))
     special = vocabulary.get_added_tokens_decoder()
     nothing = AudioChunk(np.zeros(SAMPLE_RATE, np.float32), 0.0, ())
     for name in {token.content for token in special.values()}:
+        if "." in name and not name.endswith("0.00|>"):
+            continue
         for text in (name, f"so {name}{name} it <|{name}"):
             made = engines[model].prepare(nothing, Decoding(prompt=text, hotwords=text))
             assert made.prompt == made.hotwords
@@ -267,16 +270,15 @@ def _resident_mb() -> int:
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("hint", ["prompt", "hotwords"])
-@pytest.mark.parametrize("full", [False, True], ids=["adaptive", "full"])
-def test_the_prompt_is_not_repeated_over_music(base: Engine, hint: str, *, full: bool) -> None:
-    """Nor over noise, if the detector takes either for speech."""
+def test_the_prompt_is_not_repeated_over_music(base: Engine) -> None:
+    """Nor are hotwords, nor over noise, if the detector takes either for speech; in short windows and in the full."""
     time = np.arange(4 * SAMPLE_RATE) / SAMPLE_RATE
     notes = np.array([262, 330, 392, 523])[(time * 2).astype(int) % 4]
     melody = (0.2 * np.sin(2 * np.pi * time * notes) * np.exp(-(time * 2 % 1) * 3)).astype(np.float32)
     noise = np.random.default_rng(0).normal(0, 0.02, time.size).astype(np.float32)
-    asked: Any = {"language": "en", hint: "Welcome to the meeting."}
-    for samples in (melody, noise):
+    cases: Any = [(melody, "prompt", False), (noise, "hotwords", True)]
+    for samples, hint, full in cases:
+        asked: Any = {"language": "en", hint: "Welcome to the meeting."}
         piece = AudioChunk(samples, 0.0, (Span(0.0, 4.0),))
         (results,) = decoded(base, [base.prepare(piece, Decoding(**asked), full_window=full)])
         assert words_of(segments_of(results)) == []

