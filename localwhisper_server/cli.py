@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
 from localwhisper_client import __version__
-from localwhisper_client.shared.extras import install_command
+from localwhisper_client.shared import install_command
 from localwhisper_server.operations import host, logs
 from localwhisper_server.operations.doctor import doctor
 from localwhisper_server.operations.doctor.machine import Machine
