@@ -32,7 +32,7 @@ ALONE = 15
 
 
 @contextlib.contextmanager
-def cluster(model: str, replicas: int) -> Iterator[str]:
+def cluster(model: str, replicas: int, *, batch: int = 0) -> Iterator[str]:
     """Run a cluster on this machine; give its base URL."""
     folder = Path(tempfile.mkdtemp(prefix="lw-"))
     environment = os.environ | {"LOCALWHISPER_CLUSTER_DIR": str(folder)}
@@ -41,6 +41,7 @@ def cluster(model: str, replicas: int) -> Iterator[str]:
         port = str(probe.getsockname()[1])
     command = [sys.executable, "-m", "localwhisper_server", "cluster"]
     options = ["--model", model, "--replicas", str(replicas), "--port", port, "--max-per-address", "0"]
+    options += ["--batch", str(batch)] if batch else []
     try:
         subprocess.run([*command, "up", *options], env=environment, check=True, stdout=subprocess.DEVNULL)
         yield f"http://127.0.0.1:{port}/v1"
@@ -102,6 +103,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--only", choices=["messages", "long"])
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2], help="For the long recording.")
+    parser.add_argument(
+        "--batch", type=int, default=0, help="Chunks at once of the long recording; with 1 its text depends on nothing."
+    )
     parser.add_argument("--keep", type=Path, help="File that keeps what was measured, to measure in several runs.")
     chosen = parser.parse_args()
     met = []
@@ -117,7 +121,7 @@ def main() -> None:
         data = upload(chosen.minutes * 60, random.Random(3))  # noqa: S311
         found = json.loads(chosen.keep.read_text(encoding="utf-8")) if chosen.keep and chosen.keep.exists() else {}
         for replicas in chosen.replicas:
-            with cluster(chosen.model, replicas) as url:
+            with cluster(chosen.model, replicas, batch=chosen.batch) as url:
                 found[str(replicas)] = asyncio.run(long(url, data))
             print(f"{chosen.minutes:g} minutes on {replicas} replica(s): {found[str(replicas)][0]:.1f} s")
         if chosen.keep:
