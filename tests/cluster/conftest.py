@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx2
+import openai
 import pytest
 
 if TYPE_CHECKING:
@@ -39,9 +40,14 @@ class Cluster:
 
     def run(self, action: str, *options: str) -> subprocess.CompletedProcess[str]:
         """Run `localwhisper-server cluster ACTION`."""
-        environment = os.environ | {"LOCALWHISPER_CLUSTER_DIR": str(self.folder), "TMPDIR": str(self.temporary)}
+        own = {"LOCALWHISPER_CLUSTER_DIR": str(self.folder), "TMPDIR": str(self.temporary), "HF_HUB_OFFLINE": "1"}
         return subprocess.run(
-            [*COMMAND, action, *options], env=environment, text=True, capture_output=True, timeout=SECONDS, check=False
+            [*COMMAND, action, *options],
+            env=os.environ | own,
+            text=True,
+            capture_output=True,
+            timeout=SECONDS,
+            check=False,
         )
 
     def up(self) -> str:
@@ -103,3 +109,10 @@ def stock(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     monkeypatch.setenv("OPENAI_BASE_URL", f"{cluster.url}/v1")
     monkeypatch.setenv("OPENAI_API_KEY", "whatever")
     return cluster
+
+
+@pytest.fixture
+def client(stock: Cluster) -> Iterator[openai.OpenAI]:
+    """The stock SDK's client, which finds the cluster in its environment."""
+    with openai.OpenAI(max_retries=0) as made:
+        yield made
