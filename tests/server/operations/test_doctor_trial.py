@@ -51,7 +51,7 @@ SPEECH = "/v1/audio/transcriptions"
 ANSWERS = [
     ("it works", {SPEECH: (200, {"text": " Please buy milk."})}, "ok", '"Please buy milk." from the running server'),
     ("it finds no words", {SPEECH: (200, {"text": " "})}, "fault", "found no words"),
-    ("it wants a key", {SPEECH: (401, {"error": {"message": "key?"}})}, "fault", "Error code: 401 - key?"),
+    ("it wants a key", {SPEECH: (401, {"error": {"message": "key?"}})}, "fault", "Error code: 401"),
     ("it has no models", {"/v1/models/whisper-1": (404, {"error": {"message": "x"}})}, "fault", "Error code: 404"),
 ]
 
