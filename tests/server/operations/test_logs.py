@@ -124,9 +124,10 @@ class _Stuck(io.StringIO):
 
     def __init__(self) -> None:
         super().__init__()
-        self.released = threading.Event()
+        self.entered, self.released = threading.Event(), threading.Event()
 
     def write(self, text: str, /) -> int:
+        self.entered.set()
         assert self.released.wait(60)
         return super().write(text)
 
@@ -153,6 +154,9 @@ def test_dropped_lines_are_counted(log_format: Any) -> None:
     """In a line of the log's own format: a program reads every line."""
     stuck = _Stuck()
     with logs.logging_to([logs.console(stuck)], log_format=log_format, lines=3, finish_seconds=60) as finished:
+        logging.getLogger("lan").info("first")
+        # Otherwise the thread that writes could find dropped lines before it is stuck, and count those apart.
+        assert stuck.entered.wait(60)
         for number in range(100):
             logging.getLogger("lan").info("line %d", number)
         stuck.released.set()
