@@ -42,7 +42,7 @@ PEAK = 2.0
 TARGET_SECONDS = 2.0
 # A p95 of two seconds is an aim for recordings up to this length, not for an hour.
 MESSAGE_SECONDS = 60.0
-NOBODY: "Future[Any]" = Future()
+UNUSED: "Future[Any]" = Future()
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Replica:
             if self.queue.has_long:
                 self.reserved_until = now + RESERVED_SECONDS
             self.queue.admit(sound.request)
-        self.queue.put(sound.request, [Job(cast("Any", sound), sound.frames, NOBODY, now)])
+        self.queue.put(sound.request, [Job(cast("Any", sound), sound.frames, UNUSED, now)])
         self.sound += sound.frames / FRAMES_PER_SECOND
 
     def begin(self, now: float) -> tuple[float, list[Job]] | None:

@@ -62,7 +62,7 @@ def test_a_call_that_moves_counts_once() -> None:
     assert loads.ordered(["b", "a"]) == ["b", "a"]
 
 
-def test_an_hour_long_file_keeps_nobody_out() -> None:
+def test_an_hour_long_file_keeps_no_message_out() -> None:
     """The wait of a new request counts at most one share of each other request, as the fair queue does."""
     loads = _with("a")
     loads.told(state("a", speed=10.0))
