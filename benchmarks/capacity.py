@@ -273,7 +273,7 @@ def busiest(
     """Return the busiest time of a day, so many requests around 2 p.m.; None if their p95 is above `target`."""
     half = min(DAY / 4, requests / (per_second * PEAK) / 2)
     noon = 14 * 3600.0
-    arrivals = day(random.Random(seed), per_second, noon - half, noon + half)  # noqa: S311
+    arrivals = day(random.Random(seed), per_second, noon - half, noon + half)  # noqa: S311 - no secret
     cluster = Cluster(replicas, costs)
     outcome = cluster.run(arrivals, target=target)
     return outcome if cluster.may_be_late >= 0 else None
@@ -303,7 +303,7 @@ def plan(costs: Costs, streams: Sequence[int]) -> None:
         "| streams | requests/s, busiest | replicas for p95 ≤ 2 s | p95 with them | uploads, Mbit/s | chunks, Mbit/s |"
     )
     print("|---|---|---|---|---|---|")
-    mean = sum(length for length, _ in zip(lengths(random.Random(1)), range(100_000), strict=False)) / 100_000  # noqa: S311
+    mean = sum(length for length, _ in zip(lengths(random.Random(1)), range(100_000), strict=False)) / 100_000  # noqa: S311 - no secret
     for number in streams:
         peak = number / 60
         wanted = replicas_for(costs, peak / PEAK)

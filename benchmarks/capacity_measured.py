@@ -56,7 +56,7 @@ def upload(seconds: float, rng: random.Random) -> bytes:
 
 def measured(model: str) -> Costs:
     """Return the costs of a model on the CPU of this machine: least squares over batches of several sizes."""
-    rng = random.Random(11)  # noqa: S311
+    rng = random.Random(11)  # noqa: S311 - no secret
     workers = devices.choose_workers("cpu", 0, cores=devices.usable_cores())
     device = devices.choose_device("cpu", "auto", cuda_devices=0, cuda_types=frozenset())
     engine = Engine(weights.find(model), device, workers)

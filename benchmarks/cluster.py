@@ -67,7 +67,7 @@ async def ask(http: httpx2.AsyncClient, data: bytes, **form: str) -> httpx2.Resp
 
 async def messages(url: str, count: int) -> tuple[float, float]:
     """Return how many messages a second CLIENTS clients get, and the p50 of one client, in seconds."""
-    voice, rng = VOICE.read_bytes(), random.Random(7)  # noqa: S311
+    voice, rng = VOICE.read_bytes(), random.Random(7)  # noqa: S311 - no secret
     async with httpx2.AsyncClient(base_url=url, timeout=300) as http:
         for _ in range(3):
             await ask(http, voice + rng.randbytes(8))
@@ -118,7 +118,7 @@ def main() -> None:
         print(f"two replicas, one thread each: {two[0]:.2f} messages/s, p50 alone {two[1] * 1000:.0f} ms")
         met += [abs(two[0] / one[0] - 1) <= 0.15 or two[0] > one[0], two[1] - one[1] <= 0.03]
     if chosen.only != "messages":
-        data = upload(chosen.minutes * 60, random.Random(3))  # noqa: S311
+        data = upload(chosen.minutes * 60, random.Random(3))  # noqa: S311 - no secret
         found = json.loads(chosen.keep.read_text(encoding="utf-8")) if chosen.keep and chosen.keep.exists() else {}
         for replicas in chosen.replicas:
             with cluster(chosen.model, replicas, batch=chosen.batch) as url:

@@ -288,7 +288,7 @@ def print_server(models: Path, people: Mapping[str, Samples], mixes: Sequence[Mi
                 answer = client.audio.transcriptions.create(
                     file=("mix.wav", corpus.wav(mix.samples)),
                     model="whisper-1",
-                    response_format=response_format,  # type: ignore[arg-type]
+                    response_format=response_format,  # type: ignore[arg-type]  # diarized_json is not in every SDK
                     known_speaker_names=names,
                     known_speaker_references=[data_url(people[name][-REFERENCE:]) for name in names],
                     language="en",

@@ -334,7 +334,7 @@ def _espeak(path: Path, voice: str, text: str, *, speed: int) -> NDArray[np.floa
 def _open_jtalk(root: Path, text: str, *, half_tone: float) -> NDArray[np.float32]:
     sys.path.insert(0, str(root))
     try:
-        import pyopenjtalk  # type: ignore[import-not-found]  # noqa: PLC0415
+        import pyopenjtalk  # type: ignore[import-not-found]  # noqa: PLC0415 - only Japanese needs it
     except ImportError as error:  # its wheel is for one version of Python
         print(f"corpus: no Japanese voice ({error})", file=sys.stderr)
         return np.zeros(0, np.float32)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx2
 import pytest
@@ -64,9 +65,8 @@ def samples(cluster: Cluster, name: str) -> dict[str, float]:
     return found
 
 
-async def load(cluster: Cluster, over: asyncio.Event) -> Counter[str]:
+async def load(cluster: Cluster, over: asyncio.Event, answers: Counter[str]) -> None:
     """Send messages with CLIENTS clients until `over`; count the answers. One that is refused waits a moment."""
-    answers: Counter[str] = Counter()
 
     async def one(http: httpx2.AsyncClient) -> None:
         while not over.is_set():
@@ -75,11 +75,11 @@ async def load(cluster: Cluster, over: asyncio.Event) -> Counter[str]:
             refused = answer.status_code == 503 and retry_after is not None
             answers["refused" if refused else str(answer.status_code)] += 1
             if refused:
-                await asyncio.sleep(1)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(over.wait(), 1)
 
     async with client(cluster) as http:
         await asyncio.gather(*(one(http) for _ in range(CLIENTS)))
-    return answers
 
 
 async def test_a_long_recording_is_spread(cluster: Cluster) -> None:
@@ -122,9 +122,9 @@ async def test_a_killed_replica_loses_no_request(cluster: Cluster) -> None:
     """Under load, what it had is decoded by the other one; soon there are two again."""
     back: list[float] = []
     for _ in range(ROUNDS):
-        over = asyncio.Event()
-        loading = asyncio.create_task(load(cluster, over))
-        await asyncio.sleep(2)
+        over, answers = asyncio.Event(), Counter[str]()
+        loading = asyncio.create_task(load(cluster, over, answers))
+        await until(lambda counted=answers: counted.total() >= CLIENTS)
         before = await asyncio.to_thread(cluster.engines)
         victim = RANDOM.choice(before)
         os.kill(victim, signal.SIGKILL)
@@ -136,7 +136,7 @@ async def test_a_killed_replica_loses_no_request(cluster: Cluster) -> None:
             )
         )
         over.set()
-        answers: Any = await loading
+        await loading
         assert set(answers) <= {"200", "refused"}, answers
         assert answers["200"] >= CLIENTS
         print(f"back to two after {back[-1]:.1f} s; {dict(answers)}")  # noqa: T201 - with -s
@@ -145,12 +145,12 @@ async def test_a_killed_replica_loses_no_request(cluster: Cluster) -> None:
 async def test_an_update_fails_no_request(cluster: Cluster) -> None:
     """`cluster up` again, under load: each replica and the face are replaced, and every request is answered."""
     before = set(await asyncio.to_thread(cluster.engines))
-    over = asyncio.Event()
-    loading = asyncio.create_task(load(cluster, over))
-    await asyncio.sleep(1)
+    over, answers = asyncio.Event(), Counter[str]()
+    loading = asyncio.create_task(load(cluster, over, answers))
+    await until(lambda: answers.total() >= CLIENTS)
     said = await asyncio.to_thread(cluster.up)
     over.set()
-    answers = await loading
+    await loading
     assert "is updated" in said
     assert set(answers) == {"200"}, answers
     after = set(await asyncio.to_thread(cluster.engines))
