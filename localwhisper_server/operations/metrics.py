@@ -79,7 +79,7 @@ class Metrics(Observer):
             "memory": counter("out_of_memory", "Times the device ran out of memory during a batch.", ["model"]),
         }
         self._retries = counter(
-            "full_window_retries", "Chunks decoded again with the full window, by reason.", ["model", "reason"]
+            "retries", "Chunks decoded again with a longer window, by reason.", ["model", "reason"]
         )
         self._queue_estimate = gauge("queue_estimate_seconds", "How long a request that came now would wait.")
         self._open_requests = gauge("open_requests", "Transcriptions that wait or run.")

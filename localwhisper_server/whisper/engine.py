@@ -40,13 +40,17 @@ UNLOAD_PAUSE_SECONDS = 0.002
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One chunk of a batch: with its language (`probability` None if it was given or is provisional) and prompt."""
+    """One chunk of a batch: with its language (`probability` None if it was given or is provisional) and prompt.
+
+    `is_final` if the acceptance check has no longer window to offer.
+    """
 
     chunk: Chunk
     language: str
     probability: float | None
     tokenizer: Tokenizer
     prompt: list[int]
+    is_final: bool
 
 
 class Engine:
@@ -139,14 +143,13 @@ class Engine:
 
         """
         frames = max(chunk.frames for chunk in chunks)
-        full_window = frames == FULL_FRAMES
         encoded = self._encode([_padded(chunk.features, frames) for chunk in chunks])
         rows = self._rows(chunks, encoded)
         results, unaligned = [], dict[int, Hypothesis]()
-        for number, hypothesis in enumerate(self._decode(encoded, rows, full_window=full_window)):
+        for number, hypothesis in enumerate(self._decode(encoded, rows)):
             chunk = rows[number].chunk
             rejected = self._rejection(
-                chunk, hypothesis, language_probability=rows[number].probability, full_window=full_window
+                chunk, hypothesis, language_probability=rows[number].probability, final=rows[number].is_final
             )
             if rejected:
                 reason, again = rejected
@@ -202,18 +205,19 @@ class Engine:
             # Half of the context for the prompt, as in Whisper's reference code.
             prompt = prompt_tokens(chunk, tokenizer, room=self._whisper.max_length // 2 - 1)
             certain = given or chunk.language_provisional
-            rows.append(_Row(chunk, language, None if certain else probability, tokenizer, prompt))
+            is_final = chunk.is_retry or 2 * encoded.shape[1] == FULL_FRAMES
+            rows.append(_Row(chunk, language, None if certain else probability, tokenizer, prompt, is_final))
         return rows
 
-    def _decode(self, encoded: ctranslate2.StorageView, rows: Sequence[_Row], *, full_window: bool) -> list[Hypothesis]:
-        """Decode all rows; with the full window by temperature fallback."""
+    def _decode(self, encoded: ctranslate2.StorageView, rows: Sequence[_Row]) -> list[Hypothesis]:
+        """Decode all rows; the final ones by temperature fallback."""
 
         def generate(numbers: list[int], temperature: float) -> list[Hypothesis]:
             batch = [rows[number] for number in numbers]
             most = max(
                 acceptance.MAX_TOKENS
                 if row.chunk.full_window
-                else acceptance.max_tokens(row.chunk.seconds, full_window=full_window)
+                else acceptance.max_tokens(row.chunk.seconds, final=row.is_final)
                 for row in batch
             )
             search: dict[str, Any] = (
@@ -245,9 +249,9 @@ class Engine:
             ]
 
         # OpenAI documents temperature 0 as "increase it automatically", so 0 and None mean the same.
-        asked = [row.chunk.decoding.temperature if full_window else None for row in rows]
-        automatic = TEMPERATURES if full_window else TEMPERATURES[:1]
-        schedules = [(temperature,) if temperature else automatic for temperature in asked]
+        asked = [row.chunk.decoding.temperature if row.is_final else None for row in rows]
+        automatic = [TEMPERATURES if row.is_final else TEMPERATURES[:1] for row in rows]
+        schedules = [(temperature,) if temperature else each for temperature, each in zip(asked, automatic, strict=True)]
         loops_only = [not row.chunk.full_window for row in rows]
         return acceptance.decode_with_fallback(generate, schedules, [len(row.prompt) for row in rows], loops_only)
 
