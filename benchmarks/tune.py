@@ -2,13 +2,14 @@
 
     python benchmarks/tune.py --model large-v3 --device cuda --corpus FOLDER [--records FILE] [--minutes N]
 
-Decodes the clips of the corpus's tune split with several short windows, without the acceptance check, with the window of
-a second look, and with the full window. Then it computes, without decoding again, what each pair of thresholds would have made of the answers: wrong
-words, how many chunks are decoded twice, how many clips are worse than with the full window, and the time.
+Decodes the clips of the corpus's tune split with several short windows, without the acceptance check, with the window
+of a second look, and with the full window. Then it computes, without decoding again, what each pair of thresholds would
+have made of the answers: wrong words, how many chunks are decoded twice, how many clips are worse than with the full
+window, and the time.
 
 The other signs of the acceptance check stay as they are. A rejected chunk counts with the text and the time of the
-second look. Clips are decoded in an order drawn from their names, so those decoded until the time is up are a sample of the
-whole. With `--records`, results are kept: a second run with the same file goes on where the first ended. Without
+second look. Clips are decoded in an order drawn from their names, so those decoded until the time is up are a sample of
+the whole. With `--records`, results are kept: a second run with the same file goes on where the first ended. Without
 `--corpus`, the recordings in `../shared/speech` are used.
 
 The figures say which candidates are worth a measurement on the test split, and are no measurement themselves: they are
@@ -116,9 +117,7 @@ class Recorder:
     def __init__(self) -> None:
         self.answer = Answer()
 
-    def __call__(
-        self, chunk: Chunk, answer: Hypothesis, *, language_probability: float | None, final: bool
-    ) -> None:
+    def __call__(self, chunk: Chunk, answer: Hypothesis, *, language_probability: float | None, final: bool) -> None:
         """Note one answer."""
         if final:
             return

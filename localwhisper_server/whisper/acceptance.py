@@ -3,8 +3,8 @@
 The temperature fallback tries higher temperatures until an answer is good. It is for final answers only.
 
 The acceptance check: a short window now and then loops, breaks off, or invents an ending. Each such case that was
-measured showed one of the signs in `rejection`, and is then decoded again with a longer window: 20 s for a message, Whisper's own 30 s for longer chunks. That answer is
-final.
+measured showed one of the signs in `rejection`, and is then decoded again with a longer window: 20 s
+for a message, Whisper's own 30 s for longer chunks. That answer is final.
 """
 
 import math

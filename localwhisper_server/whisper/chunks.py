@@ -29,8 +29,8 @@ MARGIN_SECONDS = 3.0
 LONG_MARGIN_SECONDS = 8.0
 MESSAGE_SECONDS = 12.0
 MIN_WINDOW_SECONDS = 10.0
-# A message that is decoded again gets this, which costs half of the full window and makes the same words (BENCHMARKS.md,
-# "The acceptance check"). Longer chunks get the full window.
+# A message that is decoded again gets this, which costs half of the full window and makes about as many errors
+# (BENCHMARKS.md, "The acceptance check"). Longer chunks get the full window.
 RETRY_WINDOW_SECONDS = 20.0
 # No chunk is cut longer than this. Shorter chunks cost less on a CPU, and words: a sentence goes on in the next chunk.
 LONGEST_SECONDS = 28.0

@@ -250,8 +250,10 @@ class Engine:
 
         # OpenAI documents temperature 0 as "increase it automatically", so 0 and None mean the same.
         asked = [row.chunk.decoding.temperature if row.is_final else None for row in rows]
-        automatic = [TEMPERATURES if row.is_final else TEMPERATURES[:1] for row in rows]
-        schedules = [(temperature,) if temperature else each for temperature, each in zip(asked, automatic, strict=True)]
+        schedules: list[Sequence[float]] = [
+            (temperature,) if temperature else TEMPERATURES if row.is_final else TEMPERATURES[:1]
+            for temperature, row in zip(asked, rows, strict=True)
+        ]
         loops_only = [not row.chunk.full_window for row in rows]
         return acceptance.decode_with_fallback(generate, schedules, [len(row.prompt) for row in rows], loops_only)
 
