@@ -146,6 +146,11 @@ class Turns:
         item = self._current or Item(self._new_id(), self._since, self.decoding, [])
         return [*self._commit(item), *self._settle()]
 
+    def commit_speech(self) -> list[Happening]:
+        """End the present item here if somebody spoke in it."""
+        item = self._current
+        return self.commit() if item is not None and (item.text or item.speech) else []
+
     def _commit(self, item: Item) -> list[Happening]:
         item.commit(self._tracker.position)
         self._forget()

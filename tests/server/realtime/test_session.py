@@ -542,6 +542,58 @@ def test_a_session_waits_only_so_long_for_its_last_text() -> None:
     assert client.session.over
 
 
+@pytest.mark.parametrize("detection", [{"type": "server_vad"}, None], ids=["vad", "by commits"])
+def test_a_server_that_stops_says_the_last_text(detection: Any) -> None:
+    """What is being spoken is committed and transcribed; then the session is over, without an error."""
+    client = Client(answers=None)
+    update(client, turn_detection=detection)
+    client.speak(0.2, 1.0)
+    client.events += client.session.stop(client.now)
+    assert client.send("input_audio_buffer.commit") == []  # it is too late
+    assert not client.session.over
+    while client.work is not None:
+        client.finish(transcript(" w0 w1"))
+        client.run()
+    assert client.kinds()[-2:] == ["input_audio_buffer.committed", "completed"]
+    assert list(client.completed().values()) == ["w0 w1"]
+    assert client.session.over
+
+
+@pytest.mark.parametrize("detection", [{"type": "server_vad"}, None], ids=["vad", "by commits"])
+def test_a_server_that_stops_waits_for_nobody_who_is_silent(detection: Any) -> None:
+    """Silence is not committed."""
+    client = Client()
+    update(client, turn_detection=detection)
+    client.speak(0.5)
+    assert client.session.stop(client.now) == []
+    assert client.session.over
+
+
+def test_a_server_that_stops_hears_all_that_was_sent() -> None:
+    """Sound that waits is heard before the commit."""
+    client = Client()
+    audio = base64.b64encode(pcm(sound(0.5, 4.0, rate=24_000))).decode()
+    client.events += client.session.receive(json.dumps({"type": "input_audio_buffer.append", "audio": audio}), 0.0)
+    assert client.session.stop(client.now) == []
+    client.run()
+    assert list(client.completed().values()) == ["w0 w1 w2 w3 w4 w5 w6 w7"]
+    assert client.session.over
+
+
+def test_a_server_that_stops_waits_only_so_long() -> None:
+    """For an engine that is stuck, and also where the session is at its own end."""
+    for idle in (False, True):
+        client = Client(answers=None)
+        client.speak(0.2, 1.0)
+        client.send("input_audio_buffer.commit")
+        if idle:
+            client.session.tick(protocol.IDLE_SECONDS)
+        assert client.session.stop(protocol.IDLE_SECONDS) == []
+        assert client.session.deadline == protocol.IDLE_SECONDS + protocol.STOP_SECONDS
+        client.session.tick(client.session.deadline)
+        assert client.session.over
+
+
 # Whatever comes in whatever order
 
 ACTIONS: dict[str, Any] = {
@@ -555,6 +607,7 @@ ACTIONS: dict[str, Any] = {
     "finish": lambda client: client.work and client.finish(answer(client.work.samples, client.work.decoding)),
     "reject": lambda client: client.work and not client.work.settles and client.finish(None),
     "fail": lambda client: client.work and client.finish(EngineFailed()),
+    "stop": lambda client: client.events.extend(client.session.stop(client.now)),
 }
 SPEECH = st.tuples(st.floats(0, 1.5), st.floats(0, 4))
 
