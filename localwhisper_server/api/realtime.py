@@ -166,7 +166,9 @@ class _Connection:
                     else:
                         await self._close(NORMAL, events[-1]["error"]["message"])
                     return
-                if self._working is None and (work := session.next_pass()) is not None:
+                if (work := session.next_pass()) is not None:
+                    if self._working is not None:
+                        self._working[1].cancel()
                     self._working = work, asyncio.create_task(_decoded(decoder, work))
                 events = [*await self._step(session), *session.tick(self._clock())]
         finally:
@@ -238,7 +240,7 @@ def _add_seconds(scope: Scope, seconds: float) -> None:
 
 async def _decoded(decoder: SessionDecoder, work: Pass) -> Outcome:
     try:
-        return await decoder.decode(work.samples, work.speech, work.decoding, thorough=work.settles)
+        return await decoder.decode(work.samples, work.speech, work.decoding, thorough=work.thorough)
     except ServerError as failure:
         return failure
     except Exception:

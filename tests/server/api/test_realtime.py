@@ -595,6 +595,32 @@ def test_a_stop_does_not_wait_for_a_model_that_is_stuck() -> None:
     assert transcriber.open == 0
 
 
+def test_an_outdated_pass_is_given_up() -> None:
+    """The pass that hears all of a phrase does not wait for one that began before its end."""
+
+    class SlowAtFirst(Transcriber):
+        passes = 0
+
+        async def decode(self, samples: Any, speech: Any, decoding: Any, *, thorough: bool) -> Any:
+            self.passes += 1
+            if self.passes == 1:
+                began.set()
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    given_up.set()
+            return await super().decode(samples, speech, decoding, thorough=thorough)
+
+    began, given_up, transcriber = threading.Event(), threading.Event(), SlowAtFirst()
+    with server(transcriber) as url, connected(url) as connection:
+        speak(connection, 0.5, 1.0)
+        assert began.wait(SECONDS)
+        speak(connection, 0.0, 0.5, 1.0)
+        assert until(connection, ".completed")[-1]["transcript"] == "w0 w1 w2"
+        assert given_up.wait(SECONDS)
+    assert transcriber.open == 0
+
+
 def test_a_client_that_says_the_server_restarts() -> None:
     """The code of a client's closing frame changes nothing: its session ends."""
     transcriber = Transcriber()
