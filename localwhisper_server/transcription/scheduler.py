@@ -98,7 +98,7 @@ class Scheduler:
         self._reserved_until = -math.inf
         self._finish_until: float | None = None  # messages that come until then are finished
         self._finishing: set[Hashable] | None = None  # the requests to work for; None for all
-        self._expected_until = -math.inf
+        self._expected_until, self._finished = -math.inf, False  # see `expect`; whether the model is being unloaded
         self._last = clock()  # when the last batch ended
         self._failures = 0
         self._speed = FIRST_SPEED / workers  # of one worker
@@ -202,27 +202,30 @@ class Scheduler:
                 self._finish_until = self._clock() + FINISH_SECONDS
             self._finishing = self._messages()
             expected = self._clock() < min(self._expected_until, self._finish_until)
-            return not self._finishing and not self._in_flight and not expected
+            self._finished = not self._finishing and not self._in_flight and not expected
+            return self._finished
 
     @property
     def finishing(self) -> bool:
         """Whether a message that comes now has to wait for `resume`."""
-        return self._finish_until is not None and self._clock() >= self._finish_until
+        return self._finished or (self._finish_until is not None and self._clock() >= self._finish_until)
 
     def _messages(self) -> set[Hashable] | None:
         """Return the messages to finish, None if there is no need to finish."""
         if self._finish_until is None:
             return None
         messages = self._queue.messages()
-        if self._clock() >= self._finish_until + FINISH_AT_MOST_SECONDS:
+        late = self._clock() - self._finish_until
+        if late >= FINISH_AT_MOST_SECONDS:
             return set()  # one that is decoded or read for so long may not keep the other model waiting
-        return self._finishing & messages if self.finishing and self._finishing is not None else messages
+        return self._finishing & messages if late >= 0 and self._finishing is not None else messages
 
     def resume(self) -> None:
         """Work for all requests again."""
         with self._changed:
             if self._finish_until is not None:
                 self._finish_until = self._finishing = None
+                self._finished = False
                 self._changed.notify_all()
 
     def wake(self) -> None:

@@ -266,7 +266,8 @@ async def test_a_model_stays_for_a_message_that_is_not_admitted_yet(start: Any, 
     assert not model.busy
     assert not model.finish_and_unload()
     assert [item async for item in items][-1].text == FIRST
-    assert model.finish_and_unload()
+    await until(model.finish_and_unload)
+    assert not model.health()["loaded"]
     model.resume()
 
 

@@ -622,9 +622,11 @@ def test_finishing_is_for_messages(engine: EngineDouble, start: Start) -> None:
     assert newer.submit([Item(13)])[0].result(SECONDS) == 26
     newer.close()
     assert not recording.done()
-    assert scheduler.finish()
     assert not scheduler.finishing
+    assert scheduler.finish()
+    assert scheduler.finishing  # the model is being unloaded
     scheduler.resume()
+    assert not scheduler.finishing
     assert [recording.result(SECONDS), later.result(SECONDS)] == [20, 22]
 
 
