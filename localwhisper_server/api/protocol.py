@@ -34,7 +34,7 @@ FREE_CHUNKS = 200
 POLICY_VIOLATION = 1008  # RFC 6455 §7.4.1
 RESTARTING = 1012  # IANA's registry of closing codes
 # How long a session may take to end when the server stops: longer than it waits for its last texts.
-LAST_WORDS_SECONDS = 6.0
+STOP_SECONDS = 6.0
 WRITE_RATE = 1024  # bytes per second at which an answer must be read
 # The path of the only route that speaks WebSocket. On any other path a caller who asks for it is answered in HTTP.
 WEBSOCKET_PATH = "/realtime"
@@ -255,12 +255,12 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     read why: closing at once would reset the connection while it sends, and lose the closing frame.
 
     When the server stops, the session is told by a disconnect with RESTARTING, after which it may still send. It is
-    closed `last_words_seconds` later if it has not closed by then.
+    closed `stop_seconds` later if it has not closed by then.
     """
 
     write_seconds = 30.0  # between checks of the rate
     linger_seconds = 2.0
-    last_words_seconds = LAST_WORDS_SECONDS
+    stop_seconds = STOP_SECONDS
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -368,13 +368,13 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.transport.abort()
 
     def shutdown(self) -> None:
-        """Let an open session say its last words."""
+        """Tell an open session that the server stops, and close it later if it does not do so itself."""
         if not self.handshake_complete or self.close_sent:
             super().shutdown()
             return
         self.close_timeout = self.linger_seconds
         self.queue.put_nowait({"type": "websocket.disconnect", "code": RESTARTING})
-        self._stop_timer = self.loop.call_later(self.last_words_seconds, super().shutdown)
+        self._stop_timer = self.loop.call_later(self.stop_seconds, super().shutdown)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the timers, and forget what is not parsed."""

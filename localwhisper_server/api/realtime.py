@@ -190,7 +190,7 @@ class _Connection:
         if self._receiving is not None and self._receiving.done():
             self._message, self._receiving = self._receiving.result(), None
             if self._message is not None and self._message["type"] == "websocket.disconnect":
-                if self._message["code"] != RESTARTING:
+                if self._message.get("code") != RESTARTING:
                     raise WebSocketDisconnect
                 self._message = None
                 return session.stop(self._clock())

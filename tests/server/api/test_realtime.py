@@ -583,7 +583,7 @@ def test_a_stop_does_not_wait_for_a_model_that_is_stuck() -> None:
             await asyncio.Event().wait()
 
     class Hasty(Brief):
-        last_words_seconds = 0.1
+        stop_seconds = 0.1
 
     transcriber = Stuck()
     with contextlib.ExitStack() as stack:

@@ -677,8 +677,8 @@ def test_a_server_that_stops_says_the_last_text(detection: Any) -> None:
 
 
 @pytest.mark.parametrize("detection", [{"type": "server_vad"}, None], ids=["vad", "by commits"])
-def test_a_server_that_stops_waits_for_nobody_who_is_silent(detection: Any) -> None:
-    """Silence is not committed."""
+def test_a_server_that_stops_commits_no_silence(detection: Any) -> None:
+    """The session is over at once."""
     client = Client()
     update(client, turn_detection=detection)
     client.speak(0.5)
