@@ -63,8 +63,9 @@ class Clients:
     async def follow(self, http: httpx2.AsyncClient, until: float) -> None:
         """Ask for a model that is in memory, again and again, and note whether it was loaded meanwhile."""
         while time.monotonic() < until:
-            before = await self.loads(http)
             for model in (await self.in_memory(http))[:1]:
+                # Not before /health: a load that ended between the two would count.
+                before = await self.loads(http)
                 self.followed.append(await self.ask(http, model))
                 if (await self.loads(http))[model] > before[model]:
                     self.reloaded.append(self.followed[-1])

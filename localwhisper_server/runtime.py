@@ -10,7 +10,7 @@ from localwhisper_client import __version__
 from localwhisper_client.shared import openai_models
 from localwhisper_server.audio import pool
 from localwhisper_server.diarization.diarizer import Diarizer
-from localwhisper_server.diarization.weights import load_networks, require_installed
+from localwhisper_server.diarization.weights import NetworkLoader
 from localwhisper_server.errors import Busy, EngineFailed, Stopping, UnknownModel
 from localwhisper_server.observer import Observer
 from localwhisper_server.served_model import LOADING_RETRY_SECONDS, STUCK_SECONDS, Load, ServedModel, Shared
@@ -51,7 +51,8 @@ class Runtime:
     ) -> None:
         observer = observer or Observer()
         self._decoders = pool.Pool(environ=environ or {})
-        self._diarizer = diarizer or Diarizer(lambda: load_networks(settings.diarization_models), require_installed)
+        loader = NetworkLoader(settings.diarization_models, clock=time.monotonic)
+        self._diarizer = diarizer or Diarizer(loader.load, loader.check)
         self._cuda_devices = devices.device_count() if cuda_devices is None else cuda_devices
         cuda_types = devices.cuda_compute_types()
         self._device = devices.choose_device(

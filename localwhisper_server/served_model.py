@@ -97,8 +97,7 @@ class ServedModel:
         self.created = 0
         self.languages: frozenset[str] = frozenset()
         self.used = 0.0
-        self._shared = shared
-        self._settings = shared.settings
+        self._shared, self._settings = shared, shared.settings
         self._memory = memory
         self._others = others
         self._progressed = progressed
@@ -295,9 +294,10 @@ class ServedModel:
             Busy: the model is still being loaded for the first time.
 
         """
-        if self._transcriber is None:
+        if self._transcriber is None or self._scheduler is None:
             raise Busy("The model is still being loaded. Try again shortly.", retry_after=LOADING_RETRY_SECONDS)
         self.used = time.monotonic()
+        self._scheduler.expect()  # the upload is hashed first
         if self._settings.window == "exact":
             options = replace(options, full_window=True)
         return self._transcriber.transcribe(source, options)

@@ -21,9 +21,9 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from localwhisper_client.shared import install_command
 from localwhisper_client.shared.lan_ranges import LOOPBACK
 from localwhisper_server.api import routes
-from localwhisper_server.api.access_control import Rules
+from localwhisper_server.api.access_control import ConnectionLimits, Rules
 from localwhisper_server.api.middleware import Limits
-from localwhisper_server.api.protocol import ConnectionLimits, HttpProtocol, WebSocketProtocol
+from localwhisper_server.api.protocol import HttpProtocol, WebSocketProtocol
 from localwhisper_server.operations import mdns, watchdog
 from localwhisper_server.operations.host import outbound_address, own_names, server_url
 from localwhisper_server.operations.metrics import Metrics, video_memory

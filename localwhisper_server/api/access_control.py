@@ -1,4 +1,4 @@
-"""Access control: which addresses, host names, web pages and keys may call.
+"""Access control: which addresses, host names, web pages and keys may call, and how many connections are held.
 
 A web page can post a form to an address on the LAN without the user's knowledge, and its owner can let a name of theirs
 point to this server (DNS rebinding). Browsers reveal both: the page in `Origin`, the name in `Host`.
@@ -15,7 +15,16 @@ from urllib.parse import unquote_to_bytes
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from localwhisper_client.shared.lan_ranges import LOOPBACK, RANGES, SUFFIXES, Address, Network, parse_address, within
+from localwhisper_client.shared.lan_ranges import (
+    LOOPBACK,
+    RANGES,
+    SUFFIXES,
+    Address,
+    Network,
+    host_of,
+    parse_address,
+    within,
+)
 from localwhisper_server.errors import Forbidden, HeadTooLarge, MissingKey, ServerError, WrongKey
 
 # The OpenAI SDK sends 20; proxies add a few.
@@ -36,6 +45,29 @@ _SEPARATORS = re.compile(rb'[\s,;"]+')
 _HOST = re.compile(r"(?P<name>\[[0-9a-z:.%_-]+\]|[^\[\]:/@?#\\,\s]+)(?::(?P<port>\d{1,5})?)?", re.IGNORECASE)
 _LABEL = re.compile(r"[a-z0-9_-]+")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """How many connections are held: in `total`, and of one address, unless it is in one of the `unlimited` ranges."""
+
+    total: int = 2048
+    per_address: int = 256
+    unlimited: Sequence[Network] = LOOPBACK
+
+    def refusal(self, peer: str, peers: Sequence[str]) -> str | None:
+        """Say why `peer` may have no further connection beside those of `peers`; None if it may. Pure."""
+        if len(peers) >= self.total:
+            return f"{self.total} connections are open"
+        address = parse_address(peer)
+        # Counting by host takes time, and is needless while fewer are open in all.
+        if len(peers) < self.per_address or address is None or within(address, self.unlimited):
+            return None
+        host = host_of(address)
+        known = (other for other in map(parse_address, peers) if other is not None)
+        if sum(host_of(other) == host for other in known) < self.per_address:
+            return None
+        return f"{self.per_address} connections of {host} are open"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,6 @@ import asyncio
 import json
 import logging
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -20,7 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 
-from localwhisper_client.shared.lan_ranges import LOOPBACK, Network, host_of, parse_address, within
+from localwhisper_server.api.access_control import ConnectionLimits
 from localwhisper_server.api.middleware import new_request_id
 from localwhisper_server.errors import HeadTooLarge, InvalidRequest, ServerError, TooSlow
 
@@ -34,6 +32,9 @@ EVENTS_AT_A_TIME = 16
 LEAST_CHUNK_BYTES = 8
 FREE_CHUNKS = 200
 POLICY_VIOLATION = 1008  # RFC 6455 §7.4.1
+RESTARTING = 1012  # IANA's registry of closing codes
+# How long a session may take to end when the server stops: longer than it waits for its last texts.
+STOP_SECONDS = 6.0
 WRITE_RATE = 1024  # bytes per second at which an answer must be read
 # The path of the only route that speaks WebSocket. On any other path a caller who asks for it is answered in HTTP.
 WEBSOCKET_PATH = "/realtime"
@@ -41,29 +42,6 @@ WEBSOCKET_PATH = "/realtime"
 WEBSOCKET_BYTES_AT_A_TIME = 4096
 # Bytes of events that may wait for a client to read them before the session pauses.
 MOST_UNREAD_BYTES = 64 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionLimits:
-    """How many connections are held: in `total`, and of one address, unless it is in one of the `unlimited` ranges."""
-
-    total: int = 2048
-    per_address: int = 256
-    unlimited: Sequence[Network] = LOOPBACK
-
-    def refusal(self, peer: str, peers: Sequence[str]) -> str | None:
-        """Say why `peer` may have no further connection beside those of `peers`; None if it may. Pure."""
-        if len(peers) >= self.total:
-            return f"{self.total} connections are open"
-        address = parse_address(peer)
-        # Counting by host takes time, and is needless while fewer are open in all.
-        if len(peers) < self.per_address or address is None or within(address, self.unlimited):
-            return None
-        host = host_of(address)
-        known = (other for other in map(parse_address, peers) if other is not None)
-        if sum(host_of(other) == host for other in known) < self.per_address:
-            return None
-        return f"{self.per_address} connections of {host} are open"
 
 
 class _Refused(h11.RemoteProtocolError):
@@ -275,16 +253,21 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     What one read brought is parsed in small parts, and only as far as the session takes messages and the client reads:
     a read may bring 40,000 frames, and each ping is answered. After a broken frame, the client has `linger_seconds` to
     read why: closing at once would reset the connection while it sends, and lose the closing frame.
+
+    When the server stops, the session is told by a disconnect with RESTARTING, after which it may still send. It is
+    closed `stop_seconds` later if it has not closed by then.
     """
 
     write_seconds = 30.0  # between checks of the rate
     linger_seconds = 2.0
+    stop_seconds = STOP_SECONDS
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         # uvicorn logs every connection with its query; the request log has a line for each.
         self.logger = _quiet
         self._write_timer: asyncio.Handle | None = None
+        self._stop_timer: asyncio.Handle | None = None
         self._discarding = False
         self._unparsed = b""
         self._continuing = False
@@ -384,9 +367,20 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         """Abort: a client that does not answer a ping would not read a closing frame either."""
         self.transport.abort()
 
+    def shutdown(self) -> None:
+        """Tell an open session that the server stops, and close it later if it does not do so itself."""
+        if not self.handshake_complete or self.close_sent:
+            super().shutdown()
+            return
+        self.close_timeout = self.linger_seconds
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": RESTARTING})
+        self._stop_timer = self.loop.call_later(self.stop_seconds, super().shutdown)
+
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timer, and forget what is not parsed."""
+        """Stop the timers, and forget what is not parsed."""
         self._stop_write_timer()
+        if self._stop_timer is not None:
+            self._stop_timer.cancel()
         self._unparsed = b""
         super().connection_lost(exc)
 

@@ -19,7 +19,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from localwhisper_server.api import form, formats
 from localwhisper_server.api.middleware import claim_share, note
-from localwhisper_server.errors import EngineFailed, InvalidRequest, ServerError, UnknownModel
+from localwhisper_server.api.protocol import RESTARTING
+from localwhisper_server.errors import EngineFailed, InvalidRequest, ServerError, Stopping, UnknownModel
 from localwhisper_server.models import Model, Models, SessionDecoder
 from localwhisper_server.observer import ModelObserver
 from localwhisper_server.realtime.item import Outcome, Pass
@@ -160,9 +161,14 @@ class _Connection:
                 self._note(events, observer)
                 await self._send(events)
                 if session.over:
-                    await self._close(NORMAL, events[-1]["error"]["message"])
+                    if session.stopping:
+                        await self._close(RESTARTING, Stopping().message)
+                    else:
+                        await self._close(NORMAL, events[-1]["error"]["message"])
                     return
-                if self._working is None and (work := session.next_pass()) is not None:
+                if (work := session.next_pass()) is not None:
+                    if self._working is not None:
+                        self._working[1].cancel()
                     self._working = work, asyncio.create_task(_decoded(decoder, work))
                 events = [*await self._step(session), *session.tick(self._clock())]
         finally:
@@ -177,19 +183,22 @@ class _Connection:
             message, self._message = self._message, None
             return await self._take(session, message)
         hearing = session.unheard and not session.full
-        await self._wait(0.0 if hearing else max(0.0, session.deadline - self._clock()))
+        await self._wait(session, 0.0 if hearing else max(0.0, session.deadline - self._clock()))
         if self._working is not None and self._working[1].done():
             (work, task), self._working = self._working, None
             return session.take(work, task.result())
         if self._receiving is not None and self._receiving.done():
             self._message, self._receiving = self._receiving.result(), None
             if self._message is not None and self._message["type"] == "websocket.disconnect":
-                raise WebSocketDisconnect
+                if self._message.get("code") != RESTARTING:
+                    raise WebSocketDisconnect
+                self._message = None
+                return session.stop(self._clock())
         return await self._hear(session) if hearing else []
 
-    async def _wait(self, seconds: float) -> None:
-        """Wait for a message, unless one is here already, or for the work's outcome."""
-        if self._message is None and self._receiving is None:
+    async def _wait(self, session: Session, seconds: float) -> None:
+        """Wait for a message, unless one is here already or none may follow, or for the work's outcome."""
+        if self._message is None and self._receiving is None and not session.stopping:
             self._receiving = asyncio.create_task(self._websocket.receive())
         tasks = [task for task in (self._receiving, self._working and self._working[1]) if task is not None]
         if tasks:
@@ -231,7 +240,7 @@ def _add_seconds(scope: Scope, seconds: float) -> None:
 
 async def _decoded(decoder: SessionDecoder, work: Pass) -> Outcome:
     try:
-        return await decoder.decode(work.samples, work.speech, work.decoding, thorough=work.settles)
+        return await decoder.decode(work.samples, work.speech, work.decoding, thorough=work.thorough)
     except ServerError as failure:
         return failure
     except Exception:

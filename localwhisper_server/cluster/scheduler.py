@@ -178,6 +178,9 @@ class ClusterScheduler:
         for ticket in list(self._open.values()):
             _fail(ticket, refusal)
 
+    def expect(self) -> None:
+        """Do nothing: a face unloads no model; see `finish`."""
+
     def finish(self) -> bool:
         """Return False: a face holds no model that could be unloaded."""
         return False

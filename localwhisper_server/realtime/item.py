@@ -30,6 +30,9 @@ STEP = 3 * SAMPLE_RATE // 10
 LEAST_SPEECH = 3 * SAMPLE_RATE // 10
 # After so much silence the speaker has probably ended: one more pass hears all of it before the turn is over.
 EARLY_SILENCE = 160 * SAMPLE_RATE // 1000
+# A text that is rejected with less silence after the speech is decoded again with more: it is mostly accepted then, and
+# that takes a third of the time of the full window.
+ENOUGH_SILENCE = 3 * SAMPLE_RATE // 10
 # Sound kept after the end of speech; a word may end more softly than the detector notices.
 TAIL = SAMPLE_RATE // 20
 # Sound kept before speech that has not begun yet.
@@ -67,8 +70,8 @@ class Failed:
 class Pass:
     """Work: decode `samples`, shape (n,), in which somebody speaks at `speech`, in seconds from the start.
 
-    The sound ends at `end`, in samples of the stream. `settles` says that the text settles the window: an answer that
-    is not accepted must then be decoded again.
+    The sound ends at `end`, in samples of the stream. `settles` says that the text settles the window. `thorough` says
+    that an answer that is not accepted must be decoded again.
     """
 
     item: "Item"
@@ -77,6 +80,7 @@ class Pass:
     decoding: Decoding
     end: int
     settles: bool
+    thorough: bool
 
 
 Outcome = Transcript | Draft | ServerError | None
@@ -108,6 +112,7 @@ class Item:
     _agreement: Agreement = field(default_factory=Agreement)
     _decoded: int = 0  # where the last pass ended
     _heard: tuple[Transcript, int] | None = None  # the last accepted text of this window, and where its pass ended
+    _rejected: int | None = None  # where the last pass of this window ended, if its text was not accepted
 
     def __post_init__(self) -> None:
         self._start = self._end = self._decoded = self.began
@@ -155,19 +160,43 @@ class Item:
         spans = self._speech()
         if self.error is not None or not spans:
             return None
+        rejected = None if self._rejected is None or self._misses(self._rejected) else self._rejected
+        certain = rejected is not None and rejected - spans[-1].end >= ENOUGH_SILENCE
         cut = self._cut(quiet)
         if cut is not None:
-            return self._pass(cut, settles=True)
+            # The sound that was rejected already is decoded no second time.
+            end = rejected if rejected is not None and certain and self._same_speech(rejected, cut) else cut
+            return self._pass(end, settles=True, thorough=True)
         if quiet >= EARLY_SILENCE:
-            missed = spans[-1].end + TAIL > self._decoded
+            if rejected is not None and certain:
+                # The turn's end will need it, and it takes long.
+                return self._pass(rejected, settles=False, thorough=True)
+            missed = self._misses(self._decoded) if rejected is None else quiet >= ENOUGH_SILENCE
         else:
             spoken = sum(span.end - span.start for span in spans)
             missed = self._end - self._decoded >= STEP and spoken >= LEAST_SPEECH
-        return self._pass(self._end, settles=False) if missed else None
+        return self._pass(self._end, settles=False, thorough=False) if missed else None
+
+    def outdates(self, work: Pass, quiet: int) -> bool:
+        """Return whether a pass that is not back is of no use.
+
+        Either the item or a phrase has ended after what it decodes, or the speaker has gone on after what seemed to be
+        the end.
+        """
+        if work.item.dropped:
+            return True
+        if work.settles or not (self.committed or quiet >= EARLY_SILENCE or work.thorough):
+            return False
+        return self._misses(work.end)
+
+    def _misses(self, end: int) -> bool:
+        """Whether a pass that ends there misses some of the speech."""
+        spans = self._speech()
+        return bool(spans) and spans[-1].end + TAIL > end
 
     def take(self, work: Pass, outcome: Outcome) -> list[Delta]:
         """Take what a pass gave."""
-        self._decoded = work.end
+        self._decoded, self._rejected = work.end, None
         if isinstance(outcome, ServerError):
             # A pass that only looks ahead is made again with more sound.
             if work.settles:
@@ -177,6 +206,8 @@ class Item:
         if work.settles:
             accepted = outcome if isinstance(outcome, Transcript) else Transcript("transcribe", None, 0.0)
             return self._finish(accepted, work.end)
+        if not isinstance(outcome, Transcript) and not work.thorough:
+            self._rejected = work.end
         if outcome is None:
             return []
         draft = isinstance(outcome, Draft)
@@ -186,14 +217,14 @@ class Item:
             self._heard = outcome, work.end
         return self._say(outcome, *self._agreement.add(_raw(outcome), draft=draft))
 
-    def _pass(self, end: int, *, settles: bool) -> Pass:
+    def _pass(self, end: int, *, settles: bool, thorough: bool) -> Pass:
         self._parts = [np.concatenate(self._parts)]
         samples = self._parts[0][: end - self._start]
         spans = [(max(span.start, self._start), min(span.end, end)) for span in self._speech() if span.start < end]
         speech = tuple(
             Span((first - self._start) / SAMPLE_RATE, (last - self._start) / SAMPLE_RATE) for first, last in spans
         )
-        return Pass(self, samples, speech, self.decoding, end, settles)
+        return Pass(self, samples, speech, self.decoding, end, settles, thorough)
 
     def _speech(self) -> Sequence[SpeechSpan]:
         """Return the speech of the window; spans before it are dropped."""
@@ -223,7 +254,7 @@ class Item:
             return self._end
         if quiet >= LONG_SILENCE:
             return min(self._end, spans[-1].end + LEAD)
-        if self.waiting > LONG:
+        if self.waiting > LONG and quiet < EARLY_SILENCE:  # in a longer pause, a pass hears all of the window
             return next((at for length, at in reversed(pauses) if length >= PAUSE), None)
         return None
 
@@ -245,7 +276,7 @@ class Item:
             self.languages.append(transcript.language)
         if self._heard is None or not any(span.end > cut and span.start < self._heard[1] for span in self._speech()):
             self._agreement = Agreement()  # no word of later sound was said
-        self._heard = None
+        self._heard = self._rejected = None
         self._settled_to(cut)
         self._decoded = cut
         return said

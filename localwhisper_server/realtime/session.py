@@ -19,8 +19,9 @@ from localwhisper_server.types import TokenLogprob
 
 LONGEST_SECONDS: Final = 3600.0
 IDLE_SECONDS: Final = 600.0
-# How long a session that ends waits for the texts of committed items.
+# How long a session that ends waits for the texts of committed items, and how long if the server stops.
 LAST_SECONDS: Final = 10.0
+STOP_SECONDS: Final = 5.0
 # Characters of base64 in one `append`: OpenAI's limit.
 MOST_AUDIO: Final = 15 * 1024 * 1024
 LEAST_COMMIT_SECONDS: Final = 0.1
@@ -67,8 +68,9 @@ class Session:
         self._expires_at = unix_time + int(LONGEST_SECONDS)
         self._expires, self._last_event = now + LONGEST_SECONDS, now
         self._unheard, self._at = b"", 0
-        self._ends: tuple[float, str, str] | None = None  # until when, code and message of the error
+        self._ends: tuple[float, ServerError | None] | None = None  # until when, and the error that says why
         self.over = False
+        self.stopping = False  # with the server
 
     @property
     def unheard(self) -> bool:
@@ -158,7 +160,7 @@ class Session:
         piece, self._at = self._unheard[self._at : end], end
         if not self.unheard:
             self._unheard, self._at = b"", 0
-        return self._events(self._turns.hear(self._decode(piece)))
+        return [*self._events(self._turns.hear(self._decode(piece))), *self._commit_last()]
 
     def next_pass(self) -> Pass | None:
         """Return the next work, once; None if none is due, or the last is not back."""
@@ -180,20 +182,36 @@ class Session:
             return self._begin_end(now, "session_idle_timeout", message)
         return []
 
+    def stop(self, now: float) -> list[Event]:
+        """End the session with the server: commit the speech that was sent, and be `over` once its text is sent.
+
+        That takes STOP_SECONDS at most.
+        """
+        until, error = self._ends or (now + STOP_SECONDS, None)
+        self._ends = min(until, now + STOP_SECONDS), error
+        self.stopping = True
+        return self._commit_last()
+
+    def _commit_last(self) -> list[Event]:
+        if not self.stopping or self.unheard:
+            return []
+        return [*self._events(self._turns.commit_speech()), *self._end_if_done()]
+
     def _begin_end(self, now: float, code: str, message: str) -> list[Event]:
-        self._ends = now + LAST_SECONDS, code, message
+        self._ends = now + LAST_SECONDS, InvalidRequest(message, code=code)
         self._unheard, self._at = b"", 0
         self._turns.clear()
         return self._end_if_done()
 
     def _end_if_done(self) -> list[Event]:
-        return self._end() if self._ends is not None and self._turns.idle and not self.over else []
+        done = self._ends is not None and self._turns.idle and not self.unheard
+        return self._end() if done and not self.over else []
 
     def _end(self) -> list[Event]:
         assert self._ends is not None  # noqa: S101 - only called then
         self.over = True
-        _, code, message = self._ends
-        return [self.error(InvalidRequest(message, code=code))]
+        _, error = self._ends
+        return [] if error is None else [self.error(error)]
 
     def error(self, error: ServerError, event_id: str | None = None) -> Event:
         """Return the event for an error; `event_id` is that of the client's event that caused it."""

@@ -146,6 +146,11 @@ class Turns:
         item = self._current or Item(self._new_id(), self._since, self.decoding, [])
         return [*self._commit(item), *self._settle()]
 
+    def commit_speech(self) -> list[Happening]:
+        """End the present item here if somebody spoke in it."""
+        item = self._current
+        return self.commit() if item is not None and (item.text or item.speech) else []
+
     def _commit(self, item: Item) -> list[Happening]:
         item.commit(self._tracker.position)
         self._forget()
@@ -169,14 +174,17 @@ class Turns:
         self._since = self._tracker.position
 
     def next_pass(self) -> Pass | None:
-        """Return the next pass, once; None if none is due, or the last one is not back."""
-        if self._in_flight is None:
-            if self._pending:
-                self._in_flight = self._pending[0].next_pass(0)
-            elif self._current is not None:
-                self._in_flight = self._current.next_pass(self._tracker.quiet)
-            return self._in_flight
-        return None
+        """Return the next pass, once; None if none is due, or the last one is not back.
+
+        One that is not back is outdated where the speaker has gone on until a pause since it began. The next pass then
+        replaces it, and its outcome must not be given to `take`.
+        """
+        item, quiet = (self._pending[0], 0) if self._pending else (self._current, self._tracker.quiet)
+        if item is None or (self._in_flight is not None and not item.outdates(self._in_flight, quiet)):
+            return None
+        work = item.next_pass(quiet)
+        self._in_flight = work or self._in_flight
+        return work
 
     def take(self, work: Pass, outcome: Outcome) -> list[Happening]:
         """Take what a pass gave."""

@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from localwhisper_server.transcription.scheduling import Scheduling
 from localwhisper_server.transcription.transcriber import Prepare, RequestSteps, StepRunner
@@ -13,8 +15,40 @@ from localwhisper_server.whisper.chunks import Chunk, ChunkResult
 DRAFTS = frozenset({"logprob", "stops early"})
 
 
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A pass as far as it is decoded: of which sound, with which options, and what the last decoding gave."""
+
+    piece: AudioChunk
+    decoding: Decoding
+    result: ChunkResult
+    before: tuple[Segment, ...] = ()
+    _language: str | None = None
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """All segments so far."""
+        return (*self.before, *self.result.segments)
+
+    @property
+    def language(self) -> str | None:
+        """The language of the first accepted answer."""
+        return self._language or self.result.language
+
+    def then(self, result: ChunkResult) -> "_Begun":
+        """Return the pass after its next decoding."""
+        return _Begun(self.piece, self.decoding, result, self.segments, self.language)
+
+    def is_of(self, samples: Samples, speech: Sequence[Span], decoding: Decoding) -> bool:
+        """Return whether it is of this sound, with these options."""
+        same = (self.piece.speech, self.decoding) == (tuple(speech), decoding)
+        return same and np.array_equal(self.piece.samples, samples)
+
+
 class LiveDecoder:
-    """Decodes for one session, which counts as one open request until it is closed. One pass at a time.
+    """Decodes for one session, which counts as one open request until it is closed.
+
+    One pass at a time: before the next one begins, the one that is not done must be cancelled.
 
     Raises:
         Busy: the queue is full, or the estimated wait too long.
@@ -29,38 +63,44 @@ class LiveDecoder:
         self._steps = steps
         self._full_window = full_window
         self._ticket = scheduler.admit(live=True)
+        self._rejected: _Begun | None = None  # the last pass, if its answer was not accepted
 
     async def decode(
         self, samples: Samples, speech: Sequence[Span], decoding: Decoding, *, thorough: bool
     ) -> Transcript | Draft | None:
         """Return the text of at most 30 s of `samples`, shape (n,), in which somebody speaks at `speech`.
 
-        An answer that is not accepted is decoded again if `thorough`; otherwise it gives a draft, or None.
+        An answer that is not accepted is decoded again if `thorough`; otherwise it gives a draft, or None. A thorough
+        pass of the same sound as the last, which was rejected, begins with the second decoding.
 
         Raises:
             ServerError: the queue is full, or the model failed.
 
         """
-        piece = AudioChunk(samples, 0.0, tuple(speech))
-        chunk = await self._steps.run(
-            RequestSteps(), lambda: self._prepare(piece, decoding, full_window=self._full_window)
-        )
-        # To the fair queue each pass is a new message, not the next part of a long recording. Nothing else runs between
-        # the two lines, so that the session keeps its place.
+        begun, self._rejected = self._rejected, None
+        if begun is not None and begun.is_of(samples, speech, decoding):
+            self._take_place()
+        else:
+            piece = AudioChunk(samples, 0.0, tuple(speech))
+            chunk = await self._steps.run(
+                RequestSteps(), lambda: self._prepare(piece, decoding, full_window=self._full_window)
+            )
+            self._take_place()
+            begun = _Begun(piece, decoding, await self._run(chunk))
+        while (remainder := begun.result.remainder) is not None:
+            if begun.result.rejected and not thorough:
+                self._rejected = begun
+                if begun.result.rejected not in DRAFTS or begun.segments:
+                    return None
+                return Draft(Transcript(decoding.task, None, begun.piece.seconds, begun.result.draft))
+            begun = begun.then(await self._run(_in_language(remainder, begun.language)))
+        return Transcript(decoding.task, begun.language, begun.piece.seconds, begun.segments)
+
+    def _take_place(self) -> None:
+        """Queue as a new message, which each pass is to the fair queue: not the next part of a long recording."""
+        # Nothing else runs between the two lines, so that the session keeps its place.
         self._ticket.close()
         self._ticket = self._scheduler.admit()
-        segments: list[Segment] = []
-        result = await self._run(chunk)
-        language = result.language
-        while result.remainder is not None:
-            if result.rejected and not thorough:
-                if result.rejected not in DRAFTS or segments:
-                    return None
-                return Draft(Transcript(decoding.task, None, piece.seconds, result.draft))
-            segments += result.segments
-            language = language or result.language
-            result = await self._run(_in_language(result.remainder, language))
-        return Transcript(decoding.task, language or result.language, piece.seconds, (*segments, *result.segments))
 
     async def _run(self, chunk: Chunk) -> ChunkResult:
         return await asyncio.wrap_future(*self._ticket.submit([chunk], first=True))

@@ -24,6 +24,8 @@ FIRST_SPEED = 5.0
 RESERVED_SECONDS = 20.0
 # A model that is to be unloaded first finishes all messages that come within so many seconds, if it can by the latter.
 FINISH_SECONDS, FINISH_AT_MOST_SECONDS = 5.0, 30.0
+# How long a model stays for a message that is expected: admission takes some 10 ms, on a busy machine ten times that.
+EXPECT_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,6 +98,7 @@ class Scheduler:
         self._reserved_until = -math.inf
         self._finish_until: float | None = None  # messages that come until then are finished
         self._finishing: set[Hashable] | None = None  # the requests to work for; None for all
+        self._expected_until, self._finished = -math.inf, False  # see `expect`; whether the model is being unloaded
         self._last = clock()  # when the last batch ended
         self._failures = 0
         self._speed = FIRST_SPEED / workers  # of one worker
@@ -165,11 +168,17 @@ class Scheduler:
         with self._changed:
             self.require_room()
             ticket = Ticket(self)
+            self._expected_until = -math.inf
             if self._queue.has_long and not bulk:
                 self._reserve()
             self._queue.admit(ticket, bulk=bulk, live=live)
             self._finishing = self._messages()
         return ticket
+
+    def expect(self) -> None:
+        """Tell of a request that will be admitted in a moment: `finish` waits for it, EXPECT_SECONDS at most."""
+        with self._changed:
+            self._expected_until = self._clock() + EXPECT_SECONDS
 
     def send_away(self, refusal: ServerError, *, later_than: float) -> None:
         """Fail the requests that have not begun and would not end within so many seconds at the present speed."""
@@ -192,27 +201,31 @@ class Scheduler:
             if self._finish_until is None:
                 self._finish_until = self._clock() + FINISH_SECONDS
             self._finishing = self._messages()
-            return not self._finishing and not self._in_flight
+            expected = self._clock() < min(self._expected_until, self._finish_until)
+            self._finished = not self._finishing and not self._in_flight and not expected
+            return self._finished
 
     @property
     def finishing(self) -> bool:
         """Whether a message that comes now has to wait for `resume`."""
-        return self._finish_until is not None and self._clock() >= self._finish_until
+        return self._finished or (self._finish_until is not None and self._clock() >= self._finish_until)
 
     def _messages(self) -> set[Hashable] | None:
         """Return the messages to finish, None if there is no need to finish."""
         if self._finish_until is None:
             return None
         messages = self._queue.messages()
-        if self._clock() >= self._finish_until + FINISH_AT_MOST_SECONDS:
+        late = self._clock() - self._finish_until
+        if late >= FINISH_AT_MOST_SECONDS:
             return set()  # one that is decoded or read for so long may not keep the other model waiting
-        return self._finishing & messages if self.finishing and self._finishing is not None else messages
+        return self._finishing & messages if late >= 0 and self._finishing is not None else messages
 
     def resume(self) -> None:
         """Work for all requests again."""
         with self._changed:
             if self._finish_until is not None:
                 self._finish_until = self._finishing = None
+                self._finished = False
                 self._changed.notify_all()
 
     def wake(self) -> None:

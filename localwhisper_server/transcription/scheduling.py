@@ -47,6 +47,9 @@ class Scheduling(Protocol):
     def admit(self, *, bulk: bool = False, live: bool = False) -> Ticket:
         """Open a request; raise Busy as `require_room` does."""
 
+    def expect(self) -> None:
+        """Tell of a request that will be admitted in a moment: the model is not unloaded just before."""
+
     def send_away(self, refusal: ServerError, *, later_than: float) -> None:
         """Fail the requests that have not begun and would not end within so many seconds."""
 

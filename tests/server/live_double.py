@@ -113,7 +113,7 @@ class Client:
     def run(self) -> None:
         """Hear what was sent, and run the passes."""
         while True:
-            if self.work is None and (work := self.session.next_pass()) is not None:
+            if (work := self.session.next_pass()) is not None:
                 self.work = work
                 self.passes.append(work)
             if self.work is not None and self.answers is not None:

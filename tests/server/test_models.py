@@ -259,6 +259,18 @@ async def test_messages_are_finished_before_their_model_is_unloaded(start: Any, 
     assert card.in_memory == [SECOND]
 
 
+async def test_a_model_stays_for_a_message_that_is_not_admitted_yet(start: Any, voice: bytes) -> None:
+    """The model was asked for, and the upload is still to be hashed."""
+    model = start(Card(room=1), max_loaded=1).models[0]
+    items = model.transcribe(io.BytesIO(voice), Options())
+    assert not model.busy
+    assert not model.finish_and_unload()
+    assert [item async for item in items][-1].text == FIRST
+    await until(model.finish_and_unload)
+    assert not model.health()["loaded"]
+    model.resume()
+
+
 async def test_a_drain_and_a_stop_are_of_all_models(start: Any, voice: bytes) -> None:
     """Requests of both are counted and finished."""
     card = Card()

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from localwhisper_client.shared.lan_ranges import parse_network
+from localwhisper_server.api.access_control import ConnectionLimits
 from localwhisper_server.api.middleware import PAUSE_SECONDS, Limits
-from localwhisper_server.api.protocol import ConnectionLimits
 from localwhisper_server.errors import TooSlow
 from tests.server.driving import SPOKEN, WHOLE, Answer, FakeTranscriber, call, make_app, multipart
 

@@ -17,9 +17,9 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from localwhisper_server import server
-from localwhisper_server.api.access_control import Rules
+from localwhisper_server.api.access_control import ConnectionLimits, Rules
 from localwhisper_server.api.middleware import Limits
-from localwhisper_server.api.protocol import EVENTS_AT_A_TIME, MOST_HEAD_BYTES, ConnectionLimits, HttpProtocol
+from localwhisper_server.api.protocol import EVENTS_AT_A_TIME, MOST_HEAD_BYTES, HttpProtocol
 from localwhisper_server.api.routes import create_app
 from localwhisper_server.settings import Settings
 from tests.server.driving import FakeTranscriber

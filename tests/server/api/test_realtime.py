@@ -553,6 +553,86 @@ def test_clients_that_hang_up() -> None:
     assert not open_tasks() - others
 
 
+def closed_code(connection: Any) -> int | None:
+    """Read to the end; return the code of the closing frame."""
+    with contextlib.suppress(ConnectionClosed):
+        for _ in connection:
+            pass
+    return connection.close_code  # type: ignore[no-any-return]
+
+
+def test_a_stop_says_what_was_being_spoken() -> None:
+    """The speech so far is committed and its text sent, then 1012; a session without speech is closed at once."""
+    transcriber = Transcriber()
+    with contextlib.ExitStack() as stack:
+        with server(transcriber) as url:
+            speaking, silent = (stack.enter_context(connected(url)) for _ in range(2))
+            speak(speaking, 0.5, 1.5)
+            until(speaking, "speech_started")
+            until(silent, "session.created")
+        assert until(speaking, ".completed")[-1]["transcript"] == "w0 w1 w2"
+        assert [closed_code(connection) for connection in (speaking, silent)] == [1012, 1012]
+    assert transcriber.open == 0
+
+
+def test_a_stop_does_not_wait_for_a_model_that_is_stuck() -> None:
+    """The connection is closed with 1012, and the server ends."""
+
+    class Stuck(Transcriber):
+        async def decode(self, *_: Any, **__: Any) -> None:
+            await asyncio.Event().wait()
+
+    class Hasty(Brief):
+        stop_seconds = 0.1
+
+    transcriber = Stuck()
+    with contextlib.ExitStack() as stack:
+        with server(transcriber, ws=Hasty) as url:
+            connection = stack.enter_context(connected(url))
+            speak(connection, 0.5, 1.5)
+            until(connection, "speech_started")
+        assert closed_code(connection) == 1012
+    assert transcriber.open == 0
+
+
+def test_an_outdated_pass_is_given_up() -> None:
+    """The pass that hears all of a phrase does not wait for one that began before its end."""
+
+    class SlowAtFirst(Transcriber):
+        passes = 0
+
+        async def decode(self, samples: Any, speech: Any, decoding: Any, *, thorough: bool) -> Any:
+            self.passes += 1
+            if self.passes == 1:
+                began.set()
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    given_up.set()
+            return await super().decode(samples, speech, decoding, thorough=thorough)
+
+    began, given_up, transcriber = threading.Event(), threading.Event(), SlowAtFirst()
+    with server(transcriber) as url, connected(url) as connection:
+        speak(connection, 0.5, 1.0)
+        assert began.wait(SECONDS)
+        speak(connection, 0.0, 0.5, 1.0)
+        assert until(connection, ".completed")[-1]["transcript"] == "w0 w1 w2"
+        assert given_up.wait(SECONDS)
+    assert transcriber.open == 0
+
+
+def test_a_client_that_says_the_server_restarts() -> None:
+    """The code of a client's closing frame changes nothing: its session ends."""
+    transcriber = Transcriber()
+    with server(transcriber) as url:
+        with connected(url) as connection:
+            speak(connection, 0.5, 1.5)
+            connection.close(1012)
+        with connected(url) as connection:
+            assert converse(connection) == "w0 w1 w2"
+    assert transcriber.open == 0
+
+
 def test_several_sessions_at_once() -> None:
     """Each gets its own words."""
     with server() as url, contextlib.ExitStack() as stack:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +14,9 @@ from localwhisper_server.errors import Busy, EngineFailed
 from localwhisper_server.realtime import session as protocol
 from localwhisper_server.types import Draft
 from tests.server.live_double import Client, answer, pcm, sound, transcript
+
+if TYPE_CHECKING:
+    from localwhisper_server.realtime.item import Pass
 
 PREFIX = "conversation.item.input_audio_transcription."
 
@@ -186,6 +189,110 @@ def test_an_item_committed_while_a_pass_runs_waits_for_it() -> None:
     assert list(client.completed().values()) == ["one two"]
 
 
+def test_a_pass_that_misses_the_end_of_a_phrase_is_replaced() -> None:
+    """Its outcome is not waited for: the next pass hears all of the phrase, and its text is the item's."""
+    client = Client(answers=None)
+    client.speak(0.5, 1.0)
+    outdated = client.work
+    assert outdated is not None
+    client.speak(0.0, 0.5, 0.1)
+    assert client.work is outdated  # the pause is not long enough yet
+    client.speak(0.1)
+    assert client.work is not outdated
+    assert client.work is not None
+    client.finish(answer(client.work.samples, client.work.decoding))
+    client.speak(0.5)
+    assert list(client.completed().values()) == ["w0 w1 w2"]
+
+
+def rejecting(client: Client) -> list[Pass]:
+    """Reject every text in the pause after a second of speech, until a pass is thorough; return the last three."""
+    client.speak(0.5, 1.0, 0.2)
+    client.finish(Draft(transcript(" w0 w")))
+    client.run()
+    assert client.work is None  # there is not enough silence yet
+    client.speak(0.15)
+    client.finish(None)
+    client.run()
+    return client.passes[-3:]
+
+
+def test_a_phrase_whose_text_is_rejected_is_decoded_again_before_the_turn_is_over() -> None:
+    """With more silence, and then thoroughly. That pass is of the same sound, and its text is that of the turn."""
+    client = Client(answers=None)
+    early, second, again = rejecting(client)
+    assert [(work.thorough, work.settles) for work in (early, second, again)] == [(False, False)] * 2 + [(True, False)]
+    assert early.end < second.end == again.end
+    assert again.samples.tolist() == second.samples.tolist()
+    assert again.speech == second.speech
+    client.speak(0.4)  # the turn ends, and waits for the pass
+    assert client.work is again
+    client.finish(answer(again.samples, again.decoding))
+    client.run()
+    assert client.completed() == client.said() == {client.events[1]["item_id"]: "w0 w1"}
+    assert client.passes[-1] is again
+
+
+def test_a_text_that_is_rejected_after_the_turn_is_decoded_again_from_there() -> None:
+    """The pass that settles the turn is of the rejected sound, unless that has too little silence."""
+    for silence, same in ((0.2, False), (0.35, True)):
+        client = Client(answers=None)
+        client.speak(0.5, 1.0, 0.2)
+        if same:
+            client.finish(None)
+            client.speak(0.15)
+        rejected = client.work
+        assert rejected is not None
+        client.speak(0.6 - silence)
+        assert client.work is rejected
+        client.finish(None)
+        client.run()
+        settling = client.passes[-1]
+        assert (settling.settles, settling.thorough) == (True, True)
+        assert (settling.end == rejected.end) == same
+        client.finish(answer(settling.samples, settling.decoding))
+        assert list(client.completed().values()) == ["w0 w1"]
+
+
+def test_a_speaker_who_goes_on_is_heard_before_the_pause_is_decoded_again() -> None:
+    """The pass for a turn's end that has not come is replaced, once there is enough new sound; no word is lost."""
+    client = Client(answers=None)
+    again = rejecting(client)[-1]
+    client.speak(0.0, 0.1)
+    assert client.work is again
+    client.speak(0.0, 0.4)
+    assert client.work is not None
+    assert not client.work.thorough
+    client.answers = lambda work: answer(work.samples, work.decoding)
+    client.run()
+    client.speak(0.6)
+    assert list(client.completed().values()) == ["w0 w1 w2"]
+
+
+def test_a_busy_engine_is_not_asked_again_and_again_in_a_pause() -> None:
+    """Only when the turn is over."""
+    client = Client(answers=None)
+    rejecting(client)
+    client.finish(Busy("The server is busy.", retry_after=3))
+    client.run()
+    assert client.work is None
+    client.answers = lambda work: answer(work.samples, work.decoding)
+    client.speak(0.4)
+    assert list(client.completed().values()) == ["w0 w1"]
+
+
+def test_a_pass_of_sound_that_was_cleared_is_replaced() -> None:
+    """The next item need not wait for it."""
+    client = Client(answers=None)
+    client.speak(0.5, 1.0)
+    cleared = client.work
+    client.send("input_audio_buffer.clear")
+    assert client.work is cleared
+    client.speak(0.5, 1.0)
+    assert client.work is not None
+    assert client.work is not cleared
+
+
 def test_speech_without_a_pause_is_cut() -> None:
     """Half a minute of it: no pass is longer than 12 s, and every word is said once."""
     client = Client()
@@ -194,6 +301,16 @@ def test_speech_without_a_pause_is_cut() -> None:
     (text,) = client.completed().values()
     assert len(text.split()) == pytest.approx(60, abs=3)
     assert client.said() == client.completed()
+
+
+def test_a_window_that_gets_long_in_a_pause_is_not_cut_in_an_earlier_one() -> None:
+    """The pass in the pause hears all of it, and no other is needed when the turn ends there."""
+    client = Client()
+    client.speak(0.2, 5.0, 0.4, 3.2, 0.6)
+    assert not any(work.settles for work in client.passes)
+    assert max(work.samples.size for work in client.passes) > 8.8 * 16_000
+    (text,) = client.completed().values()
+    assert len(text.split()) == 16
 
 
 def test_a_whole_recording_at_once() -> None:
@@ -542,6 +659,58 @@ def test_a_session_waits_only_so_long_for_its_last_text() -> None:
     assert client.session.over
 
 
+@pytest.mark.parametrize("detection", [{"type": "server_vad"}, None], ids=["vad", "by commits"])
+def test_a_server_that_stops_says_the_last_text(detection: Any) -> None:
+    """What is being spoken is committed and transcribed; then the session is over, without an error."""
+    client = Client(answers=None)
+    update(client, turn_detection=detection)
+    client.speak(0.2, 1.0)
+    client.events += client.session.stop(client.now)
+    assert client.send("input_audio_buffer.commit") == []  # it is too late
+    assert not client.session.over
+    while client.work is not None:
+        client.finish(transcript(" w0 w1"))
+        client.run()
+    assert client.kinds()[-2:] == ["input_audio_buffer.committed", "completed"]
+    assert list(client.completed().values()) == ["w0 w1"]
+    assert client.session.over
+
+
+@pytest.mark.parametrize("detection", [{"type": "server_vad"}, None], ids=["vad", "by commits"])
+def test_a_server_that_stops_commits_no_silence(detection: Any) -> None:
+    """The session is over at once."""
+    client = Client()
+    update(client, turn_detection=detection)
+    client.speak(0.5)
+    assert client.session.stop(client.now) == []
+    assert client.session.over
+
+
+def test_a_server_that_stops_hears_all_that_was_sent() -> None:
+    """Sound that waits is heard before the commit."""
+    client = Client()
+    audio = base64.b64encode(pcm(sound(0.5, 4.0, rate=24_000))).decode()
+    client.events += client.session.receive(json.dumps({"type": "input_audio_buffer.append", "audio": audio}), 0.0)
+    assert client.session.stop(client.now) == []
+    client.run()
+    assert list(client.completed().values()) == ["w0 w1 w2 w3 w4 w5 w6 w7"]
+    assert client.session.over
+
+
+def test_a_server_that_stops_waits_only_so_long() -> None:
+    """For an engine that is stuck, and also where the session is at its own end."""
+    for idle in (False, True):
+        client = Client(answers=None)
+        client.speak(0.2, 1.0)
+        client.send("input_audio_buffer.commit")
+        if idle:
+            client.session.tick(protocol.IDLE_SECONDS)
+        assert client.session.stop(protocol.IDLE_SECONDS) == []
+        assert client.session.deadline == protocol.IDLE_SECONDS + protocol.STOP_SECONDS
+        client.session.tick(client.session.deadline)
+        assert client.session.over
+
+
 # Whatever comes in whatever order
 
 ACTIONS: dict[str, Any] = {
@@ -555,6 +724,7 @@ ACTIONS: dict[str, Any] = {
     "finish": lambda client: client.work and client.finish(answer(client.work.samples, client.work.decoding)),
     "reject": lambda client: client.work and not client.work.settles and client.finish(None),
     "fail": lambda client: client.work and client.finish(EngineFailed()),
+    "stop": lambda client: client.events.extend(client.session.stop(client.now)),
 }
 SPEECH = st.tuples(st.floats(0, 1.5), st.floats(0, 4))
 

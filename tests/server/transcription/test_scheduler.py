@@ -13,6 +13,7 @@ from localwhisper_server import observer
 from localwhisper_server.errors import Busy, EngineFailed, Stopping
 from localwhisper_server.transcription.queue import FEW_BATCHES, MESSAGE_SECONDS
 from localwhisper_server.transcription.scheduler import (
+    EXPECT_SECONDS,
     FINISH_AT_MOST_SECONDS,
     FINISH_SECONDS,
     FIRST_SPEED,
@@ -621,9 +622,11 @@ def test_finishing_is_for_messages(engine: EngineDouble, start: Start) -> None:
     assert newer.submit([Item(13)])[0].result(SECONDS) == 26
     newer.close()
     assert not recording.done()
-    assert scheduler.finish()
     assert not scheduler.finishing
+    assert scheduler.finish()
+    assert scheduler.finishing  # the model is being unloaded
     scheduler.resume()
+    assert not scheduler.finishing
     assert [recording.result(SECONDS), later.result(SECONDS)] == [20, 22]
 
 
@@ -644,6 +647,26 @@ def test_finishing_has_an_end(engine: EngineDouble, start: Start) -> None:
     assert not waiting.done()
     scheduler.resume()
     assert waiting.result(SECONDS) == 2
+
+
+def test_finishing_waits_for_a_message_that_is_expected(engine: EngineDouble, start: Start) -> None:
+    """From the moment that it is expected until it is done; but not for one that does not come, nor after the end."""
+    engine.took = 0.0
+    scheduler = start(batch=1)
+    scheduler.expect()
+    assert not scheduler.finish()
+    message = scheduler.admit()
+    assert not scheduler.finish()
+    assert message.submit([Item(1)])[0].result(SECONDS) == 2
+    message.close()
+    assert scheduler.finish()
+    scheduler.expect()
+    assert not scheduler.finish()
+    engine.clock.now += EXPECT_SECONDS
+    assert scheduler.finish()
+    engine.clock.now += FINISH_SECONDS
+    scheduler.expect()
+    assert scheduler.finish()
 
 
 def test_a_batch_in_flight_is_part_of_the_work(engine: EngineDouble, start: Start) -> None:
