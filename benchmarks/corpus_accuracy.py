@@ -49,7 +49,7 @@ WORSE = 2
 """Words (or characters) from which on a clip is listed."""
 
 PROMPTS = ("", "Welcome to the meeting.")
-RETRIES = re.compile(r'^localwhisper_retries_total\{.*?reason="([^"]*)".*?\} (\S+)', re.MULTILINE)
+RETRIES = re.compile(r'^localwhisper_full_window_retries_total\{.*?reason="([^"]*)".*?\} (\S+)', re.MULTILINE)
 EASY = frozenset({"clean"})
 
 UNCHECKED = """

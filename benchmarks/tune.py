@@ -2,14 +2,13 @@
 
     python benchmarks/tune.py --model large-v3 --device cuda --corpus FOLDER [--records FILE] [--minutes N]
 
-Decodes the clips of the corpus's tune split with several short windows, without the acceptance check, with the window
-of a second look, and with the full window. Then it computes, without decoding again, what each pair of thresholds would
-have made of the answers: wrong words, how many chunks are decoded twice, how many clips are worse than with the full
-window, and the time.
+Decodes the clips of the corpus's tune split with several short windows, without the acceptance check, and with the full
+window. Then it computes, without decoding again, what each pair of thresholds would have made of the answers: wrong
+words, how many chunks are decoded twice, how many clips are worse than with the full window, and the time.
 
-The other signs of the acceptance check stay as they are. A rejected chunk counts with the text and the time of the
-second look. Clips are decoded in an order drawn from their names, so those decoded until the time is up are a sample of
-the whole. With `--records`, results are kept: a second run with the same file goes on where the first ended. Without
+The other signs of the acceptance check stay as they are. A rejected chunk counts with the text and the time of the full
+window. Clips are decoded in an order drawn from their names, so those decoded until the time is up are a sample of the
+whole. With `--records`, results are kept: a second run with the same file goes on where the first ended. Without
 `--corpus`, the recordings in `../shared/speech` are used.
 
 The figures say which candidates are worth a measurement on the test split, and are no measurement themselves: they are
@@ -63,8 +62,6 @@ WORSE_BY = 2
 
 EASY = "clean"
 FULL = "full"
-AGAIN = "again"
-"""The window of a chunk that is decoded again."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -117,15 +114,17 @@ class Recorder:
     def __init__(self) -> None:
         self.answer = Answer()
 
-    def __call__(self, chunk: Chunk, answer: Hypothesis, *, language_probability: float | None, final: bool) -> None:
+    def __call__(
+        self, chunk: Chunk, answer: Hypothesis, *, language_probability: float | None, full_window: bool
+    ) -> None:
         """Note one answer."""
-        if final:
+        if full_window:
             return
         self.answer.logprob = min(self.answer.logprob, answer.avg_logprob)
         self.answer.language = min(self.answer.language, 1.0 if language_probability is None else language_probability)
         # The other signs alone: neither of the two thresholds can apply to this.
         sure = dataclasses.replace(answer, avg_logprob=0.0)
-        sign = acceptance.rejection(chunk, sure, language_probability=None, final=False)
+        sign = acceptance.rejection(chunk, sure, language_probability=None, full_window=False)
         self.answer.sign = self.answer.sign or (sign[0] if sign else "")
 
 
@@ -176,12 +175,10 @@ def measure(engine: Engine, recorder: Recorder, clip: corpus.Clip, windows: Sequ
         answers = {}
         full, language = decode(engine, recorder, engine.prepare(piece, decoding, full_window=True), None, clock)
         answers[FULL] = full
-        chunk = engine.prepare(piece, decoding)
-        again = dataclasses.replace(chunk, is_retry=True)
-        answers[AGAIN] = full if again.frames == chunks.FULL_FRAMES else decode(engine, recorder, again, None, clock)[0]
         for window in windows:
+            # The window in use has more room behind chunks of more than 12 s.
             own = None if window == WINDOW_IN_USE else window
-            answers[key(window)], _ = decode(engine, recorder, chunk, own, clock)
+            answers[key(window)], _ = decode(engine, recorder, engine.prepare(piece, decoding), own, clock)
         found.append(answers)
         decoding = Decoding(language=decoding.language or language or None)
     return Record(clip.id, found)
@@ -199,9 +196,9 @@ def outcome(
         for answers in record.chunks:
             answer = answers[window]
             rejected = window != FULL and answer.rejected(logprob, language)
-            chosen = answers[AGAIN] if rejected else answer
+            chosen = answers[FULL] if rejected else answer
             texts.append(chosen.text)
-            seconds += answer.seconds + rejected * answers[AGAIN].seconds
+            seconds += answer.seconds + rejected * answers[FULL].seconds
             again[clip.group == EASY].append(rejected)
         ours = score(clip, "".join(texts))
         full = score(clip, "".join(answers[FULL].text for answers in record.chunks))

@@ -122,8 +122,8 @@ class Settings(BaseSettings):
     threads: int = Field(default=0, ge=0, description="CPU threads of the model; 0: chosen for this machine.")
     window: Literal["adaptive", "exact"] = Field(
         default="adaptive",
-        description="adaptive: encode a chunk at its own length, check the result, and decode again with a longer "
-        "window if the check fails. exact: always use the full window, as Whisper does.",
+        description="adaptive: encode a chunk at its own length, check the result, and decode again with the full "
+        "window of 30 s if the check fails. exact: always use the full window, as Whisper does.",
     )
     batch: int = Field(default=0, ge=0, le=256, description="Chunks decoded at once; 0: measured at the start.")
     queue: int = Field(default=64, ge=0, description="Requests that may wait; the next one gets a 503.")

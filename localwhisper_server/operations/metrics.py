@@ -78,7 +78,9 @@ class Metrics(Observer):
             "loads": counter("model_loads", "Times the model was loaded.", ["model"]),
             "memory": counter("out_of_memory", "Times the device ran out of memory during a batch.", ["model"]),
         }
-        self._retries = counter("retries", "Chunks decoded again with a longer window, by reason.", ["model", "reason"])
+        self._retries = counter(
+            "full_window_retries", "Chunks decoded again with the full window, by reason.", ["model", "reason"]
+        )
         self._queue_estimate = gauge("queue_estimate_seconds", "How long a request that came now would wait.")
         self._open_requests = gauge("open_requests", "Transcriptions that wait or run.")
         self._in_memory = gauge("model_in_memory", "1 while the model is loaded.")

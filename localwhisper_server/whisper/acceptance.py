@@ -1,10 +1,9 @@
 """What the model decoded, and whether it stands: token parsing, temperature fallback, acceptance check. Pure.
 
-The temperature fallback tries higher temperatures until an answer is good. It is for final answers only.
+The temperature fallback tries higher temperatures until an answer is good. It needs the full window.
 
 The acceptance check: a short window now and then loops, breaks off, or invents an ending. Each such case that was
-measured showed one of the signs in `rejection`, and is then decoded again with a longer window: 20 s
-for a message, Whisper's own 30 s for longer chunks. That answer is final.
+measured showed one of the signs in `rejection`, and is then decoded again with the full window.
 """
 
 import math
@@ -20,7 +19,7 @@ TIMESTAMP_SECONDS = 0.02  # the step of timestamp tokens
 MAX_TOKENS = 224
 # Fast speech is five to six tokens a second; twice that is a loop, which would hold up its whole batch.
 MAX_TOKENS_PER_SECOND = 11.0
-# In a longer window a loop is likelier, and longer. Korean and Greek take up to 13 tokens a second.
+# With the full window a loop is likelier, and longer. Korean and Greek take up to 13 tokens a second.
 MAX_TOKENS_PER_SECOND_AGAIN = 16.0
 SPARE_TOKENS = 16
 
@@ -58,9 +57,9 @@ MIN_REPEATED_WORDS = 3
 MAX_PHRASE_WORDS = 8
 
 
-def max_tokens(seconds: float, *, final: bool) -> int:
+def max_tokens(seconds: float, *, full_window: bool) -> int:
     """Return how many tokens may be decoded for a chunk of this length."""
-    rate = MAX_TOKENS_PER_SECOND_AGAIN if final else MAX_TOKENS_PER_SECOND
+    rate = MAX_TOKENS_PER_SECOND_AGAIN if full_window else MAX_TOKENS_PER_SECOND
     return min(MAX_TOKENS, SPARE_TOKENS + math.ceil(rate * seconds))
 
 
@@ -200,16 +199,16 @@ def _most_probable(tried: Sequence[Hypothesis]) -> Hypothesis:
 
 
 def rejection(
-    chunk: Chunk, answer: Hypothesis, *, language_probability: float | None, final: bool
+    chunk: Chunk, answer: Hypothesis, *, language_probability: float | None, full_window: bool
 ) -> tuple[str, Chunk] | None:
     """Return why an answer is not accepted, in a word or two for the metrics, and the chunk to decode instead.
 
-    None to accept it. `language_probability` is None if the language was given. A final answer is
+    None to accept it. `language_probability` is None if the language was given. The answer of the full window is
     rejected for one reason alone: it may come from the prompt.
     """
     if (chunk.prompt or chunk.hotwords) and answer.text and answer.no_speech_prob > PROMPTED_NO_SPEECH:
         return "prompt", replace(chunk, prompt=(), hotwords=())
-    if final:
+    if full_window:
         return None
     speech_seconds = sum(span.end - span.start for span in chunk.speech)
     speech_end = chunk.speech[-1].end if chunk.speech else 0.0
@@ -218,7 +217,7 @@ def rejection(
         speech_end = continues_at  # later speech is the remainder's and has not been cut off
     count = sum(len(text.tokens) for text in answer.texts)
     rate = count / speech_seconds if speech_seconds > MIN_RATED_SECONDS else None
-    complete = answer.ends_in_timestamp and len(answer.tokens) < max_tokens(chunk.seconds, final=False)
+    complete = answer.ends_in_timestamp and len(answer.tokens) < max_tokens(chunk.seconds, full_window=False)
     signs = {
         "language": language_probability is not None and language_probability < MIN_LANGUAGE_PROBABILITY,
         "logprob": answer.avg_logprob < MIN_LOGPROB,

@@ -29,9 +29,6 @@ MARGIN_SECONDS = 3.0
 LONG_MARGIN_SECONDS = 8.0
 MESSAGE_SECONDS = 12.0
 MIN_WINDOW_SECONDS = 10.0
-# A message that is decoded again gets this, which costs half of the full window and makes about as many errors
-# (BENCHMARKS.md, "The acceptance check"). Longer chunks get the full window.
-RETRY_WINDOW_SECONDS = 20.0
 # No chunk is cut longer than this. Shorter chunks cost less on a CPU, and words: a sentence goes on in the next chunk.
 LONGEST_SECONDS = 28.0
 # A shorter remainder is not decoded.
@@ -55,13 +52,10 @@ CACHED_TEXTS = 128
 Features = npt.NDArray[np.float32]
 
 
-def window_frames(seconds: float, *, is_retry: bool = False) -> int:
+def window_frames(seconds: float) -> int:
     """Return how many frames of 10 ms to encode for a chunk of this length."""
-    is_message = seconds <= MESSAGE_SECONDS
-    if is_retry:
-        wanted = RETRY_WINDOW_SECONDS if is_message else FULL_SECONDS
-    else:
-        wanted = max(seconds + (MARGIN_SECONDS if is_message else LONG_MARGIN_SECONDS), MIN_WINDOW_SECONDS)
+    margin = MARGIN_SECONDS if seconds <= MESSAGE_SECONDS else LONG_MARGIN_SECONDS
+    wanted = max(seconds + margin, MIN_WINDOW_SECONDS)
     # Whole seconds, so that chunks of about the same length share a batch.
     return min(FULL_FRAMES, math.ceil(wanted) * FRAMES_PER_SECOND)
 
@@ -112,8 +106,8 @@ class Chunk:
 
     `features` are its log-mel frames of 10 ms, shape (mels, n). It is `seconds` long and begins `offset` seconds into
     the recording. `speech` holds the spans of speech, in seconds from the chunk's start. With `full_window` the chunk
-    is always decoded with the full window; with `is_retry` with a longer one this time, because the acceptance check
-    rejected the answer of a shorter one. `prefix_tokens` are the tokens decoded right before this chunk. With
+    is always decoded with the full window; with `is_retry` only this time, because the acceptance check rejected the
+    answer of a shorter one. `prefix_tokens` are the tokens decoded right before this chunk. With
     `language_provisional` another chunk decides the language later, so a low probability of the detected one is no
     reason for a retry. `prompt` and `hotwords` are those of `decoding`, as tokens.
 
@@ -135,9 +129,8 @@ class Chunk:
 
     def __post_init__(self) -> None:
         # The acceptance check's thresholds are for temperature 0 alone.
-        full = self.full_window or bool(self.decoding.temperature)
-        frames = FULL_FRAMES if full else window_frames(self.seconds, is_retry=self.is_retry)
-        object.__setattr__(self, "frames", frames)
+        full = self.full_window or self.is_retry or bool(self.decoding.temperature)
+        object.__setattr__(self, "frames", FULL_FRAMES if full else window_frames(self.seconds))
 
     def remainder(self, at: float, prefix_tokens: tuple[int, ...]) -> "Chunk | None":
         """Return the part from `at` on, in seconds from the start; None if there is next to nothing."""
@@ -172,7 +165,7 @@ class ChunkResult:
 
     `language` is None if the answer was rejected. `remainder` is what is still to be decoded: the end of the chunk, if
     the model stopped before it, or the whole chunk again if the answer was rejected. `rejected` is the reason: "prompt"
-    for a retry without prompt and hotwords, any other for a retry with a longer window. `draft` is the rejected text.
+    for a retry without prompt and hotwords, any other for a retry with the full window. `draft` is the rejected text.
     """
 
     language: str | None

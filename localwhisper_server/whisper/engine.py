@@ -40,17 +40,13 @@ UNLOAD_PAUSE_SECONDS = 0.002
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One chunk of a batch: with its language (`probability` None if it was given or is provisional) and prompt.
-
-    `is_final` if the acceptance check has no longer window to offer.
-    """
+    """One chunk of a batch: with its language (`probability` None if it was given or is provisional) and prompt."""
 
     chunk: Chunk
     language: str
     probability: float | None
     tokenizer: Tokenizer
     prompt: list[int]
-    is_final: bool
 
 
 class Engine:
@@ -143,13 +139,14 @@ class Engine:
 
         """
         frames = max(chunk.frames for chunk in chunks)
+        full_window = frames == FULL_FRAMES
         encoded = self._encode([_padded(chunk.features, frames) for chunk in chunks])
         rows = self._rows(chunks, encoded)
         results, unaligned = [], dict[int, Hypothesis]()
-        for number, hypothesis in enumerate(self._decode(encoded, rows)):
+        for number, hypothesis in enumerate(self._decode(encoded, rows, full_window=full_window)):
             chunk = rows[number].chunk
             rejected = self._rejection(
-                chunk, hypothesis, language_probability=rows[number].probability, final=rows[number].is_final
+                chunk, hypothesis, language_probability=rows[number].probability, full_window=full_window
             )
             if rejected:
                 reason, again = rejected
@@ -205,19 +202,18 @@ class Engine:
             # Half of the context for the prompt, as in Whisper's reference code.
             prompt = prompt_tokens(chunk, tokenizer, room=self._whisper.max_length // 2 - 1)
             certain = given or chunk.language_provisional
-            is_final = chunk.is_retry or 2 * encoded.shape[1] == FULL_FRAMES
-            rows.append(_Row(chunk, language, None if certain else probability, tokenizer, prompt, is_final))
+            rows.append(_Row(chunk, language, None if certain else probability, tokenizer, prompt))
         return rows
 
-    def _decode(self, encoded: ctranslate2.StorageView, rows: Sequence[_Row]) -> list[Hypothesis]:
-        """Decode all rows; the final ones by temperature fallback."""
+    def _decode(self, encoded: ctranslate2.StorageView, rows: Sequence[_Row], *, full_window: bool) -> list[Hypothesis]:
+        """Decode all rows; with the full window by temperature fallback."""
 
         def generate(numbers: list[int], temperature: float) -> list[Hypothesis]:
             batch = [rows[number] for number in numbers]
             most = max(
                 acceptance.MAX_TOKENS
                 if row.chunk.full_window
-                else acceptance.max_tokens(row.chunk.seconds, final=row.is_final)
+                else acceptance.max_tokens(row.chunk.seconds, full_window=full_window)
                 for row in batch
             )
             search: dict[str, Any] = (
@@ -249,11 +245,9 @@ class Engine:
             ]
 
         # OpenAI documents temperature 0 as "increase it automatically", so 0 and None mean the same.
-        asked = [row.chunk.decoding.temperature if row.is_final else None for row in rows]
-        schedules: list[Sequence[float]] = [
-            (temperature,) if temperature else TEMPERATURES if row.is_final else TEMPERATURES[:1]
-            for temperature, row in zip(asked, rows, strict=True)
-        ]
+        asked = [row.chunk.decoding.temperature if full_window else None for row in rows]
+        automatic = TEMPERATURES if full_window else TEMPERATURES[:1]
+        schedules = [(temperature,) if temperature else automatic for temperature in asked]
         loops_only = [not row.chunk.full_window for row in rows]
         return acceptance.decode_with_fallback(generate, schedules, [len(row.prompt) for row in rows], loops_only)
 

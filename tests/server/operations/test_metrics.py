@@ -132,7 +132,7 @@ def test_the_models_work(metrics: Metrics) -> None:
         "out_of_memory_total": 1.0,
     }.items():
         assert read(metrics, name, model="small") == pytest.approx(value), name
-    assert read(metrics, "retries_total", model="small", reason="past_the_end") == 1
+    assert read(metrics, "full_window_retries_total", model="small", reason="past_the_end") == 1
     work.decoded(1, 0, 0.0, 0.1)  # without sound there is no real-time factor
     counted = [read(metrics, name, model="small") for name in ("real_time_factor_count", "batch_fill_count")]
     assert counted == [1, 2]

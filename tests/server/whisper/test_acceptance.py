@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "tokens", "in_the_end"), [(0.0, 16, 16), (1.0, 27, 32), (5.0, 71, 96), (18.9, 224, 224)]
+    ("seconds", "tokens", "with_full_window"), [(0.0, 16, 16), (1.0, 27, 32), (5.0, 71, 96), (18.9, 224, 224)]
 )
-def test_max_tokens(seconds: float, tokens: int, in_the_end: int) -> None:
+def test_max_tokens(seconds: float, tokens: int, with_full_window: int) -> None:
     """Twice what fast speech needs, or three times with the full window; at most the model's own limit."""
-    assert max_tokens(seconds, final=False) == tokens
-    assert max_tokens(seconds, final=True) == in_the_end
+    assert max_tokens(seconds, full_window=False) == tokens
+    assert max_tokens(seconds, full_window=True) == with_full_window
 
 
 # Token parsing
@@ -198,13 +198,13 @@ ACCEPTED: dict[str, Any] = {
 }
 
 
-def _rejection(changed: dict[str, Any], *, final: bool = False) -> str | None:
+def _rejection(changed: dict[str, Any], *, full_window: bool = False) -> str | None:
     known = ACCEPTED | changed
     count, (start, end), probability = (known.pop(name) for name in ("count", "speech", "language_probability"))
     hypothesis = _parsed(tokens_of("a" * count, at(4)))
     made = chunk(seconds=5.0, speech=(Span(start, end),))
-    found = rejection(made, replace(hypothesis, **known), language_probability=probability, final=final)
-    assert found is None or (found[1].is_retry, found[1].frames) == (True, 2000)
+    found = rejection(made, replace(hypothesis, **known), language_probability=probability, full_window=full_window)
+    assert found is None or (found[1].is_retry, found[1].frames) == (True, 3000)
     return found and found[0]
 
 
@@ -256,7 +256,7 @@ def test_a_good_answer_is_accepted(changed: dict[str, Any]) -> None:
 def test_each_sign_alone_is_a_rejection(reason: str, changed: dict[str, Any]) -> None:
     """Answers of short windows that were seen to go wrong; the reason is a label of the metrics."""
     assert _rejection(changed) == reason
-    assert _rejection(changed, final=True) is None
+    assert _rejection(changed, full_window=True) is None
 
 
 def test_speech_after_the_remainders_start_is_not_cut_off() -> None:
@@ -303,7 +303,7 @@ def test_a_text_that_may_come_from_the_prompt(
 ) -> None:
     """With a prompt, any text is suspect if there is probably no speech; the chunk is decoded again without it."""
     answer = _hypothesis(text, no_speech_prob=no_speech_prob)
-    found = rejection(chunk(seconds=5.0, **hints), answer, language_probability=None, final=True)
+    found = rejection(chunk(seconds=5.0, **hints), answer, language_probability=None, full_window=True)
     assert (found is not None) is suspect
     if found:
         reason, again = found

@@ -48,12 +48,6 @@ def test_the_frames_of_a_chunk(temperature: float | None, frames: int, *, full: 
     assert chunk(seconds=10.0, decoding=Decoding(temperature=temperature), full_window=full).frames == frames
 
 
-@pytest.mark.parametrize(("seconds", "frames"), [(0.1, 2000), (12.0, 2000), (12.01, 3000), (28.0, 3000)])
-def test_the_window_of_a_chunk_that_is_decoded_again(seconds: float, frames: int) -> None:
-    """20 s for a message, Whisper's full window for longer chunks."""
-    assert chunk(seconds=seconds, is_retry=True).frames == frames
-
-
 # Chunks
 
 

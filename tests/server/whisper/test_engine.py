@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -283,21 +282,6 @@ def test_the_prompt_is_not_repeated_over_music(base: Engine) -> None:
         piece = AudioChunk(samples, 0.0, (Span(0.0, 4.0),))
         (results,) = decoded(base, [base.prepare(piece, Decoding(**asked), full_window=full)])
         assert words_of(segments_of(results)) == []
-
-
-@pytest.mark.model
-@pytest.mark.parametrize(("seconds", "finals"), [(3.0, [True, False]), (29.0, [True, True])])
-def test_what_is_decoded_again_in_a_batch_is_final(engines: Engines, seconds: float, finals: list[bool]) -> None:
-    """Its neighbours still have a second look, unless the batch has the full window."""
-    seen: list[bool] = []
-
-    def accept(*_: Any, final: bool, **__: Any) -> None:
-        seen.append(final)
-
-    engine = Engine(engines.folder("tiny.en"), Device("cpu", "int8", "test"), rejection=accept)
-    again = replace(prepared(engine, np.zeros(2 * SAMPLE_RATE, np.float32)), is_retry=True)
-    engine.run([again, prepared(engine, np.zeros(round(seconds * SAMPLE_RATE), np.float32))])
-    assert seen == finals
 
 
 @pytest.mark.model
