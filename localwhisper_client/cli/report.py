@@ -34,10 +34,10 @@ class Report:
     """Reports what became of each recording: a bar on a terminal, a line each in a pipe, or JSON.
 
     Keeps counts and a few failures, not the results: there may be any number of recordings. `total` is how many there
-    are, and `size` what those have in bytes that have no transcript yet.
+    are, `size` their bytes, and `there` the bytes of those that have a transcript already.
     """
 
-    def __init__(self, total: int, size: int, *, as_json: bool) -> None:
+    def __init__(self, total: int, size: int, there: int, *, as_json: bool) -> None:
         self._json = as_json
         self._total = total
         self._began = time.monotonic()
@@ -55,8 +55,9 @@ class Report:
             transient=True,
             speed_estimate_period=SPEED_SECONDS,
         )
-        # The bar counts bytes: one recording may have an hour, and the next one five seconds.
-        self._bar = self.progress.add_task(self._position(), total=max(1, size))
+        # The bar counts bytes: one recording may have an hour, and the next one five seconds. What it begins with does
+        # not count as speed.
+        self._bar = self.progress.add_task(self._position(), total=max(1, size), completed=there)
 
     def add(self, result: Result, size: int = 0) -> None:
         """Report what became of a file; `size` is by how many bytes the bar moves."""

@@ -91,19 +91,18 @@ def transcribe(  # noqa: PLR0917 - typer reads the options off the arguments
         }
         # The local server's own fields; OpenAI ignores them.
         fields["extra_body"] = {name: limit for name, limit in limits.items() if limit is not None}
-    there: list[Result] = []
+    there: list[files.Job] = []
     to_do: list[files.Job] = []
     for job in work:
-        if os.path.exists(job.transcript) and not force:  # noqa: PTH110 - raises nothing
-            there.append(Result(str(job.recording), Fate.SKIPPED, str(job.transcript)))
-        else:
-            to_do.append(job)
-    report = Report(len(work), sum(job.size() for job in to_do), as_json=as_json)
+        exists = os.path.exists(job.transcript)  # noqa: PTH110 - raises nothing
+        (there if exists and not force else to_do).append(job)
+    before, after = (sum(job.size() for job in some) for some in (there, to_do))
+    report = Report(len(work), before + after, before, as_json=as_json)
     try:
         with report.progress:
             for other in others:
                 report.add(other)
-            report.add_skipped(there)
+            report.add_skipped([Result(str(job.recording), Fate.SKIPPED, str(job.transcript)) for job in there])
             worker = _Worker(client, report, fields, timeout, force=force, delete_after=delete_after)
             anyio.run(worker.run, to_do, jobs)
         report.explain_all()

@@ -80,8 +80,8 @@ def test_few_recordings_are_reported_once(local_server: FaultServer) -> None:
 
 
 def test_a_terminal_sees_how_long_it_will_take(local_server: FaultServer) -> None:
-    """The bar has the count, the failures and the time left, which counts only what is not skipped."""
-    record(4)
+    """The bar has the count, the failures and the time left. What is skipped is behind it from the start."""
+    record(4, b"sound" * 3000)
     assert run("in").returncode == 0
     record(3, first=4)
     record(1, b"just text", first=7)
@@ -111,12 +111,15 @@ def test_a_terminal_sees_how_long_it_will_take(local_server: FaultServer) -> Non
         assert process.wait(60) == 1
     os.close(leader)
     assert re.search(rb"8/9, 1 failed.*\d:\d\d:\d\d left", seen)
+    # A quarter of the bytes is left, then none: the colour of what is done comes first.
+    bars = re.findall(rb"Transcribing \x1b\[\d+m((?:\xe2\x94\x81)+)(?:\xe2\x95\xb8)?\x1b.*?(\d)/9", seen)
+    assert len(bars[0][0]) // 3 >= 12, bars[0]
     assert b"4 done, 4 skipped, 1 failed" in seen
 
 
 def test_any_number_of_failures_is_a_short_report(capsys: pytest.CaptureFixture[str]) -> None:
     """Ten names of a reason, and twenty reasons."""
-    report = Report(10_000, 0, as_json=False)
+    report = Report(10_000, 0, 0, as_json=False)
     for number in range(10_000):
         report.add(Result(f"{number}.wav", Fate.FAILED, error=f"reason {number % 40}"))
     capsys.readouterr()
