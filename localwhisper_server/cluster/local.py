@@ -110,15 +110,23 @@ class LocalRay:
                 env=os.environ | self.environment(),
                 start_new_session=True,
             )
+        running = Running(process.pid, f"{LOOPBACK}:{port}")
+        try:
+            self._wait(process)
+            self.remember(running)
+        except BaseException:
+            # Ctrl-C among them: it does not reach Ray, which has a session of its own.
+            self.stop(running)
+            process.wait()
+            raise
+        return running
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> None:
         until = self._clock() + START_SECONDS
         while b"Ray runtime started" not in self.log.read_bytes():
             if process.poll() is not None or self._clock() > until:
-                process.terminate()
                 raise RayNotStarted(f"Ray did not start; its output is in {self.log}")
             self._pause(POLL_SECONDS)
-        running = Running(process.pid, f"{LOOPBACK}:{port}")
-        self.remember(running)
-        return running
 
     def remember(self, running: Running) -> None:
         """Write down what `running` returns from now on."""
