@@ -22,7 +22,7 @@ LOOPBACK = "127.0.0.1"
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 POLL_SECONDS = 0.1
-# How often Serve's controller compares what runs with what should. Its own 0.1 s takes 7 % of a core.
+# How often Serve's controller compares what runs with what should. Its own 0.1 s takes 3 % of a core, this 1 %.
 CONTROL_SECONDS = "0.5"
 # Shared memory for chunks on their way: hundreds of them, at most 1.5 MB each.
 OBJECT_STORE_BYTES = 512 * 1024 * 1024
