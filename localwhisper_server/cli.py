@@ -83,7 +83,10 @@ def main(
     elif arguments[:1] == ["service"]:
         sys.exit(_service(arguments[1:], platform))
     elif arguments[:1] == ["cluster"]:
-        sys.exit(_cluster(arguments[1:]))
+        try:
+            sys.exit(_cluster(arguments[1:]))
+        except KeyboardInterrupt:
+            _fail(f"interrupted; `{PROGRAM} cluster status` says what runs", 128 + signal.SIGINT)
     else:
         parser = _parser(PROGRAM, f"{inspect.cleandoc(Settings.__doc__ or '')}\n\n{COMMANDS}")
         parser.add_argument("--env-file", metavar="FILE", help="Also read settings from a file of NAME=value lines.")

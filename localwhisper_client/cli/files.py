@@ -43,6 +43,13 @@ class Job:
     recording: Path
     transcript: Path
 
+    def size(self) -> int:
+        """Return the recording's size in bytes; 0 if it cannot be read."""
+        try:
+            return self.recording.stat().st_size
+        except OSError:
+            return 0
+
 
 class Fate(StrEnum):
     """What became of a recording."""
@@ -132,7 +139,7 @@ def _recordings(named: Sequence[str], others: list[Result]) -> Iterator[tuple[Pa
                 # A link to nowhere fails when it is opened. A pipe or a device is not opened.
                 if os.path.isfile(path) or not os.path.exists(path)  # noqa: PTH110, PTH113 - these raise nothing
             )
-            recordings = [each for each in inside if each.suffix[1:].lower() in ENDINGS]
+            recordings = [each for each in inside if _is_recording(each)]
             if not recordings and len(matches) == 1 and not unreadable:
                 raise FilesError(f"there is no recording in {name}; a file that is named itself is always sent")
             others += [Result(str(failure.filename), Fate.FAILED, error=str(failure)) for failure in unreadable]
@@ -140,10 +147,14 @@ def _recordings(named: Sequence[str], others: list[Result]) -> Iterator[tuple[Pa
             others += [
                 Result(str(each), Fate.LEFT_OUT)
                 for each in inside
-                if each not in recordings and each.suffix not in SUFFIX.values() and not each.name.startswith(".")
+                if not _is_recording(each) and each.suffix not in SUFFIX.values() and not each.name.startswith(".")
             ]
             for each in recordings:
                 yield each, each.relative_to(match)
+
+
+def _is_recording(path: Path) -> bool:
+    return path.suffix[1:].lower() in ENDINGS
 
 
 def change(path: Path, file: IO[bytes], before: os.stat_result) -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
@@ -16,11 +14,10 @@ import anyio
 import anyio.to_thread
 import openai
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from localwhisper_client.cli import files, stop
 from localwhisper_client.cli.files import Fate, Result
+from localwhisper_client.cli.report import SOME_FAILED, Report
 from localwhisper_client.client import AsyncLocalWhisper
 from localwhisper_client.cloud import media
 from localwhisper_client.errors import ConfigurationError, LocalServerUnavailable
@@ -29,7 +26,7 @@ from localwhisper_client.shared import install_command
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-SOME_FAILED, USAGE, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
+USAGE, INTERRUPTED = 2, 130
 TOO_LARGE = 413
 Format = Literal["text", "srt", "vtt", "json", "verbose_json"]
 SUBTITLES = ("srt", "vtt")
@@ -94,75 +91,29 @@ def transcribe(  # noqa: PLR0917 - typer reads the options off the arguments
         }
         # The local server's own fields; OpenAI ignores them.
         fields["extra_body"] = {name: limit for name, limit in limits.items() if limit is not None}
-    report = _Report(len(work), as_json=as_json)
+    there: list[files.Job] = []
+    to_do: list[files.Job] = []
+    for job in work:
+        exists = os.path.exists(job.transcript)  # noqa: PTH110 - raises nothing
+        (there if exists and not force else to_do).append(job)
+    before, after = (sum(job.size() for job in some) for some in (there, to_do))
+    report = Report(len(work), before + after, before, as_json=as_json)
     try:
         with report.progress:
             for other in others:
                 report.add(other)
+            report.add_skipped([Result(str(job.recording), Fate.SKIPPED, str(job.transcript)) for job in there])
             worker = _Worker(client, report, fields, timeout, force=force, delete_after=delete_after)
-            anyio.run(worker.run, work, jobs)
-        if len(work) > 1 and not as_json:
-            report.explain(report.summary())
+            anyio.run(worker.run, to_do, jobs)
+        report.explain_all()
     except KeyboardInterrupt:
-        stop("transcribe", f"interrupted; {report.summary()}", INTERRUPTED)
-    except ExceptionGroup as failures:  # the report could not be written, such as into a closed pipe
+        again = "" if force else "; the same command continues"
+        stop("transcribe", f"interrupted; {report.summary()}{again}", INTERRUPTED)
+    except OSError as failure:  # the report could not be written, such as into a closed pipe
+        stop("transcribe", str(failure), SOME_FAILED)
+    except ExceptionGroup as failures:  # the same, while recordings are transcribed
         stop("transcribe", str(failures.exceptions[0]), SOME_FAILED)
     raise typer.Exit(report.exit_code())
-
-
-class _Report:
-    """Reports what became of each recording: a bar on a terminal, a line each in a pipe, or JSON."""
-
-    def __init__(self, total: int, *, as_json: bool) -> None:
-        self._json = as_json
-        self._console = Console(stderr=True, highlight=False)
-        self.progress = Progress(
-            TextColumn("Transcribing"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-            transient=True,
-        )
-        self.bar = self.progress.add_task("", total=total)
-        self.results: list[Result] = []
-
-    def add(self, result: Result) -> None:
-        """Report what became of a file."""
-        self.results.append(result)
-        if self._json:
-            self._print(json.dumps(asdict(result)))  # in ASCII, which keeps every file name whole
-        elif result.fate is Fate.DONE:
-            self._print(f"{result.file} -> {result.output} ({result.seconds:.1f} s)")
-        elif result.fate is Fate.SKIPPED:
-            self._print(f"{result.file}: skipped, {result.output} exists already")
-        elif result.fate is Fate.LEFT_OUT:
-            self.explain(f"{result.file}: left out, since its name does not end like a recording's")
-        if reason := result.error or (result.kept and f"not deleted: {result.kept}"):
-            self.explain(f"{result.file}: {reason}")
-
-    def _print(self, line: str) -> None:
-        if sys.stdout.isatty() and self._console.is_terminal:
-            self.explain(line)  # above the bar
-        else:
-            typer.echo(line)
-
-    def explain(self, line: str) -> None:
-        """Write a line to standard error."""
-        self._console.print(line, markup=False, soft_wrap=True)
-
-    def summary(self) -> str:
-        """Return the counts in words."""
-        counts = {fate: sum(result.fate is fate for result in self.results) for fate in Fate}
-        return ", ".join(f"{count} {fate}" for fate, count in counts.items() if count) or "nothing was done"
-
-    def exit_code(self) -> int:
-        """Return the command's exit code."""
-        bad = {result.fate for result in self.results} - {Fate.DONE, Fate.SKIPPED, Fate.LEFT_OUT}
-        if not bad:
-            return 0
-        return UNREACHABLE if bad == {Fate.UNREACHABLE} else SOME_FAILED
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +121,7 @@ class _Worker:
     """Transcribes recordings, several at a time; one that fails does not stop the others."""
 
     client: AsyncLocalWhisper
-    report: _Report
+    report: Report
     fields: dict[str, Any]
     timeout: float
     force: bool
@@ -186,8 +137,8 @@ class _Worker:
 
     async def _work(self, rest: Iterator[files.Job]) -> None:
         for job in rest:
-            self.report.add(await self._result(job))
-            self.report.progress.advance(self.report.bar)
+            size = job.size()
+            self.report.add(await self._result(job), size)
 
     async def _result(self, job: files.Job) -> Result:
         started = time.monotonic()
@@ -198,6 +149,10 @@ class _Worker:
             fate = Fate.SKIPPED
         except LocalServerUnavailable as failure:
             fate, error = Fate.UNREACHABLE, failure.message
+        except OSError as failure:
+            # The report names the recording.
+            of_it = failure.strerror and failure.filename in {job.recording, str(job.recording)}
+            fate, error = Fate.FAILED, str(failure.strerror if of_it else failure)
         except Exception as failure:  # noqa: BLE001 - any failure is this file's alone
             fate, error = Fate.FAILED, str(failure) or type(failure).__name__
         deleted = fate is Fate.DONE and self.delete_after and not kept

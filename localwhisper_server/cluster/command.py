@@ -74,7 +74,7 @@ def up(settings: Settings, shape: Shape, local: LocalRay, *, out: TextIO = sys.s
             _say(f"{failure}.", file=sys.stderr)
             return os.EX_UNAVAILABLE
     elif running.url:
-        _say(f"Ray runs already; the app at {running.url} is updated, without an interruption.", file=out)
+        _say(f"Ray runs already; the app at {running.url} is updated; open requests may finish.", file=out)
     with connected(running):
         options: dict[str, Any] = {"host": settings.host, "port": settings.port}
         if settings.certfile is not None:

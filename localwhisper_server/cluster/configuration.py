@@ -30,10 +30,14 @@ def ray_service(arguments: dict[str, Any], shape: Shape, *, ray_version: str) ->
     A worker has one whole GPU, or the CPU cores of one replica.
     """
     on_worker = max(1, int(1 / shape.gpus)) if shape.gpus else 1
+    # One core more than Ray gives to replicas, for a face.
     resources: dict[str, Any] = {"cpu": shape.cpus * on_worker + 1, "memory": "8Gi"}
     if shape.gpus:
         resources["nvidia.com/gpu"] = max(1, round(shape.gpus))
-    workers, most = (-(-number // on_worker) for number in (shape.replicas, max(shape.replicas, shape.max_replicas)))
+    models = len(dict.fromkeys(arguments.get("settings", {}).get("model", ("auto",))))
+    workers, most = (
+        -(-number * models // on_worker) for number in (shape.replicas, max(shape.replicas, shape.max_replicas))
+    )
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayService",
@@ -54,7 +58,7 @@ def ray_service(arguments: dict[str, Any], shape: Shape, *, ray_version: str) ->
                         "replicas": workers,
                         "minReplicas": workers,
                         "maxReplicas": most,
-                        "rayStartParams": {},
+                        "rayStartParams": {"num-cpus": str(shape.cpus * on_worker)},
                         "template": _pod("ray-worker", resources),
                     }
                 ],

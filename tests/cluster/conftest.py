@@ -65,9 +65,18 @@ class Cluster:
         """Ask the face."""
         return httpx2.get(self.url + path, timeout=30)
 
+    @property
+    def base_url(self) -> str:
+        """The value for OPENAI_BASE_URL."""
+        return f"{self.url}/v1"
+
+    def health(self) -> Any:
+        """Return the body of /health."""
+        return self.get("/health").json()
+
     def replicas(self) -> int:
         """How many engine replicas the face knows."""
-        return int(self.get("/health").json()["replicas"])
+        return int(self.health()["replicas"])
 
     def engines(self) -> list[int]:
         """Return the running processes whose log says that a model is loaded."""
@@ -104,9 +113,15 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
 
 
 @pytest.fixture
+def server(cluster: Cluster) -> Cluster:
+    """The cluster, for tests that are run against one process too."""
+    return cluster
+
+
+@pytest.fixture
 def stock(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     """Set the environment of a bot of which only OPENAI_BASE_URL was changed."""
-    monkeypatch.setenv("OPENAI_BASE_URL", f"{cluster.url}/v1")
+    monkeypatch.setenv("OPENAI_BASE_URL", cluster.base_url)
     monkeypatch.setenv("OPENAI_API_KEY", "whatever")
     return cluster
 

@@ -106,7 +106,7 @@ async def test_what_is_left_is_taken_out_of_the_queues(cluster: Cluster) -> None
     async with client(cluster) as http:
         for _ in range(0, CANCELLED, 20):
             await asyncio.gather(*(leave(http) for _ in range(20)))
-    await until(lambda: cluster.get("/health").json()["requests"] == 0)
+    await until(lambda: cluster.health()["requests"] == 0)
     await until(lambda: not any(samples(cluster, "localwhisper_open_requests").values()))
     async with client(cluster) as http:
         began = time.monotonic()

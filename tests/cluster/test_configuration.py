@@ -62,6 +62,17 @@ def test_kubernetes_takes_the_same() -> None:
     assert container["envFrom"] == [{"secretRef": {"name": "localwhisper", "optional": True}}]
 
 
+def test_every_model_has_workers() -> None:
+    """Each of three models gets four replicas, and Ray puts one on a worker: the core of the face is not Ray's."""
+    file = _printed(Settings(model=("tiny.en", "base", "small")), Shape(replicas=4, cpus=2), kuberay=True)
+    (workers,) = file["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert (workers["replicas"], workers["minReplicas"], workers["maxReplicas"]) == (12, 12, 12)
+    assert workers["rayStartParams"] == {"num-cpus": "2"}
+    (container,) = workers["template"]["spec"]["containers"]
+    assert container["resources"]["requests"]["cpu"] == 3
+    assert not file["spec"]["rayClusterConfig"]["enableInTreeAutoscaling"]
+
+
 def test_no_key_is_written(capsys: pytest.CaptureFixture[str]) -> None:
     """The message says where keys belong."""
     out = io.StringIO()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,11 +22,11 @@ SECONDS = 120.0
 
 async def test_load_brings_a_replica(cluster: Cluster) -> None:
     """16 clients have some 150 seconds of sound waiting; every request is answered meanwhile."""
-    over = asyncio.Event()
-    loading = asyncio.create_task(load(cluster, over))
+    over, answers = asyncio.Event(), Counter[str]()
+    loading = asyncio.create_task(load(cluster, over, answers))
     assert cluster.replicas() == 1
     took = await until(lambda: cluster.replicas() == 2, SECONDS)
     over.set()
-    answers = await loading
+    await loading
     assert set(answers) == {"200"}, answers
     print(f"two replicas after {took:.0f} s")  # noqa: T201 - with -s

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -42,6 +43,24 @@ def test_the_folder() -> None:
     """One of this user's own, or the one that is set."""
     assert str(os.getuid()) in default_folder({}).name
     assert default_folder({"LOCALWHISPER_CLUSTER_DIR": "/x"}) == Path("/x")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_ctrl_c_while_ray_starts_ends_it(tmp_path: Path) -> None:
+    """It has a session of its own, and `down` would not find it."""
+    pauses: list[float] = []
+
+    def interrupted(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 1:
+            raise KeyboardInterrupt
+        os.sched_yield()
+
+    with pytest.raises(KeyboardInterrupt):
+        LocalRay(tmp_path, pause=interrupted).start(cpus=1)
+    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert not [command for command in commands if f"--temp-dir={tmp_path}".encode() in command]
+    assert LocalRay(tmp_path).running() is None
 
 
 @pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["-h"], 0), ([], 0), (["start"], os.EX_USAGE)])
