@@ -45,7 +45,7 @@ PER_LANGUAGE = 420.0
 KINDS = {"clean", "spontaneous", "long", "made"}
 UNSPACED = re.compile(r"CJK|HIRAGANA|KATAKANA|IDEOGRAPHIC|FULLWIDTH|THAI|LAO|MYANMAR")
 """In the names of letters of scripts that have no spaces between words."""
-PUNCTUATION = '.,!?…;:—–。、！？；：،؛؟،"”’»)]」』）-'  # noqa: RUF001
+PUNCTUATION = '.,!?…;:—–。、！？；：،؛؟،"”’»)]」』）-'  # noqa: RUF001 - these signs are meant
 ARABIC = (
     "يولد جميع الناس أحراراً متساوين في الكرامة والحقوق. وقد وهبوا عقلاً وضميراً، وعليهم أن يعامل بعضهم بعضاً بروح "
     "الإخاء. لكل إنسان حق التمتع بكافة الحقوق والحريات الواردة في هذا الإعلان، دون أي تمييز. لكل فرد الحق في الحياة "
@@ -90,7 +90,7 @@ def recordings(folder: Path, split: str, languages: Sequence[str]) -> Iterator[R
                 yield Recording(f"{language}-{name}", language, corpus.wav(samples))
     if shutil.which("espeak-ng") and (not languages or "ar" in languages):
         with tempfile.NamedTemporaryFile(suffix=".wav") as file:
-            subprocess.run(["espeak-ng", "-v", "ar", "-s", "140", "-w", file.name, ARABIC], check=True)  # noqa: S607
+            subprocess.run(["espeak-ng", "-v", "ar", "-s", "140", "-w", file.name, ARABIC], check=True)  # noqa: S607 - it is in the path
             yield Recording("ar-synthetic", "ar", Path(file.name).read_bytes())
 
 

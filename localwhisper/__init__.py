@@ -76,7 +76,7 @@ def policy(name: Policy | str) -> AbstractContextManager[None]:
 
     """
     from localwhisper_client.routing.policy import within  # noqa: PLC0415 - see the module's docstring
-    from localwhisper_client.settings import parse_policy  # noqa: PLC0415
+    from localwhisper_client.settings import parse_policy  # noqa: PLC0415 - only where it is needed
 
     return within(parse_policy("policy", name))
 

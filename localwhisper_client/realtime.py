@@ -89,10 +89,10 @@ def raise_refusal(server: LocalServer[Any], error: Exception) -> None:
     if not isinstance(status, int):
         return
     url = str(server.client.base_url)
-    remedy = _KEY_REMEDY if status == 401 else "" if status in (429, 503) else _VERSION_REMEDY  # noqa: PLR2004
+    remedy = _KEY_REMEDY if status == 401 else "" if status in (429, 503) else _VERSION_REMEDY  # noqa: PLR2004 - HTTP statuses
     message = f"{server.backend.name} refused to open a realtime session (status {status}). {remedy}".rstrip()
     response = http.Response(status, request=http.Request("GET", f"{url}realtime"))
-    raise server.client._make_status_error(message, body=None, response=response) from error  # noqa: SLF001
+    raise server.client._make_status_error(message, body=None, response=response) from error  # noqa: SLF001 - it has no public name
 
 
 class RealtimeCall(Routed[Any]):

@@ -97,8 +97,8 @@ def _serve(settings: Settings, serve: Callable[..., bool] | None, listen: Callab
     # onnxruntime, which the voice detector runs on, sends telemetry from version 1.32 on. Nothing may leave the LAN.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     # Imported here because it loads the engine: `doctor` must also run where that fails.
-    from localwhisper_server import server  # noqa: PLC0415
-    from localwhisper_server.whisper import weights  # noqa: PLC0415
+    from localwhisper_server import server  # noqa: PLC0415 - only where it is needed, since it is slow to import
+    from localwhisper_server.whisper import weights  # noqa: PLC0415 - only where it is needed, since it is slow to import
 
     # Until uvicorn takes the signals: a stop that was asked for is a success.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -94,7 +94,7 @@ class WrongKey(ServerError):
 
     def __init__(self, key: str) -> None:
         # Enough to recognise a long key by, too little to use; nothing of a short one.
-        masked = f"{key[:3]}***{key[-4:]}" if len(key) > 12 else "***"  # noqa: PLR2004
+        masked = f"{key[:3]}***{key[-4:]}" if len(key) > 12 else "***"  # noqa: PLR2004 - a shorter key would be half shown
         super().__init__(
             f"Incorrect API key provided: {masked}. This server's key is the one it was started with (--api-key)."
         )

@@ -140,7 +140,7 @@ def upstream(settings: Settings, keys: Sequence[str]) -> "Upstream | None":
     if settings.upstream is None:
         return None
     # Imported here because the SDK's HTTP library is slow to import.
-    from localwhisper_server.api.upstream import Upstream  # noqa: PLC0415
+    from localwhisper_server.api.upstream import Upstream  # noqa: PLC0415 - only where it is needed, since it is slow to import
 
     with _reading("--upstream-api-key-file"):
         own_key = settings.upstream_key()

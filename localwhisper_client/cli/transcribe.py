@@ -47,8 +47,8 @@ def transcribe(  # noqa: PLR0917 - typer reads the options off the arguments
     max_words_per_line: Annotated[int | None, typer.Option(min=1, max=100, help="Words of a line.")] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for one recording.")] = 3600.0,
     as_json: Annotated[bool, typer.Option("--json", help="Report in JSON, a line per file.")] = False,  # noqa: FBT002 - a flag
-    force: Annotated[bool, typer.Option("--force", help="Replace transcripts that exist.")] = False,  # noqa: FBT002
-    delete_after: Annotated[  # noqa: FBT002
+    force: Annotated[bool, typer.Option("--force", help="Replace transcripts that exist.")] = False,  # noqa: FBT002 - typer passes it by name
+    delete_after: Annotated[  # noqa: FBT002 - typer passes it by name
         bool, typer.Option("--delete-after", help="Delete each recording after its transcript is safe on the disk.")
     ] = False,
 ) -> None:

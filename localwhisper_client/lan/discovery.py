@@ -121,10 +121,10 @@ def _found(info: Any) -> Found | None:
     path = properties.get("path", "/v1")
     scheme = "https" if properties.get("scheme") == "https" else "http"
     urls = tuple(
-        f"{scheme}://{f'[{address}]' if address.version == 6 else address}:{info.port}{path.rstrip('/')}"  # noqa: PLR2004
+        f"{scheme}://{f'[{address}]' if address.version == 6 else address}:{info.port}{path.rstrip('/')}"  # noqa: PLR2004 - IPv6
         for address in map(ipaddress.ip_address, info.parsed_addresses())
         # An announced address on the internet gets no audio. A link-local IPv6 address would need a zone.
-        if lan_ranges.on_lan(address) and not (address.version == 6 and address.is_link_local)  # noqa: PLR2004
+        if lan_ranges.on_lan(address) and not (address.version == 6 and address.is_link_local)  # noqa: PLR2004 - IPv6
     )
     if not urls or not path.startswith("/"):
         return None

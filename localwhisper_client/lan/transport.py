@@ -91,7 +91,7 @@ def http_client(kind: type, url: str) -> Any:
         socket_options=_KEEPALIVE,
     )
     pool = transport._pool  # noqa: SLF001 - there is no public way to replace what makes the connections
-    pool._network_backend = network(pool._network_backend)  # noqa: SLF001
+    pool._network_backend = network(pool._network_backend)  # noqa: SLF001 - it has no public name
     client = make_client(
         follow_redirects=False, trust_env=False, transport=transport, headers={"Accept-Encoding": "identity"}
     )

@@ -215,8 +215,8 @@ def _bare(session: Any) -> Any:
     """Return a session of aiohttp with the same connections, and without keys, cookies and proxy."""
     local = copy.copy(session)
     local._default_headers = type(session._default_headers)()  # noqa: SLF001 - it has no public names for these
-    local._default_auth = local._default_proxy = local._default_proxy_auth = None  # noqa: SLF001
-    local._cookie_jar = sys.modules["aiohttp"].DummyCookieJar()  # noqa: SLF001
-    local._base_url = None  # noqa: SLF001
-    local._trust_env = False  # noqa: SLF001
+    local._default_auth = local._default_proxy = local._default_proxy_auth = None  # noqa: SLF001 - it has no public name
+    local._cookie_jar = sys.modules["aiohttp"].DummyCookieJar()  # noqa: SLF001 - it has no public name
+    local._base_url = None  # noqa: SLF001 - it has no public name
+    local._trust_env = False  # noqa: SLF001 - it has no public name
     return local

@@ -35,8 +35,8 @@ _COLUMN_TOO_FAST = 0.3
 _NATURAL = 0.8  # how even a line counts as that ends with punctuation
 
 _SENTENCE_ENDS = ".!?…。！？؟۔।"  # noqa: RUF001 - other scripts have their own
-_CLAUSE_ENDS = ",;:—–、，；：،؛"  # noqa: RUF001
-_CLOSING = "\"'”’»)]」』）"  # noqa: RUF001
+_CLAUSE_ENDS = ",;:—–、，；：،؛"  # noqa: RUF001 - these signs are meant
+_CLOSING = "\"'”’»)]」』）"  # noqa: RUF001 - these signs are meant
 
 _ENDS = _SENTENCE_ENDS + _CLAUSE_ENDS + _CLOSING
 _OPENING = "([{「『（《〈【〔“‘«¿¡เแโใไເແໂໃໄ"  # noqa: RUF001 - with the vowels that Thai and Lao write first

@@ -55,7 +55,7 @@ def test_a_long_recording_is_spread_and_lets_messages_pass() -> None:
 
 def test_every_request_of_a_day_is_answered() -> None:
     """None is lost in the queues, whatever the load; and most come by day."""
-    arrivals = capacity.day(random.Random(3), 0.02, 0.0, capacity.DAY)  # noqa: S311
+    arrivals = capacity.day(random.Random(3), 0.02, 0.0, capacity.DAY)  # noqa: S311 - no secret
     outcome = capacity.Cluster(2, COSTS).run(arrivals)
     assert sorted((at, seconds) for at, seconds, _ in outcome.requests) == sorted(arrivals)
     by_day = sum(8 * 3600 < at < 20 * 3600 for at, _ in arrivals)

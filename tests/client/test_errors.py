@@ -31,7 +31,7 @@ def _made(kind: type[Any]) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("through", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy, copy.deepcopy])  # noqa: S301
+@pytest.mark.parametrize("through", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy, copy.deepcopy])  # noqa: S301 - our own bytes
 def test_each_exception_can_be_pickled_and_copied(kind: type[Any], through: Any) -> None:
     """Same class, words and attributes; the request keeps method and address, and no credentials."""
     error = _made(kind)

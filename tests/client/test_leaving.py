@@ -135,7 +135,7 @@ PATHS = [
 @pytest.mark.parametrize("patched", [False, True])
 def test_no_spelling_of_a_path_escapes(
     path: str,
-    patched: bool,  # noqa: FBT001
+    patched: bool,  # noqa: FBT001 - pytest passes it by name
     local_server: FaultServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -265,7 +265,7 @@ def test_a_conversation_that_may_be_opened_is_the_sdks(kind: Any, monkeypatch: p
 @pytest.mark.parametrize(
     "path", ["/realtime/client_secrets", "/realtime/calls", "/realtime/transcription_sessions", "/v1/live/sessions"]
 )
-def test_no_realtime_session_is_prepared(path: str, patched: bool, drive: Driver) -> None:  # noqa: FBT001
+def test_no_realtime_session_is_prepared(path: str, patched: bool, drive: Driver) -> None:  # noqa: FBT001 - pytest passes it by name
     """A key for one lets a browser stream what it hears; ending one is not refused."""
     if patched:
         localwhisper.install()
@@ -289,7 +289,7 @@ AZURE = {"api_key": "k", "azure_endpoint": "https://mine.openai.azure.com", "api
     [(None, "whisper", b"whisper-1"), ("speech", "", b"whisper-1"), (None, "gpt-4o-transcribe", b"gpt-4o-transcribe")],
 )
 def test_azure_is_answered_on_the_lan(
-    patched: bool,  # noqa: FBT001
+    patched: bool,  # noqa: FBT001 - pytest passes it by name
     deployment: Any,
     model: str,
     asked: bytes,

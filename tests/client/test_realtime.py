@@ -137,7 +137,7 @@ def test_a_server_without_a_key_gets_none(lan: RealtimeServer, drive: Driver, mo
 
 
 @pytest.mark.parametrize("patched", [False, True])
-def test_azures_clients(patched: bool, lan: RealtimeServer, drive: Driver) -> None:  # noqa: FBT001
+def test_azures_clients(patched: bool, lan: RealtimeServer, drive: Driver) -> None:  # noqa: FBT001 - pytest passes it by name
     """The deployment's name, which is the user's own, is replaced by a model's."""
     if patched:
         localwhisper.install()
@@ -233,7 +233,7 @@ def test_a_server_that_refuses_the_session(
 
 
 @pytest.mark.parametrize("patched", [False, True])
-def test_a_conversation_is_refused(patched: bool, lan: RealtimeServer, drive: Driver) -> None:  # noqa: FBT001
+def test_a_conversation_is_refused(patched: bool, lan: RealtimeServer, drive: Driver) -> None:  # noqa: FBT001 - pytest passes it by name
     """It is no transcription, and the local server holds none."""
     if patched:
         localwhisper.install()

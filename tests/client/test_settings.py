@@ -44,7 +44,7 @@ def test_where_the_lan_is(environ: dict[str, str], local_base_urls: tuple[str, .
         ({"OPENAI_BASE_URL": "https://eu.api.openai.com/v1"}, True, "https://eu.api.openai.com/v1"),
     ],
 )
-def test_what_openai_base_url_is(environ: dict[str, str], named: bool, gateway: str | None) -> None:  # noqa: FBT001
+def test_what_openai_base_url_is(environ: dict[str, str], named: bool, gateway: str | None) -> None:  # noqa: FBT001 - pytest passes it by name
     """It names no LAN server by itself; where it is not the LAN server's, the rest of the SDK goes there."""
     settings = Settings.load(environ)
     assert (settings.named, settings.gateway) == (named, gateway)

@@ -29,7 +29,7 @@ ROUNDS = int(os.environ.get("ROUNDS", "1"))
 CANCELLED = int(os.environ.get("CANCELLED", "60"))
 CLIENTS = 16
 BACK_SECONDS = 30.0
-RANDOM = random.Random(5)  # noqa: S311
+RANDOM = random.Random(5)  # noqa: S311 - no secret
 HELLO = ENGLISH.read_bytes()
 MINUTE = LONG.read_bytes()
 

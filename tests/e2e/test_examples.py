@@ -92,7 +92,7 @@ def voice_update() -> MagicMock:
 @pytest.mark.anyio
 @pytest.mark.parametrize("runs", [True, False])
 async def test_telegram_bot(
-    runs: bool,  # noqa: FBT001
+    runs: bool,  # noqa: FBT001 - pytest passes it by name
     server: ServerProcess,
     voice_update: MagicMock,
     monkeypatch: pytest.MonkeyPatch,

@@ -222,7 +222,7 @@ def test_kill_9_of_the_server_under_a_supervisor(temporary: Path) -> None:
                     children = _children(process.pid)
                     assert children
                     with _caller(url, LONG * 10):
-                        _until(lambda: ServerProcess(url, process).health()["requests"] == 1)  # noqa: B023
+                        _until(lambda: ServerProcess(url, process).health()["requests"] == 1)  # noqa: B023 - called before the loop goes on
                         last = number == ROUNDS - 1
                         process.send_signal(signal.SIGTERM if last else signal.SIGKILL)
                         if last:

@@ -115,7 +115,7 @@ async def test_mutated_uploads(
         statuses[answer.status] = statuses.get(answer.status, 0) + 1
         assert answer.status in (200, 400), (SEED, number, answer.body)
     grown = _resident() - rested
-    print(f"{COUNT} uploads: {statuses}, slowest {slowest:.2f} s, memory {grown / 2**20:+.1f} MiB")  # noqa: T201
+    print(f"{COUNT} uploads: {statuses}, slowest {slowest:.2f} s, memory {grown / 2**20:+.1f} MiB")  # noqa: T201 - the session shows it
     assert statuses.get(200)
     assert statuses.get(400)
     assert slowest < 30

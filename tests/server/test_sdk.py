@@ -185,7 +185,7 @@ def test_an_error_in_a_stream_is_raised() -> None:
     ],
     ids=["400", "503", "500"],
 )
-def test_errors_are_the_sdks(failure: Exception, raised: type[openai.APIStatusError], code: str, stream: bool) -> None:  # noqa: FBT001
+def test_errors_are_the_sdks(failure: Exception, raised: type[openai.APIStatusError], code: str, stream: bool) -> None:  # noqa: FBT001 - pytest passes it by name
     """They have the class of their status, with code and request id."""
     with pytest.raises(raised) as caught:
         _create(_client(FakeTranscriber([failure])), stream=stream)

@@ -121,7 +121,7 @@ def local_client(**options: Any) -> Any:
 def inspect_engine(model: Sequence[str], device: str, compute_type: str, cache_dir: str | None) -> dict[str, Any]:
     """Return the device and precision that the server would choose, CUDA's libraries, and the folder of each model."""
     # Imported here because a failure is one of the results.
-    from localwhisper_server.whisper import devices, model_names, weights  # noqa: PLC0415
+    from localwhisper_server.whisper import devices, model_names, weights  # noqa: PLC0415 - only where it is needed, since it is slow to import
 
     count = devices.device_count()
     chosen = devices.choose_device(device, compute_type, cuda_devices=count, cuda_types=devices.cuda_compute_types())

@@ -288,7 +288,7 @@ def test_an_unreadable_answer_costs_what_was_reserved(
 
 @pytest.mark.parametrize("counts", [True, False])
 def test_ten_calls_at_once_overspend_nothing(
-    counts: bool,  # noqa: FBT001
+    counts: bool,  # noqa: FBT001 - pytest passes it by name
     off: str,
     cloud: FaultServer,
     ledger: Path,

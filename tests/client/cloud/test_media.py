@@ -56,7 +56,7 @@ def _silence(seconds: int) -> bytes:
 
 @pytest.mark.parametrize("without", [None, "av"])
 @pytest.mark.parametrize("as_file", [False, True])
-def test_the_length_of_a_file(without: str | None, as_file: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001
+def test_the_length_of_a_file(without: str | None, as_file: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001 - pytest passes it by name
     """Measured by either library, in bytes and in open files, which are left open."""
     if without:
         monkeypatch.setitem(sys.modules, without, None)

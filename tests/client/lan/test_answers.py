@@ -30,7 +30,7 @@ KINDS = (JSON, "application/json; charset=utf-8", PROBLEM, TEXT, VTT, SRT, "", S
         ("json", True, (SSE,)),
     ],
 )
-def test_content_type(response_format: str | None, stream: bool, right: Any) -> None:  # noqa: FBT001
+def test_content_type(response_format: str | None, stream: bool, right: Any) -> None:  # noqa: FBT001 - pytest passes it by name
     """A 200 of the wrong content type is no transcript."""
     expected = Expected.of({} if response_format is None else {"response_format": response_format}, stream=stream)
     for kind in KINDS:
@@ -58,7 +58,7 @@ def test_content_type(response_format: str | None, stream: bool, right: Any) -> 
         ("vtt", b"WEBVTT\n\n", True),
     ],
 )
-def test_body(response_format: str, body: bytes, right: bool) -> None:  # noqa: FBT001
+def test_body(response_format: str, body: bytes, right: bool) -> None:  # noqa: FBT001 - pytest passes it by name
     """JSON must be whole and hold a text; text may be anything, nothing too: that is silence."""
     expected = Expected.of({"response_format": response_format}, stream=False)
     with contextlib.nullcontext() if right else pytest.raises(WrongAnswer):

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         (lambda conn, _: reset(conn), says(200, b"application/json", b"{}"), False),
     ],
 )
-def test_a_probe_asks_whether_the_server_is_ready(ready: Any, health: Any, passes: bool) -> None:  # noqa: FBT001
+def test_a_probe_asks_whether_the_server_is_ready(ready: Any, health: Any, passes: bool) -> None:  # noqa: FBT001 - pytest passes it by name
     """`/health` is "ok" while the engine hangs; it counts where there is no `/ready`, and while a model is loaded."""
 
     def behave(conn: socket.socket, request: Request) -> None:

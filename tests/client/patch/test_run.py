@@ -117,7 +117,7 @@ def test_run_reaches_a_python_without_this_package(local_server: FaultServer, tm
         ("sys.exit(subprocess.call([sys.executable, '-c', BOT], env=os.environ))", False),
     ],
 )
-def test_another_sitecustomize_in_front(start: str, chains: bool, local_server: FaultServer, tmp_path: Path) -> None:  # noqa: FBT001
+def test_another_sitecustomize_in_front(start: str, chains: bool, local_server: FaultServer, tmp_path: Path) -> None:  # noqa: FBT001 - pytest passes it by name
     """As of `opentelemetry-instrument`, or of `ddtrace-run`, which loads ours itself: both work, and audio stays."""
     front = tmp_path / "front"
     front.mkdir()

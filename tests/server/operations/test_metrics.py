@@ -172,11 +172,11 @@ class FakeNvml:
     """NVIDIA's library, with two cards, until the driver breaks."""
 
     NVMLError = type("NVMLError", (Exception,), {})
-    nvmlInit = nvmlDeviceGetHandleByIndex = staticmethod(lambda *number: number[-1:])  # noqa: N815
-    nvmlDeviceGetCount = staticmethod(lambda: 2)  # noqa: N815
+    nvmlInit = nvmlDeviceGetHandleByIndex = staticmethod(lambda *number: number[-1:])  # noqa: N815 - NVML's name
+    nvmlDeviceGetCount = staticmethod(lambda: 2)  # noqa: N815 - NVML's name
     broken = False
 
-    def nvmlDeviceGetMemoryInfo(self, handle: tuple[int]) -> Any:  # noqa: N802
+    def nvmlDeviceGetMemoryInfo(self, handle: tuple[int]) -> Any:  # noqa: N802 - NVML's name
         if self.broken:
             raise self.NVMLError
         return SimpleNamespace(used=handle[0] * 10, total=100)

@@ -173,7 +173,7 @@ def _names(queue: FairQueue) -> list[str]:
 @pytest.mark.parametrize("batches", [1, 3, 7, 20])
 @pytest.mark.parametrize("frames", [SHORT, LONG, WHOLE])
 @pytest.mark.parametrize("bulk", [False, True])
-def test_a_short_message_is_in_the_very_next_batch(batches: int, frames: int, bulk: bool) -> None:  # noqa: FBT001
+def test_a_short_message_is_in_the_very_next_batch(batches: int, frames: int, bulk: bool) -> None:  # noqa: FBT001 - pytest passes it by name
     """However long the file before it is, and however long the chunks of either are."""
     queue = FairQueue(LIMITS)
     _join(queue, "hour", *[LONG] * 100, bulk=bulk)
@@ -184,7 +184,7 @@ def test_a_short_message_is_in_the_very_next_batch(batches: int, frames: int, bu
 
 
 @pytest.mark.parametrize("bulk", [False, True])
-def test_a_short_message_is_in_the_very_next_batch_of_many_files(bulk: bool) -> None:  # noqa: FBT001
+def test_a_short_message_is_in_the_very_next_batch_of_many_files(bulk: bool) -> None:  # noqa: FBT001 - pytest passes it by name
     """It comes first, or beside the one file that was skipped too often; and the files go on."""
     queue = FairQueue(LIMITS)
     for file in "abcde":
@@ -244,7 +244,7 @@ def test_new_requests_do_not_stop_a_long_file() -> None:
 
 @pytest.mark.parametrize("bulk", [False, True])
 @pytest.mark.parametrize("items", [1, 2, 4])
-def test_a_flood_of_new_requests_leaves_places_for_older_ones(items: int, bulk: bool) -> None:  # noqa: FBT001
+def test_a_flood_of_new_requests_leaves_places_for_older_ones(items: int, bulk: bool) -> None:  # noqa: FBT001 - pytest passes it by name
     """New requests could fill every batch; a long file still comes to its end, bulk or not."""
     queue = FairQueue(BatchLimits(items=items, frames=items * SHORT, share=items * SHORT))
     for request in ("hour", "other"):

@@ -65,7 +65,7 @@ async def transcribe() -> AsyncIterator[Callable[..., Any]]:
     transcriber = Transcriber(
         scheduler=scheduler,
         prepare=engine.prepare,
-        find_speech=lambda samples, _, longest: [Span(0.0, samples.size / SAMPLE_RATE)],  # noqa: ARG005
+        find_speech=lambda samples, _, longest: [Span(0.0, samples.size / SAMPLE_RATE)],  # noqa: ARG005 - the interface's names
         blocks=_blocks,  # type: ignore[arg-type]
         steps=StepRunner(clock=clock),
         max_seconds=3600.0,
